@@ -1,0 +1,247 @@
+"""Configuration as data: a frozen strict base, YAML plus ``--set a.b=c``, every mistake told at once with its line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from cytoray.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+ConfigType = TypeVar("ConfigType", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, no unknown key, no silent conversion; documented at the field."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, ser_json_inf_nan="constants"
+    )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of all values, defaults included."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML, in the order of the fields."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML whose floats may be written ``1e-4`` (YAML 1.1 takes that for a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass
+class _Tree:
+    """Plain data together with where each key was written: ``file:line`` or ``--set KEY``."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+
+    def origin(self, path: KeyPath) -> str:
+        """Where ``path``, or the nearest thing around it, was written."""
+        while path and path not in self.origins:
+            path = path[:-1]
+        return self.origins.get(path, "")
+
+
+def load_config(kind: type[ConfigType], path: str | Path, *, overrides: Sequence[str] = ()) -> ConfigType:
+    """Read ``path`` as YAML, apply ``a.b=c`` overrides and validate as ``kind``.
+
+    A mapping may be written as the path of another YAML file, relative to the one that names it.
+    Raises ConfigError that lists every mistake with file, line, key path and the nearest valid key.
+    """
+    tree = read_tree(path, overrides=overrides)
+    return validate_tree(kind, tree, source=str(path))
+
+
+def read_tree(path: str | Path, *, overrides: Sequence[str] = ()) -> _Tree:
+    """Read YAML (with its includes) and overrides into plain data that remembers its lines."""
+    tree = _Tree()
+    node = _compose(Path(path))
+    tree.origins[()] = f"{path}:1"
+    value = _convert(node, (), Path(path), tree) if node is not None else {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}:1: the top level must be a mapping of keys.", remedy="Write key: value lines.")
+    tree.data = value
+    for override in overrides:
+        _apply_override(tree, override)
+    return tree
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    """Parse a YAML file into its node graph."""
+    try:
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read this configuration ({error.strerror}).", remedy="Check the path.", path=str(path)
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        why = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{path}:{line}: not valid YAML: {why}.", remedy="Mend that line.", path=str(path)) from error
+
+
+def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
+    """Turn a YAML node into plain data, noting the line of every key."""
+    tree.origins.setdefault(path, f"{file}:{node.start_mark.line + 1}")
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, child = str(key_node.value), (*path, str(key_node.value))
+            if key in result:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"{file}:{line}: {_dotted(child)}: written twice.", remedy="Keep one of them.")
+            tree.origins[child] = f"{file}:{key_node.start_mark.line + 1}"
+            result[key] = _convert(value_node, child, file, tree)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(child, (*path, position), file, tree) for position, child in enumerate(node.value)]
+    value = _scalar(node)
+    if isinstance(value, str) and path and value.endswith((".yaml", ".yml")):
+        included = file.parent / value
+        inner = _compose(included)
+        return _convert(inner, path, included, tree) if inner is not None else {}
+    return value
+
+
+def _scalar(node: yaml.Node) -> Any:
+    """Construct one YAML scalar by the safe rules."""
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node)
+    finally:
+        loader.dispose()
+
+
+def _apply_override(tree: _Tree, override: str) -> None:
+    """Set one ``a.b=value`` (value read as YAML) in the tree."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE.", remedy="For example --set train.num_steps=20.")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML.", remedy="Quote it.") from error
+    *parents, last = key.split(".")
+    place = tree.data
+    for depth, parent in enumerate(parents):
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            where = ".".join(parents[: depth + 1])
+            raise ConfigError(
+                f"--set {override}: {where} is a single value, not a mapping.", remedy=f"Set {where} itself."
+            )
+        place = inner
+    place[last] = value
+    tree.origins[tuple(key.split("."))] = f"--set {key}"
+
+
+def validate_tree(kind: type[ConfigType], tree: _Tree, *, source: str) -> ConfigType:
+    """Validate plain data as ``kind``; all mistakes in one ConfigError."""
+    try:
+        # JSON mode is strict about types yet takes a list for a tuple, which is what YAML can write.
+        return kind.model_validate_json(json.dumps(tree.data, default=str), strict=True)
+    except ValidationError as error:
+        lines = [_explain(kind, tree, detail) for detail in error.errors()]
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise ConfigError(
+            f"{source}: {count} in this configuration:\n  " + "\n  ".join(lines),
+            remedy="\nMend these lines; `cytoray config check FILE` checks without running anything.",
+            mistakes=lines,
+        ) from error
+
+
+def _explain(kind: type[Config], tree: _Tree, detail: ErrorDetails) -> str:
+    """One mistake as ``file:line: key.path: what is wrong (did you mean …?)``."""
+    path: KeyPath = detail["loc"]
+    where = f"{tree.origin(path)}: {_dotted(path) or 'top level'}"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_nearest_key(kind, path)}"
+    if detail["type"] == "missing":
+        return f"{where}: this key is required and has no default"
+    message = detail["msg"].removeprefix("Value error, ")
+    got = detail["input"]
+    if isinstance(got, dict):
+        return f"{where}: {message}"
+    hint = ""
+    if detail["type"] == "literal_error" and isinstance(got, str):
+        options = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+        near = difflib.get_close_matches(got, options, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{where}: {message}, got {json.dumps(got, default=str)}{hint}"
+
+
+def _nearest_key(kind: type[Config], path: KeyPath) -> str:
+    """Suggest the valid key nearest to the last part of ``path``, wherever in the configuration it belongs."""
+    scope = _model_at(kind, path[:-1])
+    if scope is None:
+        return ""
+    unknown, valid = str(path[-1]), list(scope.model_fields)
+    near = difflib.get_close_matches(unknown, valid, n=1, cutoff=0.5)
+    if near:
+        return f" (did you mean {_dotted((*path[:-1], near[0]))}?)"
+    elsewhere = [key for key in _all_keys(kind) if key.rpartition(".")[2] == unknown]
+    if elsewhere:
+        return f" (did you mean {elsewhere[0]}?)"
+    return f" (valid here: {', '.join(sorted(valid))})"
+
+
+def _model_at(kind: type[Config], path: KeyPath) -> type[BaseModel] | None:
+    """The model class that validates the mapping at ``path``."""
+    model: type[BaseModel] | None = kind
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if model is None or part not in model.model_fields:
+            return None
+        model = _submodel(model.model_fields[part].annotation)
+    return model
+
+
+def _submodel(annotation: Any) -> type[BaseModel] | None:
+    """The first model class inside an annotation such as ``Model``, ``Model | None`` or ``tuple[Model, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        found = _submodel(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key path of a configuration class, depth first."""
+    keys: list[str] = []
+    for name, info in kind.model_fields.items():
+        keys.append(prefix + name)
+        inner = _submodel(info.annotation)
+        if inner is not None:
+            keys.extend(_all_keys(inner, f"{prefix}{name}."))
+    return keys
+
+
+def _dotted(path: KeyPath) -> str:
+    """``("train", "lr")`` as ``train.lr``."""
+    return ".".join(str(part) for part in path)

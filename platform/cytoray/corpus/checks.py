@@ -1,0 +1,111 @@
+"""The data rules: rows of a file become cells of the corpus, and whatever is refused is counted under its name."""
+
+# C cells, G genes
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from cytoray.corpus.config import CheckConfig
+from cytoray.corpus.counts import recover_counts
+from cytoray.corpus.readers import H5adReader, ValueKind
+from cytoray.errors import CorpusError
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.keys import cell_id
+from cytoray.tokens.vocabulary import GeneMapping, GeneVocabulary
+
+SHOWN = 10  # offenders named in an error
+
+
+@dataclass(frozen=True)
+class CheckedCells:
+    """Cells that passed, the rows of the file they came from, and what happened to the rest by rule."""
+
+    cells: SparseCells
+    rows: npt.NDArray[np.int64]  # (C,) row of each kept cell in its file
+    dropped: dict[str, int]
+
+
+def map_source_genes(reader: H5adReader, vocabulary: GeneVocabulary, checks: CheckConfig) -> GeneMapping:
+    """Map a file's genes to the vocabulary; CorpusError when too few are known."""
+    names = reader.gene_names
+    mapping = vocabulary.map_genes(names, ensembl_ids=reader.ensembl_ids)
+    matched = int((mapping.ids >= 0).sum())
+    if matched >= min(checks.min_matched_genes, len(names)) and matched > 0:
+        return mapping
+    remedy = "Known are human gene symbols and Ensembl ids (ENSG…): name the right column of var with gene_column."
+    if mapping.species not in ("human", "unknown"):
+        remedy = f"These look like {mapping.species} genes; the vocabulary is human: map them to human orthologs first."
+    raise CorpusError(
+        f"{reader.source.uri}: {matched} of {len(names):,} genes are in the vocabulary. "
+        f"The first of theirs: {', '.join(names[:SHOWN])}.",
+        remedy=remedy,
+        uri=reader.source.uri,
+        matched=matched,
+        unknown=list(mapping.unknown[:SHOWN]),
+    )
+
+
+def check_rows(reader: H5adReader, mapping: GeneMapping, checks: CheckConfig, *, start: int, stop: int) -> CheckedCells:
+    """Read rows ``start`` to ``stop``, refuse what is no count or expression, drop what is no cell."""
+    matrix = reader.read_rows(start, stop)
+    _refuse_bad_values(reader, matrix, start)
+    dropped: Counter[str] = Counter()
+    matrix, keep = _as_counts(matrix, reader.value_kind)
+    dropped["counts_not_recoverable"] = int((~keep).sum())
+    if keep.mean() < checks.min_recoverable:
+        raise CorpusError(
+            f"{reader.source.uri}: rows {start:,} to {stop:,}: only {keep.mean():.0%} of these log-normalised "
+            "cells give exact counts back.",
+            remedy="Name the matrix of raw counts with `matrix: layers/NAME`, or lower checks.min_recoverable.",
+            uri=reader.source.uri,
+        )
+    rows = np.arange(start, stop, dtype=np.int64)
+    names = [f"{row}\0{name}" for row, name in zip(rows, reader.obs.index[start:stop], strict=True)]
+    dataset = reader.source.uri.rpartition("/")[2]
+    cells = mapping.apply(matrix.data, matrix.indices, matrix.indptr, cell_id(dataset, names))
+    empty = cells.num_genes_per_cell == 0
+    few = (cells.num_genes_per_cell < checks.min_genes) & ~empty
+    dropped["empty_cell"] = int((empty & keep).sum())
+    dropped["too_few_genes"] = int((few & keep).sum())
+    kept = np.flatnonzero(keep & ~empty & ~few)
+    return CheckedCells(cells.take(kept), rows[kept], dict(dropped))
+
+
+def _refuse_bad_values(reader: H5adReader, matrix: sparse.csr_matrix, start: int) -> None:
+    """CorpusError naming the first cell and gene whose value is NaN, infinite or negative."""
+    bad = ~np.isfinite(matrix.data) | (matrix.data < 0)
+    if not bad.any():
+        return
+    entry = int(np.flatnonzero(bad)[0])
+    row = start + int(np.searchsorted(matrix.indptr, entry, side="right")) - 1
+    value = float(matrix.data[entry])
+    gene, cell = reader.gene_names[matrix.indices[entry]], reader.obs.index[row]
+    remedy = "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X."
+    if not np.isfinite(value):
+        remedy = "Replace or remove such values; a missing count is a zero."
+    raise CorpusError(
+        f"{reader.source.uri}: {reader.matrix} holds {int(bad.sum()):,} bad value(s) in rows from {start:,}; "
+        f"the first is {value} in cell {cell!r} (row {row:,}), gene {gene!r}.",
+        remedy=remedy,
+        uri=reader.source.uri,
+        cell=str(cell),
+        gene=gene,
+    )
+
+
+def _as_counts(matrix: sparse.csr_matrix, kind: ValueKind) -> tuple[sparse.csr_matrix, npt.NDArray[np.bool_]]:
+    """Turn values into exact counts where the file's kind allows it; the mask (C,) tells which cells are good."""
+    everything = np.ones(matrix.shape[0], dtype=bool)
+    if kind == "counts":
+        rounded = matrix.copy()
+        rounded.data = np.rint(rounded.data)
+        return rounded, everything
+    if kind == "recoverable":
+        return recover_counts(matrix)
+    return matrix, everything

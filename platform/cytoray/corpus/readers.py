@@ -1,0 +1,253 @@
+"""Read h5ad files by row range, from disk or object storage, never holding the whole matrix in memory."""
+
+# C cells (rows read), G genes (columns of the file)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, sparse_dataset
+from scipy import sparse
+
+from cytoray import storage
+from cytoray.corpus.config import SourceConfig
+from cytoray.corpus.counts import RECOVERABLE_SAMPLE_SHARE, recover_counts
+from cytoray.errors import CorpusError
+
+ValueKind = Literal["counts", "recoverable", "expression", "negative"]
+_PREFERENCE: dict[ValueKind, int] = {"counts": 0, "recoverable": 1, "expression": 2, "negative": 3}
+SAMPLE_ROWS = 256
+# A column-compressed matrix has no rows to range over: below this size it is turned round in memory.
+MAX_CSC_ENTRIES = 200_000_000
+
+
+@dataclass(frozen=True)
+class SourceDescription:
+    """What a file holds, told before any cell is read."""
+
+    uri: str
+    num_bytes: int
+    version: str
+    matrix: str
+    value_kind: ValueKind
+    num_cells: int
+    num_genes: int
+
+
+class H5adReader:
+    """One open h5ad file; use as a context manager."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self.source = source
+        self.info = storage.info(source.uri)
+        self._raw_file = storage.open_read(source.uri)
+        try:
+            self._file = h5py.File(self._raw_file, "r")
+        except OSError as error:
+            self._raw_file.close()
+            raise _unreadable(source.uri, str(error), self.info.num_bytes) from error
+
+    def __enter__(self) -> H5adReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._raw_file.close()
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The table of cells, index = cell names."""
+        return self._frame("obs")
+
+    @cached_property
+    def matrix(self) -> str:
+        """The matrix that is read: the one asked for, or by preference counts before anything else."""
+        if self.source.matrix != "auto":
+            if self.source.matrix.replace(".", "/") not in self._candidates():
+                raise CorpusError(
+                    f"{self.source.uri}: there is no matrix {self.source.matrix!r}.",
+                    remedy=f"This file holds: {', '.join(self._candidates()) or 'none at all'}.",
+                    uri=self.source.uri,
+                )
+            return self.source.matrix.replace(".", "/")
+        candidates = self._candidates()
+        if not candidates:
+            raise CorpusError(
+                f"{self.source.uri}: the file has no expression matrix (no X, raw.X or layers).",
+                remedy="Write the counts to X and save again.",
+                uri=self.source.uri,
+            )
+        return min(candidates, key=lambda name: _PREFERENCE[self._kind_of(name)])
+
+    @cached_property
+    def value_kind(self) -> ValueKind:
+        """What the values of the chosen matrix are, judged from a spread sample of its rows."""
+        return self._kind_of(self.matrix)
+
+    @cached_property
+    def gene_names(self) -> list[str]:
+        """Names of the G genes, from the index of var or from ``gene_column``."""
+        var = self._frame("raw/var" if self.matrix == "raw/X" else "var")
+        column = self.source.gene_column
+        if column is None:
+            return [str(name) for name in var.index]
+        if column not in var:
+            raise self._no_column("var", column, list(var.columns))
+        return [str(name) for name in var[column]]
+
+    @cached_property
+    def ensembl_ids(self) -> list[str] | None:
+        """Ensembl ids of the G genes, where ``ensembl_column`` names them."""
+        column = self.source.ensembl_column
+        if column is None:
+            return None
+        var = self._frame("raw/var" if self.matrix == "raw/X" else "var")
+        if column not in var:
+            raise self._no_column("var", column, list(var.columns))
+        return ["" if pd.isna(value) else str(value) for value in var[column]]
+
+    def describe(self) -> SourceDescription:
+        """Size, shape and kind of values."""
+        num_cells, num_genes = self._shape(self.matrix)
+        for what, expected, seen in (("obs", num_cells, len(self.obs)), ("var", num_genes, len(self.gene_names))):
+            if expected != seen:
+                raise CorpusError(
+                    f"{self.source.uri}: {self.matrix} has {expected:,} entries along {what}, but {what} has {seen:,}.",
+                    remedy="The file is inconsistent: write it again from its source.",
+                    uri=self.source.uri,
+                )
+        return SourceDescription(
+            self.source.uri, self.info.num_bytes, self.info.version, self.matrix, self.value_kind, num_cells, num_genes
+        )
+
+    def labels(self, key: str) -> list[str | None]:
+        """One label a cell from a column of obs; None where it is missing."""
+        if key not in self.obs:
+            raise self._no_column("obs", key, list(self.obs.columns))
+        column = self.obs[key]
+        return [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+
+    def read_rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop`` of the chosen matrix as float32 CSR, shape (C, G)."""
+        return self._read(self.matrix, start, stop)
+
+    def _candidates(self) -> list[str]:
+        """Matrices of the file, the usual place of counts first among equals."""
+        names = [name for name in ("X", "raw/X") if name in self._file]
+        return names + [f"layers/{name}" for name in self._file.get("layers", ())]
+
+    def _shape(self, matrix: str) -> tuple[int, int]:
+        element = self._file[matrix]
+        shape = element.shape if isinstance(element, h5py.Dataset) else _sparse(element).shape
+        return int(shape[0]), int(shape[1])
+
+    def _read(self, matrix: str, start: int, stop: int) -> sparse.csr_matrix:
+        element = self._file[matrix]
+        try:
+            if isinstance(element, h5py.Dataset):
+                return sparse.csr_matrix(np.asarray(element[start:stop], dtype=np.float32))
+            if _sparse(element).format == "csc":
+                return self._turned[start:stop]
+            return sparse.csr_matrix(_sparse(element)[start:stop], dtype=np.float32)
+        except (OSError, ValueError, IndexError) as error:
+            raise CorpusError(
+                f"{self.source.uri}: {matrix}, rows {start:,} to {stop:,}: cannot be read ({error}).",
+                remedy="The file is damaged: fetch or write it again.",
+                uri=self.source.uri,
+            ) from error
+
+    @cached_property
+    def _turned(self) -> sparse.csr_matrix:
+        """A column-compressed matrix turned into rows, once."""
+        dataset = _sparse(self._file[self.matrix])
+        if self._file[self.matrix]["data"].shape[0] > MAX_CSC_ENTRIES:
+            raise CorpusError(
+                f"{self.source.uri}: {self.matrix} is column-compressed (CSC) and too large to turn round in memory.",
+                remedy="Save it as CSR: adata.X = adata.X.tocsr(); adata.write_h5ad(...).",
+                uri=self.source.uri,
+            )
+        return sparse.csr_matrix(dataset.to_memory(), dtype=np.float32)
+
+    def _kind_of(self, matrix: str) -> ValueKind:
+        num_cells, _ = self._shape(matrix)
+        middle, last = max(0, num_cells // 2 - SAMPLE_ROWS // 2), max(0, num_cells - SAMPLE_ROWS)
+        parts = [self._read(matrix, s, min(s + SAMPLE_ROWS, num_cells)) for s in sorted({0, middle, last})]
+        return judge_values(sparse.vstack(parts, format="csr"))
+
+    def _frame(self, key: str) -> pd.DataFrame:
+        if key not in self._file:
+            raise CorpusError(
+                f"{self.source.uri}: the file has no {key!r}, so it is not an AnnData file.",
+                remedy="Write it with adata.write_h5ad(...).",
+                uri=self.source.uri,
+            )
+        # String arrays are kept as objects: pandas' own string type does not survive every column operation.
+        with anndata.settings.override(allow_write_nullable_strings=False):
+            frame: pd.DataFrame = read_elem(self._file[key])
+            return frame
+
+    def _no_column(self, table: str, column: str, there: Sequence[str]) -> CorpusError:
+        return CorpusError(
+            f"{self.source.uri}: {table} has no column {column!r}.",
+            remedy=f"Columns there: {', '.join(there) or 'none'}.",
+            uri=self.source.uri,
+            columns=list(there),
+        )
+
+
+def _sparse(element: h5py.Group) -> Any:
+    """AnnData's lazily sliced view of a sparse group."""
+    return sparse_dataset(element)
+
+
+def judge_values(sample: sparse.csr_matrix) -> ValueKind:
+    """What the values of a sample of cells are; NaN and Inf are judged by the rest and refused later, by cell."""
+    values = sample.data[np.isfinite(sample.data)]
+    if (values < 0).any():
+        return "negative"
+    if np.abs(values - np.rint(values)).max(initial=0) <= 1e-3:
+        return "counts"
+    if values.max() <= 30:
+        _, recovered = recover_counts(sample)
+        if recovered.mean() >= RECOVERABLE_SAMPLE_SHARE:
+            return "recoverable"
+    return "expression"
+
+
+def _unreadable(uri: str, reason: str, num_bytes: int) -> CorpusError:
+    """Say in plain words why HDF5 would not open a file."""
+    if num_bytes == 0:
+        problem = "the file is empty"
+    elif "truncated" in reason:
+        problem = "the file is truncated (its end is missing)"
+    elif "signature" in reason:
+        problem = "this is not an h5ad file (no HDF5 signature)"
+    else:
+        problem = f"the file cannot be opened as HDF5 ({reason})"
+    return CorpusError(f"{uri}: {problem}.", remedy="Fetch it again, or name an .h5ad file.", uri=uri)
+
+
+def expand_sources(sources: Sequence[SourceConfig]) -> list[SourceConfig]:
+    """Replace each prefix by the h5ad files below it, sorted."""
+    expanded: list[SourceConfig] = []
+    for source in sources:
+        if not source.uri.endswith("/"):
+            expanded.append(source)
+            continue
+        found = [uri for uri in storage.list_files(source.uri) if uri.endswith(".h5ad")]
+        if not found:
+            raise CorpusError(
+                f"{source.uri}: no .h5ad file below this prefix.", remedy="Check the path.", uri=source.uri
+            )
+        expanded.extend(source.model_copy(update={"uri": uri}) for uri in found)
+    return expanded

@@ -1,0 +1,1 @@
+"""Scores, simple baselines and plots, over plain arrays."""

@@ -1,0 +1,23 @@
+"""Which code made this: the git revision, for lineage tags."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+VARIABLE = "CYTORAY_GIT_REVISION"  # for jobs, whose shipped folder has no .git
+
+
+@cache
+def git_revision() -> str:
+    """The commit of this code, with ``-dirty`` when files differ from it; ``unknown`` outside a repository."""
+    if VARIABLE in os.environ:
+        return os.environ[VARIABLE]
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

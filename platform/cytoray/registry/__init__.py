@@ -1,0 +1,1 @@
+"""Model versions with lineage and aliases, kept in MLflow."""

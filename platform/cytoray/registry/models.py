@@ -1,0 +1,182 @@
+"""Model versions: a bundle's files as artifacts of a run, tagged with its digest and lineage, named by an alias last.
+
+Neither ``mlflow.pytorch`` nor ``pyfunc`` is used: both would store and load code; a bundle is safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cytoray.errors import RegistryError
+from cytoray.failpoints import failpoint
+from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
+from cytoray.tracking.server import TrackingConfig, connect, experiment_id, explained
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+CHAMPION, PREVIOUS = "champion", "previous"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_MODEL_URI = re.compile(rf"models:/(?P<name>{_NAME.pattern})(?:@(?P<alias>[A-Za-z0-9_.-]+)|/(?P<version>[0-9]+))")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a model comes from; each known field becomes the tag ``cytoray.<field>`` of its version."""
+
+    run_id: str | None = None
+    corpus_manifest_digest: str | None = None
+    config_digest: str | None = None
+    git_revision: str | None = None
+    parent_version: str | None = None
+
+    def tags(self) -> dict[str, str]:
+        """The fields that are known, as tags."""
+        return {f"cytoray.{key}": value for key, value in dataclasses.asdict(self).items() if value}
+
+
+def register(
+    bundle_folder: Path,
+    *,
+    name: str,
+    tracking: TrackingConfig,
+    lineage: Lineage | None = None,
+    alias: str | None = None,
+) -> RegisteredVersion:
+    """Make the bundle a version of the model ``name`` and, last of all, move ``alias`` to it.
+
+    The files become artifacts of the MLflow run ``lineage.run_id`` (of a run of their own when that is None); the tags
+    are the bundle's own lineage overlaid with ``lineage``. A bundle that is a version already is not registered twice,
+    and an interrupted registration goes on where it stopped. The holder of ``champion`` becomes ``previous``.
+    Raises DigestError or ModelError for a bad bundle, RegistryError when MLflow is away or refuses.
+    """
+    if not _NAME.fullmatch(name):
+        raise RegistryError(f"{name!r} is no model name.", remedy="Use letters, digits, dot, dash and underscore.")
+    bundle = load_bundle(bundle_folder)  # what cannot be loaded is not registered
+    assert bundle.digest is not None
+    lineage = lineage or Lineage()
+    client = connect(tracking.uri)
+    with explained(tracking.uri):
+        known = _versions(client, name, digest=bundle.digest)
+        run_id = (known[0].run_id if known else lineage.run_id) or _own_run(client, name, bundle.digest, tracking)
+        source = upload_bundle(client, bundle_folder, run_id=run_id, digest=bundle.digest)
+        failpoint("registry.after_upload")
+        tags = {f"cytoray.{key}": value for key, value in bundle.lineage.items()} | lineage.tags()
+        tags |= {DIGEST_TAG: bundle.digest, "cytoray.run_id": run_id}
+        version = known[0] if known else _create_version(client, name, source=source, run_id=run_id, tags=tags)
+        failpoint("registry.before_alias")
+        if alias is not None:
+            _move_alias(client, version, alias=alias)
+        return _describe(version, client.get_registered_model(name))
+
+
+def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[ModelBundle, RegisteredVersion]:
+    """The bundle behind ``models:/name@alias`` or ``models:/name/3``, verified against its registered digest.
+
+    Downloads into ``cache_folder/<digest>`` once. Raises RegistryError that lists what there is for an unknown name,
+    version or alias, and when MLflow is away; DigestError when the stored files were changed.
+    """
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise RegistryError(f"{uri!r} names no model.", remedy="Write models:/NAME@ALIAS or models:/NAME/VERSION.")
+    client = connect(tracking.uri)
+    with explained(tracking.uri):
+        model = _model(client, match["name"])
+        number = match["version"] or model.aliases.get(match["alias"])
+        found = {str(version.version): version for version in _versions(client, model.name)}
+        if str(number) not in found:
+            aliases = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
+            there = f"There are versions {', '.join(sorted(found, key=int)) or 'none'}; aliases {aliases or 'none'}."
+            raise RegistryError(f"There is no {uri}.", remedy=there, uri=uri)
+        version = _describe(found[str(number)], model)
+    return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder)), version
+
+
+def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVersion]:
+    """Every version of the model ``name``, oldest first. Raises RegistryError that lists the models there are."""
+    client = connect(tracking.uri)
+    with explained(tracking.uri):
+        model = _model(client, name)
+        return [_describe(version, model) for version in _versions(client, name)]
+
+
+def _model(client: MlflowClient, name: str) -> RegisteredModel:
+    """The registered model, or an error that lists those there are."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        names = sorted(model.name for model in client.search_registered_models(max_results=100))
+        there = f"Registered models: {', '.join(names)}." if names else "No model has been registered yet."
+        raise RegistryError(f"There is no registered model {name!r}.", remedy=there, name=name) from error
+
+
+def _versions(client: MlflowClient, name: str, *, digest: str | None = None) -> list[ModelVersion]:
+    """Versions of a model, oldest first; those of one bundle digest when given."""
+    wanted = f"name = '{name}'" + (f" and tags.`{DIGEST_TAG}` = '{digest}'" if digest else "")
+    page = client.search_model_versions(wanted)
+    found = list(page)
+    while page.token:
+        page = client.search_model_versions(wanted, page_token=page.token)
+        found += page
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _own_run(client: MlflowClient, name: str, digest: str, tracking: TrackingConfig) -> str:
+    """A finished run that holds nothing but this bundle; found again by a repeated registration."""
+    experiment = experiment_id(
+        client, tracking.experiment, artifact_location=tracking.artifact_location, uri=tracking.uri
+    )
+    found = client.search_runs([experiment], f"tags.`cytoray.registers` = '{digest}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment, tags={"cytoray.registers": digest}, run_name=f"register-{name}")
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
+
+
+def _create_version(client: MlflowClient, name: str, *, source: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
+    """Create the version, and the model if missing. Of several made of one bundle at the same time the first stays."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    ours = client.create_model_version(name, source, run_id, tags=tags)
+    first = _versions(client, name, digest=tags[DIGEST_TAG])[0]
+    if first.version != ours.version:
+        client.delete_model_version(name, str(ours.version))
+    return first
+
+
+def _move_alias(client: MlflowClient, version: ModelVersion, *, alias: str) -> None:
+    """Point ``alias`` at ``version``: one row of the store, so readers see the old holder or the new one."""
+    holder = client.get_registered_model(version.name).aliases.get(alias)
+    if holder is not None and str(holder) == str(version.version):
+        return
+    if alias == CHAMPION and holder is not None:
+        client.set_registered_model_alias(version.name, PREVIOUS, str(holder))
+    client.set_registered_model_alias(version.name, alias, str(version.version))
+
+
+def _describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion:
+    aliases = tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == str(version.version)))
+    return RegisteredVersion(
+        name=version.name,
+        version=int(version.version),
+        digest=version.tags.get(DIGEST_TAG, ""),
+        source_uri=str(version.source),
+        run_id=version.run_id,
+        aliases=aliases,
+    )

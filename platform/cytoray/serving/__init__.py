@@ -1,0 +1,1 @@
+"""Answers: the predictor behind HTTP, offline embedding and the client."""

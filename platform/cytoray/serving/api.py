@@ -1,0 +1,164 @@
+"""The HTTP face of the service: routes, headers, body limits and OpenAPI; knows neither Ray nor the model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+import cytoray
+from cytoray.errors import RequestError
+from cytoray.serving.problems import add_problem_handlers, reply_headers
+from cytoray.serving.schemas import (
+    AnnotateRequest,
+    AnnotateResponse,
+    EmbedRequest,
+    EmbedResponse,
+    Problem,
+    Task,
+)
+from cytoray.serving.service import CellService
+
+DESCRIPTION = "Embeddings and cell types of single cells. Every refusal is an RFC 9457 problem with a stable `code`."
+
+
+class _Api(FastAPI):
+    """FastAPI whose OpenAPI also describes the bodies that the routes read and write by themselves, for speed."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            models: list[type[BaseModel]] = [EmbedRequest, AnnotateRequest, EmbedResponse, AnnotateResponse, Problem]
+            _, definitions = models_json_schema(
+                [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+            )
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        return super().openapi()
+
+
+def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
+    """The application around ``service``.
+
+    ``echo_request_id`` False where the server in front (Ray Serve's) writes ``X-Request-Id`` itself.
+    """
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
+    api.state.echo_request_id = echo_request_id
+    api.state.model_version = service.model.version
+    add_problem_handlers(api)
+    _add_probes(api, service)
+
+    @api.post("/v1/embed", response_class=Response, **_documented(EmbedRequest, EmbedResponse))
+    async def embed(request: Request) -> Response:
+        """Embed cells: one vector of unit length each."""
+        return await _answer(request, service, "embed")
+
+    @api.post("/v1/annotate", response_class=Response, **_documented(AnnotateRequest, AnnotateResponse))
+    async def annotate(request: Request) -> Response:
+        """Label cells: the likeliest cell type, the probability of each, and the embedding."""
+        return await _answer(request, service, "annotate")
+
+    return api
+
+
+def _add_probes(api: FastAPI, service: CellService) -> None:
+    """Routes that tell whether the service lives, is ready, and what it is."""
+
+    def reply(request: Request, content: dict[str, Any]) -> Response:
+        return JSONResponse(content, headers=reply_headers(request))
+
+    @api.get("/healthz")
+    async def healthz(request: Request) -> Response:
+        """Whether the process answers at all."""
+        return reply(request, {"status": "ok"})
+
+    @api.get("/readyz")
+    async def readyz(request: Request) -> Response:
+        """Whether a model is loaded and would answer; 503 otherwise."""
+        service.check_ready()
+        return reply(request, {"status": "ready", "model": service.model.model_dump()})
+
+    @api.get("/version")
+    async def version(request: Request) -> Response:
+        """The code, the model and the limits of this service."""
+        about = {
+            "cytoray": cytoray.__version__,
+            "model": service.model.model_dump(),
+            "labels": service.labels,
+            "embedding_width": service.width,
+            "limits": service.limits.model_dump(),
+        }
+        return reply(request, about)
+
+
+async def _answer(request: Request, service: CellService, task: Task) -> Response:
+    _check_media_type(request)
+    body = await _read_body(request, limit=service.limits.max_body_bytes)
+    reply = await service.answer(task, body)
+    timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
+    headers = reply_headers(request) | {"Server-Timing": timing}
+    return Response(reply.content, headers=headers, media_type="application/json")
+
+
+def _check_media_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if media_type != "application/json" or encoding != "identity":
+        raise RequestError(
+            f"The body has content type {media_type or 'unknown'!r} and encoding {encoding!r}.",
+            remedy="Send JSON with `Content-Type: application/json`, not compressed.",
+            code="unsupported_media_type",
+            pointer="",
+            accepted=["application/json"],
+        )
+
+
+async def _read_body(request: Request, *, limit: int) -> bytes:
+    """Read the body, and stop as soon as it is known to be longer than ``limit`` bytes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(int(declared), limit=limit)
+    chunks: list[bytes] = []
+    seen = 0
+    async for chunk in request.stream():
+        seen += len(chunk)
+        if seen > limit:
+            raise _too_large(seen, limit=limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(seen: int, *, limit: int) -> RequestError:
+    return RequestError(
+        f"The body has {seen} bytes or more, the limit is {limit}.",
+        remedy="Send fewer cells in one request.",
+        code="too_large",
+        pointer="",
+        what="bytes",
+        seen=seen,
+        limit=limit,
+    )
+
+
+def _documented(request: type[EmbedRequest], response: type[EmbedResponse | AnnotateResponse]) -> dict[str, Any]:
+    """OpenAPI of a route that reads ``request`` and writes ``response`` by itself."""
+
+    def content(model: str, media_type: str = "application/json") -> dict[str, Any]:
+        return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
+
+    problem = {"description": "A problem, see `code`.", "content": content("Problem", "application/problem+json")}
+    answer = {"description": "The answer, in the order of the request.", "content": content(response.__name__)}
+    return {
+        "responses": {200: answer, "4XX": problem, "5XX": problem},
+        "openapi_extra": {"requestBody": {"required": True, "content": content(request.__name__)}},
+    }

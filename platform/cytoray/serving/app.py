@@ -1,0 +1,130 @@
+"""The Ray Serve application: what ``serve deploy serve/embed.yaml`` builds, and how Python starts and stops it."""
+
+# Annotations are real objects here, not strings: Ray Serve reads the one of build_app to validate the YAML's args.
+
+import errno
+import logging
+import socket
+import time
+
+import httpx
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from cytoray.errors import ServingError
+from cytoray.serving.deployments import (
+    DRAIN_S,
+    HEALTH_PERIOD_S,
+    HEALTH_TIMEOUT_S,
+    REGISTRY_SCHEME,
+    AppArgs,
+    CellDeployment,
+    load_model,
+)
+
+APP_NAME = "cytoray"
+READY_TIMEOUT_S = 60.0
+PROXY_MARGIN_S = 30.0  # the application's own deadline answers first, with a problem that says so
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(args: AppArgs) -> serve.Application:
+    """The application for ``args``; starts and loads nothing, its replicas do."""
+    as_deployment = serve.deployment(
+        name="CellDeployment",
+        ray_actor_options={"num_cpus": args.num_cpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=args.min_replicas,
+            max_replicas=args.max_replicas,
+            target_ongoing_requests=args.target_ongoing_requests,
+        ),
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        max_surge_percent=100,  # a new version answers before the old one leaves
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        max_constructor_retry_count=3,  # a model that does not load will not load the twentieth time either
+    )
+    return as_deployment(CellDeployment).bind(args)
+
+
+def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> str:
+    """Serve ``args`` on the connected Ray cluster and return the base URL once it answers.
+
+    Raises ServingError where the port is taken, Serve runs already or the service does not come up, and whatever
+    loading the model raises: that is tried here first, because from inside a replica it would arrive as a stack trace.
+    """
+    assert ray.is_initialized(), "connect to Ray first: Serve would start a cluster of its own"
+    if serve.status().proxies:
+        raise ServingError(
+            "Ray Serve already runs in this cluster.", remedy="Stop it with `serve shutdown`, or deploy a YAML to it."
+        )
+    check_port(host, port=port)
+    args = pin_version(args)
+    http_options = {"host": host, "port": port, "request_timeout_s": args.limits.deadline_s + PROXY_MARGIN_S}
+    serve.start(proxy_location="HeadOnly", http_options=http_options)
+    try:
+        serve.run(build_app(args), name=APP_NAME, route_prefix="/")
+    except RuntimeError as error:
+        stop_service()
+        raise ServingError(
+            f"The service did not start: {error}", remedy="`serve status` and the replica's log say more."
+        ) from error
+    url = f"http://{host}:{port}"
+    wait_until_ready(url, timeout_s=READY_TIMEOUT_S)
+    logger.info("serving %s at %s", args.model_uri, url)
+    return url
+
+
+def pin_version(args: AppArgs) -> AppArgs:
+    """Load the model once, and name its version where ``args`` name an alias, so that all replicas serve the same."""
+    _, model = load_model(args)
+    if not args.model_uri.startswith(REGISTRY_SCHEME):
+        return args
+    return args.model_copy(update={"model_uri": f"{REGISTRY_SCHEME}{model.name}/{model.version}"})
+
+
+def stop_service() -> None:
+    """Stop Ray Serve with all its applications; the Ray cluster stays."""
+    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def check_port(host: str, *, port: int) -> None:
+    """Raise ServingError where nothing can listen on ``host``:``port``."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            raise ServingError(
+                f"Port {port} of {host} is already in use."
+                if taken
+                else f"Cannot listen on {host}:{port}: {error.strerror}.",
+                remedy="Stop what listens there, or choose another port." if taken else "Choose another host or port.",
+                host=host,
+                port=port,
+            ) from error
+
+
+def wait_until_ready(url: str, *, timeout_s: float) -> None:
+    """Return when ``url``/readyz answers 200; raises ServingError after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    seen = "nothing"
+    while time.monotonic() < deadline:
+        try:
+            status = httpx.get(f"{url}/readyz", timeout=5.0, trust_env=False).status_code
+        except httpx.TransportError as error:
+            seen = type(error).__name__
+        else:
+            if status == 200:
+                return
+            seen = f"HTTP {status}"
+        time.sleep(0.2)
+    raise ServingError(
+        f"{url} is not ready after {timeout_s:g} s (last seen: {seen}).", remedy="`serve status` says why.", url=url
+    )

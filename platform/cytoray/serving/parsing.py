@@ -1,0 +1,227 @@
+"""From the bytes of a request to checked sparse cells over the model's vocabulary; every refusal names its offender."""
+
+# C cells, G genes of the request, N non-zero entries over all cells
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from cytoray.config import Config
+from cytoray.errors import RequestError
+from cytoray.serving.schemas import AnnotateRequest, CellPayload, EmbedRequest, Task
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.vocabulary import GeneMapping
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+SAMPLE = 20  # offenders named in a problem
+REQUESTS: dict[Task, type[EmbedRequest]] = {"embed": EmbedRequest, "annotate": AnnotateRequest}
+
+
+class Limits(Config):
+    """How much one request may ask for."""
+
+    max_cells: int = Field(default=1024, ge=1, description="Cells in one request; more belong into an offline job.")
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Length of a request body.")
+    max_nonzeros: int = Field(default=4_000_000, ge=1, description="Non-zero values in one request.")
+    min_gene_overlap: float = Field(
+        default=0.1, ge=0, le=1, description="Smallest share of the request's genes that the model must know."
+    )
+    deadline_s: float = Field(
+        default=60.0, gt=0, description="Longest time from the last byte of a request to its answer."
+    )
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    """C cells over the G genes of a request, in compressed sparse rows, checked on their own."""
+
+    genes: tuple[str, ...]  # (G,)
+    indptr: Int64  # (C + 1,)
+    columns: Int64  # (N,) into genes
+    values: Float32  # (N,)
+    cell_ids: tuple[str | None, ...]  # (C,)
+    include_embedding: bool = True
+
+
+def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
+    """Read and check a JSON body; raises RequestError with the code, pointer and sample of the first mistake."""
+    _check_amount("numbers", seen=body.count(b","), limit=2 * limits.max_nonzeros + 2**20)
+    payload = _validate(body, kind=REQUESTS[task])
+    _check_num_cells(len(payload.cells), limit=limits.max_cells)
+    _check_amount("non-zero values", seen=sum(len(cell.v) for cell in payload.cells), limit=limits.max_nonzeros)
+    _check_distinct(payload.genes, pointer="/genes/{}", noun="Gene")
+    _check_distinct([cell.id for cell in payload.cells], pointer="/cells/{}/id", noun="Cell id")
+    _check_lengths(payload.cells)
+    with np.errstate(over="ignore"):  # 1e39 becomes infinite, which _check_values refuses
+        values = _flatten((cell.v for cell in payload.cells), dtype=np.float64).astype(np.float32)
+    request = ParsedRequest(
+        genes=tuple(payload.genes),
+        indptr=np.concatenate([[0], np.cumsum([len(cell.i) for cell in payload.cells])]).astype(np.int64),
+        columns=_flatten((cell.i for cell in payload.cells), dtype=np.int64),
+        values=values,
+        cell_ids=tuple(cell.id for cell in payload.cells),
+        include_embedding=getattr(payload, "include_embedding", True),
+    )
+    _check_columns(request)
+    _check_values(request)
+    return request
+
+
+def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overlap: float) -> SparseCells:
+    """Carry the cells over to the vocabulary; raises RequestError ``unknown_genes`` or ``empty_cells``."""
+    matched = int((mapping.ids >= 0).sum())
+    total = len(request.genes)
+    if matched == 0 or matched < min_gene_overlap * total:
+        raise RequestError(
+            f"The model knows {matched} of the {total} genes of this request, for example not"
+            f" {', '.join(mapping.unknown[:5])}; they look like {mapping.id_type} ids, species {mapping.species}.",
+            remedy="Send human HGNC symbols or Ensembl gene ids (ENSG…) in `genes`.",
+            code="unknown_genes",
+            pointer="/genes",
+            matched=matched,
+            total=total,
+            unknown=list(mapping.unknown[:SAMPLE]),
+            id_type=mapping.id_type,
+            species=mapping.species,
+        )
+    rows = np.arange(len(request.cell_ids), dtype=np.uint64)  # identities are not needed: results are keyed by content
+    cells = mapping.apply(request.values, request.columns, request.indptr, rows)
+    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
+    if len(empty):
+        raise RequestError(
+            f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
+            f" /cells/{empty[0]}.",
+            remedy="Leave these cells out.",
+            code="empty_cells",
+            pointer=f"/cells/{empty[0]}",
+            indices=empty[:SAMPLE].tolist(),
+            count=len(empty),
+        )
+    return cells
+
+
+def _validate(body: bytes, *, kind: type[EmbedRequest]) -> EmbedRequest:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+    pointer = "".join(f"/{part}" for part in found[0]["loc"])
+    raise RequestError(
+        f"{pointer or 'The body'}: {found[0]['msg']}.",
+        remedy="See /docs for the request, and a sample of it.",
+        code="malformed_payload",
+        pointer=pointer,
+        errors=[{"pointer": "".join(f"/{p}" for p in one["loc"]), "detail": one["msg"]} for one in found[:SAMPLE]],
+    )
+
+
+def _flatten(lists: Iterable[Sequence[float]], *, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    return np.fromiter(chain.from_iterable(lists), dtype=dtype)
+
+
+def _check_amount(what: str, *, seen: int, limit: int) -> None:
+    if seen > limit:
+        raise RequestError(
+            f"The request has {seen} {what}, the limit is {limit}.",
+            remedy="Send fewer cells in one request.",
+            code="too_large",
+            what=what,
+            seen=seen,
+            limit=limit,
+        )
+
+
+def _check_num_cells(seen: int, *, limit: int) -> None:
+    if seen > limit:
+        raise RequestError(
+            f"The request has {seen} cells, the limit is {limit}.",
+            remedy="Split it into several requests, or embed the whole file with `python -m jobs.embed`.",
+            code="use_jobs",
+            pointer="/cells",
+            what="cells",
+            seen=seen,
+            limit=limit,
+        )
+
+
+def _check_distinct(names: Sequence[str | None], *, pointer: str, noun: str) -> None:
+    given = [name for name in names if name is not None]
+    if len(set(given)) == len(given):
+        return
+    seen: set[str] = set()
+    for position, name in enumerate(names):
+        if name is not None and name in seen:
+            raise _bad_matrix(f"{noun} {name!r} is given more than once.", pointer=pointer.format(position), name=name)
+        if name is not None:
+            seen.add(name)
+
+
+def _check_lengths(cells: Sequence[CellPayload]) -> None:
+    for row, cell in enumerate(cells):
+        if len(cell.i) != len(cell.v):
+            problem = f"/cells/{row} has {len(cell.i)} indices in `i` but {len(cell.v)} values in `v`."
+            raise _bad_matrix(problem, pointer=f"/cells/{row}", cell=row)
+
+
+def _check_columns(request: ParsedRequest) -> None:
+    """Refuse indices outside the genes, and genes given twice in one cell."""
+    num_genes = len(request.genes)
+    outside = (request.columns < 0) | (request.columns >= num_genes)
+    if outside.any():
+        cell, place = _locate(request, int(outside.argmax()))
+        index = int(request.columns[outside.argmax()])
+        problem = f"/cells/{cell}/i/{place} is {index}, but `genes` has {num_genes} entries (0 to {num_genes - 1})."
+        raise _bad_matrix(problem, pointer=f"/cells/{cell}/i/{place}", cell=cell, index=index)
+    row_of_entry = np.repeat(np.arange(len(request.cell_ids)), np.diff(request.indptr))
+    keys = row_of_entry * num_genes + request.columns
+    if (np.diff(keys) > 0).all():  # ascending within each cell, as most clients send them
+        return
+    order = np.argsort(keys, kind="stable")
+    twice = np.flatnonzero(np.diff(keys[order]) == 0)
+    if len(twice):
+        cell, place = _locate(request, int(order[twice + 1].min()))
+        gene = request.genes[request.columns[order[twice + 1].min()]]
+        problem = f"Gene {gene} is given more than once in /cells/{cell}."
+        raise _bad_matrix(problem, pointer=f"/cells/{cell}/i/{place}", cell=cell, gene=gene)
+
+
+def _check_values(request: ParsedRequest) -> None:
+    """Refuse values that are negative or not finite."""
+    bad = ~np.isfinite(request.values) | (request.values < 0)
+    if not bad.any():
+        return
+    entry = int(bad.argmax())
+    cell, place = _locate(request, entry)
+    value, gene = request.values[entry], request.genes[request.columns[entry]]
+    kind = "not a number" if np.isnan(value) else "infinite" if np.isinf(value) else "negative"
+    raise RequestError(
+        f"The value of gene {gene} in /cells/{cell} is {kind}; {int(bad.sum())} values are negative or not finite.",
+        remedy="Send raw counts, or expression that is finite and not negative.",
+        code="bad_values",
+        pointer=f"/cells/{cell}/v/{place}",
+        cell=cell,
+        gene=gene,
+        kind=kind,
+        count=int(bad.sum()),
+    )
+
+
+def _locate(request: ParsedRequest, entry: int) -> tuple[int, int]:
+    """The cell of an entry, and its place within that cell."""
+    cell = int(np.searchsorted(request.indptr, entry, side="right")) - 1
+    return cell, entry - int(request.indptr[cell])
+
+
+def _bad_matrix(problem: str, **details: Any) -> RequestError:
+    return RequestError(
+        problem, remedy="Send each gene once and one value for each index.", code="bad_matrix", **details
+    )

@@ -1,0 +1,123 @@
+"""Every way a request can fail, as one table from the case to its HTTP status, and the problem+json that tells it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from cytoray.errors import RequestError, ServingError
+
+logger = logging.getLogger(__name__)
+
+
+class Case(NamedTuple):
+    """One kind of problem."""
+
+    status: int
+    title: str
+
+
+CASES = {
+    "malformed_payload": Case(400, "The body is not a request this route understands"),
+    "not_found": Case(404, "There is nothing at this path"),
+    "method_not_allowed": Case(405, "This path does not take this method"),
+    "no_labels": Case(409, "This model has no cell types to give"),
+    "too_large": Case(413, "The request is larger than the service takes"),
+    "use_jobs": Case(413, "Too many cells for one request"),
+    "unsupported_media_type": Case(415, "The body is not of a media type this route reads"),
+    "unknown_genes": Case(422, "The model does not know the genes of this request"),
+    "empty_cells": Case(422, "Some cells have no gene the model knows"),
+    "bad_values": Case(422, "Some values cannot be expression"),
+    "bad_matrix": Case(422, "Genes, indices and values do not fit together"),
+    "http_error": Case(400, "The request could not be handled"),
+    "client_closed": Case(499, "The client went away"),
+    "internal": Case(500, "The service failed; this is not the request's fault"),
+    "model_not_ready": Case(503, "The model is not ready"),
+    "deadline_exceeded": Case(504, "The answer took too long"),
+}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_OVERHEAD = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def request_id_of(request: Request) -> str:
+    """The one id of this request: the client's ``X-Request-Id`` where that is a sane one, else made up."""
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return str(request.state.request_id)
+
+
+def reply_headers(request: Request) -> dict[str, str]:
+    """Headers that every reply carries, problems included."""
+    state = request.app.state
+    headers = {"X-Model-Version": state.model_version, **_OVERHEAD}
+    if state.echo_request_id:
+        headers["X-Request-Id"] = request_id_of(request)
+    return headers
+
+
+def problem_response(request: Request, code: str, *, detail: str, **members: Any) -> Response:
+    """The problem+json answer for ``code``; ``members`` name the offenders."""
+    case = CASES[code]
+    body = {
+        "type": f"urn:cytoray:problem:{code.replace('_', '-')}",
+        "title": case.title,
+        "status": case.status,
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        "request_id": request_id_of(request),
+    }
+    headers = reply_headers(request) | ({"Retry-After": "1"} if case.status == 503 else {})
+    content = json.dumps(members | body, default=str).encode()
+    return Response(content, case.status, headers=headers, media_type="application/problem+json")
+
+
+def add_problem_handlers(api: FastAPI) -> None:
+    """Turn every error that leaves a route of ``api`` into a problem; the one border where errors become statuses."""
+    api.add_exception_handler(RequestError, _on_request_error)
+    api.add_exception_handler(ServingError, _on_serving_error)
+    api.add_exception_handler(HTTPException, _on_http_error)
+    api.add_exception_handler(ClientDisconnect, _on_disconnect)
+    api.add_exception_handler(Exception, _on_any_error)
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    members = {key: value for key, value in error.details.items() if key != "code"}
+    return problem_response(request, error.code, detail=str(error), **members)
+
+
+async def _on_serving_error(request: Request, error: Exception) -> Response:
+    logger.error("request %s: %s", request_id_of(request), error)
+    return problem_response(request, "model_not_ready", detail=str(error))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    details = {
+        "not_found": f"{request.url.path} is no route of this service; /docs lists them.",
+        "method_not_allowed": f"{request.url.path} does not take {request.method}; /docs lists what it takes.",
+    }
+    response = problem_response(request, code, detail=details.get(code, str(error.detail)))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return problem_response(request, "client_closed", detail="The client closed the connection.")
+
+
+async def _on_any_error(request: Request, error: Exception) -> Response:
+    logger.error("request %s failed", request_id_of(request), exc_info=error)
+    detail = "The service failed on this request. Report the request_id to whoever runs it; its log has the cause."
+    return problem_response(request, "internal", detail=detail)

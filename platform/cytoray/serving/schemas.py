@@ -1,0 +1,103 @@
+"""What crosses the wire as JSON: requests, answers and problems, strict and the same in code, tests and OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+
+Task = Literal["embed", "annotate"]
+
+# FailFast: an array of a million bad numbers is one mistake to report, not a million.
+Indices = Annotated[list[Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]], FailFast()]
+Values = Annotated[list[float], FailFast()]
+
+
+class _Wire(BaseModel):
+    """Base of the wire models: no unknown member, no silent conversion."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CellPayload(_Wire):
+    """One cell: the value ``v[k]`` of gene ``genes[i[k]]``; genes that are not listed are zero."""
+
+    id: str | None = Field(None, max_length=256, description="Given back with the answer; unique within a request.")
+    i: Indices = Field(description="Positions in `genes`, each at most once.")
+    v: Values = Field(description="Raw counts or expression, finite and not negative, one for each of `i`.")
+
+
+class EmbedRequest(_Wire):
+    """Cells over one list of genes."""
+
+    genes: Annotated[list[str], FailFast()] = Field(min_length=1, description="Gene symbols or Ensembl ids, distinct.")
+    cells: Annotated[list[CellPayload], FailFast()] = Field(min_length=1)
+
+
+class AnnotateRequest(EmbedRequest):
+    """Cells over one list of genes, to be labelled."""
+
+    include_embedding: bool = Field(True, description="Whether each answered cell carries its embedding.")
+
+
+class ModelInfo(_Wire):
+    """Which model answered: all an embedding or label can be traced by."""
+
+    name: str
+    version: str
+    digest: str = Field(description="SHA-256 of the model bundle.")
+
+
+class GeneSummary(_Wire):
+    """How the genes of the request met the vocabulary of the model."""
+
+    matched: int
+    total: int
+    unknown: list[str] = Field(description="The first 20 genes the model does not know.")
+
+
+class EmbeddedCell(_Wire):
+    """The answer for one cell of `/v1/embed`."""
+
+    id: str | None
+    embedding: list[float] = Field(description="Unit length; the decimals give back the float32 exactly.")
+
+
+class AnnotatedCell(_Wire):
+    """The answer for one cell of `/v1/annotate`."""
+
+    id: str | None
+    label: str
+    probability: float = Field(description="Probability of `label`.")
+    probabilities: dict[str, float] = Field(description="Probability of every label; they sum to 1.")
+    embedding: list[float] | None = Field(None, description="Absent where `include_embedding` is false.")
+
+
+class EmbedResponse(_Wire):
+    """Embeddings, in the order of the request."""
+
+    model: ModelInfo
+    genes: GeneSummary
+    cells: list[EmbeddedCell]
+
+
+class AnnotateResponse(_Wire):
+    """Labels with probabilities, in the order of the request."""
+
+    model: ModelInfo
+    genes: GeneSummary
+    cells: list[AnnotatedCell]
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem: why a request was not answered, with further members that name the offenders."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str = Field(description="Stable name of the case, for programs.")
+    request_id: str

@@ -1,0 +1,1 @@
+"""What the model is trained and judged for: annotation and its siblings."""

@@ -1,0 +1,75 @@
+"""Randomness as a pure function: keyed 64-bit hashes and uniforms, so that no generator state has to survive."""
+
+# C cells, N non-zero entries over all cells
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.tokens.cells import SparseCells, UInt64
+
+Float64 = npt.NDArray[np.float64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_MASK = 2**64 - 1
+
+
+class Purpose(IntEnum):
+    """What a key is for; two purposes never share random numbers. Values are part of the format: append only."""
+
+    TIES = 1
+    SAMPLING = 2
+    MASKING = 3
+    SPLIT = 4
+    ORDER = 5
+    PARTITION = 6
+
+
+def mix64(values: UInt64) -> UInt64:
+    """Scramble 64-bit words one to one (the splitmix64 finaliser)."""
+    with np.errstate(over="ignore"):  # wrapping around is the point; only scalars would warn
+        mixed = (values ^ (values >> np.uint64(30))) * _MULTIPLIERS[0]
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _MULTIPLIERS[1]
+        return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def combine(*parts: int | npt.NDArray[np.integer]) -> UInt64:
+    """Hash ``parts`` in their order to one 64-bit key; arrays broadcast, scalars give a 0-d array.
+
+    For fixed leading parts the map is one to one in the last part, so distinct genes of a cell never collide.
+    """
+    key = np.zeros((), np.uint64)
+    for part in parts:
+        word = np.asarray(part & _MASK if isinstance(part, int) else part).astype(np.uint64)
+        with np.errstate(over="ignore"):
+            key = mix64((key ^ word) + _GOLDEN)
+    return key
+
+
+def uniform(keys: UInt64) -> Float64:
+    """One number in [0, 1) for each key, from its upper 53 bits."""
+    return np.asarray((keys >> np.uint64(11)) * 2.0**-53)
+
+
+def content_keys(cells: SparseCells) -> UInt64:
+    """A key of each cell's content, shape (C,): equal cells have equal keys whatever their order or neighbours."""
+    entries = combine(cells.gene_ids, cells.values.view(np.uint32))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(entries, dtype=np.uint64)])
+    return combine(sums[cells.indptr[1:]] - sums[cells.indptr[:-1]], cells.num_genes_per_cell)
+
+
+def cell_id(dataset: str, names: Sequence[str]) -> UInt64:
+    """Stable 64-bit identities of the cells ``names`` of ``dataset``, shape (C,)."""
+    prefix = hashlib.blake2b(f"{dataset}\0".encode(), digest_size=8)
+    digests = bytearray()
+    for name in names:
+        digest = prefix.copy()
+        digest.update(name.encode())
+        digests += digest.digest()
+    return np.frombuffer(bytes(digests), "<u8").astype(np.uint64)

@@ -1,0 +1,113 @@
+"""Which genes a model knows and by what number: scGPT's vocabulary file, special tokens, and gene names to ids."""
+
+# G genes of a data set
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cytoray.errors import ModelError
+from cytoray.tokens.gene_table import read_lines
+from cytoray.tokens.mapping import GeneMapping, NameResolver
+
+__all__ = ["SPECIAL_TOKENS", "GeneMapping", "GeneVocabulary"]
+
+SPECIAL_TOKENS = ("<pad>", "<cls>", "<eoc>")  # <eoc> is never emitted; released models have a row for it
+
+
+class GeneVocabulary:
+    """Tokens and their ids 0 .. size - 1; missing special tokens are appended at the end."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        """Number ``tokens`` in their order; ModelError if one occurs twice."""
+        self.tokens = (*tokens, *(token for token in SPECIAL_TOKENS if token not in set(tokens)))
+        self.index = {token: number for number, token in enumerate(self.tokens)}
+        if len(self.index) < len(self.tokens):
+            twice = next(token for number, token in enumerate(self.tokens) if self.index[token] != number)
+            raise ModelError(
+                f"The vocabulary lists {twice!r} more than once.", remedy="Give each token one id.", token=twice
+            )
+
+    @staticmethod
+    @functools.cache
+    def load_default() -> GeneVocabulary:
+        """The public scGPT vocabulary that ships with cytoray: 60,694 census genes and the special tokens."""
+        return GeneVocabulary(read_lines("census_vocabulary.txt.gz"))
+
+    @staticmethod
+    def from_json(text: bytes | str) -> GeneVocabulary:
+        """Read scGPT's ``vocab.json``, a flat object from token to id; ModelError if it is anything else."""
+        try:
+            ids = json.loads(text)
+        except ValueError as error:
+            raise _not_a_vocabulary(f"it is not JSON ({error})") from error
+        if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
+            raise _not_a_vocabulary("it is not a flat object from token to id")
+        tokens = sorted(ids, key=ids.__getitem__)
+        for number, token in enumerate(tokens):
+            if ids[token] != number:
+                raise _not_a_vocabulary(f"{token!r} has id {ids[token]} where {number} is due", token=token)
+        return GeneVocabulary(tokens)
+
+    def to_json(self) -> str:
+        """The vocabulary as canonical JSON: by id, no spaces."""
+        return json.dumps(self.index, ensure_ascii=False, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON; equal exactly if tokens and ids are."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, special ones included."""
+        return len(self.tokens)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of ``<pad>``."""
+        return self.index["<pad>"]
+
+    @property
+    def cls_id(self) -> int:
+        """Id of ``<cls>``."""
+        return self.index["<cls>"]
+
+    def map_genes(self, names: Sequence[str], *, ensembl_ids: Sequence[str] | None = None) -> GeneMapping:
+        """Find G genes by symbol, else Ensembl id (versioned or not), else previous symbol, else alias.
+
+        ``ensembl_ids`` (G entries, empty where there is none) help where a name is no token. Case counts: mouse
+        ``Cd3d`` is not human CD3D.
+        """
+        assert ensembl_ids is None or len(ensembl_ids) == len(names), "one Ensembl id for each name"
+        return self._resolver.map(names, ensembl_ids)
+
+    @functools.cached_property
+    def _resolver(self) -> NameResolver:
+        return NameResolver({token: number for token, number in self.index.items() if token not in SPECIAL_TOKENS})
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self.index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GeneVocabulary) and self.tokens == other.tokens
+
+    def __hash__(self) -> int:
+        return hash(self.tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GeneVocabulary, (self.tokens,)  # the look-up tables are rebuilt where they are needed
+
+
+def _not_a_vocabulary(reason: str, **details: Any) -> ModelError:
+    return ModelError(
+        f"This is no vocabulary: {reason}.",
+        remedy="Give scGPT's vocab.json: each token once, ids from 0 on.",
+        **details,
+    )

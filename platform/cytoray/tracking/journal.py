@@ -1,0 +1,135 @@
+"""A run's journal: one JSON event a line on the local disk, written before anything is sent anywhere.
+
+Beside ``<run_uuid>.jsonl`` lies ``<run_uuid>.cursor.json``: how far the journal was shipped, and to which MLflow run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cytoray.errors import StorageError
+
+Event = dict[str, Any]
+_logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """Appends events to one file. A line is one write to the operating system, so a killed process loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._failed = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            existing = path.read_bytes() if path.exists() else b""
+            self._file = path.open("ab", buffering=0)
+            if existing and not existing.endswith(b"\n"):  # a crash of the machine tore the last line: close it
+                self._file.write(b"\n")
+        except OSError as error:
+            remedy = "Set journal_folder to a local folder that can be written."
+            raise StorageError(f"The run journal {path} cannot be written: {error}.", remedy=remedy) from error
+        self._seq = existing.count(b"\n")
+        self.is_new = not existing
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one event. A full disk costs the event and a log line, never the caller's step."""
+        with self._lock:
+            event = {"seq": self._seq, "time_ms": time.time_ns() // 1_000_000, "kind": kind, **fields}
+            line = json.dumps(event, allow_nan=False, separators=(",", ":")) + "\n"
+            try:
+                self._file.write(line.encode())
+            except OSError as error:
+                if not self._failed:
+                    _logger.error("run journal %s: events are being lost: %s", self.path, error)
+                self._failed = True
+            self._seq += 1
+
+    def fsync(self) -> None:
+        """Ask the operating system to put the journal on the disk, against a crash of the machine."""
+        with contextlib.suppress(OSError, ValueError):  # a full disk is told by write(); or closed just now
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; the journal stays."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a journal was shipped to one store; ``store`` is a digest, because a URI may hold a password."""
+
+    store: str
+    mlflow_run_id: str | None = None
+    offset: int = 0
+
+    @classmethod
+    def load(cls, journal: Path, *, uri: str) -> Cursor:
+        """The cursor for the store at ``uri``; at the start when there is none, or it belongs to another store."""
+        fresh = cls(store=hashlib.sha256(uri.encode()).hexdigest()[:16])
+        try:
+            saved = cls(**json.loads(_cursor_path(journal).read_text()))
+        except (OSError, ValueError, TypeError):
+            return fresh
+        return saved if saved.store == fresh.store else fresh
+
+    def save(self, journal: Path) -> None:
+        """Replace the cursor file at once."""
+        path = _cursor_path(journal)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self)))
+        temporary.replace(path)
+
+
+def _cursor_path(journal: Path) -> Path:
+    return journal.with_suffix(".cursor.json")
+
+
+def read_events(journal: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Yield each whole event from ``offset`` (bytes) on, and the offset behind it; a torn line is of kind "torn"."""
+    with journal.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # still being written
+            offset += len(line)
+            yield _parse(line), offset
+
+
+def _parse(line: bytes) -> Event:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    return event if isinstance(event, dict) and "kind" in event else {"kind": "torn"}
+
+
+@contextlib.contextmanager
+def shipping_lock(journal: Path) -> Iterator[bool]:
+    """Whether we are the only one who ships this journal, until the end of the block or of the process."""
+    with journal.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def encode_number(value: float) -> float | str:
+    """JSON has no NaN or infinity: those are written as the strings ``nan``, ``inf`` and ``-inf``."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

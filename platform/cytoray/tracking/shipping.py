@@ -1,0 +1,266 @@
+"""Carries journalled events into MLflow: in the background of a run, or later by ``sync``; twice is as good as once.
+
+Every event keeps its journal's timestamp and every store of MLflow ignores a metric row it already has; parameters,
+tags, files and states are overwritten with the same. So a crash between sending and noting it leaves no duplicates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cytoray.errors import NotFoundError, RegistryError
+from cytoray.failpoints import failpoint
+from cytoray.tracking.journal import Cursor, Event, Journal, read_events, shipping_lock
+from cytoray.tracking.server import connect, experiment_id, explained, public
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RUN_UUID_TAG = "cytoray.run_uuid"
+INTERVAL_S = 1.0
+LONGEST_PAUSE_S = 60.0
+_BATCH_EVENTS = 500
+_METRICS_A_CALL, _VALUES_A_CALL = 1000, 100  # MLflow's limits on metrics, and on parameters or tags, in one log_batch
+_BATCHABLE = ("metrics", "params", "tags")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What one pass did: events sent, and those MLflow will never take (invalid name, changed parameter, lost file)."""
+
+    sent: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What ``sync`` did: journals seen, events sent and refused, journals of live runs, failures by journal."""
+
+    journals: int
+    sent: int
+    refused: int
+    busy: int
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def sync(journal_folder: str | Path, *, uri: str) -> SyncReport:
+    """Ship what the journals of a folder still hold to the MLflow at ``uri``; running it again sends nothing.
+
+    Raises NotFoundError when the folder is absent, RegistryError when MLflow does not answer.
+    """
+    folder = Path(journal_folder)
+    if not folder.is_dir():
+        raise NotFoundError(f"There is no journal folder {folder}.", remedy="Check the path.", uri=str(folder))
+    connect(uri)
+    journals = sorted(folder.glob("*.jsonl"))
+    passes: list[Shipped | None] = []
+    failed: dict[str, str] = {}
+    for journal in journals:
+        try:
+            passes.append(ship(journal, uri=uri))
+        except RegistryError as error:
+            failed[journal.stem] = str(error)
+    done = [shipped for shipped in passes if shipped is not None]
+    sent, refused = sum(shipped.sent for shipped in done), sum(shipped.refused for shipped in done)
+    return SyncReport(len(journals), sent, refused, busy=len(passes) - len(done), failed=failed)
+
+
+def ship(journal: Path, *, uri: str) -> Shipped | None:
+    """Send what ``journal`` holds beyond its cursor. None when somebody else is shipping it. Raises RegistryError."""
+    with shipping_lock(journal) as ours:
+        if not ours:
+            return None
+        if Cursor.load(journal, uri=uri).offset == journal.stat().st_size:
+            return Shipped()
+        client = connect(uri)
+        with explained(uri):
+            return _ship_rest(client, journal, _find_place(client, journal, uri=uri))
+
+
+def _find_place(client: MlflowClient, journal: Path, *, uri: str) -> Cursor:
+    """The cursor, with the run it belongs to; at the start when that run is not in the store any more."""
+    from mlflow.exceptions import MlflowException
+
+    cursor = Cursor.load(journal, uri=uri)
+    if cursor.mlflow_run_id is not None:
+        try:
+            _refuse_deleted(client.get_run(cursor.mlflow_run_id))
+            return cursor
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    cursor = dataclasses.replace(cursor, mlflow_run_id=_find_or_create_run(client, journal, uri=uri), offset=0)
+    cursor.save(journal)
+    return cursor
+
+
+def _find_or_create_run(client: MlflowClient, journal: Path, *, uri: str) -> str:
+    """The id of this journal's one MLflow run, found by its tag.
+
+    A lost answer makes MLflow's client repeat the creation; the spare runs that leaves are deleted here.
+    """
+    header = next((event for event, _ in read_events(journal)), None)
+    if header is None or header["kind"] != "start":
+        remedy = "Its first line was torn by a crash; move the file away."
+        raise RegistryError(f"The journal {journal} does not say what run it is of.", remedy=remedy)
+    experiment = experiment_id(client, header["experiment"], artifact_location=header["artifact_location"], uri=uri)
+    runs = _runs_of(client, experiment, header["run_uuid"])
+    if not runs:
+        tags = {RUN_UUID_TAG: header["run_uuid"]}
+        client.create_run(experiment, start_time=header["time_ms"], tags=tags, run_name=header["run_name"])
+        failpoint("tracking.after_create_run")
+        runs = _runs_of(client, experiment, header["run_uuid"])
+    active = [run for run in runs if run.info.lifecycle_stage == "active"]
+    for spare in active[1:]:
+        client.delete_run(spare.info.run_id)
+    _refuse_deleted((active or runs)[0])
+    return str(active[0].info.run_id)
+
+
+def _runs_of(client: MlflowClient, experiment: str, run_uuid: str) -> list[Run]:
+    """Every run with this tag, deleted ones too, in an order that all shippers agree on."""
+    from mlflow.entities import ViewType
+
+    found = client.search_runs([experiment], f"tags.`{RUN_UUID_TAG}` = '{run_uuid}'", run_view_type=ViewType.ALL)
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def _refuse_deleted(run: Run) -> None:
+    if run.info.lifecycle_stage != "active":
+        remedy = "Restore it (mlflow runs restore) to receive the rest, or remove its journal."
+        raise RegistryError(f"The MLflow run {run.info.run_id} is deleted.", remedy=remedy, run=run.info.run_id)
+
+
+def _ship_rest(client: MlflowClient, journal: Path, cursor: Cursor) -> Shipped:
+    """Send the events behind the cursor, moving it after each batch."""
+    assert cursor.mlflow_run_id is not None
+    sent = refused = 0
+    for events, offset in _batches(read_events(journal, offset=cursor.offset)):
+        rejected = _send(client, cursor.mlflow_run_id, events)
+        failpoint("tracking.after_log_batch")
+        cursor = dataclasses.replace(cursor, offset=offset)
+        cursor.save(journal)
+        sent, refused = sent + len(events) - rejected, refused + rejected
+    return Shipped(sent, refused)
+
+
+def _batches(events: Iterable[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
+    """Group neighbours that fit into one call; every other event stands alone. Yields (events, offset behind them)."""
+    for batchable, group in itertools.groupby(events, key=lambda item: item[0]["kind"] in _BATCHABLE):
+        while chunk := list(itertools.islice(group, _BATCH_EVENTS if batchable else 1)):
+            yield [event for event, _ in chunk], chunk[-1][1]
+
+
+def _send(client: MlflowClient, run_id: str, events: list[Event]) -> int:
+    """Send one batch; halve it as long as MLflow finds something invalid in it. Returns how many events it refused."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if events[0]["kind"] in _BATCHABLE:
+            _send_batch(client, run_id, events)
+            return 0
+        return _send_single(client, run_id, events[0])
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        if len(events) > 1:
+            middle = len(events) // 2
+            return _send(client, run_id, events[:middle]) + _send(client, run_id, events[middle:])
+        _logger.warning("MLflow refuses event %s of run %s: %s", events[0].get("seq"), run_id, error)
+        return 1
+
+
+def _send_batch(client: MlflowClient, run_id: str, events: list[Event]) -> None:
+    """Send metrics, parameters and tags in as few calls as MLflow's limits allow."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics = [
+        Metric(name, float(value), event["time_ms"], event["step"])
+        for event in events
+        if event["kind"] == "metrics"
+        for name, value in event["values"].items()
+    ]
+    params = {key: value for event in events if event["kind"] == "params" for key, value in event["values"].items()}
+    tags = {key: value for event in events if event["kind"] == "tags" for key, value in event["values"].items()}
+    for start in range(0, len(metrics), _METRICS_A_CALL):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL], synchronous=True)
+    for start in range(0, len(params), _VALUES_A_CALL):
+        some = list(params.items())[start : start + _VALUES_A_CALL]
+        client.log_batch(run_id, params=[Param(*item) for item in some], synchronous=True)
+    for start in range(0, len(tags), _VALUES_A_CALL):
+        some = list(tags.items())[start : start + _VALUES_A_CALL]
+        client.log_batch(run_id, tags=[RunTag(*item) for item in some], synchronous=True)
+
+
+def _send_single(client: MlflowClient, run_id: str, event: Event) -> int:
+    """Carry out an event that is a call of its own. Returns 1 when there is nothing to send (any more), else 0."""
+    kind = event["kind"]
+    if kind == "artifact":
+        if not Path(event["path"]).exists():
+            _logger.warning("the artifact %s of run %s is gone and cannot be shipped", event["path"], run_id)
+            return 1
+        client.log_artifact(run_id, event["path"], event["folder"] or None)
+    elif kind == "finish":
+        client.set_terminated(run_id, event["status"], end_time=event["time_ms"])
+    elif kind == "resume":
+        client.update_run(run_id, status="RUNNING")
+    return int(kind == "torn")
+
+
+class Shipper(threading.Thread):
+    """Ships one live journal about once a second; backs off while MLflow is away, for as long as the run lasts."""
+
+    def __init__(self, journal: Journal, *, uri: str) -> None:
+        super().__init__(name=f"ship-{journal.path.stem[:8]}", daemon=True)
+        self._journal, self._uri = journal, uri
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+
+    def run(self) -> None:
+        """The loop of the thread."""
+        pause = INTERVAL_S
+        while True:
+            closing = self._closing.wait(pause)
+            if time.monotonic() >= self._deadline:
+                return
+            self._journal.fsync()
+            shipped = self._try_to_ship(quiet=pause > INTERVAL_S)
+            if closing and shipped:
+                return
+            pause = INTERVAL_S if shipped else min(2 * pause, LONGEST_PAUSE_S)
+            if closing:
+                time.sleep(0.2)
+
+    def _try_to_ship(self, *, quiet: bool) -> bool:
+        try:
+            return ship(self._journal.path, uri=self._uri) is not None
+        except RegistryError as error:
+            level = logging.DEBUG if quiet else logging.WARNING
+            _logger.log(level, "tracking goes on in %s: %s", self._journal.path, error)
+            return False
+
+    def close(self, *, wait_s: float) -> bool:
+        """Ship what is left for at most ``wait_s`` seconds. Returns whether all of it arrived."""
+        self._deadline = time.monotonic() + wait_s
+        self._closing.set()
+        self.join(wait_s)
+        left = self._journal.path.stat().st_size - Cursor.load(self._journal.path, uri=self._uri).offset
+        if left:
+            _logger.warning(
+                "%d bytes of %s have not reached MLflow; `cytoray tracking sync %s --uri %s` sends them.",
+                left,
+                self._journal.path,
+                self._journal.path.parent,
+                public(self._uri),
+            )
+        return left == 0

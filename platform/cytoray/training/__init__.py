@@ -1,0 +1,1 @@
+"""The distributed run: Ray Train, DeepSpeed, checkpoints."""

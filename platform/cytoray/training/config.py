@@ -1,0 +1,121 @@
+"""What a training run is told: data, model, optimisation, workers."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from cytoray.config import Config
+from cytoray.model.config import ModelConfig
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tracking import TrackingConfig
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class ShapeConfig(Config):
+    """Size of the transformer; the vocabulary and the labels are found in the corpus."""
+
+    width: int = Field(512, gt=0, description="Embedding width D.")
+    num_heads: int = Field(8, gt=0, description="Attention heads.")
+    feedforward_width: int = Field(512, gt=0, description="Hidden width of the feed-forward.")
+    num_layers: int = Field(12, gt=0, description="Transformer layers.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout on values and residual branches.")
+    cell_embedding: Literal["cls", "mean"] = Field("cls", description="Pooling of a cell.")
+
+    def build(self, *, vocabulary_size: int, num_labels: int) -> ModelConfig:
+        """The full model configuration."""
+        return ModelConfig(vocabulary_size=vocabulary_size, num_labels=num_labels, **self.model_dump())
+
+
+class OptimizerConfig(Config):
+    """AdamW with warm-up and cosine decay, a pure function of the step."""
+
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    final_share: float = Field(0.0, ge=0, le=1, description="Learning rate at the last step, as a share of the peak.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's averages.")
+    epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    gradient_clipping: float = Field(1.0, gt=0, description="Bound on the global gradient norm.")
+
+
+class TrainConfig(Config):
+    """How long, how much at a time, how often saved."""
+
+    num_steps: int = Field(gt=0, description="Optimiser steps.")
+    cells_per_step: int = Field(64, gt=0, description="Cells of one optimiser step, over all workers.")
+    accumulation: int = Field(1, gt=0, description="Micro-batches a worker splits its share of a step into.")
+    checkpoint_every: int = Field(100, gt=0, description="Steps between checkpoints; one is always kept at the end.")
+    keep_checkpoints: int = Field(2, gt=0, description="Committed checkpoints kept; older ones are deleted.")
+    seed: int = Field(42, ge=0, description="Keys order, ties, splits, initial weights and dropout.")
+
+
+class WorkersConfig(Config):
+    """The processes that train."""
+
+    num_workers: int = Field(2, gt=0, description="Ray Train workers.")
+    use_gpu: bool = Field(False, description="One GPU a worker.")
+    cpus_per_worker: float = Field(0.5, gt=0, description="Logical CPUs a worker reserves in Ray.")
+    threads_per_worker: int = Field(1, gt=0, description="Torch threads of a worker.")
+    zero_stage: Literal[0, 1] = Field(1, description="DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Compute precision; the optimiser keeps fp32.")
+    max_failures: int = Field(2, ge=0, description="Restarts from the last checkpoint before giving up.")
+    collective_timeout_s: int = Field(300, gt=0, description="A collective that takes longer is an error.")
+
+
+class GenerativeConfig(Config):
+    """scGPT's generative pretraining objective."""
+
+    unknown_ratios: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75), min_length=1, description="Shares of genes to tell from the rest; one is drawn each step."
+    )
+    second_pass_after: int = Field(
+        0, ge=0, description="From this step on also tell the genes from the cell embedding alone (second pass)."
+    )
+
+    @model_validator(mode="after")
+    def _ratios_are_shares(self) -> Self:
+        if any(not 0 < ratio < 1 for ratio in self.unknown_ratios):
+            raise ValueError("unknown_ratios must lie between 0 and 1")
+        return self
+
+
+class RunConfig(Config):
+    """What every training run has."""
+
+    store: str = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
+    run: str = Field(pattern=NAME, description="Name of the run; the same name continues the same run.")
+    corpus: str = Field(pattern=NAME, description="The committed corpus to train on.")
+    tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="From counts to tokens.")
+    train: TrainConfig = Field(description="Steps and cells.")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimisation.")
+    workers: WorkersConfig = Field(WorkersConfig(), description="Processes.")
+    tracking: TrackingConfig = Field(description="MLflow and the run journal.")
+
+    @model_validator(mode="after")
+    def _cells_divide(self) -> Self:
+        share = self.workers.num_workers * self.train.accumulation
+        if self.train.cells_per_step % share:
+            raise ValueError(
+                f"train.cells_per_step ({self.train.cells_per_step}) must be a multiple of "
+                f"workers.num_workers x train.accumulation ({share})"
+            )
+        return self
+
+
+class PretrainConfig(RunConfig):
+    """Pretraining on a corpus."""
+
+    kind: Literal["pretrain"] = Field("pretrain", description="Which stage this file configures.")
+    model: ShapeConfig = Field(ShapeConfig(), description="Size of the transformer.")
+    objective: GenerativeConfig = Field(GenerativeConfig(), description="What is learned.")
+
+
+class FinetuneConfig(RunConfig):
+    """Fine-tuning a pretrained run for cell-type annotation."""
+
+    kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
+    initial_run: str = Field(pattern=NAME, description="The pretraining run whose last checkpoint is the start.")
+    label_key: str = Field(description="Column of obs with the cell types; cells without one are left out.")

@@ -1,0 +1,133 @@
+"""What is learned from a minibatch: the generative objective of pretraining and cell-type classification."""
+
+# B cells, G unknown genes a cell, K labels
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cytoray.corpus.stream import StepBatch
+from cytoray.model.losses import SummedLoss, classification_loss, expression_loss
+from cytoray.model.transformer import ScGPT
+from cytoray.tokens.collator import GenerativeMinibatch, Minibatch, collate, collate_generative
+from cytoray.tokens.keys import Purpose, combine
+from cytoray.training.config import GenerativeConfig
+
+
+@dataclass(frozen=True)
+class LabelledMinibatch:
+    """Cells with the code of their label."""
+
+    cells: Minibatch
+    labels: Tensor  # int64 (B,)
+
+    def to(self, device: torch.device | str) -> LabelledMinibatch:
+        """The same cells with their tensors on ``device``."""
+        return LabelledMinibatch(self.cells.to(device), self.labels.to(device, non_blocking=True))
+
+
+Prepared = GenerativeMinibatch | LabelledMinibatch
+
+
+class Objective(Protocol):
+    """Prepares a minibatch and tells its losses, each a sum over ``num_terms(prepared)`` terms."""
+
+    def prepare(self, batch: StepBatch) -> Prepared:
+        """Collate on the host."""
+
+    def num_terms(self, prepared: Prepared) -> int:
+        """By how many terms, summed over all ranks, the losses are divided."""
+
+    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
+        """Summed losses by name; training minimises their sum."""
+
+
+@dataclass(frozen=True)
+class GenerativeObjective:
+    """Masked expression (GEN), the same from the cell embedding (GEPC/MVC), and a second pass from the embedding."""
+
+    config: GenerativeConfig
+    seed: int
+    pad_id: int
+    pad_value: float
+
+    def unknown_ratio(self, step: int) -> float:
+        """The share of genes hidden at a step: drawn once for all ranks."""
+        draw = int(combine(self.seed, int(Purpose.MASKING), step)) % len(self.config.unknown_ratios)
+        return self.config.unknown_ratios[draw]
+
+    def prepare(self, batch: StepBatch) -> GenerativeMinibatch:
+        """Split each cell's genes into known and unknown ones, keyed by (seed, epoch, cell)."""
+        return collate_generative(
+            batch.tokens,
+            unknown_ratio=self.unknown_ratio(batch.step),
+            epoch=batch.epoch,
+            seed=self.seed,
+            pad_id=self.pad_id,
+            pad_value=self.pad_value,
+        )
+
+    def num_terms(self, prepared: Prepared) -> int:
+        """Unknown genes of the minibatch."""
+        assert isinstance(prepared, GenerativeMinibatch)
+        return int((~prepared.unknown_padding_mask).sum())
+
+    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
+        """Summed squared errors: ``masked``, ``cell_conditioned`` and, when it is on, ``second_pass``."""
+        assert isinstance(prepared, GenerativeMinibatch)
+        first = model.forward_generative(prepared)
+        losses = {
+            "masked": self._error(first.expression_BG, prepared),
+            "cell_conditioned": self._error(first.cell_conditioned_BG, prepared),
+        }
+        if step >= self.config.second_pass_after:
+            second = model.forward_generative(prepared, cell_embedding_BD=first.cells_BD.detach())
+            losses["second_pass"] = self._error(second.expression_BG, prepared)
+        return {name: loss.total for name, loss in losses.items()}
+
+    @staticmethod
+    def _error(predicted_BG: Tensor, prepared: GenerativeMinibatch) -> SummedLoss:
+        counted_BG = ~prepared.unknown_padding_mask
+        return expression_loss(predicted_BG.float(), prepared.unknown_targets, counted_BL=counted_BG)
+
+
+@dataclass(frozen=True)
+class ClassificationObjective:
+    """Cross-entropy of the cell classifier (CLS)."""
+
+    pad_id: int
+    pad_value: float
+
+    def prepare(self, batch: StepBatch) -> LabelledMinibatch:
+        """Pad the cells; every gene is known."""
+        cells = collate(batch.tokens, pad_id=self.pad_id, pad_value=self.pad_value)
+        return LabelledMinibatch(cells, torch.from_numpy(batch.labels.astype(np.int64)))
+
+    def num_terms(self, prepared: Prepared) -> int:
+        """Cells of the minibatch."""
+        assert isinstance(prepared, LabelledMinibatch)
+        return len(prepared.labels)
+
+    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
+        """Summed cross-entropy: ``classification``."""
+        assert isinstance(prepared, LabelledMinibatch)
+        logits_BK = model.classify(model.embed(prepared.cells))
+        return {"classification": classification_loss(logits_BK, prepared.labels).total}
+
+
+class ObjectiveModule(nn.Module):
+    """Model and objective as the one module that DeepSpeed wraps, so that every pass goes through its hooks."""
+
+    def __init__(self, model: ScGPT, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(self, prepared: Prepared, step: int) -> dict[str, Tensor]:
+        """Summed losses by name."""
+        return self._objective.losses(self.model, prepared, step)

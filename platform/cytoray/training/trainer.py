@@ -1,0 +1,225 @@
+"""The Ray Train assembly of a run: data, workers, restarts; a finished run is found and returned, not repeated."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+import uuid
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cytoray import progress, storage
+from cytoray.config import Config
+from cytoray.corpus.deal import DealtSteps, steps_dataset
+from cytoray.corpus.stream import CorpusStream
+from cytoray.errors import ConflictError, TrainingError
+from cytoray.model.config import ModelConfig
+from cytoray.training import checkpoint as checkpoints
+from cytoray.training.config import RunConfig
+from cytoray.training.loop import WorkerSettings, train_worker
+from cytoray.training.objectives import Objective
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """A run, ready to start: its configuration and what has been built from it."""
+
+    config: RunConfig
+    stream: CorpusStream
+    model: ModelConfig
+    pad_id: int
+    objective: Objective
+    initial: checkpoints.Checkpoint | None = None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run."""
+
+    checkpoint: checkpoints.Checkpoint
+    manifest_digest: str
+    config_digest: str
+    mlflow_run_id: str | None
+    skipped: bool
+
+
+class _RunRecord(Config):
+    """``run.json``: what a run is; written once, when it first starts."""
+
+    run_uuid: str
+    manifest_digest: str
+    config: dict[str, Any]
+
+
+class _Done(Config):
+    """``DONE.json``: written when a run is finished."""
+
+    mlflow_run_id: str | None
+
+
+def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.silent) -> TrainingResult:
+    """Train to the end, going on from the last committed checkpoint; a finished run is returned as it is.
+
+    ``advance`` is told of steps. Raises TrainingError, or the CytorayError that a worker raised.
+    """
+    config, digest = spec.config, spec.stream.manifest.digest
+    record = _claim(config, digest)
+    done_uri = storage.join(config.store, "runs", config.run, "DONE.json")
+    if storage.exists(done_uri):
+        done, skipped = _Done.model_validate_json(storage.read_bytes(done_uri)), True
+    else:
+        done, skipped = _fit(spec, record, advance), False
+        storage.write_bytes(done_uri, done.model_dump_json().encode())
+    last = checkpoints.require_checkpoint(config.store, config.run)
+    return TrainingResult(last, digest, config.fingerprint(), done.mlflow_run_id, skipped)
+
+
+def _claim(config: RunConfig, manifest_digest: str) -> _RunRecord:
+    """Record what this run is, or find that it is the same; TrainingError naming the keys that differ."""
+    uri = storage.join(config.store, "runs", config.run, "run.json")
+    mine = _RunRecord(run_uuid=uuid.uuid4().hex, manifest_digest=manifest_digest, config=config.model_dump(mode="json"))
+    try:
+        storage.put_if_absent(uri, mine.model_dump_json().encode())
+    except ConflictError:
+        there = _RunRecord.model_validate_json(storage.read_bytes(uri))
+        differing = _differences(there.config, mine.config, "")
+        if there.manifest_digest != manifest_digest:
+            differing.append("corpus (its manifest digest)")
+        if differing:
+            raise TrainingError(
+                f"Run {config.run!r} was started with other settings: {', '.join(differing)}.",
+                remedy="Use another run name, or the settings it was started with.",
+                keys=differing,
+            ) from None
+        return there
+    return mine
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str) -> list[str]:
+    """Key paths whose values differ; where the run is tracked does not matter."""
+    keys: list[str] = []
+    for key in sorted(there.keys() | here.keys()):
+        path, old, new = f"{prefix}{key}", there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys.extend(_differences(old, new, f"{path}."))
+        elif old != new and not path.startswith("tracking."):
+            keys.append(path)
+    return keys
+
+
+def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _Done:
+    """Run Ray Train, showing steps as they come."""
+    config, workers = spec.config, spec.config.workers
+    board = ray.remote(_Board).options(num_cpus=0).remote()
+    settings = WorkerSettings(
+        config=config,
+        model=spec.model,
+        pad_id=spec.pad_id,
+        objective=spec.objective,
+        manifest_digest=spec.stream.manifest.digest,
+        config_digest=config.fingerprint(),
+        run_uuid=record.run_uuid,
+        initial=spec.initial,
+        board=board,
+    )
+
+    def remaining_steps() -> ray.data.Dataset:
+        # Called at every start of the workers: the newest commit says where the data goes on.
+        saved = checkpoints.latest_checkpoint(config.store, config.run)
+        return steps_dataset(saved.state.step if saved else 0, config.train.num_steps)
+
+    with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"settings": settings},
+            scaling_config=ScalingConfig(
+                num_workers=workers.num_workers,
+                use_gpu=workers.use_gpu,
+                resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
+            ),
+            torch_config=TorchConfig(
+                backend="nccl" if workers.use_gpu else "gloo", timeout_s=workers.collective_timeout_s
+            ),
+            run_config=RayRunConfig(
+                name=record.run_uuid,
+                storage_path=scratch,  # Ray keeps nothing of ours: checkpoints go through our own commit
+                failure_config=FailureConfig(max_failures=workers.max_failures),
+                worker_runtime_env={"env_vars": {} if workers.use_gpu else {"DS_ACCELERATOR": "cpu"}},  # type: ignore[call-arg]
+            ),
+            datasets={"train": remaining_steps},
+            dataset_config=DealtSteps(spec.stream),
+        )
+        with _Watch(board, advance):
+            metrics = trainer.fit().metrics or {}
+    return _Done(mlflow_run_id=metrics.get("mlflow_run_id"))
+
+
+class _Board:
+    """An actor that rank 0 tells of its steps and the driver asks."""
+
+    def __init__(self) -> None:
+        self._step, self._loss = 0, float("nan")
+
+    def post(self, step: int, loss: float) -> None:
+        """Note the newest step."""
+        self._step, self._loss = step, loss
+
+    def read(self) -> tuple[int, float]:
+        """The newest step and its loss."""
+        return self._step, self._loss
+
+
+class _Watch:
+    """Passes the board's news on while the block runs."""
+
+    def __init__(self, board: Any, advance: progress.Advance) -> None:
+        self._board, self._advance = board, advance
+        self._shown, self._over = 0, threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(timeout=5)
+        self._show()
+
+    def _poll(self) -> None:
+        while not self._over.wait(0.5):
+            self._show()
+
+    def _show(self) -> None:
+        step, loss = cast("tuple[int, float]", ray.get(self._board.read.remote()))
+        if step > self._shown:
+            self._advance(step - self._shown, f"loss {loss:.3f}")
+            self._shown = step
+
+
+def loss_history(result: TrainingResult) -> list[dict[str, float]]:
+    """The run's losses at about 200 steps, each with its ``step``."""
+    return [dict(point) for point in result.checkpoint.state.history]
+
+
+def to_json(result: TrainingResult) -> str:
+    """What a job prints: where the run's last checkpoint lies and what it belongs to."""
+    return json.dumps(
+        {
+            "checkpoint": result.checkpoint.uri,
+            "step": result.checkpoint.state.step,
+            "loss": result.checkpoint.state.history[-1]["loss"],
+            "corpus_manifest": result.manifest_digest,
+            "config": result.config_digest,
+            "mlflow_run_id": result.mlflow_run_id,
+            "skipped": result.skipped,
+        }
+    )

@@ -1,0 +1,259 @@
+"""A bundle comes back as it was saved, and no changed byte gets through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from cytoray.errors import ConflictError, CytorayError, DigestError, ModelError, NotFoundError
+from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
+from cytoray.model.transformer import ScGPT
+
+FILES = {
+    "model.safetensors",
+    "config.json",
+    "vocab.json",
+    "preprocessing.json",
+    "labels.json",
+    "lineage.json",
+    "digests.json",
+}
+
+
+def _reseal(folder: Path, name: str, data: bytes) -> None:
+    """Replace a file and its digest, as somebody who means it would."""
+    (folder / name).write_bytes(data)
+    listing = json.loads((folder / "digests.json").read_bytes())
+    listing["files"][name] = hashlib.sha256(data).hexdigest()
+    (folder / "digests.json").write_bytes(json.dumps(listing, sort_keys=True, separators=(",", ":")).encode())
+
+
+@pytest.fixture
+def saved(bundle: ModelBundle, tmp_path: Path) -> Path:
+    save_bundle(bundle, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_round_trip_gives_back_everything(bundle: ModelBundle, tmp_path: Path) -> None:
+    digest = save_bundle(bundle, tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    loaded = load_bundle(tmp_path / "saved")
+    assert loaded.digest == bundle.digest == digest
+    assert digest == hashlib.sha256((tmp_path / "saved" / "digests.json").read_bytes()).hexdigest()
+    assert loaded.model.config == bundle.model.config
+    assert loaded.tokenizer_config == bundle.tokenizer_config
+    assert (loaded.labels, loaded.lineage) == (bundle.labels, bundle.lineage)
+    assert loaded.vocabulary == bundle.vocabulary
+    assert not loaded.model.training
+    want, got = bundle.model.state_dict(), loaded.model.state_dict()
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_loaded_model_can_be_trained(saved: Path) -> None:
+    model = load_bundle(saved).model
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.decoder.fc[0].weight.detach().clone()
+    model.decoder(torch.ones(1, 1, 16)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.decoder.fc[0].weight, before)
+
+
+def test_equal_content_has_equal_bytes(bundle: ModelBundle, saved: Path, tmp_path: Path) -> None:
+    again = load_bundle(saved)
+    again.lineage = dict(reversed(again.lineage.items()))
+    assert save_bundle(again, tmp_path / "again") == bundle.digest
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_other_content_has_another_digest(bundle: ModelBundle, saved: Path, tmp_path: Path) -> None:
+    first = bundle.digest
+    bundle.lineage["run"] = "another run"
+    assert save_bundle(bundle, tmp_path / "other") != first
+
+
+def test_nothing_is_overwritten_or_left_behind(bundle: ModelBundle, saved: Path, tmp_path: Path) -> None:
+    before = (saved / "digests.json").read_bytes()
+    bundle.lineage["run"] = "another run"
+    with pytest.raises(ConflictError, match="exists already"):
+        save_bundle(bundle, saved)
+    assert (saved / "digests.json").read_bytes() == before
+    bundle.lineage["number"] = float("nan")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="JSON"):
+        save_bundle(bundle, tmp_path / "broken")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(
+    bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def fail_on_weights(path: Path, data: bytes) -> int:
+        if path.name == "model.safetensors":
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fail_on_weights)
+    with pytest.raises(OSError, match="No space"):
+        save_bundle(bundle, tmp_path / "full")
+    assert list(tmp_path.iterdir()) == []
+    assert bundle.digest is None
+
+
+def test_reduced_precision_is_stored_as_single(
+    build_model: Callable[..., ScGPT], bundle: ModelBundle, tmp_path: Path
+) -> None:
+    bundle.model = build_model(num_labels=3, dtype=torch.bfloat16)
+    save_bundle(bundle, tmp_path / "half")
+    stored = safetensors.torch.load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_every_flipped_byte_is_found(saved: Path, name: str) -> None:
+    data = (saved / name).read_bytes()
+    places = np.unique(np.linspace(0, len(data) - 1, 40).astype(int))
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << (place % 8)
+        (saved / name).write_bytes(flipped)
+        with pytest.raises(CytorayError) as caught:
+            load_bundle(saved)
+        assert isinstance(caught.value, DigestError | ModelError)
+        if name != "digests.json":
+            assert caught.value.details == {
+                "file": name,
+                "expected": hashlib.sha256(data).hexdigest(),
+                "seen": hashlib.sha256(flipped).hexdigest(),
+            }
+
+
+def test_listing_must_be_the_bytes_that_were_written(saved: Path) -> None:
+    with (saved / "digests.json").open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(DigestError, match=r"digests\.json was changed"):
+        load_bundle(saved)
+
+
+def test_swapped_labels_are_refused(saved: Path) -> None:
+    (saved / "labels.json").write_bytes(b'["T","B","NK"]')
+    with pytest.raises(DigestError, match=r"labels\.json"):
+        load_bundle(saved)
+
+
+def test_nothing_is_parsed_before_all_is_verified(saved: Path) -> None:
+    _reseal(saved, "config.json", b"not json")
+    with (saved / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(DigestError, match=r"model\.safetensors"):
+        load_bundle(saved)
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"digests.json"}))
+def test_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(DigestError) as caught:
+        load_bundle(saved)
+    assert caught.value.details == {"missing": [name], "extra": []}
+
+
+def test_unlisted_file_is_refused(saved: Path) -> None:
+    (saved / "best_model.pt").write_bytes(b"payload")
+    with pytest.raises(DigestError, match=r"best_model\.pt"):
+        load_bundle(saved)
+
+
+def test_no_bundle_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no model bundle"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(NotFoundError, match=r"digests\.json"):
+        load_bundle(tmp_path)
+
+
+def test_listing_cannot_point_elsewhere(saved: Path, tmp_path: Path) -> None:
+    shutil.copy(saved / "labels.json", tmp_path / "labels.json")
+    listing = json.loads((saved / "digests.json").read_bytes())
+    listing["files"]["../labels.json"] = listing["files"].pop("labels.json")
+    (saved / "digests.json").write_bytes(json.dumps(listing, sort_keys=True, separators=(",", ":")).encode())
+    with pytest.raises(DigestError, match="does not list the files"):
+        load_bundle(saved)
+
+
+def _change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_bytes()) | changes
+    _reseal(folder, "config.json", json.dumps(config).encode())
+
+
+def test_tensor_of_another_shape_is_named_with_both_shapes(saved: Path) -> None:
+    _change_config(saved, feedforward_width=32)
+    with pytest.raises(ModelError) as caught:
+        load_bundle(saved)
+    assert caught.value.details["tensor"] == "transformer_encoder.layers.0.linear1.bias"
+    assert "(24,)" in str(caught.value)
+    assert "(32,)" in str(caught.value)
+
+
+def test_missing_and_unexpected_tensors_are_named(saved: Path) -> None:
+    tensors = safetensors.torch.load_file(saved / "model.safetensors")
+    tensors["surplus"] = tensors.pop("mvc_decoder.W.weight")
+    _reseal(saved, "model.safetensors", safetensors.torch.save(tensors))
+    with pytest.raises(ModelError) as caught:
+        load_bundle(saved)
+    assert caught.value.details == {"missing": ["mvc_decoder.W.weight"], "unexpected": ["surplus"]}
+
+
+def test_tensors_of_another_type_are_refused(saved: Path) -> None:
+    tensors = safetensors.torch.load_file(saved / "model.safetensors")
+    tensors["mvc_decoder.W.weight"] = tensors["mvc_decoder.W.weight"].half()
+    _reseal(saved, "model.safetensors", safetensors.torch.save(tensors))
+    with pytest.raises(ModelError, match=r"mvc_decoder\.W\.weight is torch\.float16"):
+        load_bundle(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("config.json", b'{"width": "wide"}'),
+        ("config.json", b"[]"),
+        ("labels.json", b'["B", "T", 3]'),
+        ("lineage.json", b'{"run": 7}'),
+        ("preprocessing.json", b'{"surprise": 1}'),
+        ("vocab.json", b"[1, 2]"),
+        ("model.safetensors", b"\x80\x04not safetensors"),
+        ("config.json", b"\xff\xfe"),
+    ],
+)
+def test_intact_but_wrong_content_names_its_file(saved: Path, name: str, data: bytes) -> None:
+    _reseal(saved, name, data)
+    with pytest.raises(ModelError):
+        load_bundle(saved)
+
+
+def test_labels_and_vocabulary_must_fit_the_model(bundle: ModelBundle) -> None:
+    with pytest.raises(ModelError, match="3 labels, 2 names"):
+        ModelBundle(bundle.model, bundle.vocabulary, bundle.tokenizer_config, ("B", "T"))
+    with pytest.raises(ModelError, match="2 distinct"):
+        ModelBundle(bundle.model, bundle.vocabulary, bundle.tokenizer_config, ("B", "T", "T"))
+    smaller = type(bundle.vocabulary)(["GENE00", "<pad>", "<cls>", "<eoc>"])
+    with pytest.raises(ModelError, match="4 tokens, the model has 63"):
+        ModelBundle(bundle.model, smaller, bundle.tokenizer_config, bundle.labels)
+
+
+def test_loading_draws_no_random_numbers(saved: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_bundle(saved)
+    assert torch.equal(torch.get_rng_state(), before)

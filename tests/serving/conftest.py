@@ -1,0 +1,138 @@
+"""A tiny real bundle, a service around it, and ways to ask it, for the tests of the serving room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from fastapi.testclient import TestClient
+
+from cytoray.model.bundle import ModelBundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.predictor import CellPredictor
+from cytoray.model.transformer import ScGPT
+from cytoray.serving.api import build_api
+from cytoray.serving.parsing import Limits
+from cytoray.serving.schemas import ModelInfo
+from cytoray.serving.service import CellService
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+NUM_GENES = 40
+GENES = tuple(f"GENE{number:02d}" for number in range(NUM_GENES))
+MODEL = ModelInfo(name="tiny", version="7", digest="d" * 64)
+LIMITS = Limits(max_cells=16, max_body_bytes=64 * 1024, max_nonzeros=400, min_gene_overlap=0.5, deadline_s=20.0)
+
+
+@pytest.fixture(scope="session")
+def build_bundle() -> Callable[..., ModelBundle]:
+    """Build a seeded model whose parameters are jittered, so that labels and embeddings differ between cells."""
+
+    def build(labels: Sequence[str] = ("B", "T", "NK")) -> ModelBundle:
+        vocabulary = GeneVocabulary(GENES)
+        config = ModelConfig(
+            vocabulary_size=vocabulary.size,
+            width=16,
+            num_heads=4,
+            feedforward_width=24,
+            num_layers=2,
+            dropout=0.0,
+            num_labels=len(labels),
+        )
+        torch.manual_seed(0)
+        model = ScGPT(config, pad_id=vocabulary.pad_id)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        return ModelBundle(model.eval(), vocabulary, TokenizerConfig(max_length=24), tuple(labels), digest="d" * 64)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def bundle(build_bundle: Callable[..., ModelBundle]) -> ModelBundle:
+    """A bundle with three labels, which cells of ``make_counts`` do not all share."""
+    return build_bundle()
+
+
+@pytest.fixture(scope="session")
+def build_service() -> Callable[..., CellService]:
+    """Build a service around a bundle, with another predictor where a test wants to misbehave."""
+
+    def build(bundle: ModelBundle, *, predictor: Any = None, **limits: float) -> CellService:
+        predictor = predictor or CellPredictor(bundle)
+        changed = LIMITS.model_copy(update=limits)
+        return CellService(predictor, vocabulary=bundle.vocabulary, model=MODEL, limits=changed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_counts() -> Callable[..., sp.csr_matrix]:
+    """Make counts over the 40 genes, of cells with different numbers of expressed genes, none without any."""
+
+    def make(num_cells: int, *, seed: int = 0) -> sp.csr_matrix:
+        rng = np.random.default_rng(seed)
+        dense = rng.poisson(1.0, (num_cells, NUM_GENES)).astype(np.float32)
+        dense[:, 0] += 1
+        dense[:, 1] *= np.float32(1.1)  # no dyadic fraction: only exact decimals bring it across
+        return sp.csr_matrix(dense)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def as_cells() -> Callable[[sp.csr_matrix], SparseCells]:
+    """The oracle's way from counts to cells: gene k of the vocabulary has id k."""
+
+    def convert(counts: sp.csr_matrix) -> SparseCells:
+        rows = np.arange(counts.shape[0], dtype=np.uint64)
+        return SparseCells(counts.indices.astype(np.int32), counts.data, counts.indptr.astype(np.int64), rows)
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def as_request() -> Callable[..., dict[str, Any]]:
+    """The request body for counts, written from the dense matrix."""
+
+    def convert(counts: sp.csr_matrix, **members: Any) -> dict[str, Any]:
+        rows = [(np.flatnonzero(row), row) for row in counts.toarray()]
+        cells = [{"i": columns.tolist(), "v": row[columns].tolist()} for columns, row in rows]
+        return {"genes": list(GENES), "cells": cells, **members}
+
+    return convert
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[CellService], TestClient]]:
+    """Connect to the application around a service, without a network; errors come back as replies."""
+    with ExitStack() as stack:
+        yield lambda service: stack.enter_context(TestClient(build_api(service), raise_server_exceptions=False))
+
+
+@pytest.fixture
+def http(
+    bundle: ModelBundle, build_service: Callable[..., CellService], connect: Callable[[CellService], TestClient]
+) -> TestClient:
+    """The application around ``bundle``."""
+    return connect(build_service(bundle))
+
+
+@pytest.fixture
+def post(http: TestClient) -> Callable[..., httpx.Response]:
+    """``post(route, body)`` JSON or raw bytes to the application around ``bundle``."""
+
+    def send(route: str, body: Any, **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return http.post(route, content=content, headers={"Content-Type": "application/json", **headers})
+
+    return send
