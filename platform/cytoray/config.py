@@ -10,14 +10,23 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from cytoray.errors import ConfigError
 
+
+def _absolute(uri: str) -> str:
+    """Local paths made absolute: a Ray worker has another current folder than whoever wrote them."""
+    if "://" in uri:
+        return uri
+    return str(Path(uri).expanduser().absolute()) + ("/" if uri.endswith("/") else "")
+
+
+Location = Annotated[str, AfterValidator(_absolute)]  # an s3:// URI or a local path
 KeyPath = tuple[str | int, ...]
 ConfigType = TypeVar("ConfigType", bound="Config")
 
@@ -29,9 +38,13 @@ class Config(BaseModel):
         frozen=True, extra="forbid", strict=True, validate_default=True, ser_json_inf_nan="constants"
     )
 
+    #: Fields that say where things lie, not what is made of them: left out of the fingerprint.
+    places: ClassVar[frozenset[str]] = frozenset()
+
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON of all values, defaults included."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256 (hex) of the canonical JSON of all values, defaults included, ``places`` left out."""
+        values = self.model_dump(mode="json", exclude=set(self.places))
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:

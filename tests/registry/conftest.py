@@ -20,8 +20,9 @@ from cytoray.tracking.server import connect
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}")
+    path = tmp_path_factory.getbasetemp() / "mlflow-migrated" / "mlflow.db"  # one for both rooms: it takes seconds
+    if not path.exists():
+        connect(f"sqlite:///{path}")
     return path
 
 

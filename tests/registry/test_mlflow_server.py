@@ -42,6 +42,7 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
     server.wait(timeout=30)
 
 
+@pytest.mark.slow  # the server alone takes six seconds of CPU to start
 def test_a_run_begun_before_its_server_arrives_and_its_bundle_is_served(
     migrated_database, make_bundle, tmp_path, monkeypatch
 ):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from fastapi.testclient import TestClient
+
+with warnings.catch_warnings():  # importing Serve 2.60 uses a form of Field that pydantic 2.14 deprecates
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import ray.serve  # noqa: F401
 
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.serving.api import build_api
-from cytoray.serving.parsing import Limits
+from cytoray.serving.config import Limits
 from cytoray.serving.schemas import ModelInfo
 from cytoray.serving.service import CellService
 from cytoray.tokens.cells import SparseCells
@@ -112,23 +116,52 @@ def as_request() -> Callable[..., dict[str, Any]]:
     return convert
 
 
+class Http:
+    """The application around a service, asked without a network; its event loop lives from call to call."""
+
+    def __init__(self, service: CellService, runner: asyncio.Runner) -> None:
+        transport = httpx.ASGITransport(build_api(service), raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        self._runner = runner
+
+    def get(self, route: str) -> httpx.Response:
+        return self._runner.run(self._client.get(route))
+
+    def post(self, route: str, **options: Any) -> httpx.Response:
+        return self._runner.run(self._client.post(route, **options))
+
+
 @pytest.fixture
-def connect() -> Iterator[Callable[[CellService], TestClient]]:
-    """Connect to the application around a service, without a network; errors come back as replies."""
-    with ExitStack() as stack:
-        yield lambda service: stack.enter_context(TestClient(build_api(service), raise_server_exceptions=False))
+def runner() -> Iterator[asyncio.Runner]:
+    """An event loop to run coroutines in, one after the other."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def connect(runner: asyncio.Runner) -> Iterator[Callable[[CellService], Http]]:
+    """Connect to the application around a service; errors come back as replies."""
+    services: list[CellService] = []
+
+    def connect(service: CellService) -> Http:
+        services.append(service)
+        return Http(service, runner)
+
+    yield connect
+    for service in services:
+        runner.run(service.close())
 
 
 @pytest.fixture
 def http(
-    bundle: ModelBundle, build_service: Callable[..., CellService], connect: Callable[[CellService], TestClient]
-) -> TestClient:
+    bundle: ModelBundle, build_service: Callable[..., CellService], connect: Callable[[CellService], Http]
+) -> Http:
     """The application around ``bundle``."""
     return connect(build_service(bundle))
 
 
 @pytest.fixture
-def post(http: TestClient) -> Callable[..., httpx.Response]:
+def post(http: Http) -> Callable[..., httpx.Response]:
     """``post(route, body)`` JSON or raw bytes to the application around ``bundle``."""
 
     def send(route: str, body: Any, **headers: str) -> httpx.Response:

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
 
 from cytoray.serving.problems import CASES
 
@@ -128,7 +127,7 @@ def test_empty_cells_list_their_indices(post: Post) -> None:
     assert (problem["indices"], problem["count"]) == ([1, 3], 2)
 
 
-def test_wrong_media_type(http: TestClient) -> None:
+def test_wrong_media_type(http: Any) -> None:
     for headers in ({"Content-Type": "text/plain"}, {}, {"Content-Type": "application/json", "Content-Encoding": "br"}):
         response = http.post("/v1/embed", content=b"{}", headers=headers)
         problem = _assert_problem(response, status=415, code="unsupported_media_type")
@@ -141,10 +140,10 @@ def test_declared_length_over_the_limit(post: Post) -> None:
     assert (problem["what"], problem["limit"]) == ("bytes", LIMIT)
 
 
-def test_length_is_also_counted_while_reading(http: TestClient) -> None:
+def test_length_is_also_counted_while_reading(http: Any) -> None:
     sent = 0
 
-    def chunks() -> Any:  # without a Content-Length
+    async def chunks() -> Any:  # without a Content-Length
         nonlocal sent
         for _ in range(100):
             sent += 8192
@@ -152,6 +151,7 @@ def test_length_is_also_counted_while_reading(http: TestClient) -> None:
 
     response = http.post("/v1/embed", content=chunks(), headers={"Content-Type": "application/json"})
     _assert_problem(response, status=413, code="too_large")
+    assert sent == LIMIT + 8192  # and not one chunk more is read
 
 
 def test_too_many_cells(post: Post) -> None:
@@ -166,7 +166,7 @@ def test_too_many_values(post: Post) -> None:
     assert (problem["what"], problem["seen"], problem["limit"]) == ("non-zero values", 440, 400)
 
 
-def test_unknown_route_and_method(http: TestClient) -> None:
+def test_unknown_route_and_method(http: Any) -> None:
     _assert_problem(http.get("/v1/nothing"), status=404, code="not_found")
     response = http.get("/v1/embed")
     _assert_problem(response, status=405, code="method_not_allowed")

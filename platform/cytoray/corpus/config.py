@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cytoray.config import Config
+from cytoray.config import Config, Location
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 
 class SourceConfig(Config):
     """One file of cells, or a prefix of them."""
 
-    uri: str = Field(description="An .h5ad file, or a folder or prefix ending in '/' whose .h5ad files are all read.")
+    uri: Location = Field(
+        description="An .h5ad file, or a folder or prefix ending in '/' whose .h5ad files are all read."
+    )
     matrix: str = Field(
         "auto", pattern=r"^(auto|X|raw\.X|layers/.+)$", description="auto (prefer counts), X, raw.X or layers/NAME."
     )
@@ -34,8 +36,10 @@ class CheckConfig(Config):
 class IngestConfig(Config):
     """From files of cells to one committed corpus."""
 
+    places: ClassVar[frozenset[str]] = frozenset({"store", "read_concurrency"})
+
     kind: Literal["ingest"] = Field("ingest", description="Which stage this file configures.")
-    store: str = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
+    store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
     corpus: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the corpus.")
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="The files to read.")
     obs_columns: tuple[str, ...] = Field((), description="Columns of obs to keep; all of them if empty.")

@@ -122,10 +122,9 @@ def describe_source(description: SourceDescription, num_matched_genes: int) -> s
         "expression": "expression that is no count, kept as float32 (bins depend on ranks only)",
         "negative": "values below zero, which will be refused",
     }[description.value_kind]
-    matrix = description.matrix.replace("raw/", "raw.")
     return (
         f"{description.num_cells:,} cells, {num_matched_genes:,} of {description.num_genes:,} genes in the vocabulary, "
-        f"{matrix}: {done}"
+        f"{description.matrix}: {done}"
     )
 
 

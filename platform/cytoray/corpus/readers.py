@@ -48,6 +48,7 @@ class H5adReader:
     def __init__(self, source: SourceConfig) -> None:
         self.source = source
         self.info = storage.info(source.uri)
+        self._turned: dict[str, sparse.csr_matrix] = {}
         self._raw_file = storage.open_read(source.uri)
         try:
             self._file = h5py.File(self._raw_file, "r")
@@ -73,21 +74,20 @@ class H5adReader:
     def matrix(self) -> str:
         """The matrix that is read: the one asked for, or by preference counts before anything else."""
         if self.source.matrix != "auto":
-            if self.source.matrix.replace(".", "/") not in self._candidates():
+            if self.source.matrix not in self._elements:
                 raise CorpusError(
                     f"{self.source.uri}: there is no matrix {self.source.matrix!r}.",
-                    remedy=f"This file holds: {', '.join(self._candidates()) or 'none at all'}.",
+                    remedy=f"This file holds: {', '.join(self._elements) or 'none at all'}.",
                     uri=self.source.uri,
                 )
-            return self.source.matrix.replace(".", "/")
-        candidates = self._candidates()
-        if not candidates:
+            return self.source.matrix
+        if not self._elements:
             raise CorpusError(
                 f"{self.source.uri}: the file has no expression matrix (no X, raw.X or layers).",
                 remedy="Write the counts to X and save again.",
                 uri=self.source.uri,
             )
-        return min(candidates, key=lambda name: _PREFERENCE[self._kind_of(name)])
+        return min(self._elements, key=lambda name: _PREFERENCE[self._kind_of(name)])
 
     @cached_property
     def value_kind(self) -> ValueKind:
@@ -97,13 +97,12 @@ class H5adReader:
     @cached_property
     def gene_names(self) -> list[str]:
         """Names of the G genes, from the index of var or from ``gene_column``."""
-        var = self._frame("raw/var" if self.matrix == "raw/X" else "var")
         column = self.source.gene_column
         if column is None:
-            return [str(name) for name in var.index]
-        if column not in var:
-            raise self._no_column("var", column, list(var.columns))
-        return [str(name) for name in var[column]]
+            return [str(name) for name in self._var.index]
+        if column not in self._var:
+            raise self._no_column("var", column, list(self._var.columns))
+        return [str(name) for name in self._var[column]]
 
     @cached_property
     def ensembl_ids(self) -> list[str] | None:
@@ -111,10 +110,9 @@ class H5adReader:
         column = self.source.ensembl_column
         if column is None:
             return None
-        var = self._frame("raw/var" if self.matrix == "raw/X" else "var")
-        if column not in var:
-            raise self._no_column("var", column, list(var.columns))
-        return ["" if pd.isna(value) else str(value) for value in var[column]]
+        if column not in self._var:
+            raise self._no_column("var", column, list(self._var.columns))
+        return ["" if pd.isna(value) else str(value) for value in self._var[column]]
 
     def describe(self) -> SourceDescription:
         """Size, shape and kind of values."""
@@ -141,23 +139,30 @@ class H5adReader:
         """Cells ``start`` to ``stop`` of the chosen matrix as float32 CSR, shape (C, G)."""
         return self._read(self.matrix, start, stop)
 
-    def _candidates(self) -> list[str]:
-        """Matrices of the file, the usual place of counts first among equals."""
-        names = [name for name in ("X", "raw/X") if name in self._file]
-        return names + [f"layers/{name}" for name in self._file.get("layers", ())]
+    @cached_property
+    def _elements(self) -> dict[str, str]:
+        """Matrices of the file by their name in AnnData, and their key; files of before 2020 have a key ``raw.X``."""
+        places = {"X": "X", "raw.X": "raw.X" if "raw.X" in self._file else "raw/X"}
+        places.update({f"layers/{name}": f"layers/{name}" for name in self._file.get("layers", ())})
+        return {name: key for name, key in places.items() if key in self._file}
+
+    @cached_property
+    def _var(self) -> pd.DataFrame:
+        """The table of the chosen matrix's genes."""
+        return self._frame(self._elements[self.matrix].replace("X", "var") if self.matrix == "raw.X" else "var")
 
     def _shape(self, matrix: str) -> tuple[int, int]:
-        element = self._file[matrix]
+        element = self._file[self._elements[matrix]]
         shape = element.shape if isinstance(element, h5py.Dataset) else _sparse(element).shape
         return int(shape[0]), int(shape[1])
 
     def _read(self, matrix: str, start: int, stop: int) -> sparse.csr_matrix:
-        element = self._file[matrix]
+        element = self._file[self._elements[matrix]]
         try:
             if isinstance(element, h5py.Dataset):
                 return sparse.csr_matrix(np.asarray(element[start:stop], dtype=np.float32))
             if _sparse(element).format == "csc":
-                return self._turned[start:stop]
+                return self._turn(matrix)[start:stop]
             return sparse.csr_matrix(_sparse(element)[start:stop], dtype=np.float32)
         except (OSError, ValueError, IndexError) as error:
             raise CorpusError(
@@ -166,17 +171,18 @@ class H5adReader:
                 uri=self.source.uri,
             ) from error
 
-    @cached_property
-    def _turned(self) -> sparse.csr_matrix:
+    def _turn(self, matrix: str) -> sparse.csr_matrix:
         """A column-compressed matrix turned into rows, once."""
-        dataset = _sparse(self._file[self.matrix])
-        if self._file[self.matrix]["data"].shape[0] > MAX_CSC_ENTRIES:
-            raise CorpusError(
-                f"{self.source.uri}: {self.matrix} is column-compressed (CSC) and too large to turn round in memory.",
-                remedy="Save it as CSR: adata.X = adata.X.tocsr(); adata.write_h5ad(...).",
-                uri=self.source.uri,
-            )
-        return sparse.csr_matrix(dataset.to_memory(), dtype=np.float32)
+        if matrix not in self._turned:
+            element = self._file[self._elements[matrix]]
+            if element["data"].shape[0] > MAX_CSC_ENTRIES:
+                raise CorpusError(
+                    f"{self.source.uri}: {matrix} is column-compressed (CSC) and too large to turn round in memory.",
+                    remedy="Save it as CSR: adata.X = adata.X.tocsr(); adata.write_h5ad(...).",
+                    uri=self.source.uri,
+                )
+            self._turned = {matrix: sparse.csr_matrix(_sparse(element).to_memory(), dtype=np.float32)}
+        return self._turned[matrix]
 
     def _kind_of(self, matrix: str) -> ValueKind:
         num_cells, _ = self._shape(matrix)
@@ -191,9 +197,12 @@ class H5adReader:
                 remedy="Write it with adata.write_h5ad(...).",
                 uri=self.source.uri,
             )
+        element = self._file[key]
+        if isinstance(element, h5py.Dataset):
+            return _legacy_frame(element, self._file.get("uns", {}))
         # String arrays are kept as objects: pandas' own string type does not survive every column operation.
         with anndata.settings.override(allow_write_nullable_strings=False):
-            frame: pd.DataFrame = read_elem(self._file[key])
+            frame: pd.DataFrame = read_elem(element)
             return frame
 
     def _no_column(self, table: str, column: str, there: Sequence[str]) -> CorpusError:
@@ -208,6 +217,21 @@ class H5adReader:
 def _sparse(element: h5py.Group) -> Any:
     """AnnData's lazily sliced view of a sparse group."""
     return sparse_dataset(element)
+
+
+def _legacy_frame(table: h5py.Dataset, uns: h5py.Group) -> pd.DataFrame:
+    """A table as AnnData wrote it before 0.7: one compound array, categories of its codes in ``uns``."""
+    columns: dict[str, Any] = {}
+    for name in table.dtype.names:
+        values = table[name]
+        if f"{name}_categories" in uns:
+            categories = uns[f"{name}_categories"].asstr()[()]
+            values = pd.Categorical.from_codes(values, categories=categories)
+        elif values.dtype.kind in "SO":
+            values = np.array([value.decode() if isinstance(value, bytes) else value for value in values], dtype=object)
+        columns[name] = values
+    index = next(name for name in ("index", "_index", table.dtype.names[0]) if name in columns)
+    return pd.DataFrame({name: values for name, values in columns.items() if name != index}, index=columns[index])
 
 
 def judge_values(sample: sparse.csr_matrix) -> ValueKind:

@@ -95,7 +95,7 @@ def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[
             there = f"There are versions {', '.join(sorted(found, key=int)) or 'none'}; aliases {aliases or 'none'}."
             raise RegistryError(f"There is no {uri}.", remedy=there, uri=uri)
         version = _describe(found[str(number)], model)
-    return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder)), version
+    return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder).expanduser()), version
 
 
 def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVersion]:

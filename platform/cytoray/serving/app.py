@@ -11,20 +11,21 @@ import httpx
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import ApplicationStatus
 
 from cytoray.errors import ServingError
+from cytoray.serving.config import REGISTRY_SCHEME, AppArgs
 from cytoray.serving.deployments import (
     DRAIN_S,
     HEALTH_PERIOD_S,
     HEALTH_TIMEOUT_S,
-    REGISTRY_SCHEME,
-    AppArgs,
     CellDeployment,
     load_model,
 )
 
 APP_NAME = "cytoray"
-READY_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
+POLL_S = 0.2
 PROXY_MARGIN_S = 30.0  # the application's own deadline answers first, with a problem that says so
 
 logger = logging.getLogger(__name__)
@@ -52,11 +53,11 @@ def build_app(args: AppArgs) -> serve.Application:
     return as_deployment(CellDeployment).bind(args)
 
 
-def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> str:
+def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = START_TIMEOUT_S) -> str:
     """Serve ``args`` on the connected Ray cluster and return the base URL once it answers.
 
-    Raises ServingError where the port is taken, Serve runs already or the service does not come up, and whatever
-    loading the model raises: that is tried here first, because from inside a replica it would arrive as a stack trace.
+    Raises ServingError where the port is taken, Serve runs already or the service is not up after ``timeout_s``, and
+    whatever loading the model raises: that is tried here first, because a replica would only tell it as a stack trace.
     """
     assert ray.is_initialized(), "connect to Ray first: Serve would start a cluster of its own"
     if serve.status().proxies:
@@ -67,15 +68,14 @@ def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> 
     args = pin_version(args)
     http_options = {"host": host, "port": port, "request_timeout_s": args.limits.deadline_s + PROXY_MARGIN_S}
     serve.start(proxy_location="HeadOnly", http_options=http_options)
-    try:
-        serve.run(build_app(args), name=APP_NAME, route_prefix="/")
-    except RuntimeError as error:
-        stop_service()
-        raise ServingError(
-            f"The service did not start: {error}", remedy="`serve status` and the replica's log say more."
-        ) from error
     url = f"http://{host}:{port}"
-    wait_until_ready(url, timeout_s=READY_TIMEOUT_S)
+    try:
+        serve.run_many([serve.RunTarget(build_app(args), name=APP_NAME)], wait_for_applications_running=False)
+        wait_until_running(timeout_s=timeout_s)
+        wait_until_ready(url, timeout_s=timeout_s)
+    except ServingError:
+        stop_service()
+        raise
     logger.info("serving %s at %s", args.model_uri, url)
     return url
 
@@ -111,6 +111,24 @@ def check_port(host: str, *, port: int) -> None:
             ) from error
 
 
+def wait_until_running(*, timeout_s: float) -> None:
+    """Return when Serve calls the application RUNNING; ServingError with Serve's reasons when that fails or lasts."""
+    deadline = time.monotonic() + timeout_s
+    failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+    while True:
+        application = serve.status().applications[APP_NAME]
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        if application.status in failed or time.monotonic() > deadline:
+            reasons = (application.message, *(part.message for part in application.deployments.values()))
+            raise ServingError(
+                f"The service did not start within {timeout_s:g} s ({application.status.value}):"
+                f" {' '.join(reason for reason in reasons if reason) or 'its replicas are still starting'}.",
+                remedy="Check that the cluster has num_cpus free for a replica; the replica's log says more.",
+            )
+        time.sleep(POLL_S)
+
+
 def wait_until_ready(url: str, *, timeout_s: float) -> None:
     """Return when ``url``/readyz answers 200; raises ServingError after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
@@ -124,7 +142,7 @@ def wait_until_ready(url: str, *, timeout_s: float) -> None:
             if status == 200:
                 return
             seen = f"HTTP {status}"
-        time.sleep(0.2)
+        time.sleep(POLL_S)
     raise ServingError(
         f"{url} is not ready after {timeout_s:g} s (last seen: {seen}).", remedy="`serve status` says why.", url=url
     )

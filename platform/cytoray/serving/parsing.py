@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from cytoray.config import Config
 from cytoray.errors import RequestError
+from cytoray.serving.config import Limits
 from cytoray.serving.schemas import AnnotateRequest, CellPayload, EmbedRequest, Task
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneMapping
@@ -24,20 +24,6 @@ Int64 = npt.NDArray[np.int64]
 
 SAMPLE = 20  # offenders named in a problem
 REQUESTS: dict[Task, type[EmbedRequest]] = {"embed": EmbedRequest, "annotate": AnnotateRequest}
-
-
-class Limits(Config):
-    """How much one request may ask for."""
-
-    max_cells: int = Field(default=1024, ge=1, description="Cells in one request; more belong into an offline job.")
-    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Length of a request body.")
-    max_nonzeros: int = Field(default=4_000_000, ge=1, description="Non-zero values in one request.")
-    min_gene_overlap: float = Field(
-        default=0.1, ge=0, le=1, description="Smallest share of the request's genes that the model must know."
-    )
-    deadline_s: float = Field(
-        default=60.0, gt=0, description="Longest time from the last byte of a request to its answer."
-    )
 
 
 @dataclass(frozen=True)

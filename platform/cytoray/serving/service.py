@@ -18,7 +18,8 @@ import pydantic_core
 from cytoray.errors import ModelError, RequestError, ServingError
 from cytoray.model.predictor import Predictions
 from cytoray.serving.batcher import Batcher, Done
-from cytoray.serving.parsing import SAMPLE, Limits, ParsedRequest, parse_request, select_cells
+from cytoray.serving.config import Limits
+from cytoray.serving.parsing import SAMPLE, ParsedRequest, parse_request, select_cells
 from cytoray.serving.schemas import GeneSummary, ModelInfo, Task
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneMapping, GeneVocabulary

@@ -8,7 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ class NameResolver:
 
     def map(self, names: Sequence[str], ensembl_ids: Sequence[str] | None) -> GeneMapping:
         """Map G genes; an Ensembl id decides where the name is no token, else the name's older meanings do."""
-        by_id = ensembl_ids or [""] * len(names)
+        by_id = [""] * len(names) if ensembl_ids is None else ensembl_ids
         species = guess_species([gene_id or name for name, gene_id in zip(names, by_id, strict=True)])
         # Human aliases such as Pgp1 read like mouse symbols, so they only count where nothing speaks against human.
         others = self._others if species in ("human", "unknown") else {}
@@ -92,10 +92,11 @@ class NameResolver:
         for name, (token, _) in zip(names, found, strict=True):
             sources.setdefault(token, []).append(name)
         unknown = tuple(sources.pop(-1, ()))
+        counts = Counter(how for _, how in found)
         tokens = {token: name for name, token in self._index.items()}
         return GeneMapping(
             ids=np.array([token for token, _ in found], np.int32),
-            how=dict(Counter(how for _, how in found)),
+            how={kind: counts[kind] for kind in get_args(How)},
             unknown=unknown,
             duplicates={tokens[token]: group for token, group in sources.items() if len(group) > 1},
             id_type=guess_id_type(names),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cytoray.config import Config
+from cytoray.config import Config, Location
 from cytoray.model.config import ModelConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tracking import TrackingConfig
@@ -85,7 +85,9 @@ class GenerativeConfig(Config):
 class RunConfig(Config):
     """What every training run has."""
 
-    store: str = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
+    places: ClassVar[frozenset[str]] = frozenset({"store", "tracking"})
+
+    store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
     run: str = Field(pattern=NAME, description="Name of the run; the same name continues the same run.")
     corpus: str = Field(pattern=NAME, description="The committed corpus to train on.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="From counts to tokens.")

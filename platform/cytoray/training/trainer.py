@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import threading
@@ -50,6 +49,24 @@ class TrainingResult:
     config_digest: str
     mlflow_run_id: str | None
     skipped: bool
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Losses at about 200 evenly spaced steps, each with its ``step``."""
+        return [dict(point) for point in self.checkpoint.state.history]
+
+    def summary(self) -> dict[str, Any]:
+        """What a job prints: the last checkpoint, its loss, and what it belongs to."""
+        return {
+            "checkpoint": self.checkpoint.uri,
+            "step": self.checkpoint.state.step,
+            "first_loss": self.history[0]["loss"],
+            "last_loss": self.history[-1]["loss"],
+            "corpus_manifest_digest": self.manifest_digest,
+            "config_digest": self.config_digest,
+            "mlflow_run_id": self.mlflow_run_id,
+            "skipped": self.skipped,
+        }
 
 
 class _RunRecord(Config):
@@ -105,13 +122,13 @@ def _claim(config: RunConfig, manifest_digest: str) -> _RunRecord:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str) -> list[str]:
-    """Key paths whose values differ; where the run is tracked does not matter."""
+    """Key paths whose values differ; where things lie does not matter."""
     keys: list[str] = []
     for key in sorted(there.keys() | here.keys()):
         path, old, new = f"{prefix}{key}", there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             keys.extend(_differences(old, new, f"{path}."))
-        elif old != new and not path.startswith("tracking."):
+        elif old != new and path.partition(".")[0] not in RunConfig.places:
             keys.append(path)
     return keys
 
@@ -203,23 +220,3 @@ class _Watch:
         if step > self._shown:
             self._advance(step - self._shown, f"loss {loss:.3f}")
             self._shown = step
-
-
-def loss_history(result: TrainingResult) -> list[dict[str, float]]:
-    """The run's losses at about 200 steps, each with its ``step``."""
-    return [dict(point) for point in result.checkpoint.state.history]
-
-
-def to_json(result: TrainingResult) -> str:
-    """What a job prints: where the run's last checkpoint lies and what it belongs to."""
-    return json.dumps(
-        {
-            "checkpoint": result.checkpoint.uri,
-            "step": result.checkpoint.state.step,
-            "loss": result.checkpoint.state.history[-1]["loss"],
-            "corpus_manifest": result.manifest_digest,
-            "config": result.config_digest,
-            "mlflow_run_id": result.mlflow_run_id,
-            "skipped": result.skipped,
-        }
-    )

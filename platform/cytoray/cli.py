@@ -1,0 +1,187 @@
+"""The command line: each command is a thin call into a room; errors are one paragraph and exit code 2."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cytoray.errors import CytorayError
+
+app = typer.Typer(
+    name="cytoray",
+    help="Single-cell foundation models: from a bucket of count matrices to a served answer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at and check configuration files.", no_args_is_help=True)
+tracking_app = typer.Typer(help="The run journals and MLflow.", no_args_is_help=True)
+models_app = typer.Typer(help="Registered models.", no_args_is_help=True)
+for name, group in (("config", config_app), ("tracking", tracking_app), ("models", models_app)):
+    app.add_typer(group, name=name)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A YAML file of one stage.", show_default=False)]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is a paragraph on stderr and exit code 2, never a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cytoray").setLevel(logging.INFO)
+    try:
+        app()
+    except CytorayError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Option(help="Local folder for everything that is made.")] = Path(
+        "cytoray-quickstart"
+    ),
+    store: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix or folder for the data; default: in FOLDER.")
+    ] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if it is not Amazon's.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Your own .h5ad (path or s3://); default: cells from scanpy.")
+    ] = None,
+    label_key: Annotated[str | None, typer.Option(help="Column of obs with the cell types of --data.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the service.", min=1, max=65535)] = 8000,
+    num_cpus: Annotated[int, typer.Option(help="Logical CPUs of the Ray that is started here.", min=2)] = 2,
+    max_cells: Annotated[int, typer.Option(help="Use at most this many cells of --data.", min=10)] = 10_000,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier quickstart made, start over.")] = False,
+) -> None:
+    """Take real cells from a store to a served, checked cell-type model: the whole way, in a few minutes."""
+    if endpoint_url is not None:
+        os.environ["AWS_ENDPOINT_URL"] = endpoint_url
+    from cytoray.cluster import prepare_auth
+
+    prepare_auth()  # before anything imports ray
+    from cytoray.quickstart.flow import QuickstartOptions, run_quickstart
+
+    run_quickstart(QuickstartOptions(folder, store, data, label_key, port, num_cpus, max_cells, fresh))
+
+
+def _stage_command(name: str, help_text: str) -> Callable[..., None]:
+    """A command that runs the stage file ``jobs/NAME.py`` would run."""
+
+    def command(
+        config: Annotated[Path, typer.Option("--config", help="YAML file of this stage.", show_default=False)],
+        overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
+        num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+    ) -> None:
+        from cytoray.stages.job import print_result, run_stage
+
+        print_result(run_stage(name, config, overrides=overrides, num_cpus=num_cpus))
+
+    command.__doc__ = help_text
+    return command
+
+
+for _name, _help in {
+    "ingest": "Files of cells to a committed corpus.",
+    "pretrain": "A corpus to a pretrained run.",
+    "finetune": "A pretrained run to a cell-type annotation model.",
+    "evaluate": "Scores and plots on held-out cells, beside simple baselines.",
+    "promote": "Register a run's bundle in MLflow and move an alias to it.",
+    "embed": "Embed and annotate the cells of a file offline.",
+}.items():
+    app.command(_name)(_stage_command(_name, _help))
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Option("--config", help="YAML file of the service.", show_default=False)],
+    overrides: Overrides = [],  # noqa: B006
+    num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+) -> None:
+    """Serve a model on this machine (or the cluster of RAY_ADDRESS) until Ctrl-C."""
+    from cytoray.config import load_config
+    from cytoray.serving.config import ServeConfig
+
+    settings = load_config(ServeConfig, config, overrides=overrides)
+    from cytoray.cluster import connected
+
+    with connected(num_cpus=num_cpus):
+        from cytoray.serving.app import run_service, stop_service
+
+        try:
+            url = run_service(settings, host=settings.host, port=settings.port)
+            typer.echo(f"{url}/v1/annotate and {url}/v1/embed answer; OpenAPI at {url}/docs. Ctrl-C stops.")
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            typer.echo("stopping", err=True)
+        finally:
+            stop_service()
+
+
+@config_app.command("check")
+def config_check(files: Annotated[list[Path], typer.Argument(help="YAML files.")], overrides: Overrides = []) -> None:  # noqa: B006
+    """Check configuration files; every mistake is told with file, line, key path and the nearest valid key."""
+    from cytoray.stages.config import load_stage_config
+
+    mistakes = 0
+    for file in files:
+        try:
+            config: Any = load_stage_config(file, overrides=overrides)
+        except CytorayError as error:
+            mistakes += 1
+            typer.echo(f"error: {error}", err=True)
+        else:
+            typer.echo(f"{file}: good ({config.kind}, {config.fingerprint()[:12]})")
+    if mistakes:
+        raise typer.Exit(CytorayError.exit_code)
+
+
+@config_app.command("show")
+def config_show(file: ConfigFile, overrides: Overrides = []) -> None:  # noqa: B006
+    """Print the resolved configuration, defaults included, as YAML."""
+    from cytoray.stages.config import load_stage_config
+
+    typer.echo(load_stage_config(file, overrides=overrides).to_yaml(), nl=False)
+
+
+@tracking_app.command("sync")
+def tracking_sync(
+    folder: Annotated[Path, typer.Argument(help="Folder of run journals.")],
+    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
+) -> None:
+    """Send MLflow what it missed while it was away; nothing is sent twice."""
+    from cytoray.tracking import sync
+
+    report = sync(folder, uri=uri)
+    typer.echo(f"{report.journals} journals: {report.sent} events sent, {report.refused} refused, {report.busy} busy")
+    for journal, why in report.failed.items():
+        typer.echo(f"error: {journal}: {why}", err=True)
+    if report.failed:
+        raise typer.Exit(CytorayError.exit_code)
+
+
+@models_app.command("ls")
+def models_list(
+    model: Annotated[str, typer.Argument(help="Name of the registered model.")],
+    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
+) -> None:
+    """List the versions of a model, their aliases and bundle digests."""
+    from cytoray.registry.models import list_versions
+    from cytoray.tracking import TrackingConfig
+
+    for version in list_versions(model, tracking=TrackingConfig(uri=uri)):
+        typer.echo(f"{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}")
+
+
+@app.command()
+def version() -> None:
+    """Print the version of cytoray and the revision of its code."""
+    from cytoray import __version__
+    from cytoray.provenance import git_revision
+
+    typer.echo(f"cytoray {__version__} ({git_revision()})")

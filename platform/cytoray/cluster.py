@@ -1,0 +1,91 @@
+"""Connect to Ray: the cluster that the environment names, or a small one started in place, always with token auth."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from cytoray.errors import CytorayError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def prepare_auth() -> None:
+    """Make the choice of Ray's token auth explicit; without any token, one for this process and its children is made.
+
+    Must run before ``ray`` is imported. A replica of Ray Serve unpickles what reaches its port, so the token stays on
+    even on a laptop.
+    """
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    in_cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if mode == "token" and not in_cluster and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def connected(*, num_cpus: int = 2) -> Iterator[None]:
+    """Be connected to Ray inside the block.
+
+    With ``RAY_ADDRESS`` set (as in a submitted job) that cluster is used; otherwise one with ``num_cpus`` logical CPUs
+    is started here and stopped at the end.
+    """
+    prepare_auth()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # after the environment is set: it is read at import
+
+    local: dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:
+        local = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False, **local)
+    except ConnectionError as error:
+        raise CytorayError(
+            f"Cannot reach the Ray cluster at {os.environ['RAY_ADDRESS']} ({error}).",
+            remedy="Check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to start Ray here.",
+        ) from error
+    _quiet()
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    try:
+        yield
+    except (RayError, TrainingFailedError) as error:
+        found = user_error(error)
+        if found is None:
+            raise
+        raise found from error
+    finally:
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    """Ray Data's own bars would be drawn over ours, once in each worker."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def user_error(error: BaseException) -> CytorayError | None:
+    """The CytorayError that a Ray task, actor or training worker raised, dug out of Ray's wrappers; None if none."""
+    seen: set[int] = set()
+    queue: list[object] = [error]
+    while queue:
+        current = queue.pop()
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        # Ray's wrapper of a task's error also claims the class of what it wraps, but not its fields.
+        if isinstance(current, CytorayError) and not hasattr(current, "cause"):
+            return current
+        seen.add(id(current))
+        queue += [current.__cause__, current.__context__]
+        queue += [getattr(current, name, None) for name in ("cause", "_base_exc", "controller_failure")]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return None

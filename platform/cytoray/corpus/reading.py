@@ -1,0 +1,60 @@
+"""Cells straight from a file, checked and mapped as an ingest does it: for evaluation, queries and embedding."""
+
+# C cells
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cytoray.corpus.checks import check_rows, map_source_genes
+from cytoray.corpus.config import CheckConfig, SourceConfig
+from cytoray.corpus.readers import H5adReader
+from cytoray.errors import CorpusError
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+ROWS_AT_A_TIME = 4_096
+
+
+@dataclass(frozen=True)
+class NamedCells:
+    """Cells with their names and labels in the file they came from."""
+
+    cells: SparseCells
+    names: tuple[str, ...]  # (C,)
+    labels: tuple[str | None, ...]  # (C,), all None when no label was asked for
+
+
+def read_cells(source: SourceConfig, *, start: int = 0, stop: int | None = None) -> NamedCells:
+    """Read, check and map the cells of a row range of one h5ad; CorpusError names what is wrong."""
+    return _read(source, start=start, stop=stop, label_key=None)
+
+
+def read_labelled_cells(source: SourceConfig, label_key: str) -> NamedCells:
+    """Read all cells of one h5ad that carry a label in the column ``label_key`` of obs."""
+    named = _read(source, start=0, stop=None, label_key=label_key)
+    rows = np.flatnonzero([label is not None for label in named.labels])
+    if len(rows) == 0:
+        raise CorpusError(f"{source.uri}: no cell has a label in {label_key!r}.", remedy="Name another column.")
+    return NamedCells(
+        named.cells.take(rows), tuple(named.names[row] for row in rows), tuple(named.labels[row] for row in rows)
+    )
+
+
+def _read(source: SourceConfig, *, start: int, stop: int | None, label_key: str | None) -> NamedCells:
+    """The common part: in ranges, so that only checked cells stay in memory."""
+    parts, rows = [], []
+    with H5adReader(source) as reader:
+        stop = min(stop or len(reader.obs), len(reader.obs))
+        labels = reader.labels(label_key) if label_key is not None else [None] * len(reader.obs)
+        mapping = map_source_genes(reader, GeneVocabulary.load_default(), CheckConfig())
+        for first in range(start, stop, ROWS_AT_A_TIME):
+            last = min(first + ROWS_AT_A_TIME, stop)
+            checked = check_rows(reader, mapping, CheckConfig(), start=first, stop=last)
+            parts.append(checked.cells)
+            rows.append(checked.rows)
+        kept = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        names = tuple(str(reader.obs.index[row]) for row in kept)
+    return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept))

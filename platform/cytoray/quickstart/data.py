@@ -1,0 +1,122 @@
+"""The quickstart's cells: the labelled blood cells that scanpy ships, or the user's own, split and put in the store."""
+
+# C cells, G genes
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import sparse
+
+from cytoray import storage
+from cytoray.corpus.checks import map_source_genes
+from cytoray.corpus.config import CheckConfig, SourceConfig
+from cytoray.corpus.ingest import describe_source
+from cytoray.corpus.readers import H5adReader
+from cytoray.errors import CorpusError
+from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+HELD_OUT_SHARE = 0.2
+EMBEDDED_LABEL_KEY = "bulk_labels"
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """Where the two halves lie, how many cells each has, and what was found in the file."""
+
+    train_uri: str
+    held_out_uri: str
+    num_train: int
+    num_held_out: int
+    label_key: str
+    description: str
+    identity: str  # of the source's bytes, the label column and the cap
+    skipped: bool = False
+
+
+def embedded_data() -> str:
+    """``pbmc68k_reduced``: 700 labelled human blood cells inside the installed scanpy."""
+    path = importlib.resources.files("scanpy.datasets") / "10x_pbmc68k_reduced.h5ad"
+    return str(path)
+
+
+def put_split_data(uri: str, label_key: str, *, prefix: str, max_cells: int) -> SplitData:
+    """Split the cells of an h5ad into train and held-out ones, by label, and write both below ``prefix``.
+
+    At most ``max_cells`` cells (a keyed sample) are used. A split made before from the same file is returned.
+    Raises CorpusError for whatever is wrong with the file.
+    """
+    with H5adReader(SourceConfig(uri=uri)) as reader:
+        description = reader.describe()
+        matched = int((map_source_genes(reader, GeneVocabulary.load_default(), CheckConfig()).ids >= 0).sum())
+        identity = hashlib.sha256(json.dumps([description.version, uri, label_key, max_cells]).encode()).hexdigest()[:8]
+        record = storage.join(prefix, identity, "split.json")
+        if storage.exists(record):
+            return SplitData(**json.loads(storage.read_bytes(record)) | {"skipped": True})
+        labels = reader.labels(label_key)
+        keys = uniform(combine(int(Purpose.SPLIT), cell_id("quickstart", [str(name) for name in reader.obs.index])))
+        train, held_out = split_rows(labels, keys, max_cells=max_cells)
+        split = SplitData(
+            train_uri=storage.join(prefix, identity, "train.h5ad"),
+            held_out_uri=storage.join(prefix, identity, "held_out.h5ad"),
+            num_train=len(train),
+            num_held_out=len(held_out),
+            label_key=label_key,
+            description=describe_source(description, matched),
+            identity=identity,
+        )
+        for rows, target in ((train, split.train_uri), (held_out, split.held_out_uri)):
+            _write(reader, rows, label_key, target)
+    storage.write_bytes(record, json.dumps(asdict(split)).encode())
+    return split
+
+
+def split_rows(
+    labels: list[str | None], keys: npt.NDArray[np.float64], *, max_cells: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows to train on and rows held out: of each label a fifth (at least one cell if it has two), by ``keys`` (C,).
+
+    Cells without a label are trained on. Raises CorpusError when fewer than two labels could be told apart.
+    """
+    chosen = np.sort(np.argsort(keys, kind="stable")[:max_cells])
+    held_out: list[int] = []
+    names = pd.Series([labels[row] for row in chosen], index=chosen)
+    for _, group in names.groupby(names):
+        rows = group.index.to_numpy()
+        count = max(1, round(HELD_OUT_SHARE * len(rows))) if len(rows) > 1 else 0
+        held_out.extend(rows[np.argsort(keys[rows], kind="stable")[:count]])
+    if names.nunique() < 2:
+        raise CorpusError(
+            f"The label column tells {names.nunique()} kind(s) of cells apart; at least two are needed.",
+            remedy="Name another column with --label-key.",
+        )
+    return np.setdiff1d(chosen, held_out), np.sort(np.array(held_out, np.int64))
+
+
+def _write(reader: H5adReader, rows: npt.NDArray[np.int64], label_key: str, uri: str) -> None:
+    """Write some rows of the chosen matrix, with the table of cells, as an h5ad in the store."""
+    step = 4_096
+    parts = []
+    for start in range(0, len(reader.obs), step):
+        mine = rows[(rows >= start) & (rows < start + step)]
+        if len(mine):
+            parts.append(reader.read_rows(start, min(start + step, len(reader.obs)))[mine - start])
+    adata = anndata.AnnData(
+        X=sparse.vstack(parts, format="csr"),
+        obs=reader.obs.iloc[rows][[label_key]].copy(),
+        var=pd.DataFrame(index=pd.Index(reader.gene_names, dtype=object)),
+    )
+    with tempfile.TemporaryDirectory(prefix="cytoray-split-") as scratch:
+        path = Path(scratch) / "cells.h5ad"
+        adata.write_h5ad(path)
+        storage.write_bytes(uri, path.read_bytes())

@@ -1,0 +1,172 @@
+"""Run the stages one after the other, check that each held what it promised, and tell what was made."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from cytoray import progress, storage
+from cytoray.cluster import connected
+from cytoray.corpus.reading import read_labelled_cells
+from cytoray.errors import CytorayError, ServingError, TrainingError
+from cytoray.model.predictor import Predictions
+from cytoray.quickstart.data import EMBEDDED_LABEL_KEY, SplitData, embedded_data, put_split_data
+from cytoray.quickstart.plan import Plan, build_plan
+from cytoray.quickstart.report import StageLog, show_summary
+from cytoray.stages import run
+from cytoray.tasks.annotation import AnnotationReport
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.config import RunConfig
+from cytoray.training.trainer import TrainingResult
+
+logger = logging.getLogger(__name__)
+MARKER = ".cytoray-quickstart"
+NUM_QUERIES = 64
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """What the command line says."""
+
+    folder: Path
+    store: str | None = None
+    data: str | None = None
+    label_key: str | None = None
+    port: int = 8000
+    num_cpus: int = 2
+    max_cells: int = 10_000
+    fresh: bool = False
+
+
+def run_quickstart(options: QuickstartOptions) -> None:
+    """The whole way, from a file of cells to a served model; raises CytorayError when anything did not hold."""
+    if (options.data is None) != (options.label_key is None):
+        raise CytorayError("--data and --label-key belong together.", remedy="Name the file and its column of types.")
+    folder = _prepare_folder(options)
+    store = storage.join(options.store or str(folder / "store"), "quickstart")
+    if options.fresh:
+        storage.delete_prefix(store)
+    log = StageLog()
+    with log.stage("data") as row:
+        split = _split(options, storage.join(store, "raw"))
+        row.tell(split.num_train + split.num_held_out, split.train_uri, skipped=split.skipped)
+    logger.info("data: %s", split.description)
+    plan = build_plan(split, store=store, folder=folder, port=options.port)
+    plan.write(folder / "configs")
+    with connected(num_cpus=options.num_cpus):
+        _train(plan, split, log)
+        report = _evaluate_and_register(plan, log)
+        url = _serve_and_ask(plan, report, log)
+    show_summary(log, report, url=url, folder=folder)
+
+
+def _prepare_folder(options: QuickstartOptions) -> Path:
+    """The local folder, emptied with ``--fresh`` if it is ours."""
+    folder = options.folder.expanduser().absolute()
+    if options.fresh and folder.exists():
+        if not (folder / MARKER).exists() and any(folder.iterdir()):
+            raise CytorayError(
+                f"{folder} was not made by the quickstart, so --fresh will not empty it.",
+                remedy="Name another folder with --folder.",
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+    return folder
+
+
+def _split(options: QuickstartOptions, prefix: str) -> SplitData:
+    """The user's cells, or the embedded ones, in the store."""
+    data, label_key = options.data or embedded_data(), options.label_key or EMBEDDED_LABEL_KEY
+    return put_split_data(data, label_key, prefix=prefix, max_cells=options.max_cells)
+
+
+def _train(plan: Plan, split: SplitData, log: StageLog) -> None:
+    """Ingest, pretrain, fine-tune."""
+    with log.stage("ingest") as row, progress.stage("ingest", total=split.num_train, unit="cells") as advance:
+        ingested = run.ingest(plan.ingest, advance=advance)
+        row.tell(ingested.manifest.num_cells, ingested.uri, skipped=ingested.skipped)
+    steps = plan.pretrain.train.num_steps
+    with log.stage("pretrain") as row, progress.stage("pretrain", total=steps, unit="steps") as advance:
+        result, _ = run.pretrain(plan.pretrain, advance=advance)
+        row.tell(_cells(plan.pretrain), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
+    steps = plan.finetune.train.num_steps
+    with log.stage("finetune") as row, progress.stage("finetune", total=steps, unit="steps") as advance:
+        result, _ = run.finetune(plan.finetune, advance=advance)
+        row.tell(_cells(plan.finetune), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
+
+
+def _cells(config: RunConfig) -> int:
+    """Cells a run sees, each as often as it comes."""
+    return config.train.num_steps * config.train.cells_per_step
+
+
+def _learned(result: TrainingResult) -> str:
+    """Say how the loss went down; TrainingError if it did not."""
+    losses = [point["loss"] for point in result.history]
+    tenth = max(1, len(losses) // 10)
+    first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
+    if not last < first:
+        raise TrainingError(
+            f"The loss of {result.checkpoint.uri} did not go down ({first:.3f} to {last:.3f}).",
+            remedy="Look at the cells: are they counts of human genes?",
+        )
+    return f"loss {first:.3g} -> {last:.3g}"
+
+
+def _evaluate_and_register(plan: Plan, log: StageLog) -> AnnotationReport:
+    """Score the held-out cells, draw the plots, make the model a version with the alias champion."""
+    with log.stage("evaluate") as row:
+        report = run.evaluate(plan.evaluate)
+        scores = report.scores["cytoray"]
+        row.tell(scores.num_cells, plan.evaluate.folder, note=f"accuracy {scores.accuracy:.3f}")
+    with log.stage("register") as row:
+        version = run.promote(plan.promote)
+        row.tell(None, f"models:/{version.name}/{version.version}", note=f"alias {plan.promote.alias}")
+    return report
+
+
+def _serve_and_ask(plan: Plan, report: AnnotationReport, log: StageLog) -> str:
+    """Serve the champion, ask it about held-out cells, and compare with the offline answers."""
+    from cytoray.serving.app import run_service, stop_service
+
+    try:
+        with log.stage("serve") as row:
+            url = run_service(plan.serve, host=plan.serve.host, port=plan.serve.port)
+            row.tell(None, url, note=f"{plan.serve.min_replicas} to {plan.serve.max_replicas} replicas")
+        with log.stage("query") as row:
+            held_out = read_labelled_cells(plan.evaluate.data, plan.evaluate.label_key).cells
+            rows = np.arange(min(NUM_QUERIES, held_out.num_cells))
+            worst = compare_served(url, held_out.take(rows), report.predictions)
+            row.tell(2 * len(rows), f"{url}/v1/annotate", note=f"served = offline to {worst:.0e}")
+    finally:
+        stop_service()
+    return url
+
+
+def compare_served(url: str, cells: SparseCells, offline: Predictions) -> float:
+    """Ask both routes about the first cells of ``offline``; the largest difference, ServingError above 1e-5."""
+    from cytoray.serving.client import Client
+
+    vocabulary = GeneVocabulary.load_default()
+    used, columns = np.unique(cells.gene_ids, return_inverse=True)
+    matrix = sparse.csr_matrix((cells.values, columns, cells.indptr), shape=(cells.num_cells, len(used)))
+    genes = [vocabulary.tokens[gene] for gene in used]
+    with Client(url) as client:
+        annotated, embedded = client.annotate(genes, matrix), client.embed(genes, matrix)
+    assert offline.probabilities is not None, "annotation was evaluated"
+    served = ((annotated.probabilities, offline.probabilities), (embedded, offline.embeddings))
+    worst = max(float(np.abs(answer - truth[: len(answer)]).max()) for answer, truth in served)
+    if not worst <= TOLERANCE:
+        raise ServingError(
+            f"Served answers differ from the offline ones by {worst:.1e}, more than {TOLERANCE:.0e}.",
+            remedy="Check that the service runs the registered version.",
+        )
+    return worst

@@ -1,0 +1,103 @@
+"""What the quickstart runs: one configuration a stage, also written out as YAML so that each can be run as a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cytoray import storage
+from cytoray.config import Config
+from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.quickstart.data import SplitData
+from cytoray.serving.config import ServeConfig
+from cytoray.stages.config import EvaluateConfig, PromoteConfig
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tracking import TrackingConfig
+from cytoray.training.config import FinetuneConfig, OptimizerConfig, PretrainConfig, ShapeConfig, TrainConfig
+
+MODEL_NAME = "cytoray-quickstart"
+TINY = ShapeConfig(width=64, num_heads=4, feedforward_width=64, num_layers=2, dropout=0.0, cell_embedding="mean")
+# 400 of a cell's genes: enough to tell blood cells apart, and a step stays under half a second on one core.
+TOKENS = TokenizerConfig(max_length=401)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The configurations of all stages."""
+
+    ingest: IngestConfig
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+    evaluate: EvaluateConfig
+    promote: PromoteConfig
+    serve: ServeConfig
+
+    def write(self, folder: Path) -> None:
+        """Write each configuration as ``<stage>.yaml``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, config in vars(self).items():
+            assert isinstance(config, Config)
+            (folder / f"{name}.yaml").write_text(config.to_yaml(), encoding="utf-8")
+
+
+def build_plan(split: SplitData, *, store: str, folder: Path, port: int) -> Plan:
+    """All stages for one split of cells; names carry its identity, so other data makes another corpus and run."""
+    tracking = TrackingConfig(
+        uri=f"sqlite:///{folder / 'mlflow.db'}",
+        experiment=f"cytoray-quickstart-{split.identity}",
+        artifact_location=storage.join(store, "mlflow"),
+        journal_folder=str(folder / "journal"),
+    )
+    corpus, pretraining, finetuning = (f"{name}-{split.identity}" for name in ("cells", "pretrain", "finetune"))
+    cache = str(folder / "models")
+    return Plan(
+        ingest=IngestConfig(
+            store=store,
+            corpus=corpus,
+            sources=(SourceConfig(uri=split.train_uri),),
+            tokenizer=TOKENS,
+            binning="stored",
+        ),
+        pretrain=PretrainConfig(
+            store=store,
+            run=pretraining,
+            corpus=corpus,
+            model=TINY,
+            tokenizer=TOKENS,
+            train=TrainConfig(num_steps=120, cells_per_step=64, checkpoint_every=60),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10),
+            tracking=tracking,
+        ),
+        finetune=FinetuneConfig(
+            store=store,
+            run=finetuning,
+            corpus=corpus,
+            tokenizer=TOKENS,
+            train=TrainConfig(num_steps=200, cells_per_step=64, checkpoint_every=100),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
+            tracking=tracking,
+            initial_run=pretraining,
+            label_key=split.label_key,
+        ),
+        evaluate=EvaluateConfig(
+            store=store,
+            model=f"run:{finetuning}",
+            tracking=tracking,
+            cache_folder=cache,
+            data=SourceConfig(uri=split.held_out_uri),
+            label_key=split.label_key,
+            baseline_corpus=corpus,
+            folder=str(folder / "report"),
+        ),
+        promote=PromoteConfig(
+            store=store, model=f"run:{finetuning}", tracking=tracking, cache_folder=cache, name=MODEL_NAME
+        ),
+        serve=ServeConfig(
+            model_uri=f"models:/{MODEL_NAME}@champion",
+            tracking=tracking,
+            cache_folder=cache,
+            num_cpus=0.5,
+            max_replicas=2,
+            port=port,
+        ),
+    )

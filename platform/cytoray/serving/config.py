@@ -1,0 +1,67 @@
+"""What a service is told: which model, with how much, for how many, and how much one request may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cytoray.config import Config
+from cytoray.tracking import TrackingConfig
+
+REGISTRY_SCHEME = "models:/"
+
+
+class Limits(Config):
+    """How much one request may ask for."""
+
+    max_cells: int = Field(default=1024, ge=1, description="Cells in one request; more belong into an offline job.")
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Length of a request body.")
+    max_nonzeros: int = Field(default=4_000_000, ge=1, description="Non-zero values in one request.")
+    min_gene_overlap: float = Field(
+        default=0.1, ge=0, le=1, description="Smallest share of the request's genes that the model must know."
+    )
+    deadline_s: float = Field(
+        default=60.0, gt=0, description="Longest time from the last byte of a request to its answer."
+    )
+
+
+class AppArgs(Config):
+    """The ``args`` of the application: which model to serve, with how much, for how many."""
+
+    model_uri: str = Field(
+        min_length=1, description="models:/NAME@ALIAS, models:/NAME/VERSION, or the local folder of a model bundle."
+    )
+    tracking: TrackingConfig | None = Field(None, description="Where models:/… is looked up.")
+    cache_folder: str = Field("~/.cache/cytoray/models", description="Local folder for bundles from the registry.")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs reserved for a replica; fractions share one.")
+    torch_threads: int = Field(1, ge=1, description="Threads of a replica's forward pass.")
+    min_replicas: int = Field(1, ge=1, description="Replicas when idle.")
+    max_replicas: int = Field(2, ge=1, description="Replicas under load.")
+    target_ongoing_requests: float = Field(4.0, gt=0, description="Requests in flight for each replica to aim at.")
+    max_ongoing_requests: int = Field(16, ge=1, description="Most requests in flight in a replica, probes included.")
+    max_queued_requests: int = Field(64, ge=1, description="Most requests waiting in the proxy; more get a 503.")
+    limits: Limits = Field(Limits(), description="How much one request may ask for.")
+
+    @field_validator("model_uri", "cache_folder")
+    @classmethod
+    def _absolute(cls, place: str) -> str:
+        """A replica has another current folder than whoever deploys, so no path may stay relative."""
+        return place if place.startswith(REGISTRY_SCHEME) else str(Path(place).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _check_together(self) -> AppArgs:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
+        if self.model_uri.startswith(REGISTRY_SCHEME) and self.tracking is None:
+            raise ValueError(f"{self.model_uri} is looked up in MLflow: give tracking.uri as well")
+        return self
+
+
+class ServeConfig(AppArgs):
+    """A service run by `cytoray serve`."""
+
+    kind: Literal["serve"] = Field("serve", description="Which stage this file configures.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; the API has no authentication.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")

@@ -1,0 +1,80 @@
+"""Configurations of the stages that need no room of their own, and which class a YAML file's ``kind`` means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cytoray.config import Config, Location, read_tree, validate_tree
+from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.errors import ConfigError
+from cytoray.serving.config import ServeConfig
+from cytoray.tracking import TrackingConfig
+from cytoray.training.config import NAME, FinetuneConfig, PretrainConfig
+
+MODEL = (
+    "models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME (a finished run of this store), or a bundle's folder or URI."
+)
+
+
+class ModelStageConfig(Config):
+    """What every stage that uses a model has."""
+
+    store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
+    model: str = Field(min_length=1, description=MODEL)
+    tracking: TrackingConfig = Field(description="MLflow and the run journal.")
+    cache_folder: Location = Field("~/.cache/cytoray/models", description="Local folder for bundles from the registry.")
+
+
+class EvaluateConfig(ModelStageConfig):
+    """Judging an annotation model on labelled cells it has not seen."""
+
+    kind: Literal["evaluate"] = Field("evaluate", description="Which stage this file configures.")
+    data: SourceConfig = Field(description="Held-out cells.")
+    label_key: str = Field(description="Column of obs with the true cell types.")
+    baseline_corpus: str = Field(pattern=NAME, description="Corpus that logistic regression learns from.")
+    folder: Location = Field("report", description="Local folder for scores.json and the plots.")
+
+
+class PromoteConfig(ModelStageConfig):
+    """Registering a run's bundle in MLflow under an alias."""
+
+    kind: Literal["promote"] = Field("promote", description="Which stage this file configures.")
+    name: str = Field(pattern=NAME, description="Name of the registered model.")
+    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="Alias moved to the new version.")
+
+
+class EmbedConfig(ModelStageConfig):
+    """Embedding any number of cells offline."""
+
+    kind: Literal["embed"] = Field("embed", description="Which stage this file configures.")
+    data: SourceConfig = Field(description="The cells.")
+    out: Location = Field(description="Folder or s3:// prefix for the parquet files.")
+    rows_per_task: int = Field(4_096, ge=1, description="Rows of the file that one parquet file covers.")
+    num_actors: int = Field(1, ge=1, description="Processes that hold the model.")
+
+
+STAGES: dict[str, type[Config]] = {
+    "ingest": IngestConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "promote": PromoteConfig,
+    "embed": EmbedConfig,
+    "serve": ServeConfig,
+}
+
+
+def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file as the configuration that its ``kind`` names; ConfigError lists every mistake."""
+    tree = read_tree(path, overrides=overrides)
+    kind = tree.data.get("kind")
+    if kind not in STAGES:
+        line = tree.origin(("kind",)) or f"{path}:1"
+        raise ConfigError(
+            f"{line}: kind: expected one of {', '.join(STAGES)}, got {kind!r}.", remedy="Start the file with `kind: …`."
+        )
+    return validate_tree(STAGES[kind], tree, source=str(path))

@@ -1,0 +1,51 @@
+"""What files in jobs/ and stage commands do: read the configuration, connect to Ray, one call, print JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cytoray.cluster import connected
+from cytoray.config import load_config
+from cytoray.errors import CytorayError
+from cytoray.stages.config import STAGES
+
+
+def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Run a stage on the configuration named on the command line; returns the exit code.
+
+    A CytorayError becomes one paragraph on stderr and exit code 2.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, metavar="FILE", type=Path, help="YAML file of this stage")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one key; repeatable")
+    parser.add_argument("--num-cpus", type=int, default=2, help="logical CPUs when Ray is started here (default 2)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("cytoray").setLevel(logging.INFO)
+    try:
+        result = run_stage(stage, arguments.config, overrides=arguments.set, num_cpus=arguments.num_cpus)
+    except CytorayError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    print_result(result)
+    return 0
+
+
+def run_stage(stage: str, path: Path, *, overrides: Sequence[str], num_cpus: int) -> dict[str, Any]:
+    """Check the configuration, connect to Ray, run the stage; what of its result is worth printing."""
+    config = load_config(STAGES[stage], path, overrides=overrides)
+    with connected(num_cpus=num_cpus):
+        from cytoray.stages import run  # after the configuration is known to be good: this takes seconds
+
+        return run.SUMMARIES[stage](config)
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print a stage's result on stdout."""
+    print(json.dumps(result, indent=1))  # noqa: T201

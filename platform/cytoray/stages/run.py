@@ -1,0 +1,163 @@
+"""Run one stage: thin compositions of the rooms, each returning what was made and where it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cytoray import progress, provenance, storage
+from cytoray.corpus.config import IngestConfig
+from cytoray.corpus.ingest import ingest
+from cytoray.corpus.reading import read_labelled_cells
+from cytoray.errors import DigestError
+from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.registry.artifacts import RegisteredVersion
+from cytoray.registry.models import Lineage, register, resolve
+from cytoray.serving.offline import EmbedResult, EmbedTask, embed_source
+from cytoray.serving.schemas import ModelInfo
+from cytoray.stages.config import EmbedConfig, EvaluateConfig, ModelStageConfig, PromoteConfig
+from cytoray.tasks import annotation
+from cytoray.tasks.annotation import AnnotationReport, Baseline, finetune
+from cytoray.training.config import FinetuneConfig, PretrainConfig
+from cytoray.training.export import find_bundle
+from cytoray.training.pretraining import pretrain
+
+__all__ = ["SUMMARIES", "embed", "evaluate", "finetune", "ingest", "load_model", "pretrain", "promote"]
+RUN, REGISTERED = "run:", "models:/"
+
+
+def evaluate(config: EvaluateConfig) -> AnnotationReport:
+    """Held-out cells to scores beside the baselines, and plots."""
+    bundle, _ = load_model(config)
+    held_out = read_labelled_cells(config.data, config.label_key)
+    baseline = Baseline(config.store, config.baseline_corpus, config.label_key)
+    return annotation.evaluate(bundle, held_out, baseline, folder=Path(config.folder))
+
+
+def promote(config: PromoteConfig) -> RegisteredVersion:
+    """A run's bundle to a registered model version that carries the alias."""
+    if not config.model.startswith(RUN):
+        _, version = load_model(config)
+        lineage = Lineage(parent_version=f"{version.name}/{version.version}")
+    else:
+        record = find_bundle(config.store, config.model.removeprefix(RUN))
+        lineage = Lineage(
+            run_id=record.mlflow_run_id,
+            corpus_manifest_digest=record.lineage["corpus_manifest_digest"],
+            config_digest=record.lineage["config_digest"],
+            git_revision=provenance.git_revision(),
+            parent_version=record.lineage["parent_bundle_digest"] or None,
+        )
+    with tempfile.TemporaryDirectory(prefix="cytoray-promote-") as scratch:
+        folder = _fetch(config, Path(scratch))
+        return register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=config.alias)
+
+
+def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
+    """Cells of a file to parquet files of embeddings and labels."""
+    _, model = load_model(config)
+    # A place that every worker can read, whatever the model was named by.
+    bundle = storage.join(config.store, "bundles", model.digest)
+    if not storage.exists(storage.join(bundle, "digests.json")):
+        with tempfile.TemporaryDirectory(prefix="cytoray-embed-") as scratch:
+            storage.upload_folder(_fetch(config, Path(scratch)), bundle)
+    task = EmbedTask(config.data, bundle, model, config.out, config.rows_per_task, config.num_actors)
+    return embed_source(task, advance=advance)
+
+
+def load_model(config: ModelStageConfig) -> tuple[ModelBundle, ModelInfo]:
+    """The bundle that ``config.model`` names, verified, and what identifies it."""
+    if config.model.startswith(REGISTERED):
+        bundle, version = resolve(config.model, tracking=config.tracking, cache_folder=Path(config.cache_folder))
+        return bundle, ModelInfo(name=version.name, version=str(version.version), digest=version.digest)
+    with tempfile.TemporaryDirectory(prefix="cytoray-model-") as scratch:
+        bundle = load_bundle(_fetch(config, Path(scratch)))
+    assert bundle.digest is not None, "a loaded bundle has a digest"
+    return bundle, ModelInfo(name=config.model, version="unregistered", digest=bundle.digest)
+
+
+def _fetch(config: ModelStageConfig, scratch: Path) -> Path:
+    """A local folder with the bundle that ``config.model`` names."""
+    if config.model.startswith(REGISTERED):
+        _, version = resolve(config.model, tracking=config.tracking, cache_folder=Path(config.cache_folder))
+        return Path(config.cache_folder).expanduser() / version.digest
+    uri, expected = config.model, None
+    if config.model.startswith(RUN):
+        record = find_bundle(config.store, config.model.removeprefix(RUN))
+        uri, expected = record.uri, record.digest
+    storage.download_folder(uri, scratch / "bundle")
+    seen = hashlib.sha256((scratch / "bundle" / "digests.json").read_bytes()).hexdigest()
+    if expected is not None and seen != expected:
+        raise DigestError(
+            f"{uri}: this is not the bundle that the run exported.",
+            remedy="Export it again from the run's checkpoint.",
+            uri=uri,
+            expected=expected,
+            seen=seen,
+        )
+    return scratch / "bundle"
+
+
+def _summarise_ingest(config: IngestConfig) -> dict[str, Any]:
+    with progress.stage("ingest", total=0, unit="cells") as advance:
+        result = ingest(config, advance=advance)
+    manifest = result.manifest
+    return {
+        "corpus": result.uri,
+        "manifest_digest": manifest.digest,
+        "num_cells": manifest.num_cells,
+        "num_shards": len(manifest.shards),
+        "num_bytes": manifest.num_bytes,
+        "skipped": result.skipped,
+    }
+
+
+def _summarise_pretrain(config: PretrainConfig) -> dict[str, Any]:
+    with progress.stage("pretrain", total=config.train.num_steps, unit="steps") as advance:
+        result, bundle = pretrain(config, advance=advance)
+    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest}
+
+
+def _summarise_finetune(config: FinetuneConfig) -> dict[str, Any]:
+    with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
+        result, bundle = finetune(config, advance=advance)
+    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest}
+
+
+def _summarise_evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    report = evaluate(config)
+    return {
+        "scores": {name: scores.as_dict() for name, scores in report.scores.items()},
+        "files": {name: str(path) for name, path in report.files.items()},
+    }
+
+
+def _summarise_promote(config: PromoteConfig) -> dict[str, Any]:
+    version = promote(config)
+    return {
+        "model": f"models:/{version.name}@{config.alias}",
+        "version": version.version,
+        "bundle_digest": version.digest,
+        "source": version.source_uri,
+        "mlflow_run_id": version.run_id,
+    }
+
+
+def _summarise_embed(config: EmbedConfig) -> dict[str, Any]:
+    with progress.stage("embed", total=0, unit="cells") as advance:
+        result = embed(config, advance=advance)
+    return {"out": config.out, "num_cells": result.num_cells, "files": result.num_files, "skipped": result.skipped}
+
+
+#: What jobs and commands call, by the configuration's ``kind``: the stage, and what of its result is worth printing.
+SUMMARIES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "ingest": _summarise_ingest,
+    "pretrain": _summarise_pretrain,
+    "finetune": _summarise_finetune,
+    "evaluate": _summarise_evaluate,
+    "promote": _summarise_promote,
+    "embed": _summarise_embed,
+}

@@ -1,0 +1,75 @@
+"""From a finished run's checkpoint to a bundle in the store, found again through the run's ``BUNDLE.json``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import cytoray
+from cytoray import provenance, storage
+from cytoray.config import Config
+from cytoray.errors import ConflictError, NotFoundError, TrainingError
+from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.transformer import ScGPT
+from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.config import RunConfig
+from cytoray.training.trainer import TrainingResult
+
+
+class BundleRecord(Config):
+    """Where a run's bundle lies, its digest, and what it came from."""
+
+    uri: str
+    digest: str
+    lineage: dict[str, str]
+    mlflow_run_id: str | None
+
+
+def export_bundle(
+    config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
+) -> BundleRecord:
+    """Write the bundle of a run's last checkpoint, once; a bundle exported before is returned."""
+    uri = _record_uri(config.store, config.run)
+    if storage.exists(uri):
+        return find_bundle(config.store, config.run)
+    vocabulary = GeneVocabulary.load_default()
+    network = ScGPT(model, pad_id=vocabulary.pad_id)
+    network.load_state_dict(result.checkpoint.load_weights())
+    lineage = {
+        "run": config.run,
+        "corpus": config.corpus,
+        "corpus_manifest_digest": result.manifest_digest,
+        "config_digest": result.config_digest,
+        "git_revision": provenance.git_revision(),
+        "code_version": cytoray.__version__,
+        "checkpoint": result.checkpoint.uri,
+        "step": str(result.checkpoint.state.step),
+        "parent_bundle_digest": parent,
+    }
+    bundle = ModelBundle(network, vocabulary, config.tokenizer, labels, lineage)
+    with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
+        digest = save_bundle(bundle, Path(scratch) / "bundle")
+        target = storage.join(config.store, "runs", config.run, f"bundle-{digest[:16]}")
+        storage.upload_folder(Path(scratch) / "bundle", target)
+    record = BundleRecord(uri=target, digest=digest, lineage=lineage, mlflow_run_id=result.mlflow_run_id)
+    try:
+        storage.put_if_absent(uri, record.model_dump_json().encode())
+    except ConflictError:
+        return find_bundle(config.store, config.run)
+    return record
+
+
+def find_bundle(store: str, run: str) -> BundleRecord:
+    """The bundle that a run has exported; TrainingError if it has none."""
+    try:
+        return BundleRecord.model_validate_json(storage.read_bytes(_record_uri(store, run)))
+    except NotFoundError as error:
+        raise TrainingError(
+            f"Run {run!r} has exported no bundle in {store}.",
+            remedy="Let its training finish first, or name another run.",
+        ) from error
+
+
+def _record_uri(store: str, run: str) -> str:
+    return storage.join(store, "runs", run, "BUNDLE.json")

@@ -1,0 +1,111 @@
+"""The Python client against the real application over a real socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import uvicorn
+
+from cytoray.errors import RequestError, ServingError
+from cytoray.model.predictor import CellPredictor
+from cytoray.serving.api import build_api
+from cytoray.serving.client import Client
+
+GENES = [f"GENE{number:02d}" for number in range(40)]
+
+
+@pytest.fixture
+def url(bundle: Any, build_service: Any) -> Iterator[str]:
+    """The application behind uvicorn, in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(build_api(build_service(bundle)), log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def foreign_url() -> Iterator[str]:
+    """A server that answers every POST with the 503 that Ray Serve's proxy writes when its queue is full."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b"Request dropped: too many requests.")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(20)
+
+
+def test_many_cells_in_several_requests_equal_offline(url: str, bundle: Any, make_counts: Any, as_cells: Any) -> None:
+    counts = make_counts(37)
+    offline = CellPredictor(bundle).predict(as_cells(counts))
+    with Client(url, timeout=20.0, cells_per_request=8) as client:
+        answer = client.annotate(GENES, counts)
+        np.testing.assert_allclose(client.embed(GENES, counts), offline.embeddings, atol=1e-6)
+    np.testing.assert_allclose(answer.embeddings, offline.embeddings, atol=1e-6)
+    np.testing.assert_allclose(answer.probabilities, offline.probabilities, atol=1e-6)
+    assert answer.label_names == offline.labels
+    assert answer.labels == tuple(offline.labels[column] for column in offline.probabilities.argmax(axis=1))
+    assert answer.model_version == "7"
+    assert answer.embeddings.dtype == answer.probabilities.dtype == np.float32
+
+
+def test_the_matrix_may_be_of_any_kind_and_is_left_alone(url: str, make_counts: Any) -> None:
+    data, columns = make_counts(3).data[:6], np.array([5, 5, 0, 0, 9, 9])  # every entry in two halves
+    doubled = sp.csr_matrix((data, columns, np.array([0, 2, 4, 6])), shape=(3, 40))
+    before = doubled.data.copy()
+    with Client(url, timeout=20.0) as client:
+        wanted = client.embed(GENES, sp.csr_matrix(doubled.toarray()))
+        np.testing.assert_array_equal(client.embed(GENES, doubled), wanted)
+        np.testing.assert_array_equal(client.embed(GENES, doubled.tocsc()), wanted)
+        np.testing.assert_array_equal(client.embed(np.array(GENES), doubled.astype(np.float64)), wanted)
+    np.testing.assert_array_equal(doubled.data, before)
+
+
+def test_no_cells_need_no_answer(url: str) -> None:
+    with Client(url) as client:
+        assert client.embed(GENES, sp.csr_matrix((0, 40))).shape == (0, 0)
+        assert client.annotate(GENES, sp.csr_matrix((0, 40))).labels == ()
+
+
+def test_a_refusal_carries_its_code_and_offenders(url: str, make_counts: Any) -> None:
+    with Client(url) as client:
+        with pytest.raises(RequestError, match="knows 0 of the 40 genes") as caught:
+            client.embed([f"NOPE{number}" for number in range(40)], make_counts(1))
+        assert caught.value.code == "unknown_genes"
+        assert caught.value.details["unknown"][:2] == ["NOPE0", "NOPE1"]
+        with pytest.raises(RequestError) as caught:
+            client.annotate(GENES, -make_counts(1), ids=["cell"])
+        assert (caught.value.code, caught.value.details["gene"]) == ("bad_values", "GENE00")
+
+
+def test_a_full_queue_is_the_service_s_fault(foreign_url: str, make_counts: Any) -> None:
+    with Client(foreign_url) as client, pytest.raises(ServingError, match=r"HTTP 503: Request dropped.*again later"):
+        client.embed(GENES, make_counts(1))
+
+
+def test_nobody_there(make_counts: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(ServingError, match="Check that the service runs"):
+        client.embed(GENES, make_counts(1))

@@ -1,0 +1,110 @@
+"""The Serve configuration says what we mean: checked by our own model, because Ray lets typing errors through."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema, ServeStatus
+
+from cytoray.errors import NotFoundError, ServingError
+from cytoray.model.bundle import save_bundle
+from cytoray.serving.app import build_app, check_port, wait_until_ready, wait_until_running
+from cytoray.serving.deployments import AppArgs, load_service
+
+YAML = Path(__file__).parents[2] / "serve" / "embed.yaml"
+
+
+def test_the_yaml_is_valid_complete_and_local() -> None:
+    config = yaml.safe_load(YAML.read_text())
+    ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    args = AppArgs.model_validate(application["args"])
+    assert application["import_path"] == f"{build_app.__module__}:{build_app.__name__}"
+    assert config["http_options"]["host"] == "127.0.0.1"
+    assert config["http_options"]["request_timeout_s"] > args.limits.deadline_s
+    assert application["args"].keys() == AppArgs.model_fields.keys()
+    assert application["args"]["limits"].keys() == type(args.limits).model_fields.keys()
+
+
+def test_ray_sees_the_type_of_the_arguments() -> None:
+    """Ray validates ``args`` only where the annotation is a class and not its name."""
+    assert build_app.__annotations__["args"] is AppArgs
+
+
+def test_the_deployment_is_bounded_and_surges() -> None:
+    args = AppArgs(model_uri="bundle", num_cpus=0.5, max_replicas=3, max_queued_requests=9)
+    deployment = build_app(args)._bound_deployment
+    config = deployment._deployment_config
+    assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
+    assert deployment.ray_actor_options["num_cpus"] == 0.5
+    assert config.health_check_timeout_s > 20  # the canary's own
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"min_replica": 2}, "Extra inputs"),
+        ({"min_replicas": 3, "max_replicas": 2}, "more than max_replicas"),
+        ({"limits": {"max_cell": 2}}, "Extra inputs"),
+        ({"model_uri": "models:/name@champion"}, "give tracking.uri"),
+        ({"num_cpus": "1"}, "valid number"),
+    ],
+)
+def test_mistakes_in_the_arguments_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AppArgs.model_validate({"model_uri": "somewhere", **change})
+
+
+def test_paths_do_not_depend_on_the_folder_of_a_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert AppArgs(model_uri="bundle").model_uri == str(tmp_path / "bundle")
+
+
+def test_a_local_bundle_is_served_with_its_digest(build_bundle: Any, tmp_path: Path) -> None:
+    digest = save_bundle(build_bundle(), tmp_path / "tiny")
+    model = load_service(AppArgs(model_uri=str(tmp_path / "tiny"))).model
+    assert (model.name, model.version, model.digest) == ("tiny", "local", digest)
+    with pytest.raises(NotFoundError, match="absent"):
+        load_service(AppArgs(model_uri=str(tmp_path / "absent")))
+
+
+def test_a_taken_port_is_told_with_a_remedy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ServingError, match=rf"Port {port} .*already in use.*choose another port"):
+            check_port("127.0.0.1", port=port)
+    check_port("127.0.0.1", port=port)
+    with pytest.raises(ServingError, match="Cannot listen on"):
+        check_port("192.0.2.1", port=port)
+
+
+def test_waiting_for_readiness_ends() -> None:
+    with pytest.raises(ServingError, match="ConnectError"):
+        wait_until_ready("http://127.0.0.1:9", timeout_s=0.1)
+
+
+@pytest.mark.parametrize("status", [ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DEPLOYING])
+def test_a_start_that_fails_or_lasts_is_told_in_serve_s_words(
+    monkeypatch: pytest.MonkeyPatch, status: ApplicationStatus
+) -> None:
+    application = ApplicationStatusOverview(status, "1 replica has not been scheduled", 0.0, {})
+    monkeypatch.setattr(serve, "status", lambda: ServeStatus(applications={"cytoray": application}))
+    with pytest.raises(ServingError, match=rf"{status.value}.*not been scheduled.*num_cpus"):
+        wait_until_running(timeout_s=0.0)
+    application.status = ApplicationStatus.RUNNING
+    wait_until_running(timeout_s=0.0)
+
+
+def test_importing_the_application_starts_and_loads_nothing() -> None:
+    code = "import ray, sys, cytoray.serving.app; print(ray.is_initialized(), 'ray.data' in sys.modules)"
+    code += "; print({'deepspeed', 'cytoray.training'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "set()"]
