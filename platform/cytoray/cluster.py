@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,11 @@ def prepare_auth() -> None:
     Must run before ``ray`` is imported. A replica of Ray Serve unpickles what reaches its port, so the token stays on
     even on a laptop.
     """
+    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        raise CytorayError(
+            "Ray was imported before its authentication was chosen, and reads that only once.",
+            remedy="Call cytoray.cluster.prepare_auth() before anything imports ray, or set RAY_AUTH_MODE yourself.",
+        )
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     in_cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if mode == "token" and not in_cluster and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import queue
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from cytoray.corpus.stream import CorpusStream, StepBatch
 
 STEPS_PER_TASK = 16  # one Ray task; fewer and the task's start dominates, more and the first step waits
 TASK_CPUS = 0.25
+READ_AHEAD_BYTES = 256 * 2**20
 
 
 def steps_dataset(start: int, stop: int) -> ray.data.Dataset:
@@ -22,7 +25,7 @@ def steps_dataset(start: int, stop: int) -> ray.data.Dataset:
 
 
 class DealtSteps(DataConfig):
-    """Gives each rank its own deterministic iterator (``streaming_split`` deals blocks first come, first served)."""
+    """Gives each rank a pipeline of its own: splitting one among ranks deals its blocks first come, first served."""
 
     def __init__(self, stream: CorpusStream) -> None:
         super().__init__(datasets_to_split="all")
@@ -33,17 +36,18 @@ class DealtSteps(DataConfig):
     ) -> list[dict[str, ray.data.DataIterator]]:
         """One pipeline a rank: runs of steps -> that rank's minibatches, in order."""
         return [
-            {name: self._rank_dataset(dataset, rank, world_size).iterator() for name, dataset in datasets.items()}
+            {name: self._rank_iterator(dataset, rank, world_size) for name, dataset in datasets.items()}
             for rank in range(world_size)
         ]
 
-    def _rank_dataset(self, dataset: ray.data.Dataset, rank: int, world_size: int) -> ray.data.Dataset:
+    def _rank_iterator(self, dataset: ray.data.Dataset, rank: int, world_size: int) -> ray.data.DataIterator:
         dataset = dataset.copy(dataset)
         options = self._resolve_execution_options("train")
         options.preserve_order = True
         dataset.context.execution_options = options
         read = functools.partial(_read_run, stream=self._stream, rank=rank, world_size=world_size)
-        return dataset.flat_map(read, num_cpus=TASK_CPUS)
+        # "Splitting" in one moves Ray Data's executor to an actor; in the worker its thread would slow every step.
+        return dataset.flat_map(read, num_cpus=TASK_CPUS).streaming_split(1, equal=False)[0]
 
 
 def _read_run(run: dict[str, Any], *, stream: CorpusStream, rank: int, world_size: int) -> list[dict[str, Any]]:
@@ -53,6 +57,37 @@ def _read_run(run: dict[str, Any], *, stream: CorpusStream, rank: int, world_siz
 
 
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
-    """The minibatches of a rank's iterator."""
-    for row in iterator.iter_rows():
-        yield StepBatch.from_row(row)
+    """The minibatches of a rank's iterator, read ahead by a thread into at most ``READ_AHEAD_BYTES`` of memory.
+
+    Reading ahead hides the store, and lets a short pipeline end early: while it waits to be read, Ray Data's executor
+    keeps turning (a quarter of a core).
+    """
+    ahead: queue.SimpleQueue[StepBatch | BaseException | None] = queue.SimpleQueue()
+    room = threading.Semaphore(1)  # for the first minibatch, whose size tells how many more there is room for
+    stopped = threading.Event()
+
+    def read() -> None:
+        try:
+            for position, row in enumerate(iterator.iter_rows()):
+                if position == 0:
+                    size = sum(len(value) for value in row.values() if isinstance(value, bytes))
+                    room.release(max(1, READ_AHEAD_BYTES // max(1, size)))
+                room.acquire()
+                if stopped.is_set():
+                    return
+                ahead.put(StepBatch.from_row(row))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the minibatch is wanted
+            ahead.put(error)
+        else:
+            ahead.put(None)
+
+    threading.Thread(target=read, name="read-ahead", daemon=True).start()
+    try:
+        while (item := ahead.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            room.release()
+    finally:
+        stopped.set()
+        room.release()
