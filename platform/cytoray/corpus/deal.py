@@ -57,37 +57,50 @@ def _read_run(run: dict[str, Any], *, stream: CorpusStream, rank: int, world_siz
 
 
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
-    """The minibatches of a rank's iterator, read ahead by a thread into at most ``READ_AHEAD_BYTES`` of memory.
+    """The minibatches of a rank's iterator, read ahead from now on into at most ``READ_AHEAD_BYTES`` of memory.
 
     Reading ahead hides the store, and lets a short pipeline end early: while it waits to be read, Ray Data's executor
     keeps turning (a quarter of a core).
     """
-    ahead: queue.SimpleQueue[StepBatch | BaseException | None] = queue.SimpleQueue()
-    room = threading.Semaphore(1)  # for the first minibatch, whose size tells how many more there is room for
-    stopped = threading.Event()
+    reader = _ReadAhead(iterator)
+    reader.start()
+    return reader.batches()
 
-    def read() -> None:
+
+class _ReadAhead(threading.Thread):
+    """Reads minibatches in the background, as many as there is room for."""
+
+    def __init__(self, iterator: ray.data.DataIterator) -> None:
+        super().__init__(name="read-ahead", daemon=True)
+        self._iterator = iterator
+        self._ahead: queue.SimpleQueue[StepBatch | BaseException | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(1)  # for the first minibatch, whose size tells how many there is room for
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Read until the end, an error, or nobody wants more."""
         try:
-            for position, row in enumerate(iterator.iter_rows()):
+            for position, row in enumerate(self._iterator.iter_rows()):
                 if position == 0:
-                    size = sum(len(value) for value in row.values() if isinstance(value, bytes))
-                    room.release(max(1, READ_AHEAD_BYTES // max(1, size)))
-                room.acquire()
-                if stopped.is_set():
+                    num_bytes = sum(len(value) for value in row.values() if isinstance(value, bytes))
+                    self._room.release(max(1, READ_AHEAD_BYTES // max(1, num_bytes)))
+                self._room.acquire()
+                if self._stopped.is_set():
                     return
-                ahead.put(StepBatch.from_row(row))
+                self._ahead.put(StepBatch.from_row(row))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the minibatch is wanted
-            ahead.put(error)
+            self._ahead.put(error)
         else:
-            ahead.put(None)
+            self._ahead.put(None)
 
-    threading.Thread(target=read, name="read-ahead", daemon=True).start()
-    try:
-        while (item := ahead.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            room.release()
-    finally:
-        stopped.set()
-        room.release()
+    def batches(self) -> Iterator[StepBatch]:
+        """What was read, in order."""
+        try:
+            while (item := self._ahead.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                self._room.release()
+        finally:
+            self._stopped.set()
+            self._room.release()

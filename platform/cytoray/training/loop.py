@@ -52,14 +52,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
     config, context = settings.config, ray.train.get_context()
     torch.set_num_threads(config.workers.threads_per_worker)
     saved = checkpoints.latest_checkpoint(config.store, config.run)
+    step, history = (saved.state.step, list(saved.state.history)) if saved is not None else (0, [])
+    batches = _read_steps(step, config.train.num_steps)
     engine = engines.build_engine(_build_module(settings, saved), config, context.get_world_size())
-    step, history = 0, []
     if saved is not None:
-        step, history = saved.state.step, list(saved.state.history)
         engines.restore_moments(engine, saved.load_moments(), step=step)
         logger.info("run %s goes on at step %d", config.run, step)
     log = _open_log(settings) if context.get_world_rank() == 0 else None
-    for batch in _steps(step, config.train.num_steps):
+    for batch in batches:
         assert batch.step == step, f"data is at step {batch.step}, training at {step}"
         losses = _train_step(engine, batch, settings)
         step += 1
@@ -74,10 +74,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
     ray.train.report({"mlflow_run_id": log.mlflow_run_id if log is not None else None, "shipped": shipped})
 
 
-def _steps(start: int, stop: int) -> Iterator[StepBatch]:
-    """This rank's minibatches, none when the run is already done."""
-    if start < stop:
-        yield from iterate_steps(ray.train.get_dataset_shard("train"))
+def _read_steps(start: int, stop: int) -> Iterator[StepBatch]:
+    """This rank's minibatches, being read from now on; none when the run is already done."""
+    return iterate_steps(ray.train.get_dataset_shard("train")) if start < stop else iter(())
 
 
 def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None) -> ObjectiveModule:
