@@ -57,6 +57,9 @@ def quickstart(
     port: Annotated[int, typer.Option(help="Port of the service.", min=1, max=65535)] = 8000,
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs of the Ray that is started here.", min=2)] = 2,
     max_cells: Annotated[int, typer.Option(help="Use at most this many cells of --data.", min=10)] = 10_000,
+    steps: Annotated[
+        int, typer.Option(help="Optimiser steps of pretraining; fine-tuning takes half as many more.", min=2)
+    ] = 100,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier quickstart made, start over.")] = False,
 ) -> None:
     """Take real cells from a store to a served, checked cell-type model: the whole way, in a few minutes."""
@@ -67,7 +70,7 @@ def quickstart(
     prepare_auth()  # before anything imports ray
     from cytoray.quickstart.flow import QuickstartOptions, run_quickstart
 
-    run_quickstart(QuickstartOptions(folder, store, data, label_key, port, num_cpus, max_cells, fresh))
+    run_quickstart(QuickstartOptions(folder, store, data, label_key, port, num_cpus, max_cells, steps, fresh))
 
 
 def _stage_command(name: str, help_text: str) -> Callable[..., None]:

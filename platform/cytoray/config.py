@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.resources
 import json
 import re
 import typing
@@ -20,7 +21,16 @@ from cytoray.errors import ConfigError
 
 
 def _absolute(uri: str) -> str:
-    """Local paths made absolute: a Ray worker has another current folder than whoever wrote them."""
+    """Local paths made absolute, since a Ray worker has another current folder than whoever wrote them.
+
+    ``package://scanpy.datasets/file`` is a file that an installed package ships.
+    """
+    if uri.startswith("package://"):
+        package, _, name = uri.removeprefix("package://").partition("/")
+        try:
+            return str(importlib.resources.files(package) / name)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"no package {package!r} is installed") from error
     if "://" in uri:
         return uri
     return str(Path(uri).expanduser().absolute()) + ("/" if uri.endswith("/") else "")

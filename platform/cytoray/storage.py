@@ -7,6 +7,7 @@ Amazon's). Buckets are never created here. Only idempotent calls are retried (by
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import logging
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -45,12 +46,20 @@ def is_remote(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The local path behind a plain path or ``file://`` URI."""
     assert not is_remote(uri), f"{uri} is not local"
-    return Path(urlsplit(uri).path if uri.startswith("file://") else uri).expanduser().absolute()
+    return Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).expanduser().absolute()
 
 
 def join(uri: str, *parts: str) -> str:
     """Append path parts to a URI or a local path."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def _endpoint() -> str | None:
+    """The S3 endpoint that the environment names; None is Amazon's."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise StorageError(f"The S3 endpoint {endpoint!r} is no URL.", remedy="Write it as http://host:port.")
+    return endpoint
 
 
 @functools.lru_cache(maxsize=16)
@@ -67,8 +76,10 @@ def _s3(endpoint: str | None, pid: int) -> fsspec.AbstractFileSystem:
 def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path inside it."""
     if uri.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return _s3(endpoint, os.getpid()), uri.removeprefix("s3://")
+        path = uri.removeprefix("s3://")
+        if not path.strip("/"):
+            raise StorageError(f"{uri} names no bucket.", remedy="Write s3://bucket/prefix.", uri=uri)
+        return _s3(_endpoint(), os.getpid()), path
     if is_remote(uri):
         scheme = uri.partition("://")[0]
         raise StorageError(
@@ -80,7 +91,8 @@ def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
     """Turn what the clients raise into StorageErrors that name the object and the remedy."""
-    where = f"{uri} (endpoint {os.environ['AWS_ENDPOINT_URL']})" if os.environ.get("AWS_ENDPOINT_URL") else uri
+    endpoint = _endpoint() if is_remote(uri) else None
+    where = f"{uri} (endpoint {endpoint})" if endpoint else uri
     try:
         yield
     except FileNotFoundError as error:
@@ -95,10 +107,11 @@ def _explained(uri: str) -> Iterator[None]:
     except (BotoCoreError, ClientError, TimeoutError, OSError) as error:
         if isinstance(error, FileExistsError):
             raise
-        remedy = "Check that the store is up and that AWS_ENDPOINT_URL names it." if is_remote(uri) else ""
-        raise StorageError(
-            f"{where}: the store did not answer as it should ({error}).", remedy=remedy, uri=uri
-        ) from error
+        problem, remedy = "cannot be read or written", "Check this path and the space left on its disk."
+        if is_remote(uri):
+            problem = "the store did not answer as it should"
+            remedy = "Check that the store is up and that AWS_ENDPOINT_URL names it."
+        raise StorageError(f"{where}: {problem} ({error}).", remedy=remedy, uri=uri) from error
 
 
 def exists(uri: str) -> bool:
@@ -120,11 +133,25 @@ def info(uri: str) -> ObjectInfo:
 
 
 def list_files(uri: str) -> list[str]:
-    """Every object below a prefix, sorted, as full URIs; an absent prefix is an empty list."""
+    """Every object below a prefix, sorted, as full URIs; an absent prefix is an empty list.
+
+    Left out are the ``folder/`` objects of S3 consoles and what a writer that died has left under a temporary name.
+    """
     system, path = _resolve(uri)
     with _explained(uri):
-        found = sorted(system.find(path))
+        found = sorted(name for name in system.find(path) if not (name.endswith("/") or _is_temporary(name)))
     return [f"s3://{name}" for name in found] if is_remote(uri) else list(found)
+
+
+def _temporary_name(name: str) -> str:
+    """A name beside ``name`` that no listing shows, for what a writer that dies may leave behind."""
+    return f".{name}.{uuid.uuid4().hex}.part"
+
+
+def _is_temporary(path: str) -> bool:
+    """Whether ``_temporary_name`` made this one."""
+    name = path.rpartition("/")[2]
+    return name.startswith(".") and name.endswith(".part")
 
 
 def open_read(uri: str) -> BinaryIO:
@@ -140,6 +167,8 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
     A digest that differs is read once more before DigestError: the flip may have been on the wire.
     """
     system, path = _resolve(uri)
+    if start is not None and start == end:
+        return b""  # S3 takes an empty range for a mistake and sends the whole object
     for attempt in range(2):
         with _explained(uri):
             data = cast("bytes", system.cat_file(path, start=start, end=end))
@@ -164,7 +193,10 @@ def write_bytes(uri: str, data: bytes) -> str:
             system.pipe_file(path, data)
         else:
             temporary = _write_temporary(Path(path), data)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -202,8 +234,11 @@ def _link_if_absent(uri: str, data: bytes) -> None:
 
 def _write_temporary(path: Path, data: bytes) -> Path:
     """Write and sync ``data`` under a temporary name beside ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # not that ``path`` is taken
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", str(path.parent)) from error
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -217,26 +252,37 @@ def _write_temporary(path: Path, data: bytes) -> Path:
 
 def _put_object_if_absent(uri: str, data: bytes) -> None:
     """Conditional PUT; on a store that ignores the condition, look first and say that races are not guarded."""
-    system, path = _resolve(uri)
-    if not _honours_put_if_absent(uri.rpartition("/")[0], os.environ.get("AWS_ENDPOINT_URL")) and exists(uri):
+    if not _honours_put_if_absent(uri.rpartition("/")[0], _endpoint()) and exists(uri):
         raise FileExistsError(uri)
     with _explained(uri):
+        _create_object(uri, data)
+
+
+def _create_object(uri: str, data: bytes) -> None:
+    """PUT with ``If-None-Match: *``; FileExistsError if the store refuses because there is such an object."""
+    system, path = _resolve(uri)
+    try:
         system.pipe_file(path, data, mode="create")
+    except OSError as error:
+        # Only Amazon's refusal names its condition; s3fs takes that of MinIO, Ceph … for an invalid argument.
+        response = getattr(error.__cause__, "response", {})
+        if response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
+            raise FileExistsError(uri) from error
+        raise
 
 
 @functools.lru_cache(maxsize=64)
 def _honours_put_if_absent(prefix: str, endpoint: str | None) -> bool:
     """Whether this store refuses a second conditional PUT (some S3 servers take the header and ignore it)."""
-    probe = join(prefix, f".cytoray-probe-{uuid.uuid4().hex}")
-    system, path = _resolve(probe)
-    with _explained(probe):
-        system.pipe_file(path, b"1", mode="create")
+    probe = join(prefix, _temporary_name("cytoray-probe"))
+    with _explained(prefix):
+        _create_object(probe, b"1")
         try:
-            system.pipe_file(path, b"2", mode="create")
+            _create_object(probe, b"2")
         except FileExistsError:
             return True
         finally:
-            system.rm_file(path)
+            delete(probe)
     logger.warning("%s ignores put-if-absent: run one writer at a time", endpoint or prefix)
     return False
 
@@ -252,16 +298,25 @@ def download_folder(uri: str, folder: Path) -> None:
     names = list_files(uri)
     if not names:
         raise NotFoundError(f"{uri}: there is nothing below this prefix.", remedy="Check the path.", uri=uri)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    partial = folder.with_name(_temporary_name(folder.name)).absolute()
     prefix = uri.rstrip("/") + "/" if is_remote(uri) else str(local_path(uri)) + "/"
     try:
-        for name in names:
-            target = partial / name.removeprefix(prefix)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(read_bytes(name))
-        os.replace(partial, folder)
+        with _explained(str(folder)):
+            for name in names:
+                target = _inside(partial, name.removeprefix(prefix), uri=name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(read_bytes(name))
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _inside(folder: Path, name: str, *, uri: str) -> Path:
+    """``folder/name``, refused if it leads out of the folder: S3 allows ``..`` in a key."""
+    path = Path(os.path.normpath(folder / name))
+    if folder not in path.parents:
+        raise StorageError(f"{uri}: this name leads out of the folder.", remedy="Rename or delete it.", uri=uri)
+    return path
 
 
 def delete(uri: str) -> None:

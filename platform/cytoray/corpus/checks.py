@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +15,13 @@ from scipy import sparse
 
 from cytoray.corpus.config import CheckConfig
 from cytoray.corpus.counts import recover_counts
-from cytoray.corpus.readers import H5adReader, ValueKind
+from cytoray.corpus.readers import INTEGER_TOLERANCE, H5adReader, ValueKind
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.keys import cell_id
+from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
 from cytoray.tokens.vocabulary import GeneMapping, GeneVocabulary
 
+HELD_OUT_SHARE = 0.2
 SHOWN = 10  # offenders named in an error
 
 
@@ -66,8 +69,12 @@ def check_rows(reader: H5adReader, mapping: GeneMapping, checks: CheckConfig, *,
             uri=reader.source.uri,
         )
     rows = np.arange(start, stop, dtype=np.int64)
-    names = [f"{row}\0{name}" for row, name in zip(rows, reader.obs.index[start:stop], strict=True)]
+    obs_names = [str(name) for name in reader.obs.index[start:stop]]
+    selected = split_mask(obs_names, reader.source.rows)
+    dropped["other_side_of_split"] = int((keep & ~selected).sum())
+    keep = keep & selected
     dataset = reader.source.uri.rpartition("/")[2]
+    names = [f"{row}\0{name}" for row, name in zip(rows, obs_names, strict=True)]
     cells = mapping.apply(matrix.data, matrix.indices, matrix.indptr, cell_id(dataset, names))
     empty = cells.num_genes_per_cell == 0
     few = (cells.num_genes_per_cell < checks.min_genes) & ~empty
@@ -77,9 +84,18 @@ def check_rows(reader: H5adReader, mapping: GeneMapping, checks: CheckConfig, *,
     return CheckedCells(cells.take(kept), rows[kept], dict(dropped))
 
 
+def split_mask(names: Sequence[str], rows: Literal["all", "train", "held_out"]) -> npt.NDArray[np.bool_]:
+    """Which cells (C,) belong to one side of the split by cell name: it is the same in every file and for ever."""
+    held_out = uniform(combine(int(Purpose.SPLIT), cell_id("", names))) < HELD_OUT_SHARE
+    return {"all": np.ones(len(names), dtype=bool), "train": ~held_out, "held_out": held_out}[rows]
+
+
 def _refuse_bad_values(reader: H5adReader, matrix: sparse.csr_matrix, start: int) -> None:
-    """CorpusError naming the first cell and gene whose value is NaN, infinite or negative."""
+    """CorpusError naming the first cell and gene whose value is NaN, infinite, negative, or no integer among counts."""
     bad = ~np.isfinite(matrix.data) | (matrix.data < 0)
+    if reader.value_kind == "counts":  # judged from a sample of the rows: the others may prove it wrong
+        whole = np.rint(np.nan_to_num(matrix.data))
+        bad |= np.abs(np.nan_to_num(matrix.data) - whole) > INTEGER_TOLERANCE
     if not bad.any():
         return
     entry = int(np.flatnonzero(bad)[0])
@@ -89,6 +105,8 @@ def _refuse_bad_values(reader: H5adReader, matrix: sparse.csr_matrix, start: int
     remedy = "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X."
     if not np.isfinite(value):
         remedy = "Replace or remove such values; a missing count is a zero."
+    elif value > 0:
+        remedy = "Most values here are counts, but not all: name the raw counts with `matrix: layers/NAME` or raw.X."
     raise CorpusError(
         f"{reader.source.uri}: {reader.matrix} holds {int(bad.sum()):,} bad value(s) in rows from {start:,}; "
         f"the first is {value} in cell {cell!r} (row {row:,}), gene {gene!r}.",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.tokens.tokenizer import TokenizerConfig
+
+MAX_STORED_BINS = 256  # bins 0 to 255
 
 
 class SourceConfig(Config):
@@ -18,6 +20,9 @@ class SourceConfig(Config):
     )
     matrix: str = Field(
         "auto", pattern=r"^(auto|X|raw\.X|layers/.+)$", description="auto (prefer counts), X, raw.X or layers/NAME."
+    )
+    rows: Literal["all", "train", "held_out"] = Field(
+        "all", description="All cells, or one side of a split by cell name: a fifth is held out."
     )
     gene_column: str | None = Field(None, description="Column of var that names the genes; the index if null.")
     ensembl_column: str | None = Field(None, description="Column of var with Ensembl ids, tried where a name fails.")
@@ -52,3 +57,9 @@ class IngestConfig(Config):
     cells_per_shard: int = Field(40_000, ge=256, description="Target cells a shard file (about 60 MB at 1,500 genes).")
     rows_per_task: int = Field(4_096, ge=1, description="Rows one read task takes.")
     read_concurrency: int = Field(2, ge=1, description="Read tasks at a time.")
+
+    @model_validator(mode="after")
+    def _bins_fit_a_byte(self) -> IngestConfig:
+        if self.binning == "stored" and self.tokenizer.n_bins > MAX_STORED_BINS:
+            raise ValueError(f"stored bins take one byte: tokenizer.n_bins may be {MAX_STORED_BINS} at most")
+        return self

@@ -68,4 +68,7 @@ def _fit(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], smallest: 
         scale_low, scale_high = max(scale_low, lower / counts[i]), min(scale_high, upper / counts[i])
         if scale_low > scale_high:
             return None
+    # Coarse rounding leaves several integers open for a large count: no exact count is better than a wrong one.
+    if (np.floor(high / scale_low) > np.ceil(low / scale_high)).any():
+        return None
     return counts

@@ -193,18 +193,18 @@ def _spill_rows(item: dict[str, Any], *, plan: _Plan) -> dict[str, Any]:
 
 
 def _obs_table(reader: H5adReader, checked: CheckedCells, plan: _Plan) -> pa.Table:
-    """The kept cells' rows of obs, categories as strings, with cell id, source and name in front."""
+    """The kept cells' rows of obs, categories as strings; cell id, source and name in front, ``_`` sets them apart."""
     frame = reader.obs.iloc[checked.rows]
     wanted = plan.config.obs_columns or tuple(str(column) for column in frame.columns)
     columns: dict[str, Any] = {
-        "cell_id": pa.array(checked.cells.cell_ids),
-        "source": pa.array([reader.source.uri] * len(frame)),
-        "obs_name": pa.array([str(name) for name in frame.index]),
+        "_cell_id": pa.array(checked.cells.cell_ids),
+        "_source": pa.array([reader.source.uri] * len(frame)),
+        "_obs_name": pa.array([str(name) for name in frame.index]),
     }
     for name in wanted:
         values = frame[name]
         if values.dtype.kind in "biuf":
-            columns[name] = pa.array(values.to_numpy())
+            columns[name] = pa.array(values, from_pandas=True)  # NaN is a missing value
         else:
             texts = [None if gone else str(value) for value, gone in zip(values, values.isna(), strict=True)]
             columns[name] = pa.array(texts, type=pa.string())
@@ -248,7 +248,22 @@ def _gather(plan: _Plan, spills: list[str], partition: int) -> tuple[SparseCells
         rows = np.flatnonzero(key % np.uint64(plan.num_partitions) == partition)
         parts.append(cells.take(rows))
         tables.append(pq.read_table(pa.BufferReader(storage.read_bytes(f"{uri}.obs"))).take(pa.array(rows)))
-    return SparseCells.concatenate(parts), pa.concat_tables(tables, promote_options="permissive")
+    return SparseCells.concatenate(parts), pa.concat_tables(_alike(tables), promote_options="permissive")
+
+
+def _alike(tables: list[pa.Table]) -> list[pa.Table]:
+    """Columns that are numbers in one table and text or flags in another, made text in all."""
+    families: dict[str, set[str]] = {}
+    for field in (field for table in tables for field in table.schema):
+        kind = "text" if pa.types.is_string(field.type) else "flag" if pa.types.is_boolean(field.type) else "number"
+        families.setdefault(field.name, set()).add(kind)
+    mixed = {name for name, kinds in families.items() if len(kinds) > 1}
+    return [
+        table.cast(
+            pa.schema([field.with_type(pa.string()) if field.name in mixed else field for field in table.schema])
+        )
+        for table in tables
+    ]
 
 
 def _parquet(table: pa.Table) -> bytes:

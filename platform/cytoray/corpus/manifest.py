@@ -7,7 +7,7 @@ import json
 import uuid
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from cytoray import storage
 from cytoray.config import Config
@@ -108,6 +108,13 @@ def load_manifest(store: str, name: str) -> CorpusManifest:
         raise CorpusError(
             f"There is no committed corpus {name!r} in {store}.",
             remedy="Ingest it first: python -m jobs.ingest --config configs/corpus/….yaml",
+            store=store,
+            corpus=name,
+        ) from error
+    except ValidationError as error:
+        raise CorpusError(
+            f"{storage.join(uri, COMMIT)} is damaged, or not by this version of cytoray.",
+            remedy="Restore it from a copy, or ingest the corpus again under another name.",
             store=store,
             corpus=name,
         ) from error

@@ -8,23 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
 
 from cytoray import storage
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.counts import RECOVERABLE_SAMPLE_SHARE, recover_counts
+from cytoray.corpus.elements import (
+    explained,
+    find_matrices,
+    is_by_column,
+    matrix_shape,
+    open_h5,
+    read_frame,
+    read_row_range,
+    read_turned,
+)
 from cytoray.errors import CorpusError
 
 ValueKind = Literal["counts", "recoverable", "expression", "negative"]
 _PREFERENCE: dict[ValueKind, int] = {"counts": 0, "recoverable": 1, "expression": 2, "negative": 3}
 SAMPLE_ROWS = 256
+INTEGER_TOLERANCE = 1e-3  # counts that went through floats
 # A column-compressed matrix has no rows to range over: below this size it is turned round in memory.
 MAX_CSC_ENTRIES = 200_000_000
 
@@ -51,10 +60,10 @@ class H5adReader:
         self._turned: dict[str, sparse.csr_matrix] = {}
         self._raw_file = storage.open_read(source.uri)
         try:
-            self._file = h5py.File(self._raw_file, "r")
-        except OSError as error:
+            self._file = open_h5(self._raw_file, source.uri, self.info.num_bytes)
+        except CorpusError:
             self._raw_file.close()
-            raise _unreadable(source.uri, str(error), self.info.num_bytes) from error
+            raise
 
     def __enter__(self) -> H5adReader:
         return self
@@ -141,10 +150,9 @@ class H5adReader:
 
     @cached_property
     def _elements(self) -> dict[str, str]:
-        """Matrices of the file by their name in AnnData, and their key; files of before 2020 have a key ``raw.X``."""
-        places = {"X": "X", "raw.X": "raw.X" if "raw.X" in self._file else "raw/X"}
-        places.update({f"layers/{name}": f"layers/{name}" for name in self._file.get("layers", ())})
-        return {name: key for name, key in places.items() if key in self._file}
+        """Matrices of the file by their name in AnnData, and their key."""
+        with explained(self.source.uri, "the list of matrices"):
+            return find_matrices(self._file)
 
     @cached_property
     def _var(self) -> pd.DataFrame:
@@ -152,36 +160,26 @@ class H5adReader:
         return self._frame(self._elements[self.matrix].replace("X", "var") if self.matrix == "raw.X" else "var")
 
     def _shape(self, matrix: str) -> tuple[int, int]:
-        element = self._file[self._elements[matrix]]
-        shape = element.shape if isinstance(element, h5py.Dataset) else _sparse(element).shape
-        return int(shape[0]), int(shape[1])
+        with explained(self.source.uri, matrix):
+            return matrix_shape(self._file[self._elements[matrix]])
 
     def _read(self, matrix: str, start: int, stop: int) -> sparse.csr_matrix:
-        element = self._file[self._elements[matrix]]
-        try:
-            if isinstance(element, h5py.Dataset):
-                return sparse.csr_matrix(np.asarray(element[start:stop], dtype=np.float32))
-            if _sparse(element).format == "csc":
-                return self._turn(matrix)[start:stop]
-            return sparse.csr_matrix(_sparse(element)[start:stop], dtype=np.float32)
-        except (OSError, ValueError, IndexError) as error:
-            raise CorpusError(
-                f"{self.source.uri}: {matrix}, rows {start:,} to {stop:,}: cannot be read ({error}).",
-                remedy="The file is damaged: fetch or write it again.",
-                uri=self.source.uri,
-            ) from error
+        with explained(self.source.uri, f"{matrix}, rows {start:,} to {stop:,}:"):
+            element = self._file[self._elements[matrix]]
+            if is_by_column(element):
+                return self._turn(matrix, element)[start:stop]
+            return read_row_range(element, start, stop)
 
-    def _turn(self, matrix: str) -> sparse.csr_matrix:
+    def _turn(self, matrix: str, element: h5py.Group) -> sparse.csr_matrix:
         """A column-compressed matrix turned into rows, once."""
         if matrix not in self._turned:
-            element = self._file[self._elements[matrix]]
             if element["data"].shape[0] > MAX_CSC_ENTRIES:
                 raise CorpusError(
                     f"{self.source.uri}: {matrix} is column-compressed (CSC) and too large to turn round in memory.",
                     remedy="Save it as CSR: adata.X = adata.X.tocsr(); adata.write_h5ad(...).",
                     uri=self.source.uri,
                 )
-            self._turned = {matrix: sparse.csr_matrix(_sparse(element).to_memory(), dtype=np.float32)}
+            self._turned = {matrix: read_turned(element)}
         return self._turned[matrix]
 
     def _kind_of(self, matrix: str) -> ValueKind:
@@ -191,19 +189,14 @@ class H5adReader:
         return judge_values(sparse.vstack(parts, format="csr"))
 
     def _frame(self, key: str) -> pd.DataFrame:
-        if key not in self._file:
-            raise CorpusError(
-                f"{self.source.uri}: the file has no {key!r}, so it is not an AnnData file.",
-                remedy="Write it with adata.write_h5ad(...).",
-                uri=self.source.uri,
-            )
-        element = self._file[key]
-        if isinstance(element, h5py.Dataset):
-            return _legacy_frame(element, self._file.get("uns", {}))
-        # String arrays are kept as objects: pandas' own string type does not survive every column operation.
-        with anndata.settings.override(allow_write_nullable_strings=False):
-            frame: pd.DataFrame = read_elem(element)
-            return frame
+        with explained(self.source.uri, key):
+            if key in self._file:
+                return read_frame(self._file, key)
+        raise CorpusError(
+            f"{self.source.uri}: the file has no {key!r}, so it is not an AnnData file.",
+            remedy="Write it with adata.write_h5ad(...).",
+            uri=self.source.uri,
+        )
 
     def _no_column(self, table: str, column: str, there: Sequence[str]) -> CorpusError:
         return CorpusError(
@@ -214,51 +207,18 @@ class H5adReader:
         )
 
 
-def _sparse(element: h5py.Group) -> Any:
-    """AnnData's lazily sliced view of a sparse group."""
-    return sparse_dataset(element)
-
-
-def _legacy_frame(table: h5py.Dataset, uns: h5py.Group) -> pd.DataFrame:
-    """A table as AnnData wrote it before 0.7: one compound array, categories of its codes in ``uns``."""
-    columns: dict[str, Any] = {}
-    for name in table.dtype.names:
-        values = table[name]
-        if f"{name}_categories" in uns:
-            categories = uns[f"{name}_categories"].asstr()[()]
-            values = pd.Categorical.from_codes(values, categories=categories)
-        elif values.dtype.kind in "SO":
-            values = np.array([value.decode() if isinstance(value, bytes) else value for value in values], dtype=object)
-        columns[name] = values
-    index = next(name for name in ("index", "_index", table.dtype.names[0]) if name in columns)
-    return pd.DataFrame({name: values for name, values in columns.items() if name != index}, index=columns[index])
-
-
 def judge_values(sample: sparse.csr_matrix) -> ValueKind:
     """What the values of a sample of cells are; NaN and Inf are judged by the rest and refused later, by cell."""
     values = sample.data[np.isfinite(sample.data)]
     if (values < 0).any():
         return "negative"
-    if np.abs(values - np.rint(values)).max(initial=0) <= 1e-3:
+    if np.abs(values - np.rint(values)).max(initial=0) <= INTEGER_TOLERANCE:
         return "counts"
     if values.max() <= 30:
         _, recovered = recover_counts(sample)
         if recovered.mean() >= RECOVERABLE_SAMPLE_SHARE:
             return "recoverable"
     return "expression"
-
-
-def _unreadable(uri: str, reason: str, num_bytes: int) -> CorpusError:
-    """Say in plain words why HDF5 would not open a file."""
-    if num_bytes == 0:
-        problem = "the file is empty"
-    elif "truncated" in reason:
-        problem = "the file is truncated (its end is missing)"
-    elif "signature" in reason:
-        problem = "this is not an h5ad file (no HDF5 signature)"
-    else:
-        problem = f"the file cannot be opened as HDF5 ({reason})"
-    return CorpusError(f"{uri}: {problem}.", remedy="Fetch it again, or name an .h5ad file.", uri=uri)
 
 
 def expand_sources(sources: Sequence[SourceConfig]) -> list[SourceConfig]:

@@ -47,8 +47,9 @@ def _read(source: SourceConfig, *, start: int, stop: int | None, label_key: str 
     """The common part: in ranges, so that only checked cells stay in memory."""
     parts, rows = [], []
     with H5adReader(source) as reader:
-        stop = min(stop or len(reader.obs), len(reader.obs))
-        labels = reader.labels(label_key) if label_key is not None else [None] * len(reader.obs)
+        num_cells = reader.describe().num_cells
+        stop = num_cells if stop is None else min(stop, num_cells)
+        labels = reader.labels(label_key) if label_key is not None else [None] * num_cells
         mapping = map_source_genes(reader, GeneVocabulary.load_default(), CheckConfig())
         for first in range(start, stop, ROWS_AT_A_TIME):
             last = min(first + ROWS_AT_A_TIME, stop)

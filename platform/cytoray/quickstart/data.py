@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 from cytoray import storage
-from cytoray.corpus.checks import map_source_genes
+from cytoray.corpus.checks import HELD_OUT_SHARE, map_source_genes
 from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.ingest import describe_source
 from cytoray.corpus.readers import H5adReader
@@ -26,7 +26,6 @@ from cytoray.errors import CorpusError
 from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-HELD_OUT_SHARE = 0.2
 EMBEDDED_LABEL_KEY = "bulk_labels"
 
 

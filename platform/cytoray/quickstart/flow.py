@@ -42,6 +42,7 @@ class QuickstartOptions:
     port: int = 8000
     num_cpus: int = 2
     max_cells: int = 10_000
+    num_steps: int = 100
     fresh: bool = False
 
 
@@ -58,7 +59,7 @@ def run_quickstart(options: QuickstartOptions) -> None:
         split = _split(options, storage.join(store, "raw"))
         row.tell(split.num_train + split.num_held_out, split.train_uri, skipped=split.skipped)
     logger.info("data: %s", split.description)
-    plan = build_plan(split, store=store, folder=folder, port=options.port)
+    plan = build_plan(split, store=store, folder=folder, port=options.port, num_steps=options.num_steps)
     plan.write(folder / "configs")
     with connected(num_cpus=options.num_cpus):
         _train(plan, split, log)

@@ -40,7 +40,12 @@ class Plan:
             (folder / f"{name}.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
-def build_plan(split: SplitData, *, store: str, folder: Path, port: int) -> Plan:
+def _train_config(num_steps: int) -> TrainConfig:
+    """Steps of 64 cells, with a checkpoint half-way."""
+    return TrainConfig(num_steps=num_steps, cells_per_step=64, checkpoint_every=max(1, num_steps // 2))
+
+
+def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_steps: int) -> Plan:
     """All stages for one split of cells; names carry its identity, so other data makes another corpus and run."""
     tracking = TrackingConfig(
         uri=f"sqlite:///{folder / 'mlflow.db'}",
@@ -64,7 +69,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int) -> Plan
             corpus=corpus,
             model=TINY,
             tokenizer=TOKENS,
-            train=TrainConfig(num_steps=120, cells_per_step=64, checkpoint_every=60),
+            train=_train_config(num_steps),
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10),
             tracking=tracking,
         ),
@@ -73,7 +78,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int) -> Plan
             run=finetuning,
             corpus=corpus,
             tokenizer=TOKENS,
-            train=TrainConfig(num_steps=200, cells_per_step=64, checkpoint_every=100),
+            train=_train_config(num_steps * 3 // 2),
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
             tracking=tracking,
             initial_run=pretraining,

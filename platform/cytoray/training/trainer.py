@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
 import uuid
@@ -14,14 +15,14 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cytoray import progress, storage
+from cytoray import failpoints, progress, storage
 from cytoray.config import Config
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
 from cytoray.errors import ConflictError, TrainingError
 from cytoray.model.config import ModelConfig
 from cytoray.training import checkpoint as checkpoints
-from cytoray.training.config import RunConfig
+from cytoray.training.config import RunConfig, WorkersConfig
 from cytoray.training.loop import WorkerSettings, train_worker
 from cytoray.training.objectives import Objective
 
@@ -170,7 +171,7 @@ def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _
                 name=record.run_uuid,
                 storage_path=scratch,  # Ray keeps nothing of ours: checkpoints go through our own commit
                 failure_config=FailureConfig(max_failures=workers.max_failures),
-                worker_runtime_env={"env_vars": {} if workers.use_gpu else {"DS_ACCELERATOR": "cpu"}},  # type: ignore[call-arg]
+                worker_runtime_env={"env_vars": _worker_environment(workers)},  # type: ignore[call-arg]
             ),
             datasets={"train": remaining_steps},
             dataset_config=DealtSteps(spec.stream),
@@ -178,6 +179,12 @@ def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _
         with _Watch(board, advance):
             metrics = trainer.fit().metrics or {}
     return _Done(mlflow_run_id=metrics.get("mlflow_run_id"))
+
+
+def _worker_environment(workers: WorkersConfig) -> dict[str, str]:
+    """Variables that a worker needs before its first import, and the failpoints of a test."""
+    environment = {} if workers.use_gpu else {"DS_ACCELERATOR": "cpu"}
+    return environment | {name: os.environ[name] for name in (failpoints.VARIABLE,) if name in os.environ}
 
 
 class _Board:

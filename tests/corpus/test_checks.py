@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from cytoray.corpus.checks import CheckedCells, check_rows, map_source_genes, split_mask
+from cytoray.corpus.config import CheckConfig, SourceConfig
+from cytoray.corpus.readers import H5adReader
+from cytoray.errors import CorpusError
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+BAD_ROW, BAD_GENE = 137, 42
+
+
+def check(path: str, *, rows: tuple[int, int] = (0, 300), checks: CheckConfig | None = None, **source) -> CheckedCells:
+    checks = checks or CheckConfig()
+    with H5adReader(SourceConfig(uri=path, **source)) as reader:
+        mapping = map_source_genes(reader, GeneVocabulary.load_default(), checks)
+        return check_rows(reader, mapping, checks, start=rows[0], stop=rows[1])
+
+
+def as_dicts(cells: SparseCells) -> list[dict[int, float]]:
+    """Each cell as gene id -> value."""
+    ranges = zip(cells.indptr[:-1], cells.indptr[1:], strict=True)
+    return [dict(zip(cells.gene_ids[a:b].tolist(), cells.values[a:b].tolist(), strict=True)) for a, b in ranges]
+
+
+def dense_oracle(vocabulary: GeneVocabulary, counts: np.ndarray, names: Sequence[str]) -> list[dict[int, float]]:
+    """Cells by plain loops: a name's own token, doubles summed."""
+    cells = []
+    for row in counts.tolist():
+        cell: dict[int, float] = {}
+        for name, value in zip(names, row, strict=True):
+            if value and name in vocabulary.index:
+                cell[vocabulary.index[name]] = cell.get(vocabulary.index[name], 0) + value
+        cells.append(cell)
+    return cells
+
+
+def test_good_counts_pass_unchanged(planted_file, vocabulary):
+    path, planted = planted_file
+    checked = check(path, rows=(20, 120))
+    assert as_dicts(checked.cells) == dense_oracle(vocabulary, planted.counts_CG[20:120], planted.genes)
+    assert checked.rows.tolist() == list(range(20, 120))
+    assert not any(checked.dropped.values())
+    assert len(set(checked.cells.cell_ids.tolist())) == 100
+
+
+def test_ids_of_cells_do_not_depend_on_the_range_or_the_folder(planted_file, tmp_path):
+    path, _ = planted_file
+    whole = check(path).cells.cell_ids
+    assert np.array_equal(check(path, rows=(100, 150)).cells.cell_ids, whole[100:150])
+    (tmp_path / "elsewhere").mkdir()
+    moved = Path(path).rename(tmp_path / "elsewhere" / "planted.h5ad")
+    assert np.array_equal(check(str(moved)).cells.cell_ids, whole)
+    renamed = moved.rename(tmp_path / "other.h5ad")
+    assert not np.isin(check(str(renamed)).cells.cell_ids, whole).any()
+
+
+@pytest.mark.parametrize("layout", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+@pytest.mark.parametrize(
+    ("value", "shown", "advice"),
+    [
+        (np.nan, "nan", "Replace or remove"),
+        (np.inf, "inf", "Replace or remove"),
+        (-np.inf, "-inf", "Replace or remove"),
+        (-1.0, "-1.0", "name the counts"),
+        (0.5, "0.5", "name the raw counts"),
+    ],
+)
+def test_a_value_that_is_no_count_is_named_with_its_cell_and_gene(
+    layout, value: float, shown: str, advice: str, plant, build_adata, save, tmp_path
+):
+    planted = plant(1, num_cells=1200)  # so that the sample by which the file is judged misses the bad row
+    values = planted.counts_CG.copy()
+    row = 300 + BAD_ROW
+    values[row, BAD_GENE] = value
+    path = save(build_adata(planted, matrix=layout(values)), tmp_path / "bad.h5ad")
+    assert check(path, rows=(0, row)).cells.num_cells == row
+    with pytest.raises(CorpusError) as caught:
+        check(path, rows=(250, 900))
+    problem = caught.value.problem
+    assert path in problem
+    assert f"the first is {shown} in cell 'cell-{row}' (row {row}), gene {planted.genes[BAD_GENE]!r}" in problem
+    assert advice in caught.value.remedy
+    assert caught.value.details["cell"] == f"cell-{row}"
+    assert caught.value.details["gene"] == planted.genes[BAD_GENE]
+
+
+def test_scaled_values_are_refused_with_the_way_out(plant, build_adata, save, tmp_path):
+    planted = plant(2)
+    normal = planted.log_normalised()
+    path = save(build_adata(planted, matrix=normal - normal.mean(axis=0)), tmp_path / "scaled.h5ad")
+    with pytest.raises(CorpusError, match="scaled data.*layers/NAME` or raw.X"):
+        check(path)
+
+
+def test_counts_that_went_through_floats_are_rounded(plant, build_adata, save, tmp_path, vocabulary):
+    planted = plant(3)
+    noisy = planted.counts_CG + np.random.default_rng(0).uniform(-9e-4, 9e-4, planted.counts_CG.shape)
+    noisy[planted.counts_CG == 0] = np.abs(noisy[planted.counts_CG == 0])  # and a trace where there was none
+    path = save(build_adata(planted, matrix=noisy.astype(np.float32)), tmp_path / "noisy.h5ad")
+    assert as_dicts(check(path).cells) == dense_oracle(vocabulary, planted.counts_CG, planted.genes)
+
+
+def test_log_normalised_values_become_the_counts_they_came_from(plant, build_adata, save, tmp_path, vocabulary):
+    planted = plant(4)
+    values = planted.log_normalised()
+    values[9] *= np.random.default_rng(0).uniform(0.8, 1.2, 300)
+    path = save(build_adata(planted, matrix=sparse.csr_matrix(values)), tmp_path / "normal.h5ad")
+    checked = check(path)
+    assert checked.dropped["counts_not_recoverable"] == 1
+    assert checked.rows.tolist() == [row for row in range(300) if row != 9]
+    expected = dense_oracle(vocabulary, planted.counts_CG, planted.genes)
+    assert as_dicts(checked.cells) == expected[:9] + expected[10:]
+
+
+def test_a_range_where_too_few_cells_are_recoverable_is_refused(plant, build_adata, save, tmp_path):
+    planted = plant(5, num_cells=1400)
+    values = planted.log_normalised()
+    values[300:400] *= np.random.default_rng(0).uniform(0.8, 1.2, (100, 300))  # between the sampled rows
+    path = save(build_adata(planted, matrix=sparse.csr_matrix(values)), tmp_path / "mixed.h5ad")
+    with pytest.raises(CorpusError, match="rows 300 to 500: only 50% of these") as caught:
+        check(path, rows=(300, 500))
+    assert "checks.min_recoverable" in caught.value.remedy
+    kept = check(path, rows=(300, 500), checks=CheckConfig(min_recoverable=0.5))
+    assert (kept.cells.num_cells, kept.dropped["counts_not_recoverable"]) == (100, 100)
+
+
+def test_expression_that_is_no_count_is_kept_as_it_is(plant, build_adata, save, tmp_path, vocabulary):
+    planted = plant(6)
+    values = (planted.log_normalised() * np.random.default_rng(0).uniform(0.5, 2, 300)).astype(np.float32)
+    path = save(build_adata(planted, matrix=sparse.csr_matrix(values)), tmp_path / "smooth.h5ad")
+    assert as_dicts(check(path).cells) == dense_oracle(vocabulary, values, planted.genes)
+
+
+def test_cells_without_enough_genes_are_dropped_and_counted(plant, build_adata, save, tmp_path, vocabulary):
+    planted = plant(7)
+    counts = planted.counts_CG.copy()
+    counts[[3, 250]] = 0
+    counts[[10, 20, 30], 1:] = 0
+    counts[[10, 20, 30], 0] = 4  # one gene each
+    counts[40], counts[40, 299] = 0, 5  # one gene, which the vocabulary does not know
+    names = [*planted.genes[:299], "no such gene"]
+    path = save(build_adata(planted, matrix=sparse.csr_matrix(counts), var_names=names), tmp_path / "few.h5ad")
+    for min_genes, few in ((1, set()), (2, {10, 20, 30})):
+        checked = check(path, checks=CheckConfig(min_genes=min_genes))
+        kept = [row for row in range(300) if row not in {3, 40, 250, *few}]
+        assert checked.rows.tolist() == kept
+        assert (checked.dropped["empty_cell"], checked.dropped["too_few_genes"]) == (3, len(few))
+        assert as_dicts(checked.cells) == dense_oracle(vocabulary, counts[kept], names)
+
+
+def test_doubled_gene_names_are_summed(plant, build_adata, save, tmp_path, vocabulary):
+    planted = plant(8)
+    names = list(planted.genes)
+    names[10], names[200], names[299] = names[0], names[0], names[1]
+    path = save(build_adata(planted, var_names=names), tmp_path / "twice.h5ad")
+    cells = check(path).cells
+    assert as_dicts(cells) == dense_oracle(vocabulary, planted.counts_CG, names)
+    twice = vocabulary.index[names[0]]
+    expected = planted.counts_CG[:, [0, 10, 200]].sum(axis=1)
+    assert np.array_equal([cell.get(twice, 0) for cell in as_dicts(cells)], expected)
+
+
+def test_when_no_gene_matches_ten_of_theirs_and_the_known_kinds_are_shown(plant, build_adata, save, tmp_path):
+    planted = plant(9)
+    names = [f"probe_{i}" for i in range(300)]
+    adata = build_adata(planted, var_names=names)
+    adata.var["symbol"] = planted.genes
+    path = save(adata, tmp_path / "probes.h5ad")
+    with pytest.raises(CorpusError) as caught:
+        check(path)
+    assert f"{path}: 0 of 300 genes are in the vocabulary" in caught.value.problem
+    assert ", ".join(names[:10]) in caught.value.problem
+    assert names[10] not in caught.value.problem
+    for words in ("human gene symbols", "Ensembl ids (ENSG…)", "gene_column"):
+        assert words in caught.value.remedy
+    assert check(path, gene_column="symbol").cells.num_cells == 300
+
+
+def test_mouse_genes_are_called_mouse(plant, build_adata, save, tmp_path):
+    planted = plant(9)
+    names = [f"{name.capitalize()}x" for name in planted.genes]
+    path = save(build_adata(planted, var_names=names), tmp_path / "mouse.h5ad")
+    with pytest.raises(CorpusError) as caught:
+        check(path)
+    assert "mouse" in caught.value.remedy
+    assert "orthologs" in caught.value.remedy
+
+
+def test_a_few_known_genes_are_not_enough_unless_told_so(plant, build_adata, save, tmp_path):
+    planted = plant(9)
+    path = save(
+        build_adata(planted, var_names=[*planted.genes[:9], *(f"probe_{i}" for i in range(291))]), tmp_path / "a.h5ad"
+    )
+    with pytest.raises(CorpusError, match="9 of 300 genes"):
+        check(path)
+    assert check(path, checks=CheckConfig(min_matched_genes=9)).cells.num_cells > 0
+
+
+def test_ensembl_ids_stand_in_for_unknown_names(plant, build_adata, save, tmp_path, vocabulary):
+    planted = plant(9)
+    adata = build_adata(planted, var_names=[f"probe_{i}" for i in range(300)])
+    adata.var["id"] = ["ENSG00000167286.12", *["nothing"] * 299]
+    path = save(adata, tmp_path / "a.h5ad")
+    checked = check(path, ensembl_column="id", checks=CheckConfig(min_matched_genes=1))
+    expressed = np.flatnonzero(planted.counts_CG[:, 0])
+    assert checked.rows.tolist() == expressed.tolist()
+    assert as_dicts(checked.cells) == [{vocabulary.index["CD3D"]: planted.counts_CG[row, 0]} for row in expressed]
+
+
+def test_the_two_sides_of_the_split_make_up_the_file(planted_file):
+    path, _ = planted_file
+    sides = {side: check(path, rows=(0, 300), **{"matrix": "X"}) for side in ("all",)}
+    with_rows = {side: check_side(path, side) for side in ("train", "held_out")}
+    train, held_out = with_rows["train"], with_rows["held_out"]
+    assert sorted([*train.rows, *held_out.rows]) == sides["all"].rows.tolist()
+    assert 35 < len(held_out.rows) < 85  # a fifth of 300
+    assert as_dicts(sides["all"].cells.take(held_out.rows)) == as_dicts(held_out.cells)
+    assert not any(train.dropped.values())
+    assert not any(held_out.dropped.values())
+    later = check_side(path, "held_out", rows=(150, 300))
+    assert later.rows.tolist() == [row for row in held_out.rows if row >= 150]
+    assert split_mask(["a", "b"], "all").tolist() == [True, True]
+
+
+def check_side(path: str, side: str, *, rows: tuple[int, int] = (0, 300)) -> CheckedCells:
+    checks = CheckConfig()
+    with H5adReader(SourceConfig(uri=path, rows=side)) as reader:
+        mapping = map_source_genes(reader, GeneVocabulary.load_default(), checks)
+        return check_rows(reader, mapping, checks, start=rows[0], stop=rows[1])

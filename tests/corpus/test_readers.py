@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from cytoray import storage
+from cytoray.corpus import readers
+from cytoray.corpus.config import SourceConfig
+from cytoray.corpus.readers import H5adReader, expand_sources, judge_values
+from cytoray.errors import CorpusError, CytorayError, StorageError
+
+FORMATS: dict[str, Callable[[np.ndarray], object]] = {
+    "csr": sparse.csr_matrix,
+    "csc": sparse.csc_matrix,
+    "dense": np.asarray,
+}
+
+
+def open_reader(path: str | Path, **options: object) -> H5adReader:
+    return H5adReader(SourceConfig(uri=str(path), **options))
+
+
+def read_everything(path: Path, label_key: str = "cell_type") -> np.ndarray:
+    """All that an ingest asks of a file."""
+    with open_reader(path) as reader:
+        description = reader.describe()
+        assert len(reader.gene_names) == description.num_genes
+        assert len(reader.labels(label_key)) == description.num_cells
+        return reader.read_rows(0, description.num_cells).toarray()
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("matrix", ["X", "raw.X", "layers/kept"])
+def test_row_ranges_are_those_of_the_matrix(layout: str, matrix: str, plant, build_adata, save, tmp_path):
+    planted, other = plant(1), plant(2)
+    stored = FORMATS[layout](planted.counts_CG)
+    adata = build_adata(planted, matrix=stored if matrix == "X" else other.counts_CG)
+    if matrix == "raw.X":
+        adata = build_adata(planted, matrix=stored)
+        adata.raw = adata
+        adata = adata[:, :50].copy()
+    elif matrix != "X":
+        adata.layers["kept"] = stored
+    with open_reader(save(adata, tmp_path / "a.h5ad"), matrix=matrix) as reader:
+        description = reader.describe()
+        assert (description.matrix, description.num_cells, description.num_genes) == (matrix, 300, 300)
+        assert reader.gene_names == planted.genes
+        expected = sparse.csr_matrix(planted.counts_CG)
+        for start, stop in ((0, 300), (0, 1), (17, 211), (299, 300), (5, 5)):
+            rows = reader.read_rows(start, stop)
+            assert (rows.dtype, rows.format, rows.shape) == (np.float32, "csr", (stop - start, 300))
+            assert (rows != expected[start:stop]).nnz == 0
+
+
+def test_numbers_of_any_type_are_read_as_float32(plant, build_adata, save, tmp_path):
+    planted = plant(3)
+    for kind in ("int32", "int64", "uint16", "float64", "bool"):
+        values = planted.counts_CG.astype(kind)
+        path = save(build_adata(planted, matrix=sparse.csr_matrix(values)), tmp_path / f"{kind}.h5ad")
+        assert np.array_equal(read_everything(path), values.astype(np.float32))
+
+
+def test_stored_zeros_and_doubled_entries_are_no_trouble(plant, build_adata, save, tmp_path):
+    planted = plant(4)
+    matrix = sparse.csr_matrix(planted.log_normalised())
+    sprinkled = sparse.csr_matrix(planted.log_normalised() + 1)
+    sprinkled.data -= 1  # the same matrix, all of its zeros stored
+    assert sprinkled.nnz == 300 * 300
+    path = save(build_adata(planted, matrix=sprinkled), tmp_path / "zeros.h5ad")
+    with open_reader(path) as reader:
+        assert reader.value_kind == "recoverable"
+        assert reader.read_rows(0, 300).nnz == matrix.nnz
+    with h5py.File(save(build_adata(planted), tmp_path / "twice.h5ad"), "a") as file:
+        group = file["X"]
+        halves = {"data": np.repeat(group["data"][:], 2), "indices": np.repeat(group["indices"][:], 2)}
+        indptr = group["indptr"][:] * 2
+        for name, values in {**halves, "indptr": indptr}.items():
+            del group[name]
+            group[name] = values
+    with open_reader(tmp_path / "twice.h5ad") as reader:
+        assert np.array_equal(reader.read_rows(40, 60).toarray(), 2 * planted.counts_CG[40:60])
+
+
+def test_counts_in_a_layer_are_preferred_to_log_normalised_values(plant, build_adata, save, tmp_path):
+    planted = plant(5)
+    adata = build_adata(planted, matrix=sparse.csr_matrix(planted.log_normalised()))
+    adata.layers["smoothed"] = np.random.default_rng(0).gamma(2, 1, (300, 300))
+    adata.layers["raw_counts"] = sparse.csc_matrix(planted.counts_CG)  # column-compressed, beside a CSR X
+    path = save(adata, tmp_path / "layers.h5ad")
+    with open_reader(path) as reader:
+        assert (reader.matrix, reader.value_kind) == ("layers/raw_counts", "counts")
+        assert np.array_equal(reader.read_rows(10, 20).toarray(), planted.counts_CG[10:20])
+    with open_reader(path, matrix="X") as reader:
+        assert (reader.matrix, reader.value_kind) == ("X", "recoverable")
+        assert np.array_equal(reader.read_rows(10, 20).toarray(), planted.log_normalised()[10:20])
+
+
+def test_preference_goes_counts_recoverable_expression_negative(plant, build_adata, save, tmp_path):
+    planted = plant(6)
+    normal = planted.log_normalised()
+    kinds = {
+        "counts": planted.counts_CG,
+        "recoverable": normal,
+        "expression": normal * np.random.default_rng(1).uniform(0.5, 2, 300),
+        "negative": normal - normal.mean(axis=0),
+    }
+    names = list(kinds)
+    for best in range(4):
+        adata = build_adata(planted, matrix=kinds["negative"])
+        for name in reversed(names[best:]):
+            adata.layers[name] = kinds[name]
+        with open_reader(save(adata, tmp_path / f"{best}.h5ad")) as reader:
+            assert reader.value_kind == names[best]
+            assert reader.matrix == ("X" if names[best] == "negative" else f"layers/{names[best]}")
+
+
+def test_a_file_without_x_is_read_from_its_layer(plant, build_adata, save, tmp_path):
+    planted = plant(7)
+    adata = anndata.AnnData(obs=planted.frame(), var=pd.DataFrame(index=planted.genes))
+    adata.layers["counts"] = sparse.csr_matrix(planted.counts_CG)
+    assert np.array_equal(read_everything(Path(save(adata, tmp_path / "a.h5ad"))), planted.counts_CG)
+
+
+def test_scanpys_file_of_the_old_encoding():
+    """Its X is scaled, its raw.X log-normalised and rounded, its tables are compound arrays with codes."""
+    package = importlib.util.find_spec("scanpy")
+    path = Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = anndata.read_h5ad(path)
+    with open_reader(path) as reader:
+        description = reader.describe()
+        assert (description.matrix, description.value_kind) == ("raw.X", "recoverable")
+        assert (description.num_cells, description.num_genes) == (700, 765)
+        assert reader.gene_names == list(expected.raw.var_names)
+        assert list(reader.obs.index) == list(expected.obs_names)
+        assert reader.labels("bulk_labels") == list(expected.obs["bulk_labels"])
+        assert np.array_equal(reader.obs["n_genes"], expected.obs["n_genes"])
+        assert (reader.read_rows(100, 650) != expected.raw.X[100:650]).nnz == 0
+    with open_reader(path, matrix="X") as reader:
+        assert reader.value_kind == "negative"
+        assert np.array_equal(reader.read_rows(3, 9).toarray(), expected.X[3:9])
+
+
+# --- kinds of values
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([[0, 1, 250], [3, 0, 1e6]], "counts"),
+        ([[0, 1.0004, 250], [3, 0, 7]], "counts"),  # went through a float16 or a division
+        ([[0, 0, 0], [0, 0, 0]], "counts"),
+        ([[0.5, 1.25, 7.3], [0.11, 2.7, 3.14]], "expression"),
+        ([[0, 1, 2], [-0.5, 1, 2]], "negative"),
+        ([[0, np.nan, np.inf], [1, 2, 3]], "counts"),  # refused later, with the name of the cell
+        ([[55.5, 120.75, 33.25], [80.1, 44.2, 90.3]], "expression"),
+    ],
+)
+def test_kinds_of_values(values: list[list[float]], kind: str):
+    assert judge_values(sparse.csr_matrix(np.array(values, np.float32))) == kind
+
+
+def test_one_bad_cell_in_twenty_is_still_recoverable(plant):
+    values = plant(8).log_normalised()[:100]
+    for bad, kind in ((5, "recoverable"), (6, "expression")):
+        spoilt = values.copy()
+        spoilt[:bad] *= np.random.default_rng(0).uniform(0.8, 1.2, (bad, 300)).astype(np.float32)
+        assert judge_values(sparse.csr_matrix(spoilt)) == kind
+
+
+def test_values_are_judged_from_the_whole_length_of_the_file(plant, build_adata, save, tmp_path):
+    planted = plant(9, num_cells=2000)
+    for row in (0, 1000, 1999):
+        values = planted.counts_CG.copy()
+        values[row, 3] = 0.5
+        path = save(build_adata(planted, matrix=sparse.csr_matrix(values)), tmp_path / f"{row}.h5ad")
+        with open_reader(path) as reader:
+            assert reader.value_kind == "expression"
+
+
+# --- columns
+
+
+def test_labels_are_text_and_missing_ones_none(plant, build_adata, save, tmp_path):
+    adata = build_adata(plant(0))
+    types = adata.obs["cell_type"].copy()
+    types.iloc[[0, 7]] = None
+    numbers = np.arange(300.0)
+    numbers[3] = np.nan
+    adata.obs["cell_type"], adata.obs["number"], adata.obs["code"] = types, numbers, np.arange(300)
+    adata.obs["nullable"] = pd.array([None, 5, *[1] * 298], dtype="Int64")
+    with open_reader(save(adata, tmp_path / "a.h5ad")) as reader:
+        labels = reader.labels("cell_type")
+        assert labels == [None if value is None else value for value in types.astype(object).where(types.notna(), None)]
+        assert [row for row, label in enumerate(labels) if label is None] == [0, 7]
+        assert reader.labels("number")[2:5] == ["2.0", None, "4.0"]
+        assert reader.labels("code")[:2] == ["0", "1"]
+        assert reader.labels("nullable")[:3] == [None, "5", "1"]
+
+
+def test_gene_names_and_ensembl_ids_come_from_the_columns_named(plant, build_adata, save, tmp_path):
+    planted = plant(0)
+    adata = build_adata(planted, var_names=[f"row{i}" for i in range(300)])
+    adata.var["symbol"] = planted.genes
+    adata.var["ensembl"] = [None, *(f"ENSG{i:011d}" for i in range(1, 300))]
+    path = save(adata, tmp_path / "a.h5ad")
+    with open_reader(path) as reader:
+        assert reader.gene_names[:2] == ["row0", "row1"]
+        assert reader.ensembl_ids is None
+    with open_reader(path, gene_column="symbol", ensembl_column="ensembl") as reader:
+        assert reader.gene_names == planted.genes
+        assert reader.ensembl_ids == ["", *(f"ENSG{i:011d}" for i in range(1, 300))]
+    for option in ("gene_column", "ensembl_column"):
+        with open_reader(path, **{option: "symbols"}) as reader, pytest.raises(CorpusError) as caught:
+            _ = reader.gene_names, reader.ensembl_ids
+        assert "'symbols'" in str(caught.value)
+        assert "symbol, ensembl" in caught.value.remedy
+
+
+def test_raw_has_gene_names_of_its_own(plant, build_adata, save, tmp_path):
+    planted = plant(0)
+    adata = build_adata(planted)
+    adata.raw = adata
+    adata = adata[:, ::-1][:, :20].copy()
+    with open_reader(save(adata, tmp_path / "a.h5ad"), matrix="raw.X") as reader:
+        assert reader.gene_names == planted.genes
+    with open_reader(tmp_path / "a.h5ad", matrix="X") as reader:
+        assert reader.gene_names == planted.genes[::-1][:20]
+
+
+def test_a_prefix_stands_for_its_h5ad_files(tmp_path):
+    for name in ("b/2.h5ad", "b/1.h5ad", "b/deep/0.h5ad", "b/notes.txt", "c/3.h5ad"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    source = SourceConfig(uri=f"{tmp_path}/b/", gene_column="g")
+    found = expand_sources([source, SourceConfig(uri=f"{tmp_path}/c/3.h5ad")])
+    assert [one.uri.removeprefix(str(tmp_path)) for one in found] == [
+        "/b/1.h5ad", "/b/2.h5ad", "/b/deep/0.h5ad", "/c/3.h5ad",
+    ]  # fmt: skip
+    assert [one.gene_column for one in found] == ["g", "g", "g", None]
+    with pytest.raises(CorpusError, match="no .h5ad file below"):
+        expand_sources([SourceConfig(uri=f"{tmp_path}/empty/")])
+
+
+# --- object storage
+
+
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+def test_rows_are_read_from_s3_by_range(plant, build_adata, save, tmp_path, s3_bucket, monkeypatch):
+    import s3fs
+
+    planted = plant(0, num_cells=3000)
+    path = Path(save(build_adata(planted, matrix=planted.counts_CG), tmp_path / "big.h5ad"))
+    storage.write_bytes(f"{s3_bucket}/big.h5ad", path.read_bytes())
+    fetched: list[int] = []
+    fetch = s3fs.S3File._fetch_range
+
+    def counted(self: s3fs.S3File, start: int, end: int) -> bytes:
+        data = fetch(self, start, end)
+        fetched.append(len(data))
+        return data
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counted)
+    monkeypatch.setattr(storage, "READ_BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(readers, "SAMPLE_ROWS", 8)
+    with open_reader(f"{s3_bucket}/big.h5ad") as reader:
+        assert reader.describe().num_bytes == path.stat().st_size > 3_600_000
+        assert np.array_equal(reader.read_rows(1500, 1550).toarray(), planted.counts_CG[1500:1550])
+        assert 50 * 300 * 4 < sum(fetched) < path.stat().st_size / 4
+    with open_reader(path) as local:
+        assert local.gene_names == planted.genes
+
+
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+def test_an_absent_object_or_bucket_is_named(s3_bucket):
+    for uri in (f"{s3_bucket}/absent.h5ad", "s3://no-such-bucket/a.h5ad"):
+        with pytest.raises(StorageError, match="no such object") as caught:
+            open_reader(uri)
+        assert uri in str(caught.value)
+        assert caught.value.remedy
+
+
+# --- bad files
+
+
+def png() -> bytes:
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0\0")),
+        (b"IEND", b""),
+    ]
+    body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (png(), "not an h5ad file"),
+        (b"\x89HDF\r\n\x1a\n", "cannot be opened|truncated"),
+        (b"gene,cell\n" * 1000, "not an h5ad file"),
+    ],
+)
+def test_files_that_are_no_h5ad(content: bytes, words: str, tmp_path):
+    path = tmp_path / "bad.h5ad"
+    path.write_bytes(content)
+    with pytest.raises(CorpusError, match=words) as caught:
+        open_reader(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path, words in ((tmp_path / "missing.h5ad", "no such object"), (tmp_path, "is a folder")):
+        with pytest.raises(StorageError, match=words) as caught:
+            open_reader(path)
+        assert str(path) in str(caught.value)
+        assert caught.value.remedy
+
+
+def test_unknown_matrix_and_label_are_answered_with_those_there(planted_file):
+    path, _ = planted_file
+    with open_reader(path, matrix="layers/cuonts") as reader, pytest.raises(CorpusError) as caught:
+        reader.describe()
+    assert "layers/cuonts" in caught.value.problem
+    assert caught.value.remedy == "This file holds: X."
+    with open_reader(path) as reader, pytest.raises(CorpusError) as caught:
+        reader.labels("celltype")
+    assert "'celltype'" in caught.value.problem
+    assert "cell_type, depth" in caught.value.remedy
+    assert caught.value.details["columns"] == ["cell_type", "depth"]
+
+
+def reshape(file: h5py.File, shape: tuple[int, int]) -> None:
+    file["X"].attrs["shape"] = shape
+
+
+def replace(key: str, value: object) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        if key in file:
+            del file[key]
+        if value is dict:
+            file.create_group(key)
+        elif value is not None:
+            file[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (replace("X", None), "no expression matrix"),
+        (replace("obs", None), "no 'obs', so it is not an AnnData file"),
+        (replace("var", None), "no 'var', so it is not an AnnData file"),
+        (replace("X", dict), "X cannot be read"),
+        (replace("X", 5.0), "X cannot be read"),
+        (replace("X", np.zeros(300)), "X cannot be read"),
+        (replace("X", np.zeros((300, 300, 2))), "X cannot be read"),
+        (replace("X", np.array([[b"a"] * 300] * 300)), "X, rows 0 to 256: cannot be read"),
+        (replace("X", np.zeros((300, 299))), "300 along var|X has 299 .* var has 300"),
+        (replace("X", np.zeros((299, 300))), "X has 299 .* obs has 300"),
+        (lambda file: reshape(file, (300, 7)), "X, rows 0 to 256: cannot be read"),
+        (lambda file: reshape(file, (200, 300)), "cannot be read|X has 200 .* obs has 300"),
+        (replace("X/indices", np.full(10, 2**30)), "X, rows 0 to 256: cannot be read"),
+        (replace("X/data", None), "X, rows 0 to 256: cannot be read"),
+        (replace("X/data", dict), "X, rows 0 to 256: cannot be read"),
+        (replace("X/indptr", np.arange(301) * -5), "X, rows 0 to 256: cannot be read"),
+        (replace("obs", 5), "obs cannot be read"),
+        (replace("obs", dict), "obs cannot be read"),
+        (replace("obs", np.zeros(300)), "obs cannot be read"),
+        (replace("obs/_index", None), "obs cannot be read"),
+        (replace("obs/cell_type/codes", np.full(300, 99, np.int8)), "obs cannot be read"),
+        (replace("var", dict), "var cannot be read"),
+        (replace("layers", 5), "the list of matrices cannot be read"),
+    ],
+)
+def test_files_of_another_build_are_refused_in_words(change: Callable, words: str, planted_file):
+    path, _ = planted_file
+    with h5py.File(path, "a") as file:
+        change(file)
+    with pytest.raises(CorpusError, match=words) as caught:
+        read_everything(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_truncated_file_is_refused_at_every_length(layout: str, plant, build_adata, save, tmp_path):
+    planted = plant(0)
+    path = Path(save(build_adata(planted, matrix=FORMATS[layout](planted.counts_CG)), tmp_path / "a.h5ad"))
+    whole, cut = path.read_bytes(), tmp_path / "cut.h5ad"
+    for length in np.linspace(1, len(whole) - 1, 40).astype(int):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(CorpusError) as caught:
+            read_everything(cut)
+        assert str(cut) in str(caught.value)
+        assert caught.value.remedy
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_flipped_bytes_never_raise_anything_but_our_errors(layout: str, plant, build_adata, save, tmp_path):
+    planted = plant(0)
+    adata = build_adata(planted, matrix=FORMATS[layout](planted.counts_CG))
+    whole, bad = Path(save(adata, tmp_path / "a.h5ad")).read_bytes(), tmp_path / "bad.h5ad"
+    refused = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        head = seed % 2 == 0
+        where = rng.integers(0, 2048 if head else len(whole), rng.integers(1, 20))
+        damaged[where] ^= rng.integers(1, 256, len(where), dtype=np.uint8)
+        bad.write_bytes(damaged.tobytes())
+        try:
+            read = read_everything(bad)
+        except CytorayError as error:
+            refused += 1
+            assert str(bad) in str(error)
+        else:
+            # The structure lies in front; the numbers behind it carry no checksum of their own.
+            assert not head or np.array_equal(read, planted.counts_CG)
+    assert refused > 15
+
+
+def test_a_closed_reader_leaves_no_file_open(planted_file, tmp_path):
+    path, _ = planted_file
+    copy = shutil.copy(path, tmp_path / "copy.h5ad")
+    with open_reader(copy) as reader:
+        reader.describe()
+    with h5py.File(copy, "a") as file:  # HDF5 refuses this while the file is open for reading
+        del file["X"]

@@ -1,0 +1,41 @@
+"""One rank of a DeepSpeed run without Ray: python training_rank.py SETTINGS.pickle RANK WORLD PORT OUT."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from cytoray.training import engine as engines
+from cytoray.training.loop import _build_module, _train_step
+
+
+def main() -> None:
+    settings_path, rank, world_size, port, out = sys.argv[1:]
+    os.environ.update(
+        RANK=rank,
+        LOCAL_RANK=rank,
+        WORLD_SIZE=world_size,
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port,
+        DS_ACCELERATOR="cpu",
+    )
+    torch.set_num_threads(1)
+    settings, stream, num_steps = pickle.loads(Path(settings_path).read_bytes())  # noqa: S301 - written by the test itself
+    dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
+    engine = engines.build_engine(_build_module(settings, None), settings.config, int(world_size))
+    for step in range(num_steps):
+        _train_step(engine, stream.read_step(step, rank=int(rank), world_size=int(world_size)), settings)
+    weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
+    if rank == "0":
+        save_file(weights | moments, out)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()

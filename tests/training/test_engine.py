@@ -1,0 +1,113 @@
+"""DeepSpeed with any number of workers, stage and accumulation takes the very steps of a plain torch loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from reference_training import train
+from safetensors.torch import load_file
+
+from cytoray.corpus.stream import CorpusStream, StreamOptions, open_stream
+from cytoray.model.config import ModelConfig
+from cytoray.model.transformer import ScGPT
+from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.config import GenerativeConfig, OptimizerConfig, PretrainConfig
+from cytoray.training.engine import learning_rate
+from cytoray.training.loop import WorkerSettings
+from cytoray.training.objectives import ClassificationObjective, GenerativeObjective, Objective
+
+pytestmark = pytest.mark.ray  # the corpus is ingested through Ray
+NUM_STEPS = 3
+NEVER = 10**9
+
+
+def _settings(config: PretrainConfig, model: ModelConfig, objective: Objective) -> WorkerSettings:
+    pad_id = GeneVocabulary.load_default().pad_id
+    return WorkerSettings(config, model, pad_id, objective, "manifest", "config", "uuid", None, None)
+
+
+def _run_ranks(
+    settings: WorkerSettings, stream: CorpusStream, world_size: int, folder: Path
+) -> dict[str, torch.Tensor]:
+    """Run ``NUM_STEPS`` on real processes; full weights and moments."""
+    (folder / "settings").write_bytes(pickle.dumps((settings, stream, NUM_STEPS)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    out = folder / "out.safetensors"
+    script = Path(__file__).parents[1] / "helpers" / "training_rank.py"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(folder / "settings"), str(rank), str(world_size), port, str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [rank.communicate(timeout=240)[0].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size, outputs[0][-3000:] + outputs[-1][-3000:]
+    return load_file(out)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "stage", "accumulation", "task"),
+    [
+        (2, 1, 1, "two passes"),
+        (2, 1, 4, "two passes"),
+        (2, 0, 2, "one pass"),
+        (1, 1, 1, "classification"),
+        (2, 1, 1, "classification"),
+    ],
+)
+def test_steps_equal_a_plain_torch_loop(
+    world_size: int,
+    stage: int,
+    accumulation: int,
+    task: str,
+    *,
+    pretrain_config: Callable[..., PretrainConfig],
+    tmp_path: Path,
+) -> None:
+    vocabulary = GeneVocabulary.load_default()
+    config = pretrain_config(
+        "parity", train={"accumulation": accumulation}, workers={"num_workers": world_size, "zero_stage": stage}
+    )
+    label_key = "kind" if task == "classification" else None
+    stream = open_stream(config.store, "cells", StreamOptions(config.tokenizer, 42, 16, label_key))
+    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=len(stream.labels))
+    objective: Objective = ClassificationObjective(vocabulary.pad_id, -2.0)
+    if task != "classification":
+        generative = GenerativeConfig(second_pass_after=0 if task == "two passes" else NEVER)
+        objective = GenerativeObjective(generative, 42, vocabulary.pad_id, -2.0)
+    settings = _settings(config, model, objective)
+
+    torch.manual_seed(config.train.seed)
+    plain = ScGPT(model, pad_id=vocabulary.pad_id)
+    history = train(plain, objective, stream, config, NUM_STEPS)
+    result = _run_ranks(settings, stream, world_size, tmp_path)
+
+    assert history[-1] != history[0]
+    assert {f"exp_avg.{name}" for name, _ in plain.named_parameters()} <= result.keys()
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(
+            result[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine() -> None:
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=4, final_share=0.1)
+    rates = [learning_rate(config, step, 14) for step in range(15)]
+    assert rates[:4] == [0.125, 0.25, 0.375, 0.5]
+    assert rates[4] == 0.5
+    assert rates[9] == pytest.approx(0.5 * (0.1 + 0.9 * 0.5))
+    assert rates[14] == pytest.approx(0.05)
+    assert all(math.isfinite(rate) and earlier >= rate for earlier, rate in itertools.pairwise(rates[4:]))

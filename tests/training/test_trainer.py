@@ -1,0 +1,114 @@
+"""Runs through Ray Train: interrupted ones equal uninterrupted ones, finished ones are found, changed ones refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cytoray import failpoints, storage
+from cytoray.cluster import user_error
+from cytoray.corpus.stream import CorpusStream
+from cytoray.errors import TrainingError
+from cytoray.model.bundle import load_bundle
+from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.checkpoint import checkpoints_uri, latest_checkpoint, save_checkpoint, sweep
+from cytoray.training.config import PretrainConfig
+from cytoray.training.pretraining import pretrain
+from cytoray.training.trainer import TrainingSpec, run_training
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+def test_a_killed_run_ends_with_the_very_weights_of_an_unbroken_one(
+    pretrain_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps: list[float] = []
+    unbroken, bundle = pretrain(pretrain_config("unbroken"), advance=lambda amount, note="": steps.append(amount))
+    assert sum(steps) == 6
+    assert [point["step"] for point in unbroken.history] == [1, 2, 3, 4, 5, 6]
+    assert unbroken.history[-1]["loss"] < unbroken.history[0]["loss"]
+
+    monkeypatch.setenv(failpoints.VARIABLE, "train.after_step=kill@5")
+    broken, _ = pretrain(pretrain_config("broken"))
+    monkeypatch.delenv(failpoints.VARIABLE)
+
+    assert broken.checkpoint.state.step == 6
+    for name, expected in unbroken.checkpoint.load_weights().items():
+        assert torch.equal(broken.checkpoint.load_weights()[name], expected), name
+    assert broken.history == unbroken.history
+
+    again, same_bundle = pretrain(pretrain_config("unbroken"))
+    assert again.skipped
+    assert same_bundle == bundle
+    storage.download_folder(bundle.uri, tmp_path / "bundle")
+    loaded = load_bundle(tmp_path / "bundle")
+    assert loaded.digest == bundle.digest
+    assert loaded.lineage["corpus_manifest_digest"] == unbroken.manifest_digest
+    with pytest.raises(TrainingError, match=r"optimizer\.learning_rate"):
+        pretrain(_faster(pretrain_config("unbroken")))
+
+
+def _faster(config: PretrainConfig) -> PretrainConfig:
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"learning_rate": 0.5})})
+
+
+class _Exploding:
+    """An objective whose loss is not a number from the second step on."""
+
+    def __init__(self, inner: object) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") or name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def losses(self, model: object, prepared: object, step: int) -> dict[str, torch.Tensor]:
+        losses = self._inner.losses(model, prepared, step)
+        return {name: loss * (float("nan") if step else 1.0) for name, loss in losses.items()}
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
+    pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream
+) -> None:
+    from cytoray.training.objectives import GenerativeObjective
+
+    config = pretrain_config("exploding", workers={"max_failures": 0, "num_workers": 1})
+    vocabulary = GeneVocabulary.load_default()
+    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
+    objective = _Exploding(GenerativeObjective(config.objective, 42, vocabulary.pad_id, -2.0))
+    with pytest.raises(Exception, match="not finite") as caught:
+        run_training(TrainingSpec(config, stream, model, vocabulary.pad_id, objective))
+    error = user_error(caught.value)
+    assert isinstance(error, TrainingError)
+    assert "at step 1" in error.problem
+    assert error.details["cells"]
+
+
+def test_the_newest_checkpoint_that_is_intact_is_used(
+    pretrain_config: Callable[..., PretrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cytoray.training.checkpoint import TrainerState
+
+    folder = checkpoints_uri(str(tmp_path), "run")
+    for step in (1, 2, 3, 4):
+        state = TrainerState(step=step, manifest_digest="m", config_digest="c", history=())
+        save_checkpoint(folder, {"w": torch.full((4,), float(step))}, {"exp_avg.w": torch.zeros(4)}, state)
+    sweep(folder, keep=3)
+    assert sorted(path.name for path in Path(folder).iterdir()) == [
+        "step-000000002",
+        "step-000000003",
+        "step-000000004",
+    ]
+
+    newest = Path(folder) / "step-000000004" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\xff")  # one byte
+    (Path(folder) / "step-000000003" / "COMMIT.json").unlink()  # died before the commit
+    found = latest_checkpoint(str(tmp_path), "run")
+    assert found is not None
+    assert found.state.step == 2
+    assert torch.equal(found.load_weights()["w"], torch.full((4,), 2.0))
+    assert "step-000000004 is damaged" in caplog.text
