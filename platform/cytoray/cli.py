@@ -58,7 +58,7 @@ def quickstart(
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs of the Ray that is started here.", min=2)] = 2,
     max_cells: Annotated[int, typer.Option(help="Use at most this many cells of --data.", min=10)] = 10_000,
     steps: Annotated[
-        int, typer.Option(help="Optimiser steps of pretraining; fine-tuning takes half as many more.", min=2)
+        int, typer.Option(help="Optimiser steps of pretraining; fine-tuning takes three times as many.", min=2)
     ] = 100,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier quickstart made, start over.")] = False,
 ) -> None:
@@ -111,7 +111,7 @@ def serve(
     from cytoray.serving.config import ServeConfig
 
     settings = load_config(ServeConfig, config, overrides=overrides)
-    from cytoray.cluster import connected
+    from cytoray.cluster import connected, is_shared
 
     with connected(num_cpus=num_cpus):
         from cytoray.serving.app import run_service, stop_service
@@ -123,7 +123,8 @@ def serve(
         except KeyboardInterrupt:
             typer.echo("stopping", err=True)
         finally:
-            stop_service()
+            if is_shared():  # a Ray that was started here ends as a whole
+                stop_service()
 
 
 @config_app.command("check")

@@ -12,6 +12,7 @@ from typing import Any
 
 from cytoray.errors import CytorayError
 
+PROGRESS_LOGGER = "ray.data._internal.progress"  # warns that the bars are off
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -32,6 +33,11 @@ def prepare_auth() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def is_shared() -> bool:
+    """Whether the Ray in use is a cluster that the environment names, not one started here."""
+    return "RAY_ADDRESS" in os.environ
+
+
 @contextlib.contextmanager
 def connected(*, num_cpus: int = 2) -> Iterator[None]:
     """Be connected to Ray inside the block.
@@ -44,7 +50,7 @@ def connected(*, num_cpus: int = 2) -> Iterator[None]:
     import ray  # after the environment is set: it is read at import
 
     local: dict[str, Any] = {}
-    if "RAY_ADDRESS" not in os.environ:
+    if not is_shared():
         local = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=False, **local)
@@ -75,8 +81,12 @@ def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in {
+        "ray.data": logging.WARNING,
+        "ray.train": logging.WARNING,
+        PROGRESS_LOGGER: logging.ERROR,
+    }.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def user_error(error: BaseException) -> CytorayError | None:

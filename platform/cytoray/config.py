@@ -39,6 +39,7 @@ def _absolute(uri: str) -> str:
 Location = Annotated[str, AfterValidator(_absolute)]  # an s3:// URI or a local path
 KeyPath = tuple[str | int, ...]
 ConfigType = TypeVar("ConfigType", bound="Config")
+MAX_DEPTH = 50  # of mappings in mappings; only a file that includes itself gets there
 
 
 class Config(BaseModel):
@@ -128,6 +129,9 @@ def _compose(path: Path) -> yaml.Node | None:
 
 def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
     """Turn a YAML node into plain data, noting the line of every key."""
+    if len(path) > MAX_DEPTH:
+        where = f"{file}:{node.start_mark.line + 1}"
+        raise ConfigError(f"{where}: nested more than {MAX_DEPTH} deep.", remedy="Look for a file that names itself.")
     tree.origins.setdefault(path, f"{file}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
@@ -141,7 +145,7 @@ def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_convert(child, (*path, position), file, tree) for position, child in enumerate(node.value)]
-    value = _scalar(node)
+    value = _scalar(node, file)
     if isinstance(value, str) and path and value.endswith((".yaml", ".yml")):
         included = file.parent / value
         inner = _compose(included)
@@ -149,11 +153,14 @@ def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
     return value
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.Node, file: Path) -> Any:
     """Construct one YAML scalar by the safe rules."""
     loader = _Loader("")
     try:
         return loader.construct_object(node)
+    except (yaml.YAMLError, ValueError) as error:  # an unknown !tag; a date such as 2020-13-45
+        why = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{file}:{node.start_mark.line + 1}: {why}.", remedy="Quote the value.") from error
     finally:
         loader.dispose()
 
@@ -165,11 +172,12 @@ def _apply_override(tree: _Tree, override: str) -> None:
         raise ConfigError(f"--set {override}: expected KEY=VALUE.", remedy="For example --set train.num_steps=20.")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML.", remedy="Quote it.") from error
     *parents, last = key.split(".")
     place = tree.data
     for depth, parent in enumerate(parents):
+        tree.origins.setdefault(tuple(parents[: depth + 1]), f"--set {key}")
         inner = place.setdefault(parent, {})
         if not isinstance(inner, dict):
             where = ".".join(parents[: depth + 1])
@@ -178,7 +186,9 @@ def _apply_override(tree: _Tree, override: str) -> None:
             )
         place = inner
     place[last] = value
-    tree.origins[tuple(key.split("."))] = f"--set {key}"
+    path = (*parents, last)
+    tree.origins = {known: where for known, where in tree.origins.items() if known[: len(path)] != path}
+    tree.origins[path] = f"--set {key}"
 
 
 def validate_tree(kind: type[ConfigType], tree: _Tree, *, source: str) -> ConfigType:

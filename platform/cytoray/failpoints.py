@@ -30,13 +30,11 @@ def failpoint(name: str) -> None:
     plan = os.environ.get(VARIABLE)
     if not plan:
         return
+    _hits[name] += 1
     for entry in plan.split(","):
         point, _, rest = entry.strip().partition("=")
         action, _, nth = rest.partition("@")
-        if point != name:
-            continue
-        _hits[name] += 1
-        if not nth or _hits[name] == int(nth):
+        if point == name and (not nth or _hits[name] == int(nth)):
             _fire(name, action)
 
 

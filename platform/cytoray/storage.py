@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from cytoray.errors import ConflictError, DigestError, NotFoundError, StorageError
 
 logger = logging.getLogger(__name__)
+CREATE_ATTEMPTS = 5
 READ_BLOCK_BYTES = 4 * 2**20  # one ranged GET; below ~4 MiB the request time dominates on S3
 
 
@@ -261,14 +263,18 @@ def _put_object_if_absent(uri: str, data: bytes) -> None:
 def _create_object(uri: str, data: bytes) -> None:
     """PUT with ``If-None-Match: *``; FileExistsError if the store refuses because there is such an object."""
     system, path = _resolve(uri)
-    try:
-        system.pipe_file(path, data, mode="create")
-    except OSError as error:
-        # Only Amazon's refusal names its condition; s3fs takes that of MinIO, Ceph … for an invalid argument.
-        response = getattr(error.__cause__, "response", {})
-        if response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
-            raise FileExistsError(uri) from error
-        raise
+    for attempt in range(CREATE_ATTEMPTS):
+        try:
+            system.pipe_file(path, data, mode="create")
+            return
+        except OSError as error:
+            response = getattr(error.__cause__, "response", {})
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 412:  # not all servers name the condition, without which s3fs makes it an invalid argument
+                raise FileExistsError(uri) from error
+            if status != 409 or attempt == CREATE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.1 * 2**attempt)  # another writer of this name is under way, and may yet fail
 
 
 @functools.lru_cache(maxsize=64)

@@ -85,7 +85,9 @@ def build_adata() -> Callable[..., anndata.AnnData]:
     def build(planted: Planted, *, matrix: object = None, var_names: Sequence[str] | None = None) -> anndata.AnnData:
         x = sparse.csr_matrix(planted.counts_CG) if matrix is None else matrix
         var = pd.DataFrame(index=list(planted.genes if var_names is None else var_names))
-        return anndata.AnnData(x, obs=planted.frame(), var=var)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # names may be doubled on purpose
+            return anndata.AnnData(x, obs=planted.frame(), var=var)
 
     return build
 
@@ -132,3 +134,61 @@ def s3_bucket(s3_server, monkeypatch) -> str:
         warnings.simplefilter("ignore")  # botocore still asks for naive UTC times
         boto3.client("s3").create_bucket(Bucket="cells")
     return "s3://cells"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A corpus written without an ingest, and what went into it."""
+
+    store: str
+    manifest: CorpusManifest
+    cells: SparseCells  # in the order of the shards
+    labels: list[str | None]
+
+
+@pytest.fixture(scope="session")
+def write_corpus(vocabulary, tmp_path_factory) -> Callable[..., Written]:
+    """A function that writes shards of given sizes and commits them as the corpus ``cells`` of a new store."""
+
+    def write(sizes: Sequence[int] = (70, 41, 0, 59), *, binning: str = "on_read", seed: int = 0) -> Written:
+        store = str(tmp_path_factory.mktemp("store"))
+        uri = corpus_uri(store, "cells")
+        rng = np.random.default_rng(1)
+        parts, labels, shards = [], [], []
+        for number, size in enumerate(sizes):
+            genes = [np.sort(rng.choice(60_000, rng.integers(1, 90), replace=False)) for _ in range(size)]
+            indptr = np.concatenate([[0], np.cumsum([len(group) for group in genes])]).astype(np.int64)
+            gene_ids = np.concatenate([np.empty(0, np.int32), *genes]).astype(np.int32)
+            ids = rng.integers(0, 2**63, size).astype(np.uint64)
+            cells = SparseCells(gene_ids, rng.geometric(0.3, len(gene_ids)).astype(np.float32), indptr, ids)
+            # A label can be told from the cell id, a fifth of the cells have none.
+            here = [None if cell % 5 == 0 else f"type {cell % 3}" for cell in ids.tolist()]
+            bins = None
+            if binning == "stored":
+                bins = CellTokenizer(vocabulary, TokenizerConfig(seed=seed)).bin_cells(cells, epoch=0)
+            data, obs = encode_shard(cells, values="counts", bins=bins), io.BytesIO()
+            table = {"_cell_id": pa.array(ids), "kind": pa.array(here, pa.string()), "batch": pa.array([1] * size)}
+            pq.write_table(pa.table(table), obs)
+            shards.append(
+                ShardRecord(
+                    key=f"shard-{number}", sha256=storage.write_bytes(f"{uri}/shard-{number}", data),
+                    num_bytes=len(data), num_cells=size, num_entries=len(gene_ids), obs_key=f"obs-{number}",
+                    obs_sha256=storage.write_bytes(f"{uri}/obs-{number}", obs.getvalue()),
+                )
+            )  # fmt: skip
+            parts.append(cells)
+            labels += here
+        manifest = CorpusManifest(
+            name="cells", config_digest="c", code_version="1", vocabulary_digest=vocabulary.digest(), values="counts",
+            binning=binning, n_bins=51, seed=seed, sources=(), shards=tuple(shards),
+        )  # fmt: skip
+        commit_manifest(uri, manifest)
+        return Written(store, manifest, SparseCells.concatenate(parts), labels)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def corpus(write_corpus) -> Written:
+    """170 cells in four shards, one of them empty."""
+    return write_corpus()

@@ -17,11 +17,11 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 BAD_ROW, BAD_GENE = 137, 42
 
 
-def check(path: str, *, rows: tuple[int, int] = (0, 300), checks: CheckConfig | None = None, **source) -> CheckedCells:
+def check(path: str, *, span: tuple[int, int] = (0, 300), checks: CheckConfig | None = None, **source) -> CheckedCells:
     checks = checks or CheckConfig()
     with H5adReader(SourceConfig(uri=path, **source)) as reader:
         mapping = map_source_genes(reader, GeneVocabulary.load_default(), checks)
-        return check_rows(reader, mapping, checks, start=rows[0], stop=rows[1])
+        return check_rows(reader, mapping, checks, start=span[0], stop=span[1])
 
 
 def as_dicts(cells: SparseCells) -> list[dict[int, float]]:
@@ -44,7 +44,7 @@ def dense_oracle(vocabulary: GeneVocabulary, counts: np.ndarray, names: Sequence
 
 def test_good_counts_pass_unchanged(planted_file, vocabulary):
     path, planted = planted_file
-    checked = check(path, rows=(20, 120))
+    checked = check(path, span=(20, 120))
     assert as_dicts(checked.cells) == dense_oracle(vocabulary, planted.counts_CG[20:120], planted.genes)
     assert checked.rows.tolist() == list(range(20, 120))
     assert not any(checked.dropped.values())
@@ -54,7 +54,7 @@ def test_good_counts_pass_unchanged(planted_file, vocabulary):
 def test_ids_of_cells_do_not_depend_on_the_range_or_the_folder(planted_file, tmp_path):
     path, _ = planted_file
     whole = check(path).cells.cell_ids
-    assert np.array_equal(check(path, rows=(100, 150)).cells.cell_ids, whole[100:150])
+    assert np.array_equal(check(path, span=(100, 150)).cells.cell_ids, whole[100:150])
     (tmp_path / "elsewhere").mkdir()
     moved = Path(path).rename(tmp_path / "elsewhere" / "planted.h5ad")
     assert np.array_equal(check(str(moved)).cells.cell_ids, whole)
@@ -81,9 +81,9 @@ def test_a_value_that_is_no_count_is_named_with_its_cell_and_gene(
     row = 300 + BAD_ROW
     values[row, BAD_GENE] = value
     path = save(build_adata(planted, matrix=layout(values)), tmp_path / "bad.h5ad")
-    assert check(path, rows=(0, row)).cells.num_cells == row
+    assert check(path, span=(0, row)).cells.num_cells == row
     with pytest.raises(CorpusError) as caught:
-        check(path, rows=(250, 900))
+        check(path, span=(250, 900))
     problem = caught.value.problem
     assert path in problem
     assert f"the first is {shown} in cell 'cell-{row}' (row {row}), gene {planted.genes[BAD_GENE]!r}" in problem
@@ -126,9 +126,9 @@ def test_a_range_where_too_few_cells_are_recoverable_is_refused(plant, build_ada
     values[300:400] *= np.random.default_rng(0).uniform(0.8, 1.2, (100, 300))  # between the sampled rows
     path = save(build_adata(planted, matrix=sparse.csr_matrix(values)), tmp_path / "mixed.h5ad")
     with pytest.raises(CorpusError, match="rows 300 to 500: only 50% of these") as caught:
-        check(path, rows=(300, 500))
+        check(path, span=(300, 500))
     assert "checks.min_recoverable" in caught.value.remedy
-    kept = check(path, rows=(300, 500), checks=CheckConfig(min_recoverable=0.5))
+    kept = check(path, span=(300, 500), checks=CheckConfig(min_recoverable=0.5))
     assert (kept.cells.num_cells, kept.dropped["counts_not_recoverable"]) == (100, 100)
 
 
@@ -217,21 +217,20 @@ def test_ensembl_ids_stand_in_for_unknown_names(plant, build_adata, save, tmp_pa
 
 def test_the_two_sides_of_the_split_make_up_the_file(planted_file):
     path, _ = planted_file
-    sides = {side: check(path, rows=(0, 300), **{"matrix": "X"}) for side in ("all",)}
-    with_rows = {side: check_side(path, side) for side in ("train", "held_out")}
-    train, held_out = with_rows["train"], with_rows["held_out"]
-    assert sorted([*train.rows, *held_out.rows]) == sides["all"].rows.tolist()
+    everything, train, held_out = (check(path, rows=side) for side in ("all", "train", "held_out"))
+    assert sorted([*train.rows, *held_out.rows]) == everything.rows.tolist() == list(range(300))
     assert 35 < len(held_out.rows) < 85  # a fifth of 300
-    assert as_dicts(sides["all"].cells.take(held_out.rows)) == as_dicts(held_out.cells)
-    assert not any(train.dropped.values())
-    assert not any(held_out.dropped.values())
-    later = check_side(path, "held_out", rows=(150, 300))
+    assert as_dicts(everything.cells.take(held_out.rows)) == as_dicts(held_out.cells)
+    assert train.dropped["other_side_of_split"] == len(held_out.rows)
+    assert sum(train.dropped.values()) + sum(held_out.dropped.values()) == 300
+    later = check(path, rows="held_out", span=(150, 300))
     assert later.rows.tolist() == [row for row in held_out.rows if row >= 150]
-    assert split_mask(["a", "b"], "all").tolist() == [True, True]
 
 
-def check_side(path: str, side: str, *, rows: tuple[int, int] = (0, 300)) -> CheckedCells:
-    checks = CheckConfig()
-    with H5adReader(SourceConfig(uri=path, rows=side)) as reader:
-        mapping = map_source_genes(reader, GeneVocabulary.load_default(), checks)
-        return check_rows(reader, mapping, checks, start=rows[0], stop=rows[1])
+def test_a_cell_is_on_the_same_side_in_every_file():
+    names = [f"cell-{i}" for i in range(1000)]
+    held_out = split_mask(names, "held_out")
+    assert np.array_equal(split_mask(names[::-1], "held_out")[::-1], held_out)
+    assert np.array_equal(split_mask(names, "train"), ~held_out)
+    assert split_mask(names, "all").all()
+    assert 0.16 < held_out.mean() < 0.24

@@ -166,7 +166,7 @@ def _run_shards(plan: _Plan, spills: list[str]) -> list[ShardRecord]:
 def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iterable[dict[str, Any]]:
     """One Ray Data task an item, results as they come."""
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    compute = ray.data.TaskPoolStrategy(size=concurrency)
+    compute = ray.data.TaskPoolStrategy(size=min(concurrency, len(items)))
     mapped: Iterable[dict[str, Any]] = dataset.map(work, compute=compute, num_cpus=TASK_CPUS).iter_rows()
     return mapped
 

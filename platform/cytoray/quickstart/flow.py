@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from cytoray import progress, storage
-from cytoray.cluster import connected
+from cytoray.cluster import connected, is_shared
 from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import CytorayError, ServingError, TrainingError
 from cytoray.model.predictor import Predictions
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MARKER = ".cytoray-quickstart"
 NUM_QUERIES = 64
 TOLERANCE = 1e-5
+SERVE_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ def run_quickstart(options: QuickstartOptions) -> None:
     """The whole way, from a file of cells to a served model; raises CytorayError when anything did not hold."""
     if (options.data is None) != (options.label_key is None):
         raise CytorayError("--data and --label-key belong together.", remedy="Name the file and its column of types.")
+    from cytoray.serving.app import check_port
+
+    check_port(SERVE_HOST, port=options.port)  # now, not after minutes of training
     folder = _prepare_folder(options)
     store = storage.join(options.store or str(folder / "store"), "quickstart")
     if options.fresh:
@@ -148,7 +152,8 @@ def _serve_and_ask(plan: Plan, report: AnnotationReport, log: StageLog) -> str:
             worst = compare_served(url, held_out.take(rows), report.predictions)
             row.tell(2 * len(rows), f"{url}/v1/annotate", note=f"served = offline to {worst:.0e}")
     finally:
-        stop_service()
+        if is_shared():  # a Ray that was started here ends as a whole
+            stop_service()
     return url
 
 

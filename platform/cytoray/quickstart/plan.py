@@ -40,9 +40,9 @@ class Plan:
             (folder / f"{name}.yaml").write_text(config.to_yaml(), encoding="utf-8")
 
 
-def _train_config(num_steps: int) -> TrainConfig:
-    """Steps of 64 cells, with a checkpoint half-way."""
-    return TrainConfig(num_steps=num_steps, cells_per_step=64, checkpoint_every=max(1, num_steps // 2))
+def _train_config(num_steps: int, *, cells_per_step: int) -> TrainConfig:
+    """A run with a checkpoint half-way."""
+    return TrainConfig(num_steps=num_steps, cells_per_step=cells_per_step, checkpoint_every=max(1, num_steps // 2))
 
 
 def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_steps: int) -> Plan:
@@ -69,7 +69,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
             corpus=corpus,
             model=TINY,
             tokenizer=TOKENS,
-            train=_train_config(num_steps),
+            train=_train_config(num_steps, cells_per_step=64),
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10),
             tracking=tracking,
         ),
@@ -78,7 +78,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
             run=finetuning,
             corpus=corpus,
             tokenizer=TOKENS,
-            train=_train_config(num_steps * 3 // 2),
+            train=_train_config(3 * num_steps, cells_per_step=32),
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
             tracking=tracking,
             initial_run=pretraining,

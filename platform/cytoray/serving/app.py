@@ -65,6 +65,7 @@ def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, tim
             "Ray Serve already runs in this cluster.", remedy="Stop it with `serve shutdown`, or deploy a YAML to it."
         )
     check_port(host, port=port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its replicas keep their own logs
     args = pin_version(args)
     http_options = {"host": host, "port": port, "request_timeout_s": args.limits.deadline_s + PROXY_MARGIN_S}
     serve.start(proxy_location="HeadOnly", http_options=http_options)

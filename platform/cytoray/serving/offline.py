@@ -98,7 +98,7 @@ def embed_source(task: EmbedTask, *, advance: progress.Advance = progress.silent
     starts = range(0, description.num_cells, task.rows_per_file)
     items = [{"start": start, "stop": min(start + task.rows_per_file, description.num_cells)} for start in starts]
     work = functools.partial(_embed_rows, task=task, version=description.version)
-    compute = ray.data.TaskPoolStrategy(size=task.num_actors)
+    compute = ray.data.TaskPoolStrategy(size=min(task.num_actors, len(items)))
     files: dict[str, int] = {}
     for row in ray.data.from_items(items, override_num_blocks=len(items)).map(work, compute=compute).iter_rows():
         files[row["file"]] = row["num_cells"]

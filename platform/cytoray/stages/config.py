@@ -72,7 +72,7 @@ def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Con
     """Read a YAML file as the configuration that its ``kind`` names; ConfigError lists every mistake."""
     tree = read_tree(path, overrides=overrides)
     kind = tree.data.get("kind")
-    if kind not in STAGES:
+    if not isinstance(kind, str) or kind not in STAGES:
         line = tree.origin(("kind",)) or f"{path}:1"
         raise ConfigError(
             f"{line}: kind: expected one of {', '.join(STAGES)}, got {kind!r}.", remedy="Start the file with `kind: …`."
