@@ -58,8 +58,8 @@ def quickstart(
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs of the Ray that is started here.", min=2)] = 2,
     max_cells: Annotated[int, typer.Option(help="Use at most this many cells of --data.", min=10)] = 10_000,
     steps: Annotated[
-        int, typer.Option(help="Optimiser steps of pretraining; fine-tuning takes three times as many.", min=2)
-    ] = 100,
+        int, typer.Option(help="Optimiser steps of pretraining; fine-tuning takes 5 to 8 times as many.", min=2)
+    ] = 60,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier quickstart made, start over.")] = False,
 ) -> None:
     """Take real cells from a store to a served, checked cell-type model: the whole way, in a few minutes."""

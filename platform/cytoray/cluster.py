@@ -13,6 +13,8 @@ from typing import Any
 from cytoray.errors import CytorayError
 
 PROGRESS_LOGGER = "ray.data._internal.progress"  # warns that the bars are off
+# They write the traceback of an exception that is raised as well.
+TRACEBACK_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -75,16 +77,18 @@ def connected(*, num_cpus: int = 2) -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """Ray Data's own bars would be drawn over ours, once in each worker."""
+    """Ray Data's own bars would be drawn over ours, once in each worker; of errors we tell ourselves, in a paragraph."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
+    context.raise_original_map_exception = True  # its own wrapper drops the cause on the way to the driver
     for name, level in {
         "ray.data": logging.WARNING,
         "ray.train": logging.WARNING,
         PROGRESS_LOGGER: logging.ERROR,
+        **dict.fromkeys(TRACEBACK_LOGGERS, logging.CRITICAL),
     }.items():
         logging.getLogger(name).setLevel(level)
 

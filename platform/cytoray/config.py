@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.resources
+import importlib.util
 import json
 import re
 import typing
@@ -23,14 +23,15 @@ from cytoray.errors import ConfigError
 def _absolute(uri: str) -> str:
     """Local paths made absolute, since a Ray worker has another current folder than whoever wrote them.
 
-    ``package://scanpy.datasets/file`` is a file that an installed package ships.
+    ``package://scanpy.datasets/file`` is a file that an installed package ships; the package is not imported.
     """
     if uri.startswith("package://"):
         package, _, name = uri.removeprefix("package://").partition("/")
-        try:
-            return str(importlib.resources.files(package) / name)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"no package {package!r} is installed") from error
+        top, *inner = package.split(".")
+        spec = importlib.util.find_spec(top) if top else None
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"no package {package!r} is installed")
+        return str(Path(spec.submodule_search_locations[0], *inner, name))
     if "://" in uri:
         return uri
     return str(Path(uri).expanduser().absolute()) + ("/" if uri.endswith("/") else "")
@@ -232,12 +233,12 @@ def _nearest_key(kind: type[Config], path: KeyPath) -> str:
     if scope is None:
         return ""
     unknown, valid = str(path[-1]), list(scope.model_fields)
-    near = difflib.get_close_matches(unknown, valid, n=1, cutoff=0.5)
-    if near:
-        return f" (did you mean {_dotted((*path[:-1], near[0]))}?)"
     elsewhere = [key for key in _all_keys(kind) if key.rpartition(".")[2] == unknown]
     if elsewhere:
         return f" (did you mean {elsewhere[0]}?)"
+    near = difflib.get_close_matches(unknown, valid, n=1, cutoff=0.5)
+    if near:
+        return f" (did you mean {_dotted((*path[:-1], near[0]))}?)"
     return f" (valid here: {', '.join(sorted(valid))})"
 
 

@@ -254,6 +254,9 @@ def _write_temporary(path: Path, data: bytes) -> Path:
 
 def _put_object_if_absent(uri: str, data: bytes) -> None:
     """Conditional PUT; on a store that ignores the condition, look first and say that races are not guarded."""
+    bucket, _, key = _resolve(uri)[1].partition("/")
+    if not key:
+        raise StorageError(f"{uri} names no object.", remedy=f"Write s3://{bucket}/name.", uri=uri)
     if not _honours_put_if_absent(uri.rpartition("/")[0], _endpoint()) and exists(uri):
         raise FileExistsError(uri)
     with _explained(uri):

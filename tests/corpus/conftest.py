@@ -1,4 +1,4 @@
-"""Small h5ad files of planted cells, corpora written without Ray, and an S3 server, for the tests of the corpus room."""
+"""Small h5ad files of planted cells, corpora written without Ray, and an S3 server, for the corpus room's tests."""
 
 # C cells, G genes
 

@@ -96,7 +96,7 @@ def test_scaled_values_are_refused_with_the_way_out(plant, build_adata, save, tm
     planted = plant(2)
     normal = planted.log_normalised()
     path = save(build_adata(planted, matrix=normal - normal.mean(axis=0)), tmp_path / "scaled.h5ad")
-    with pytest.raises(CorpusError, match="scaled data.*layers/NAME` or raw.X"):
+    with pytest.raises(CorpusError, match=r"scaled data.*layers/NAME` or raw.X"):
         check(path)
 
 

@@ -10,14 +10,10 @@ from cytoray.corpus import deal
 from cytoray.corpus.deal import DealtSteps, iterate_steps, steps_dataset
 from cytoray.corpus.stream import StepBatch, StreamOptions, open_stream
 from cytoray.errors import CorpusError
-from cytoray.tokens.tokenizer import TokenizerConfig
-
-ROW_BYTES = 4 * (1 + 1) + 8 * (2 + 1)
+from cytoray.tokens.tokenizer import TokenizedCells, TokenizerConfig
 
 
-def make_batch(step: int, num_genes: int = 1) -> StepBatch:
-    from cytoray.tokens.tokenizer import TokenizedCells
-
+def make_batch(step: int, num_genes: int = 1000) -> StepBatch:
     genes = np.arange(num_genes, dtype=np.int32)
     tokens = TokenizedCells(genes, genes.astype(np.float32), np.array([0, num_genes]), np.array([step], np.uint64))
     return StepBatch(step, 0, tokens, np.empty(0, np.int32))
@@ -26,13 +22,13 @@ def make_batch(step: int, num_genes: int = 1) -> StepBatch:
 class Rows:
     """Stands in for Ray Data's iterator; counts what was taken from it, and may end in an error."""
 
-    def __init__(self, num_rows: int, *, error: Exception | None = None, num_genes: int = 1) -> None:
-        self.num_rows, self.error, self.num_genes, self.taken = num_rows, error, num_genes, 0
+    def __init__(self, num_rows: int, *, error: Exception | None = None) -> None:
+        self.num_rows, self.error, self.taken = num_rows, error, 0
 
     def iter_rows(self):
         for step in range(self.num_rows):
             self.taken += 1
-            yield make_batch(step, self.num_genes).to_row()
+            yield make_batch(step).to_row()
         if self.error is not None:
             raise self.error
 
@@ -55,10 +51,9 @@ def test_the_end_of_the_steps_is_the_end():
 
 @pytest.mark.timeout(20)
 def test_no_more_is_read_ahead_than_there_is_room_for(monkeypatch):
-    num_genes = 1000
-    num_bytes = sum(len(part) for part in make_batch(0, num_genes).to_row().values() if isinstance(part, bytes))
+    num_bytes = sum(len(part) for part in make_batch(0).to_row().values() if isinstance(part, bytes))
     monkeypatch.setattr(deal, "READ_AHEAD_BYTES", 4 * num_bytes)
-    rows = Rows(100, num_genes=num_genes)
+    rows = Rows(100)
     steps = iterate_steps(rows)
     wait_until(lambda: rows.taken >= 4)  # before the first one is asked for
     for step in range(20):

@@ -31,11 +31,11 @@ SOURCE = SourceRecord(
 
 
 def build(**changes: object) -> CorpusManifest:
-    fields = dict(
+    manifest = CorpusManifest(
         name="cells", config_digest="c", code_version="1", vocabulary_digest="v", values="counts", binning="on_read",
         n_bins=51, seed=0, sources=(SOURCE,), shards=(SHARD, SHARD),
     )  # fmt: skip
-    return CorpusManifest(**{**fields, **changes})
+    return manifest.model_copy(update=changes)
 
 
 def test_a_corpus_exists_once_its_commit_does(tmp_path):
@@ -116,7 +116,7 @@ def test_a_damaged_commit_is_said_to_be_damaged(content: bytes, tmp_path):
     store = str(tmp_path)
     storage.write_bytes(storage.join(corpus_uri(store, "cells"), COMMIT), content)
     for find in (find_manifest, load_manifest):
-        with pytest.raises(CorpusError, match="COMMIT.json is damaged") as caught:
+        with pytest.raises(CorpusError, match=r"COMMIT\.json is damaged") as caught:
             find(store, "cells")
         assert caught.value.remedy
 

@@ -60,7 +60,7 @@ def test_an_absent_or_empty_label_column_is_refused(plant, build_adata, save, tm
     adata = build_adata(plant(1))
     adata.obs["nothing"] = np.nan
     source = SourceConfig(uri=save(adata, tmp_path / "a.h5ad"))
-    with pytest.raises(CorpusError, match="obs has no column 'kind'.*Columns there: cell_type"):
+    with pytest.raises(CorpusError, match=r"obs has no column 'kind'.*Columns there: cell_type"):
         read_labelled_cells(source, "kind")
     with pytest.raises(CorpusError, match="no cell has a label in 'nothing'"):
         read_labelled_cells(source, "nothing")
@@ -73,5 +73,5 @@ def test_a_matrix_shorter_than_its_table_is_refused(plant, build_adata, save, tm
     with h5py.File(path, "a") as file:
         del file["X"]
         file["X"] = sparse.random(200, 300, 0.1, random_state=0).toarray().round()
-    with pytest.raises(CorpusError, match="X has 200 .* obs has 300"):
+    with pytest.raises(CorpusError, match=r"X has 200 .* obs has 300"):
         read_cells(SourceConfig(uri=path))

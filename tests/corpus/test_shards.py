@@ -163,7 +163,9 @@ def test_equal_cells_make_equal_bytes():
 
 def test_a_shard_is_far_smaller_than_float32_csr():
     rng = np.random.default_rng(0)
-    cells = [(i, {int(g): 1 + int(rng.geometric(0.6)) for g in np.unique(rng.integers(0, 30_000, 1500))}) for i in range(64)]
+    cells = [
+        (i, {int(g): 1 + int(rng.geometric(0.6)) for g in np.unique(rng.integers(0, 30_000, 1500))}) for i in range(64)
+    ]
     built = build(cells)
     assert len(encode_shard(built, values="counts")) < len(built.values) * 8 / 3
 

@@ -106,9 +106,10 @@ def test_tokens_are_those_of_the_tokenizer_in_the_epoch_of_each_cell(corpus, voc
     """In the step that straddles two epochs, too: each cell's ties and samples are keyed by its own epoch."""
     config = TokenizerConfig(max_length=30, seed=9)
     stream = open_cells(corpus, cells_per_step=100, tokenizer=config)
-    row_of = {cell: row for row, cell in enumerate(corpus.cells.cell_ids.tolist())}
     expected = {
-        epoch: dict(cells_of(StepBatch(0, 0, CellTokenizer(vocabulary, config)(corpus.cells, epoch=epoch), np.empty(0))))
+        epoch: dict(
+            cells_of(StepBatch(0, 0, CellTokenizer(vocabulary, config)(corpus.cells, epoch=epoch), np.empty(0)))
+        )
         for epoch in range(4)
     }
     assert expected[0] != expected[1]
@@ -122,7 +123,6 @@ def test_tokens_are_those_of_the_tokenizer_in_the_epoch_of_each_cell(corpus, voc
             ids = corpus.cells.cell_ids[starts[shard] + places].tolist()
             wanted.update((cell, expected[epoch][cell]) for cell in ids)
         assert Counter(cells_of(read(stream, step)[0])) == wanted
-        assert set(row_of) >= {cell for cell, _ in wanted}
 
 
 def test_only_labelled_cells_come_and_each_with_its_label(corpus):
@@ -205,7 +205,7 @@ def test_a_damaged_shard_stops_the_stream(write_corpus):
 def test_a_stream_crosses_to_another_process_and_a_minibatch_through_ray_data(corpus):
     stream = open_cells(corpus, label_key="kind")
     batch = stream.read_step(5, rank=1, world_size=2)
-    there = pickle.loads(pickle.dumps(stream)).read_step(5, rank=1, world_size=2)
+    there = pickle.loads(pickle.dumps(stream)).read_step(5, rank=1, world_size=2)  # noqa: S301 - our own
     for other in (there, StepBatch.from_row(copy.deepcopy(batch.to_row()))):
         assert cells_of(other) == cells_of(batch)
         assert other.labels.tolist() == batch.labels.tolist()

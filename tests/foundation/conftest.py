@@ -136,10 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in reply.headers.items():
             if name.lower() not in {"connection", "content-length", "date", "server"}:
                 self.send_header(name, value)
-        length = reply.headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(reply.body))
-        self.send_header("Content-Length", length)
-        self.end_headers()
-        self.wfile.write(reply.body)
+        if self.command == "HEAD":
+            self.send_header("Content-Length", reply.headers.get("Content-Length", "0"))
+            self.end_headers()
+        else:
+            self.send_header("Content-Length", str(len(reply.body)))
+            self.end_headers()
+            self.wfile.write(reply.body)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any
 
@@ -153,17 +156,24 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
 
-@pytest.fixture
-def proxy(s3_uri: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before ``s3_uri``'s server, which the environment names from here on."""
+@pytest.fixture(scope="session")
+def proxy_handler(s3_endpoint: str) -> Iterator[type[_Handler]]:
+    """The proxy's server: one for all tests, so that they share storage's client too, which is slow to build."""
     handler = type("Handler", (_Handler,), {"upstream": urlsplit(s3_endpoint).netloc})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True  # clients keep their connections open
         handler.proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", handler.proxy.endpoint)
-        yield handler.proxy
+        yield handler
         server.shutdown()
+
+
+@pytest.fixture
+def proxy(s3_uri: str, proxy_handler: type[_Handler], monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """A proxy before ``s3_uri``'s server, which the environment names from here on."""
+    proxy_handler.proxy = Proxy(proxy_handler.proxy.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy_handler.proxy.endpoint)
+    return proxy_handler.proxy
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
 from cytoray import storage
 from cytoray.errors import ConflictError, DigestError, NotFoundError, StorageError
@@ -43,7 +45,7 @@ def test_awkward_names_are_written_listed_read_and_deleted(store):
     listed = storage.list_files(store.uri)
     assert [storage.read_bytes(uri).decode() for uri in listed] == sorted(names)
     storage.delete(storage.join(store.uri, "[x]*"))
-    assert store.keys() == sorted(names)[:-2] + sorted(names)[-1:] if sorted(names)[-2] == "[x]*" else True
+    assert store.keys() == sorted(set(names) - {"[x]*"})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,12 @@ def test_an_open_file_seeks_over_many_blocks(store):
     data = random.Random(1).randbytes(2 * storage.READ_BLOCK_BYTES + 12_345)
     store.put("large", data)
     with storage.open_read(storage.join(store.uri, "large")) as file:
-        for place, size in [(0, 8), (len(data) - 9, 9), (storage.READ_BLOCK_BYTES - 5, 10), (77, storage.READ_BLOCK_BYTES)]:
+        for place, size in [
+            (0, 8),
+            (len(data) - 9, 9),
+            (storage.READ_BLOCK_BYTES - 5, 10),
+            (77, storage.READ_BLOCK_BYTES),
+        ]:
             assert file.seek(place) == place
             assert file.read(size) == data[place : place + size]
         assert file.seek(-4, os.SEEK_END) == len(data) - 4
@@ -137,11 +144,12 @@ def test_a_taken_name_is_kept_unless_the_bytes_are_ones_own(store):
     assert store.keys() == ["commit"]
 
 
-def test_more_files_than_one_page_are_listed(store):
-    names = [f"{number // 100:02d}/{number}" for number in range(1005)]
+def test_more_files_than_one_page_are_listed(s3_uri: str):
+    bucket, _, prefix = s3_uri.removeprefix("s3://").partition("/")
+    names = [f"{prefix}/{number // 100:02d}/{number}" for number in range(1005)]
     for name in names:
-        store.put(name, b"")
-    assert storage.list_files(store.uri) == sorted(f"{store.uri}/{name}" for name in names)
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(bucket, name, b"")  # a tenth of the time of a request
+    assert storage.list_files(s3_uri) == sorted(f"s3://{bucket}/{name}" for name in names)
 
 
 def test_a_prefix_ends_at_a_slash(store):

@@ -83,9 +83,10 @@ def ingest(config: IngestConfig, *, advance: progress.Advance = progress.silent)
     if there is not None:
         return IngestResult(_same_or_refuse(there, plan), uri, skipped=True)
     spills = _run_spill(plan, advance)
-    shards = _run_shards(plan, [spill["uri"] for spill in spills if spill["num_cells"]])
-    if not shards:
+    kept = [spill["uri"] for spill in spills if spill["num_cells"]]
+    if not kept:
         raise CorpusError(f"Corpus {config.corpus!r}: no cell passed the checks.", remedy="Look at checks.min_genes.")
+    shards = _run_shards(plan, kept)
     manifest = _manifest(plan, spills, shards)
     commit_manifest(uri, manifest)
     storage.delete_prefix(plan.staging)

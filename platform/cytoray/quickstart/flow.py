@@ -43,7 +43,7 @@ class QuickstartOptions:
     port: int = 8000
     num_cpus: int = 2
     max_cells: int = 10_000
-    num_steps: int = 100
+    num_steps: int = 60
     fresh: bool = False
 
 

@@ -17,6 +17,7 @@ from cytoray.training.config import FinetuneConfig, OptimizerConfig, PretrainCon
 
 MODEL_NAME = "cytoray-quickstart"
 TINY = ShapeConfig(width=64, num_heads=4, feedforward_width=64, num_layers=2, dropout=0.0, cell_embedding="mean")
+SMALL = 1_000  # training cells
 # 400 of a cell's genes: enough to tell blood cells apart, and a step stays under half a second on one core.
 TOKENS = TokenizerConfig(max_length=401)
 
@@ -55,6 +56,8 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
     )
     corpus, pretraining, finetuning = (f"{name}-{split.identity}" for name in ("cells", "pretrain", "finetune"))
     cache = str(folder / "models")
+    # Some 17 epochs of a few hundred cells, or 7 of a few thousand: what a few minutes on two cores allow.
+    finetune_steps = (5 if split.num_train < SMALL else 8) * num_steps
     return Plan(
         ingest=IngestConfig(
             store=store,
@@ -70,7 +73,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
             model=TINY,
             tokenizer=TOKENS,
             train=_train_config(num_steps, cells_per_step=64),
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=10),
+            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
             tracking=tracking,
         ),
         finetune=FinetuneConfig(
@@ -78,7 +81,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
             run=finetuning,
             corpus=corpus,
             tokenizer=TOKENS,
-            train=_train_config(3 * num_steps, cells_per_step=32),
+            train=_train_config(finetune_steps, cells_per_step=32),
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
             tracking=tracking,
             initial_run=pretraining,
