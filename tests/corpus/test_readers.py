@@ -93,7 +93,9 @@ def test_stored_zeros_and_doubled_entries_are_no_trouble(plant, build_adata, sav
             del group[name]
             group[name] = values
     with open_reader(tmp_path / "twice.h5ad") as reader:
-        assert np.array_equal(reader.read_rows(40, 60).toarray(), 2 * planted.counts_CG[40:60])
+        rows = reader.read_rows(40, 60)
+        assert np.array_equal(rows.toarray(), 2 * planted.counts_CG[40:60])
+        assert rows.nnz == np.count_nonzero(planted.counts_CG[40:60])
 
 
 def test_counts_in_a_layer_are_preferred_to_log_normalised_values(plant, build_adata, save, tmp_path):

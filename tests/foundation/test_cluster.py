@@ -112,13 +112,9 @@ def test_a_users_mistake_is_found_in_every_wrapper(name: str):
 
 
 def test_a_mistake_met_while_handling_another_error_is_found():
-    try:
-        try:
-            raise MISTAKE
-        except CytorayError:
-            raise KeyError("clean-up failed")  # noqa: B904 - so that it is the context, not the cause
-    except KeyError as error:
-        assert user_error(error) is MISTAKE
+    error = KeyError("clean-up failed")
+    error.__context__ = MISTAKE
+    assert user_error(error) is MISTAKE
 
 
 @pytest.mark.parametrize(

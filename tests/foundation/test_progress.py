@@ -43,9 +43,13 @@ def test_a_stage_of_unknown_length_counts(clock, capsys):
 
 
 def test_a_stage_that_fails_is_not_called_done(clock, capsys):
-    with pytest.raises(RuntimeError, match="torn"), progress.stage("ingest", total=2, unit="cells") as advance:
-        advance(1)
-        raise RuntimeError("torn")
+    def fail() -> None:
+        with progress.stage("ingest", total=2, unit="cells") as advance:
+            advance(1)
+            raise RuntimeError("torn")
+
+    with pytest.raises(RuntimeError, match="torn"):
+        fail()
     assert "done" not in capsys.readouterr().err
 
 

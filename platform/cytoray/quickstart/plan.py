@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cytoray import storage
 from cytoray.config import Config
@@ -54,58 +55,59 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
         artifact_location=storage.join(store, "mlflow"),
         journal_folder=str(folder / "journal"),
     )
-    corpus, pretraining, finetuning = (f"{name}-{split.identity}" for name in ("cells", "pretrain", "finetune"))
-    cache = str(folder / "models")
+    ingest = IngestConfig(
+        store=store,
+        corpus=f"cells-{split.identity}",
+        sources=(SourceConfig(uri=split.train_uri),),
+        tokenizer=TOKENS,
+        binning="stored",
+    )
+    pretrain = PretrainConfig(
+        store=store,
+        run=f"pretrain-{split.identity}",
+        corpus=ingest.corpus,
+        model=TINY,
+        tokenizer=TOKENS,
+        train=_train_config(num_steps, cells_per_step=64),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
+        tracking=tracking,
+    )
     # Some 17 epochs of a few hundred cells, or 7 of a few thousand: what a few minutes on two cores allow.
     finetune_steps = (5 if split.num_train < SMALL else 8) * num_steps
-    return Plan(
-        ingest=IngestConfig(
-            store=store,
-            corpus=corpus,
-            sources=(SourceConfig(uri=split.train_uri),),
-            tokenizer=TOKENS,
-            binning="stored",
-        ),
-        pretrain=PretrainConfig(
-            store=store,
-            run=pretraining,
-            corpus=corpus,
-            model=TINY,
-            tokenizer=TOKENS,
-            train=_train_config(num_steps, cells_per_step=64),
-            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
-            tracking=tracking,
-        ),
-        finetune=FinetuneConfig(
-            store=store,
-            run=finetuning,
-            corpus=corpus,
-            tokenizer=TOKENS,
-            train=_train_config(finetune_steps, cells_per_step=32),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
-            tracking=tracking,
-            initial_run=pretraining,
-            label_key=split.label_key,
-        ),
-        evaluate=EvaluateConfig(
-            store=store,
-            model=f"run:{finetuning}",
-            tracking=tracking,
-            cache_folder=cache,
+    finetune = FinetuneConfig(
+        store=store,
+        run=f"finetune-{split.identity}",
+        corpus=ingest.corpus,
+        tokenizer=TOKENS,
+        train=_train_config(finetune_steps, cells_per_step=32),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
+        tracking=tracking,
+        initial_run=pretrain.run,
+        label_key=split.label_key,
+    )
+    return Plan(ingest, pretrain, finetune, **_model_stages(finetune, split, folder=folder, port=port))
+
+
+def _model_stages(finetune: FinetuneConfig, split: SplitData, *, folder: Path, port: int) -> dict[str, Any]:
+    """What is done with the fine-tuned model."""
+    model, cache = f"run:{finetune.run}", str(folder / "models")
+    common = {"store": finetune.store, "tracking": finetune.tracking, "cache_folder": cache}
+    return {
+        "evaluate": EvaluateConfig(
+            **common,
+            model=model,
             data=SourceConfig(uri=split.held_out_uri),
             label_key=split.label_key,
-            baseline_corpus=corpus,
+            baseline_corpus=finetune.corpus,
             folder=str(folder / "report"),
         ),
-        promote=PromoteConfig(
-            store=store, model=f"run:{finetuning}", tracking=tracking, cache_folder=cache, name=MODEL_NAME
-        ),
-        serve=ServeConfig(
+        "promote": PromoteConfig(**common, model=model, name=MODEL_NAME),
+        "serve": ServeConfig(
             model_uri=f"models:/{MODEL_NAME}@champion",
-            tracking=tracking,
+            tracking=finetune.tracking,
             cache_folder=cache,
             num_cpus=0.5,
             max_replicas=2,
             port=port,
         ),
-    )
+    }
