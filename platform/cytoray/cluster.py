@@ -77,7 +77,7 @@ def connected(*, num_cpus: int = 2) -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """Ray Data's own bars would be drawn over ours, once in each worker; of errors we tell ourselves, in a paragraph."""
+    """Ray Data's own bars would be drawn over ours, once in each worker; errors are told once, as a paragraph."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
