@@ -1,4 +1,4 @@
-"""Stores to test against: a local folder, moto, the JuiceFS gateway, and a proxy that misbehaves on purpose."""
+"""Stores to test against (a folder, moto, the JuiceFS gateway, a proxy that misbehaves) and files to write."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ import boto3
 import pytest
 
 USER, SECRET = "testkey", "testsecret123"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """A function that writes a file into a fresh current folder and returns its name there."""
+    monkeypatch.chdir(tmp_path)
+
+    def save(text: str, name: str = "job.yaml") -> str:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
+        return name
+
+    return save
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from cytoray.cluster import user_error
-from cytoray.errors import CorpusError, CytorayError
+from cytoray.errors import CorpusError
 
 RAY_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 

@@ -73,9 +73,8 @@ def check_rows(reader: H5adReader, mapping: GeneMapping, checks: CheckConfig, *,
     selected = split_mask(obs_names, reader.source.rows)
     dropped["other_side_of_split"] = int((keep & ~selected).sum())
     keep = keep & selected
-    dataset = reader.source.uri.rpartition("/")[2]
     names = [f"{row}\0{name}" for row, name in zip(rows, obs_names, strict=True)]
-    cells = mapping.apply(matrix.data, matrix.indices, matrix.indptr, cell_id(dataset, names))
+    cells = mapping.apply(matrix.data, matrix.indices, matrix.indptr, cell_id(reader.source.identity, names))
     empty = cells.num_genes_per_cell == 0
     few = (cells.num_genes_per_cell < checks.min_genes) & ~empty
     dropped["empty_cell"] = int((empty & keep).sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -18,6 +18,11 @@ class SourceConfig(Config):
     uri: Location = Field(
         description="An .h5ad file, or a folder or prefix ending in '/' whose .h5ad files are all read."
     )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="Identity of these cells in cell ids; default: the file's name (or path in URI/).",
+    )
     matrix: str = Field(
         "auto", pattern=r"^(auto|X|raw\.X|layers/.+)$", description="auto (prefer counts), X, raw.X or layers/NAME."
     )
@@ -26,6 +31,11 @@ class SourceConfig(Config):
     )
     gene_column: str | None = Field(None, description="Column of var that names the genes; the index if null.")
     ensembl_column: str | None = Field(None, description="Column of var with Ensembl ids, tried where a name fails.")
+
+    @property
+    def identity(self) -> str:
+        """What tells these cells from those of another source."""
+        return self.name or self.uri.rpartition("/")[2]
 
 
 class CheckConfig(Config):
@@ -63,3 +73,8 @@ class IngestConfig(Config):
         if self.binning == "stored" and self.tokenizer.n_bins > MAX_STORED_BINS:
             raise ValueError(f"stored bins take one byte: tokenizer.n_bins may be {MAX_STORED_BINS} at most")
         return self
+
+    @field_validator("sources")
+    @classmethod
+    def _order_does_not_matter(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        return tuple(sorted(sources, key=lambda source: source.uri))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,7 +223,7 @@ def judge_values(sample: sparse.csr_matrix) -> ValueKind:
 
 
 def expand_sources(sources: Sequence[SourceConfig]) -> list[SourceConfig]:
-    """Replace each prefix by the h5ad files below it, sorted."""
+    """Replace each prefix by the h5ad files below it; CorpusError if two files would give the same cell ids."""
     expanded: list[SourceConfig] = []
     for source in sources:
         if not source.uri.endswith("/"):
@@ -233,5 +234,13 @@ def expand_sources(sources: Sequence[SourceConfig]) -> list[SourceConfig]:
             raise CorpusError(
                 f"{source.uri}: no .h5ad file below this prefix.", remedy="Check the path.", uri=source.uri
             )
-        expanded.extend(source.model_copy(update={"uri": uri}) for uri in found)
+        for uri in found:
+            name = (source.name or "") + uri.removeprefix(source.uri)
+            expanded.append(source.model_copy(update={"uri": uri, "name": name}))
+    for identity, count in Counter(source.identity for source in expanded).items():
+        if count > 1:
+            raise CorpusError(
+                f"{count} sources are called {identity!r}, so their cells could not be told apart.",
+                remedy="Give each a `name`, or list the file once.",
+            )
     return expanded
