@@ -198,7 +198,11 @@ def validate_tree(kind: type[ConfigType], tree: _Tree, *, source: str) -> Config
         # JSON mode is strict about types yet takes a list for a tuple, which is what YAML can write.
         return kind.model_validate_json(json.dumps(tree.data, default=str), strict=True)
     except ValidationError as error:
-        lines = [_explain(kind, tree, detail) for detail in error.errors()]
+        details = error.errors()
+        # A misspelt required key is one mistake: it is told as the unknown key, not once more as the missing one.
+        meant = {_nearest(kind, detail["loc"]) for detail in details if detail["type"] == "extra_forbidden"}
+        told = [detail for detail in details if detail["type"] != "missing" or _dotted(detail["loc"]) not in meant]
+        lines = [_explain(kind, tree, detail) for detail in told]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(
             f"{source}: {count} in this configuration:\n  " + "\n  ".join(lines),
@@ -228,18 +232,24 @@ def _explain(kind: type[Config], tree: _Tree, detail: ErrorDetails) -> str:
 
 
 def _nearest_key(kind: type[Config], path: KeyPath) -> str:
-    """Suggest the valid key nearest to the last part of ``path``, wherever in the configuration it belongs."""
+    """Suggest what was meant by the unknown key ``path``, or else name the keys that are valid there."""
+    near, scope = _nearest(kind, path), _model_at(kind, path[:-1])
+    if near is not None:
+        return f" (did you mean {near}?)"
+    return f" (valid here: {', '.join(sorted(scope.model_fields))})" if scope is not None else ""
+
+
+def _nearest(kind: type[Config], path: KeyPath) -> str | None:
+    """The valid key nearest to the last part of ``path``: the same one elsewhere, or one spelt alike here."""
     scope = _model_at(kind, path[:-1])
     if scope is None:
-        return ""
-    unknown, valid = str(path[-1]), list(scope.model_fields)
+        return None
+    unknown = str(path[-1])
     elsewhere = [key for key in _all_keys(kind) if key.rpartition(".")[2] == unknown]
     if elsewhere:
-        return f" (did you mean {elsewhere[0]}?)"
-    near = difflib.get_close_matches(unknown, valid, n=1, cutoff=0.5)
-    if near:
-        return f" (did you mean {_dotted((*path[:-1], near[0]))}?)"
-    return f" (valid here: {', '.join(sorted(valid))})"
+        return elsewhere[0]
+    near = difflib.get_close_matches(unknown, list(scope.model_fields), n=1, cutoff=0.5)
+    return _dotted((*path[:-1], near[0])) if near else None
 
 
 def _model_at(kind: type[Config], path: KeyPath) -> type[BaseModel] | None:

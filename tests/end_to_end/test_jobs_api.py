@@ -70,6 +70,8 @@ def head(tmp_path: Path) -> Iterator[Head]:
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": scratch, "PATH": path}
     ray = str(binaries / "ray")
     command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--disable-usage-stats"]
+    # The session's own Ray may hold the agents' usual ports.
+    command += [f"--dashboard-agent-{kind}-port={_free_port()}" for kind in ("listen", "grpc")]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--object-store-memory=500000000"]
     with (tmp_path / "head.log").open("wb") as log:
         process = subprocess.Popen(
@@ -167,5 +169,6 @@ def test_jobs_go_from_s3_to_s3_and_nothing_goes_without_the_token(
     assert trained["step"] == 4
     assert trained["last_loss"] < trained["first_loss"]
     assert trained["corpus_manifest_digest"] == manifest.digest
+    assert trained["mlflow_run_id"]
     assert storage.exists(f"{trained['checkpoint']}/COMMIT.json")
     assert storage.exists(f"{trained['bundle']}/model.safetensors")

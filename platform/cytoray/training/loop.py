@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -70,8 +71,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
         if step % config.train.checkpoint_every == 0 or step == config.train.num_steps:
             _save(engine, settings, step, history)
         failpoint("train.after_step")
-    shipped = log.finish() if log is not None else True
-    ray.train.report({"mlflow_run_id": log.mlflow_run_id if log is not None else None, "shipped": shipped})
+    if log is not None:
+        log.finish()
+        ray.get(settings.board.end.remote(log.mlflow_run_id))
 
 
 def _read_steps(start: int, stop: int) -> Iterator[StepBatch]:

@@ -19,8 +19,10 @@ from cytoray import failpoints, progress, storage
 from cytoray.config import Config
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import ConflictError, TrainingError
+from cytoray.errors import ConflictError, RegistryError, TrainingError
 from cytoray.model.config import ModelConfig
+from cytoray.tracking import TrackingConfig
+from cytoray.tracking.server import connect
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training.config import RunConfig, WorkersConfig
 from cytoray.training.loop import WorkerSettings, train_worker
@@ -137,7 +139,8 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str) -> li
 def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _Done:
     """Run Ray Train, showing steps as they come."""
     config, workers = spec.config, spec.config.workers
-    board = ray.remote(_Board).options(num_cpus=0).remote()
+    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+    threading.Thread(target=_prepare_tracking, args=(config.tracking,), daemon=True).start()
     settings = WorkerSettings(
         config=config,
         model=spec.model,
@@ -177,8 +180,18 @@ def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _
             dataset_config=DealtSteps(spec.stream),
         )
         with _Watch(board, advance):
-            metrics = trainer.fit().metrics or {}
-    return _Done(mlflow_run_id=metrics.get("mlflow_run_id"))
+            trainer.fit()
+    return _Done(mlflow_run_id=ray.get(board.read_run_id.remote()))
+
+
+def _prepare_tracking(tracking: TrackingConfig) -> None:
+    """Make MLflow's tables while the workers start: a new database takes longer than a short run waits at its end."""
+    try:
+        connect(tracking.uri)
+    except RegistryError as error:
+        logger.warning(
+            "training goes on without MLflow, and its journal is kept for `cytoray tracking sync`: %s", error
+        )
 
 
 def _worker_environment(workers: WorkersConfig) -> dict[str, str]:
@@ -192,10 +205,19 @@ class _Board:
 
     def __init__(self) -> None:
         self._step, self._loss = 0, float("nan")
+        self._mlflow_run_id: str | None = None
 
     def post(self, step: int, loss: float) -> None:
         """Note the newest step."""
         self._step, self._loss = step, loss
+
+    def end(self, mlflow_run_id: str | None) -> None:
+        """Note the MLflow run, None if MLflow was never reached."""
+        self._mlflow_run_id = mlflow_run_id
+
+    def read_run_id(self) -> str | None:
+        """The MLflow run of a finished training run."""
+        return self._mlflow_run_id
 
     def read(self) -> tuple[int, float]:
         """The newest step and its loss."""
