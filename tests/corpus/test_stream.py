@@ -1,15 +1,23 @@
 from __future__ import annotations
 
-import copy
 import pickle
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from cytoray.corpus.stream import CorpusStream, StepBatch, StreamOptions, load_cells, open_stream, read_obs
+from cytoray import storage
+from cytoray.corpus.batches import StepBatch, StepChunk
+from cytoray.corpus.manifest import corpus_uri
+from cytoray.corpus.options import StreamOptions
+from cytoray.corpus.shards import encode_shard
+from cytoray.corpus.stream import CorpusStream, load_cells, open_stream
 from cytoray.errors import CorpusError, DigestError
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.packed import pack
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 
 NUM_CELLS = 170
@@ -21,12 +29,10 @@ def open_cells(written, *, cells_per_step: int = 24, seed: int = 3, **options) -
     return open_stream(written.store, "cells", options)
 
 
-def cells_of(batch: StepBatch) -> list[tuple[int, tuple[tuple[int, float], ...]]]:
-    """Each cell as (id, its tokens)."""
-    tokens = batch.tokens
-    ranges = zip(tokens.indptr[:-1], tokens.indptr[1:], strict=True)
-    pairs = [tuple(zip(tokens.gene_ids[a:b].tolist(), tokens.values[a:b].tolist(), strict=True)) for a, b in ranges]
-    return list(zip(tokens.cell_ids.tolist(), pairs, strict=True))
+def cells_of(batch: StepBatch) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
+    """Each cell as (id, its known tokens)."""
+    rows = zip(batch.cell_ids.tolist(), batch.gene_ids, batch.values, batch.lengths.tolist(), strict=True)
+    return [(cell, tuple(zip(genes[:n].tolist(), values[:n].tolist(), strict=True))) for cell, genes, values, n in rows]
 
 
 def read(stream: CorpusStream, step: int, world_size: int = 1) -> list[StepBatch]:
@@ -34,95 +40,142 @@ def read(stream: CorpusStream, step: int, world_size: int = 1) -> list[StepBatch
 
 
 def ids_of(stream: CorpusStream, steps: Sequence[int]) -> list[int]:
-    return [cell for step in steps for cell in read(stream, step)[0].tokens.cell_ids.tolist()]
+    return [cell for step in steps for cell in read(stream, step)[0].cell_ids.tolist()]
 
 
 @pytest.mark.parametrize("label_key", [None, "kind"])
 def test_a_step_holds_the_same_cells_for_any_number_of_ranks(corpus, label_key: str | None):
     stream = open_cells(corpus, label_key=label_key)
-    for step in (0, 1, 6, 7, 40):  # step 7 straddles two epochs
+    for step in (0, 1, 6, 7, 17, 40):  # step 7 straddles two epochs
         alone = sorted(cells_of(read(stream, step)[0]))
         assert len(alone) == 24
         for world_size in (2, 3, 8):
             shares = read(stream, step, world_size)
             assert sorted(cell for share in shares for cell in cells_of(share)) == alone
-            assert {share.tokens.num_cells for share in shares} <= {24 // world_size, -(-24 // world_size)}
-            assert len({(share.step, share.epoch) for share in shares}) == 1
+            assert {share.num_cells for share in shares} <= {24 // world_size, -(-24 // world_size)}
+            assert {share.step for share in shares} == {step}
 
 
-def test_ranks_get_cells_of_like_lengths(corpus):
-    stream = open_cells(corpus)
-    for step in range(5):
-        tokens = [share.tokens.lengths.sum() for share in read(stream, step, 2)]
-        longest = max(share.tokens.lengths.max() for share in read(stream, step, 2))
-        assert abs(int(tokens[0]) - int(tokens[1])) <= longest
+def test_a_share_stands_in_the_order_of_its_lengths(corpus):
+    for batch in open_cells(corpus).read_steps(0, 20):
+        assert (np.diff(batch.lengths) >= 0).all()
+        assert batch.gene_ids.shape == batch.values.shape == (24, batch.lengths.max())
 
 
+@pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("cells_per_step", [10, 24, 170, 400])
-def test_every_cell_comes_once_an_epoch(corpus, cells_per_step: int):
+def test_every_cell_comes_once_an_epoch(corpus, cells_per_step: int, threads: int):
     stream = open_cells(corpus, cells_per_step=cells_per_step)
     assert stream.num_cells == NUM_CELLS
     num_steps = -(-3 * NUM_CELLS // cells_per_step)
-    expected = Counter(corpus.cells.cell_ids.tolist())
-    positions = []
-    for step in range(num_steps):
-        for epoch, shard, places in stream.step_cells(step):
-            positions += [(epoch, shard, place) for place in places.tolist()]
+    seen = Counter()
+    for batch in stream.read_steps(0, num_steps, threads=threads):
+        seen.update(zip(batch.epochs.tolist(), batch.cell_ids.tolist(), strict=True))
+    expected = set(corpus.cells.cell_ids.tolist())
     for epoch in range(3):
-        mine = positions[epoch * NUM_CELLS : (epoch + 1) * NUM_CELLS]
-        assert {one[0] for one in mine} == {epoch}
-        assert len(set(mine)) == NUM_CELLS
-        assert Counter(shard for _, shard, _ in mine) == {0: 70, 1: 41, 3: 59}
-    read_cells = Counter(ids_of(stream, range(num_steps)))
-    whole, rest = divmod(num_steps * cells_per_step, NUM_CELLS)
-    assert set(read_cells) == set(expected)
-    assert set(read_cells.values()) <= ({whole, whole + 1} if rest else {whole})
+        assert {cell: times for (e, cell), times in seen.items() if e == epoch} == dict.fromkeys(expected, 1)
 
 
-def test_the_order_is_another_in_each_epoch_and_for_each_seed(corpus):
-    stream = open_cells(corpus, cells_per_step=10)
-    epochs = [ids_of(stream, range(17 * epoch, 17 * (epoch + 1))) for epoch in range(3)]
-    other = ids_of(open_cells(corpus, cells_per_step=10, seed=4), range(17))
-    orders = [*epochs, other, corpus.cells.cell_ids.tolist()]
-    assert len({tuple(order) for order in orders}) == 5
-    assert len({tuple(sorted(order)) for order in orders}) == 1
-    # Shards are permuted as well as the cells in them.
-    shard_of = dict(zip(corpus.cells.cell_ids.tolist(), np.repeat([0, 1, 3], [70, 41, 59]).tolist(), strict=True))
-    blocks = {tuple(dict.fromkeys(s for _, s, _ in open_cells(corpus, seed=i).step_cells(0))) for i in range(12)}
-    assert len(blocks) >= 3
-    within = [[cell for cell in epoch if shard_of[cell] == 0] for epoch in epochs]
-    assert within[0] != within[1] != within[2]
-
-
-def test_a_run_that_starts_at_step_n_goes_on_where_it_stopped(corpus):
-    stream = open_cells(corpus)
-    passed = [cells_of(read(stream, step, 2)[1]) for step in range(12)]
-    for start in (0, 5, 7, 11):
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_run_that_starts_at_step_n_goes_on_where_it_stopped(corpus, threads: int):
+    passed = [cells_of(batch) for batch in open_cells(corpus).read_steps(0, 30, rank=1, world_size=2, threads=threads)]
+    for start in (0, 5, 7, 11, 29):
         fresh = open_cells(corpus)  # nothing remembered but the step
-        assert [cells_of(read(fresh, step, 2)[1]) for step in range(start, 12)] == passed[start:]
+        steps = fresh.read_steps(start, 30, rank=1, world_size=2, threads=2 - threads)
+        assert [cells_of(batch) for batch in steps] == passed[start:]
 
 
 def test_tokens_are_those_of_the_tokenizer_in_the_epoch_of_each_cell(corpus, vocabulary):
     """In the step that straddles two epochs, too: each cell's ties and samples are keyed by its own epoch."""
     config = TokenizerConfig(max_length=30, seed=9)
-    stream = open_cells(corpus, cells_per_step=100, tokenizer=config)
-    expected = {
-        epoch: dict(
-            cells_of(StepBatch(0, 0, CellTokenizer(vocabulary, config)(corpus.cells, epoch=epoch), np.empty(0)))
-        )
-        for epoch in range(4)
+    tokenizer = CellTokenizer(vocabulary, config)
+    expected = {}
+    for epoch in range(4):
+        tokens = tokenizer(corpus.cells, epoch=epoch)
+        for row, cell in enumerate(tokens.cell_ids.tolist()):
+            part = slice(tokens.indptr[row], tokens.indptr[row + 1])
+            pairs = zip(tokens.gene_ids[part].tolist(), tokens.values[part].tolist(), strict=True)
+            expected[epoch, cell] = tuple(pairs)
+    epochs = [{0}, {0, 1}, {1}, {1, 2}, {2}, {2, 3}]  # 170 cells an epoch, 100 a step
+    for batch in open_cells(corpus, cells_per_step=100, tokenizer=config).read_steps(0, 6):
+        assert set(batch.epochs.tolist()) == epochs[batch.step]
+        for epoch, (cell, pairs) in zip(batch.epochs.tolist(), cells_of(batch), strict=True):
+            assert pairs == expected[epoch, cell]
+        padding = np.arange(batch.gene_ids.shape[1]) >= batch.lengths[:, None]
+        assert (batch.gene_ids[padding] == vocabulary.pad_id).all()
+        assert (batch.values[padding] == config.pad_value).all()
+
+
+def test_the_genes_of_a_generative_cell_are_known_or_unknown_by_the_share_of_the_step(corpus, vocabulary):
+    plain = {cell: pairs for batch in open_cells(corpus).read_steps(0, 8) for cell, pairs in cells_of(batch)}
+    stream = open_cells(corpus, style="generative", ratios=(0.25, 0.5, 0.75))
+    for step in range(8):
+        ratio = stream.options.ratio(step)
+        whole = {}
+        for world_size in (1, 3):
+            for batch in read(stream, step, world_size):
+                for row, (cell, known) in enumerate(cells_of(batch)):
+                    hidden = int(batch.unknown_lengths[row])
+                    genes, values = batch.unknown_gene_ids[row], batch.unknown_values[row]
+                    unknown = tuple(zip(genes[:hidden].tolist(), values[:hidden].tolist(), strict=True))
+                    assert hidden == int((len(known) + hidden - 1) * ratio)
+                    assert (genes[hidden:] == vocabulary.pad_id).all()
+                    assert known[0] == plain_cell(plain, cell)[0]  # <cls> is never hidden
+                    assert [gene for gene, _ in sorted((*known[1:], *unknown))] == [
+                        g for g, _ in plain_cell(plain, cell)[1:]
+                    ]
+                    assert whole.setdefault(cell, (known, unknown)) == (known, unknown)  # whatever the number of ranks
+    assert len({stream.options.ratio(step) for step in range(30)}) == 3
+
+
+def plain_cell(plain, cell):
+    return plain[cell]
+
+
+def test_the_values_of_a_masked_cell_are_hidden_by_the_share_of_the_step(corpus):
+    hidden = total = 0
+    for batch in open_cells(corpus, style="masked", ratios=(0.4,)).read_steps(0, 30):
+        real = np.arange(batch.gene_ids.shape[1]) < batch.lengths[:, None]
+        changed = batch.masked != batch.values
+        assert (batch.masked[changed] == -1).all()
+        assert not changed[~real].any()
+        assert not changed[:, 0].any()
+        hidden, total = hidden + changed.sum(), total + real[:, 1:].sum()
+    assert hidden / total == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize("style", ["plain", "masked", "generative"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_no_micro_batch_exceeds_the_token_budget_and_none_loses_a_cell(corpus, layout: str, style: str):
+    ratios = () if style == "plain" else (0.3, 0.6)
+    tokenizer = TokenizerConfig(max_length=60)
+    forms = {"layout": layout, "style": style, "ratios": ratios, "tokenizer": tokenizer, "pad_to_multiple": 4}
+    stream = open_cells(corpus, token_budget=240, **forms)
+    plain = {
+        (b.step, cell)
+        for b in open_cells(corpus, tokenizer=tokenizer).read_steps(0, 12)
+        for cell in b.cell_ids.tolist()
     }
-    assert expected[0] != expected[1]
-    epochs_of_steps = [{0}, {0, 1}, {1}, {1, 2}, {2}, {2, 3}]  # 170 cells an epoch, 100 a step
-    for step, epochs in enumerate(epochs_of_steps):
-        parts = stream.step_cells(step)
-        assert {epoch for epoch, _, _ in parts} == epochs
-        starts = {0: 0, 1: 70, 3: 111}
-        wanted = Counter()
-        for epoch, shard, places in parts:
-            ids = corpus.cells.cell_ids[starts[shard] + places].tolist()
-            wanted.update((cell, expected[epoch][cell]) for cell in ids)
-        assert Counter(cells_of(read(stream, step)[0])) == wanted
+    seen, parts = [], Counter()
+    for batch in stream.read_steps(0, 12):
+        tokens = batch.gene_ids.size + (0 if batch.unknown_gene_ids is None else batch.unknown_gene_ids.size)
+        assert 0 < tokens <= 240
+        if layout == "packed":
+            assert batch.indptr[-1] == len(batch.gene_ids)
+            assert (batch.gene_ids[batch.indptr[:-1]] == stream.filler.tokenizer.vocabulary.cls_id).all()
+        else:
+            assert batch.gene_ids.shape[1] % 4 == 0
+            assert batch.gene_ids.shape[1] - batch.lengths.max() < 4
+        assert batch.part == parts[batch.step] < batch.num_parts
+        parts[batch.step] += 1
+        seen += [(batch.step, cell) for cell in batch.cell_ids.tolist()]
+    assert len(seen) == len(set(seen))
+    assert set(seen) == plain
+    # A packed micro-batch is filled to within one cell.
+    if layout == "packed":
+        most = sum(batch.lengths.sum() + (0 if batch.unknown_lengths is None else batch.unknown_lengths.sum())
+                   for batch in stream.read_steps(0, 12))  # fmt: skip
+        assert sum(parts.values()) <= 12 + most / (240 - 60)
 
 
 def test_only_labelled_cells_come_and_each_with_its_label(corpus):
@@ -136,9 +189,8 @@ def test_only_labelled_cells_come_and_each_with_its_label(corpus):
     for step in range(-(-len(labelled) // 24)):
         for share in read(stream, step, 3):
             assert share.labels.dtype == np.int32
-            names = [stream.labels[code] for code in share.labels]
-            assert names == [truth[cell] for cell in share.tokens.cell_ids.tolist()]
-            seen |= set(share.tokens.cell_ids.tolist())
+            assert [stream.labels[code] for code in share.labels] == [truth[cell] for cell in share.cell_ids.tolist()]
+            seen |= set(share.cell_ids.tolist())
     assert seen == labelled
 
 
@@ -152,13 +204,6 @@ def test_an_absent_label_column_is_answered_with_those_there(corpus):
     with pytest.raises(CorpusError, match="obs has no column 'cell_type'") as caught:
         open_cells(corpus, label_key="cell_type")
     assert "kind, batch" in caught.value.remedy
-
-
-def test_a_column_without_any_label_is_refused(write_corpus, monkeypatch):
-    corpus = write_corpus([4, 3])
-    monkeypatch.setattr("cytoray.corpus.stream.read_obs", lambda *_: [[None] * 4, [None] * 3])
-    with pytest.raises(CorpusError, match="no cell has a label in 'kind'"):
-        open_cells(corpus, label_key="kind")
 
 
 def test_stored_bins_are_those_of_the_first_epoch_and_stay(write_corpus):
@@ -189,7 +234,8 @@ def test_a_corpus_of_another_vocabulary_is_refused(write_corpus, monkeypatch, vo
         open_cells(corpus)
 
 
-def test_a_damaged_shard_stops_the_stream(write_corpus):
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_damaged_shard_stops_the_stream_where_its_cells_would_come(write_corpus, threads: int):
     corpus = write_corpus([30])
     path = f"{corpus.store}/corpora/cells/shard-0"
     with open(path, "r+b") as file:
@@ -199,23 +245,95 @@ def test_a_damaged_shard_stops_the_stream(write_corpus):
         file.write(bytes([byte[0] ^ 1]))
     stream = open_cells(corpus)
     with pytest.raises(DigestError, match="shard-0"):
-        stream.read_step(0, rank=0, world_size=1)
+        next(stream.read_steps(0, 9, threads=threads))
 
 
-def test_a_stream_crosses_to_another_process_and_a_minibatch_through_ray_data(corpus):
-    stream = open_cells(corpus, label_key="kind")
-    batch = stream.read_step(5, rank=1, world_size=2)
-    there = pickle.loads(pickle.dumps(stream)).read_step(5, rank=1, world_size=2)  # noqa: S301 - our own
-    for other in (there, StepBatch.from_row(copy.deepcopy(batch.to_row()))):
-        assert cells_of(other) == cells_of(batch)
-        assert other.labels.tolist() == batch.labels.tolist()
-        assert (other.step, other.epoch) == (batch.step, batch.epoch) == (5, 0)
+def test_a_stream_crosses_to_another_process_and_a_chunk_through_arrow(corpus):
+    stream = open_cells(corpus, label_key="kind", style="generative", ratios=(0.5,))
+    there = pickle.loads(pickle.dumps(stream))  # noqa: S301 - our own
+    here = list(stream.read_steps(5, 30, rank=1, world_size=2))
+    chunks = there.read_chunks(range(5, 30), rank=1, world_size=2)
+    other = [batch for chunk in chunks for back in StepChunk.from_table(chunk.to_table()) for batch in back.batches()]
+    assert_same(here, other)
+    assert [batch.step for batch in here] == list(range(5, 30))
 
 
-def test_all_cells_and_obs_come_in_the_order_of_the_shards(corpus):
+def assert_same(batches: Sequence[StepBatch], others: Sequence[StepBatch]) -> None:
+    for batch, other in zip(batches, others, strict=True):
+        assert (batch.step, batch.part, batch.num_parts) == (other.step, other.part, other.num_parts)
+        for name, array in vars(batch).items():
+            if isinstance(array, np.ndarray):
+                assert array.dtype == getattr(other, name).dtype
+                assert np.array_equal(array, getattr(other, name)), name
+
+
+def test_a_share_is_cut_into_parts_of_neighbouring_lengths(corpus):
+    batch = read(open_cells(corpus, style="generative", ratios=(0.5,)), 2)[0]
+    parts = batch.split(5)
+    assert [part.num_cells for part in parts] == [5, 5, 5, 5, 4]
+    assert [cell for part in parts for cell in cells_of(part)] == cells_of(batch)
+    assert all(part.gene_ids.shape[1] == part.lengths.max() for part in parts)
+    assert all(part.unknown_gene_ids.shape[1] == part.unknown_lengths.max() for part in parts)
+
+
+def test_a_stream_that_is_left_stops_its_threads_and_reads_no_further(corpus, monkeypatch):
+    stream = open_cells(corpus)
+    reads = []
+    monkeypatch.setattr(
+        CorpusStream,
+        "read_unit",
+        lambda self, unit, plain=CorpusStream.read_unit: reads.append(unit) or plain(self, unit),
+    )
+    steps = stream.read_steps(0, 10**6)
+    next(steps)
+    assert any(thread.name.startswith("corpus-") for thread in threading.enumerate())
+    steps.close()
+    wait_until(lambda: not any(thread.name.startswith("corpus-") for thread in threading.enumerate()))
+    assert len(reads) < 60
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def test_all_cells_come_in_the_order_of_the_shards(corpus):
     cells = load_cells(corpus.store, corpus.manifest)
     for name in ("gene_ids", "values", "indptr", "cell_ids"):
         assert np.array_equal(getattr(cells, name), getattr(corpus.cells, name))
-    kinds = read_obs(corpus.store, corpus.manifest, "kind")
-    assert [len(part) for part in kinds] == [70, 41, 0, 59]
-    assert [kind for part in kinds for kind in part] == corpus.labels
+
+
+def test_further_modalities_come_beside_the_genes_of_their_cells(corpus):
+    uri, shards, proteins = corpus_uri(corpus.store, "cells"), [], {}
+    start = 0
+    for number, shard in enumerate(corpus.manifest.shards):
+        cells = corpus.cells.take(np.arange(start, start + shard.num_cells))
+        start += shard.num_cells
+        counts = np.arange(shard.num_cells) % 4  # proteins a cell: 0 to 3
+        ids = np.concatenate([np.empty(0, np.int64), *(np.arange(n) + number for n in counts)]).astype(np.int32)
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        values = (ids * 100 + 1).astype(np.float32)
+        encoded = encode_shard(pack(SparseCells(ids, values, indptr, cells.cell_ids)), values="counts")
+        record = encoded.record(f"protein-{number}")
+        storage.write_bytes(f"{uri}/protein-{number}", encoded.data)
+        shards.append(shard.model_copy(update={"modalities": {"protein": record}}))
+        for row, cell in enumerate(cells.cell_ids.tolist()):
+            part = slice(indptr[row], indptr[row + 1])
+            proteins[cell] = list(zip(ids[part].tolist(), values[part].tolist(), strict=True))
+    manifest = corpus.manifest.model_copy(update={"modalities": {"protein": tuple("ABCDEFG")}, "shards": tuple(shards)})
+    options = StreamOptions(TokenizerConfig(), 3, 24, modalities=("protein",))
+    plain = open_cells(corpus)
+    stream = CorpusStream(corpus.store, manifest, options, plain.members)
+    seen = {}
+    for batch in stream.read_steps(0, 8, rank=0, world_size=2):
+        protein = batch.modalities["protein"]
+        ends = np.cumsum(protein["lengths"])
+        for cell, length, end in zip(batch.cell_ids.tolist(), protein["lengths"], ends, strict=True):
+            part = slice(end - length, end)
+            seen[cell] = list(zip(protein["feature_ids"][part].tolist(), protein["values"][part].tolist(), strict=True))
+    assert len(seen) > 60
+    assert seen == {cell: proteins[cell] for cell in seen}
+    with pytest.raises(CorpusError, match="not all cells have the modality 'protein'"):
+        open_cells(corpus, modalities=("protein",))

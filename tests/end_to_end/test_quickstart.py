@@ -51,7 +51,7 @@ def test_quickstart_goes_the_whole_way_and_skips_what_is_done(tmp_path: Path) ->
     ("arguments", "expected"),
     [
         (["--data", "nowhere.h5ad", "--label-key", "x"], "there is no such object"),
-        (["--data", "picture.h5ad", "--label-key", "x"], "not an h5ad file"),
+        (["--data", "picture.h5ad", "--label-key", "x"], "looks like a PNG image"),
         (["--data", "s3://nobody/x.h5ad", "--label-key", "x", "--endpoint-url", "http://127.0.0.1:9"], "127.0.0.1:9"),
         (["--data", "picture.h5ad"], "--data and --label-key belong together"),
     ],

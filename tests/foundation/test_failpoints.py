@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from cytoray.failpoints import VARIABLE, FailpointError, failpoint
+from cytoray.failpoints import ONCE_VARIABLE, VARIABLE, FailpointError, failpoint
 
 
 def run(code: str, plan: str | None) -> subprocess.CompletedProcess[str]:
@@ -91,3 +91,15 @@ def test_an_unknown_action_is_the_testers_mistake(point: str, monkeypatch, actio
     with pytest.raises(ValueError, match="unknown action") as caught:
         failpoint(point)
     assert point in str(caught.value)
+
+
+def test_with_a_folder_a_point_fires_once_over_all_processes(tmp_path):
+    environment = {**os.environ, VARIABLE: "save.before_commit=kill", ONCE_VARIABLE: str(tmp_path)}
+    code = f"from cytoray.failpoints import failpoint\n{THREE_STEPS}"
+    command = [sys.executable, "-c", code]
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        outputs.append((done.returncode, done.stdout))
+    assert outputs == [(-signal.SIGKILL, ""), (0, "1\n2\n3\n")]
+    assert [path.name for path in tmp_path.iterdir()] == ["save.before_commit"]

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -232,3 +233,32 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(moto_store: Store, tmp_p
     with pytest.raises(StorageError, match="leads out of the folder"):
         storage.download_folder(f"{moto_store.uri}/bundle", tmp_path / "in" / "down")
     assert [path.name for path in tmp_path.rglob("*")] == ["in"]
+
+
+@pytest.mark.parametrize("wrong", ["soon", "0", "-1"])
+@pytest.mark.parametrize("variable", ["CYTORAY_S3_TIMEOUT_S", "CYTORAY_S3_DEADLINE_S"])
+def test_a_time_limit_that_is_none_is_explained(moto_store: Store, monkeypatch, variable: str, wrong: str):
+    monkeypatch.setenv(variable, wrong)
+    storage._s3.cache_clear()
+    with pytest.raises(StorageError, match=variable) as caught:
+        storage.read_bytes(f"{moto_store.uri}/object")
+    storage._s3.cache_clear()
+    assert "seconds" in caught.value.remedy
+
+
+def test_a_server_that_falls_silent_is_given_up_at_the_deadline(proxy: Proxy, moto_store: Store, monkeypatch):
+    moto_store.put("object", b"x")
+    monkeypatch.setenv("CYTORAY_S3_DEADLINE_S", "1")
+    released = threading.Event()
+
+    def hang(request: Request) -> None:
+        released.wait(30)
+
+    proxy.change_request = hang
+    started = time.monotonic()
+    try:
+        with pytest.raises(StorageError, match="no whole answer within 1 s"):
+            storage.read_bytes(f"{moto_store.uri}/object")
+    finally:
+        released.set()
+    assert time.monotonic() - started < 10

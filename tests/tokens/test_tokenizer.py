@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from reference_tokens import draw
 from scipy import stats
 
-from cytoray.tokens.binning import bin_values
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.keys import Purpose, combine, uniform
-from cytoray.tokens.tokenizer import CellTokenizer, TokenizedCells, TokenizerConfig, rank_by_key
+from cytoray.tokens.keys import content_keys
+from cytoray.tokens.packed import pack
+from cytoray.tokens.tokenizer import CellTokenizer, TokenizedCells, TokenizerConfig
 
 SEEDS = st.integers(0, 2**32)
 EPOCHS = st.one_of(st.none(), st.integers(0, 5))
@@ -96,18 +97,24 @@ def test_the_seed_changes_the_tokens(panel, random_cells):
     assert first != second
 
 
-def test_bins_come_from_the_whole_cell_with_uniforms_keyed_by_cell_and_gene(tokenizer, random_cells):
-    cells = random_cells(6)
-    rows = np.repeat(np.arange(12), cells.num_genes_per_cell)
-    keys = combine(combine(0, 2, cells.cell_ids), Purpose.TIES)
-    expected = bin_values(cells, uniform(combine(keys[rows], cells.gene_ids)))
-    assert np.array_equal(tokenizer.bin_cells(cells, epoch=2), expected)
-    by_gene = [
-        dict(zip(cells.gene_ids[rows == row].tolist(), expected[rows == row].tolist(), strict=True))
-        for row in range(12)
-    ]
-    for cell, bins in zip(as_dicts(tokenizer(cells, epoch=2)), by_gene, strict=True):
-        assert all(bins[gene] == value for gene, value in cell.items() if value != -7.0)
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, epoch=EPOCHS, counts=st.booleans())
+def test_tokens_are_those_of_the_definition(tokenizer, random_cells, seed: int, epoch, counts: bool):
+    cells = random_cells(seed)
+    packed = pack(cells, counts=counts)
+    for row, cell in enumerate(as_dicts(tokenizer(packed, epoch=epoch))):
+        part = cells.take(np.array([row]))
+        key = (0, int(content_keys(part)[0])) if epoch is None else (0, epoch, int(part.cell_ids[0]))
+        drawn = draw(part.gene_ids, part.values, key, n_bins=51, max_genes=100)
+        expected = {400 + 1: -7.0} | {int(part.gene_ids[place]): int(drawn.bins[place]) for place in drawn.kept}
+        assert cell == expected
+        assert list(cell) == list(expected)  # in order of the genes
+
+
+def test_a_cell_is_tokenised_alike_beside_counts_and_beside_expression(tokenizer, random_cells, build_cells):
+    counts = random_cells(11)
+    mixed = SparseCells.concatenate([counts, build_cells([[0.5, 1.25, 2**30, 3.0]])])
+    assert as_dicts(tokenizer(mixed))[:12] == as_dicts(tokenizer(counts))
 
 
 def test_given_bins_take_the_place_of_binning(tokenizer, random_cells):
@@ -124,15 +131,6 @@ def test_every_gene_is_sampled_equally_often(build_cells, tokenizer):
     assert counts.sum() == 2000 * 100
     # Without replacement the counts vary less than a multinomial's, by the share left out.
     assert stats.chi2(299).sf(((counts - counts.mean()) ** 2 / counts.mean()).sum() / (1 - 100 / 300)) > 1e-3
-
-
-@pytest.mark.parametrize("bits", [64, 20])
-def test_ranks_are_those_of_the_whole_key_even_if_upper_bits_tie(bits: int):
-    rng = np.random.default_rng(bits)
-    rows = np.sort(rng.integers(0, 50, 5000))
-    keys = rng.permutation(np.arange(5000, dtype=np.uint64)) * np.uint64(2 ** (bits - 13))
-    expected = np.concatenate([np.argsort(np.argsort(keys[rows == row])) for row in range(50)])
-    assert np.array_equal(rank_by_key(rows, keys), expected)
 
 
 def test_no_cells_and_empty_cells_are_fine(tokenizer, panel, build_cells):

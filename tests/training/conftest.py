@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from scipy import sparse
 
 from cytoray.corpus.config import IngestConfig, SourceConfig
-from cytoray.corpus.stream import CorpusStream, StreamOptions, open_stream
+from cytoray.corpus.options import StreamOptions
+from cytoray.corpus.stream import CorpusStream, open_stream
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
@@ -46,7 +48,7 @@ def pretrain_config(store: Path, tmp_path: Path) -> Callable[..., PretrainConfig
     """Build the configuration of a tiny pretraining run; keywords replace parts of it."""
 
     def build(
-        run: str, *, train: dict[str, int] | None = None, workers: dict[str, int] | None = None
+        run: str, *, train: dict[str, Any] | None = None, workers: dict[str, int] | None = None
     ) -> PretrainConfig:
         return PretrainConfig(
             store=str(store),
@@ -67,4 +69,5 @@ def pretrain_config(store: Path, tmp_path: Path) -> Callable[..., PretrainConfig
 @pytest.fixture
 def stream(store: Path) -> CorpusStream:
     """The corpus in the order that ``pretrain_config`` trains on."""
-    return open_stream(str(store), "cells", StreamOptions(TOKENS, seed=42, cells_per_step=16))
+    options = StreamOptions(TOKENS, seed=42, cells_per_step=16, style="generative", ratios=(0.25, 0.5, 0.75))
+    return open_stream(str(store), "cells", options)

@@ -16,7 +16,8 @@ import torch
 from reference_training import train
 from safetensors.torch import load_file
 
-from cytoray.corpus.stream import CorpusStream, StreamOptions, open_stream
+from cytoray.corpus.options import StreamOptions
+from cytoray.corpus.stream import CorpusStream, open_stream
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -81,13 +82,15 @@ def test_steps_equal_a_plain_torch_loop(
     config = pretrain_config(
         "parity", train={"accumulation": accumulation}, workers={"num_workers": world_size, "zero_stage": stage}
     )
-    label_key = "kind" if task == "classification" else None
-    stream = open_stream(config.store, "cells", StreamOptions(config.tokenizer, 42, 16, label_key))
+    options = StreamOptions(config.tokenizer, 42, 16, style="generative", ratios=(0.25, 0.5, 0.75))
+    if task == "classification":
+        options = StreamOptions(config.tokenizer, 42, 16, "kind")
+    stream = open_stream(config.store, "cells", options)
     model = config.model.build(vocabulary_size=vocabulary.size, num_labels=len(stream.labels))
-    objective: Objective = ClassificationObjective(vocabulary.pad_id, -2.0)
+    objective: Objective = ClassificationObjective(vocabulary.pad_id)
     if task != "classification":
         generative = GenerativeConfig(second_pass_after=0 if task == "two passes" else NEVER)
-        objective = GenerativeObjective(generative, 42, vocabulary.pad_id, -2.0)
+        objective = GenerativeObjective(generative, vocabulary.pad_id)
     settings = _settings(config, model, objective)
 
     torch.manual_seed(config.train.seed)

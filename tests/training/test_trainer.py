@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cytoray import failpoints, storage
 from cytoray.cluster import user_error
+from cytoray.corpus.ledger import load_ledger, prove_epochs
 from cytoray.corpus.stream import CorpusStream
 from cytoray.errors import TrainingError
 from cytoray.model.bundle import load_bundle
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import checkpoints_uri, latest_checkpoint, save_checkpoint, sweep
 from cytoray.training.config import PretrainConfig
+from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
 from cytoray.training.trainer import TrainingSpec, run_training
 
@@ -23,7 +26,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
 def test_a_killed_run_ends_with_the_very_weights_of_an_unbroken_one(
-    pretrain_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pretrain_config: Callable[..., PretrainConfig],
+    stream: CorpusStream,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     steps: list[float] = []
     unbroken, bundle = pretrain(pretrain_config("unbroken"), advance=lambda amount, note="": steps.append(amount))
@@ -32,13 +38,17 @@ def test_a_killed_run_ends_with_the_very_weights_of_an_unbroken_one(
     assert unbroken.history[-1]["loss"] < unbroken.history[0]["loss"]
 
     monkeypatch.setenv(failpoints.VARIABLE, "train.after_step=kill@5")
-    broken, _ = pretrain(pretrain_config("broken"))
+    config = pretrain_config("broken", train={"ledger": True})
+    broken, _ = pretrain(config)
     monkeypatch.delenv(failpoints.VARIABLE)
 
     assert broken.checkpoint.state.step == 6
     for name, expected in unbroken.checkpoint.load_weights().items():
         assert torch.equal(broken.checkpoint.load_weights()[name], expected), name
     assert broken.history == unbroken.history
+    entries = load_ledger(ledger_uri(config))  # two ranks, one epoch, killed between two checkpoints
+    assert np.bincount(entries.steps).tolist() == [16] * 6
+    assert [proof.exactly_once for proof in prove_epochs(entries, stream)] == [True]
 
     again, same_bundle = pretrain(pretrain_config("unbroken"))
     assert again.skipped
@@ -79,7 +89,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
     config = pretrain_config("exploding", workers={"max_failures": 0, "num_workers": 1})
     vocabulary = GeneVocabulary.load_default()
     model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
-    objective = _Exploding(GenerativeObjective(config.objective, 42, vocabulary.pad_id, -2.0))
+    objective = _Exploding(GenerativeObjective(config.objective, vocabulary.pad_id))
     with pytest.raises(Exception, match="not finite") as caught:
         run_training(TrainingSpec(config, stream, model, vocabulary.pad_id, objective))
     error = user_error(caught.value)

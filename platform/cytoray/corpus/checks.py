@@ -6,123 +6,282 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cytoray.corpus.config import CheckConfig
+from cytoray.corpus.config import CheckConfig, RuleConfig
 from cytoray.corpus.counts import recover_counts
-from cytoray.corpus.readers import INTEGER_TOLERANCE, H5adReader, ValueKind
+from cytoray.corpus.observe import Observer
+from cytoray.corpus.profile import SourceProfile
+from cytoray.corpus.readers.base import CellReader
+from cytoray.corpus.scan import NEGATIVE, NON_INTEGER, NOT_FINITE, RowScan, first_fault, scan_rows
+from cytoray.corpus.selection import Mask, select_rows
+from cytoray.corpus.source_checks import (
+    COUNT_KINDS,
+    Values,
+    corpus_values,
+    map_source_genes,
+    source_findings,
+)
 from cytoray.errors import CorpusError
-from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.cells import Int64, UInt64
 from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
-from cytoray.tokens.vocabulary import GeneMapping, GeneVocabulary
+from cytoray.tokens.packed import PackedCells, concatenate, content_hashes, pack_rows, take
+from cytoray.tokens.vocabulary import GeneMapping
 
+__all__ = [
+    "CheckedRows",
+    "RowChecks",
+    "check_rows",
+    "corpus_values",
+    "map_source_genes",
+    "refuse_unrecoverable",
+    "source_findings",
+    "split_mask",
+]
+
+Sums = npt.NDArray[np.float64]
 HELD_OUT_SHARE = 0.2
-SHOWN = 10  # offenders named in an error
+SLAB_ROWS = 4_096  # of a range that are in memory at a time: some 50 MB at 1,500 genes
+FEWEST_JUDGED = 100  # cells from which a share of lost cells is told
+FILTERED, OTHER_SIDE = "filter", "other_side_of_split"  # reasons for which a cell is left out that break no rule
+
+_VALUE_RULES = {"not_finite": NOT_FINITE, "negative": NEGATIVE, "non_integer": NON_INTEGER}
+_PROBLEMS = {
+    "not_finite": "NaN or infinite values",
+    "negative": "negative values",
+    "non_integer": "values that are no integers among its counts",
+    "not_recoverable": "log-normalised values whose counts do not come back exactly",
+    "empty_cell": "no count at all",
+    "too_few_genes": "fewer vocabulary genes than checks.min_genes",
+    "duplicate_barcode": "a name that an earlier cell of the file has",
+    "unsorted_indices": "column indices that are out of order or occur twice",
+}
+_REMEDIES = {
+    "not_finite": "Replace or remove such values (a missing count is a zero)",
+    "negative": "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X",
+    "non_integer": "Most values here are counts, but not all: name the raw counts with `matrix: layers/NAME` or raw.X",
+    "not_recoverable": "Name the matrix of raw counts with `matrix: layers/NAME` or raw.X",
+    "empty_cell": "Remove these cells",
+    "too_few_genes": "Remove these cells, lower checks.min_genes",
+    "duplicate_barcode": "Give each cell its own name",
+    "unsorted_indices": "Write the file again after adata.X.sum_duplicates()",
+}
 
 
 @dataclass(frozen=True)
-class CheckedCells:
-    """Cells that passed, the rows of the file they came from, and what happened to the rest by rule."""
+class RowChecks:
+    """How rows are judged, and as what their values are kept."""
 
-    cells: SparseCells
-    rows: npt.NDArray[np.int64]  # (C,) row of each kept cell in its file
-    dropped: dict[str, int]
+    checks: CheckConfig = field(default_factory=CheckConfig)
+    filter: str | None = None  # of the ingest; that of the source holds besides
+    values: Values = "counts"
 
 
-def map_source_genes(reader: H5adReader, vocabulary: GeneVocabulary, checks: CheckConfig) -> GeneMapping:
-    """Map a file's genes to the vocabulary; CorpusError when too few are known."""
-    names = reader.gene_names
-    mapping = vocabulary.map_genes(names, ensembl_ids=reader.ensembl_ids)
-    matched = int((mapping.ids >= 0).sum())
-    if matched >= min(checks.min_matched_genes, len(names)) and matched > 0:
-        return mapping
-    remedy = "Known are human gene symbols and Ensembl ids (ENSG…): name the right column of var with gene_column."
-    if mapping.species not in ("human", "unknown"):
-        remedy = f"These look like {mapping.species} genes; the vocabulary is human: map them to human orthologs first."
-    raise CorpusError(
-        f"{reader.source.uri}: {matched} of {len(names):,} genes are in the vocabulary. "
-        f"The first of theirs: {', '.join(names[:SHOWN])}.",
-        remedy=remedy,
-        uri=reader.source.uri,
-        matched=matched,
-        unknown=list(mapping.unknown[:SHOWN]),
+@dataclass(frozen=True, eq=False)
+class CheckedRows:
+    """Cells that passed, where they stood, and what happened to the rest."""
+
+    cells: PackedCells
+    rows: Int64  # (C,) row of each kept cell in its file
+    content: UInt64  # (C,) hash of each cell's genes and values
+    dropped: dict[str, int]  # cells by rule
+    warned: dict[str, int]  # cells by rule
+    profile: SourceProfile
+
+
+def check_rows(reader: CellReader, mapping: GeneMapping, options: RowChecks, *, start: int, stop: int) -> CheckedRows:
+    """Read rows ``start`` to ``stop``, apply the rules of ``options`` and map the cells to the vocabulary.
+
+    A cell that breaks several rules is dropped by the first of them. Copies of a cell are not looked for here: they
+    may stand in another range or file. Raises CorpusError, which names file, rule, cell and gene, for a rule of
+    severity error.
+    """
+    findings = source_findings(reader, mapping, options.checks)
+    kind = reader.value_kind
+    assert options.values == "expression" or corpus_values([kind], options.checks) == "counts", f"no counts: {kind}"
+    observer = Observer(reader, mapping, findings)
+    repeated = _repeated_names(reader)[start:stop]
+    parts, rows = [], []
+    for first in range(start, max(stop, start + 1), SLAB_ROWS):  # an empty range is one empty slab
+        last = min(first + SLAB_ROWS, stop)
+        slab = _Slab(reader, options, first, last)
+        cells, kept, sums = _check_slab(slab, mapping, repeated[first - start : last - start])
+        observer.add(cells, kept, sums)
+        observer.count(read=last - first, dropped=slab.dropped, warned=slab.warned, rounded=slab.num_rounded)
+        parts.append(cells)
+        rows.append(kept)
+    profile = observer.profile()
+    if stop - start >= FEWEST_JUDGED:
+        refuse_unrecoverable(reader, profile, options.checks)
+    cells = concatenate(parts) if len(parts) > 1 else parts[0]
+    return CheckedRows(
+        cells,
+        np.concatenate(rows),
+        content_hashes(cells),
+        dict(profile.dropped),
+        dict(profile.warned),
+        profile,
     )
 
 
-def check_rows(reader: H5adReader, mapping: GeneMapping, checks: CheckConfig, *, start: int, stop: int) -> CheckedCells:
-    """Read rows ``start`` to ``stop``, refuse what is no count or expression, drop what is no cell."""
-    matrix = reader.read_rows(start, stop)
-    _refuse_bad_values(reader, matrix, start)
-    dropped: Counter[str] = Counter()
-    matrix, keep = _as_counts(matrix, reader.value_kind)
-    dropped["counts_not_recoverable"] = int((~keep).sum())
-    if keep.mean() < checks.min_recoverable:
-        raise CorpusError(
-            f"{reader.source.uri}: rows {start:,} to {stop:,}: only {keep.mean():.0%} of these log-normalised "
-            "cells give exact counts back.",
-            remedy="Name the matrix of raw counts with `matrix: layers/NAME`, or lower checks.min_recoverable.",
-            uri=reader.source.uri,
-        )
-    rows = np.arange(start, stop, dtype=np.int64)
-    obs_names = [str(name) for name in reader.obs.index[start:stop]]
-    selected = split_mask(obs_names, reader.source.rows)
-    dropped["other_side_of_split"] = int((keep & ~selected).sum())
-    keep = keep & selected
-    names = [f"{row}\0{name}" for row, name in zip(rows, obs_names, strict=True)]
-    cells = mapping.apply(matrix.data, matrix.indices, matrix.indptr, cell_id(reader.source.identity, names))
-    empty = cells.num_genes_per_cell == 0
-    few = (cells.num_genes_per_cell < checks.min_genes) & ~empty
-    dropped["empty_cell"] = int((empty & keep).sum())
-    dropped["too_few_genes"] = int((few & keep).sum())
-    kept = np.flatnonzero(keep & ~empty & ~few)
-    return CheckedCells(cells.take(kept), rows[kept], dict(dropped))
+def _repeated_names(reader: CellReader) -> Mask:
+    """Which cells of the whole source have the name of one before them."""
+    index = reader.obs.index
+    if index.is_unique:  # pandas remembers this, but not the mask, and every range of rows asks
+        return np.zeros(len(index), dtype=bool)
+    return np.asarray(index.duplicated(keep="first"))
 
 
-def split_mask(names: Sequence[str], rows: Literal["all", "train", "held_out"]) -> npt.NDArray[np.bool_]:
-    """Which cells (C,) belong to one side of the split by cell name: it is the same in every file and for ever."""
-    held_out = uniform(combine(int(Purpose.SPLIT), cell_id("", names))) < HELD_OUT_SHARE
-    return {"all": np.ones(len(names), dtype=bool), "train": ~held_out, "held_out": held_out}[rows]
-
-
-def _refuse_bad_values(reader: H5adReader, matrix: sparse.csr_matrix, start: int) -> None:
-    """CorpusError naming the first cell and gene whose value is NaN, infinite, negative, or no integer among counts."""
-    bad = ~np.isfinite(matrix.data) | (matrix.data < 0)
-    if reader.value_kind == "counts":  # judged from a sample of the rows: the others may prove it wrong
-        whole = np.rint(np.nan_to_num(matrix.data))
-        bad |= np.abs(np.nan_to_num(matrix.data) - whole) > INTEGER_TOLERANCE
-    if not bad.any():
+def refuse_unrecoverable(reader: CellReader, profile: SourceProfile, checks: CheckConfig) -> None:
+    """CorpusError when too small a share of a log-normalised source's cells, or of a range of it, gave counts back."""
+    lost = profile.dropped.get("not_recoverable", 0)
+    judged = profile.num_read - profile.dropped.get(FILTERED, 0) - profile.dropped.get(OTHER_SIDE, 0)
+    if lost <= (1 - checks.min_recoverable) * judged:
         return
-    entry = int(np.flatnonzero(bad)[0])
-    row = start + int(np.searchsorted(matrix.indptr, entry, side="right")) - 1
-    value = float(matrix.data[entry])
-    gene, cell = reader.gene_names[matrix.indices[entry]], reader.obs.index[row]
-    remedy = "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X."
-    if not np.isfinite(value):
-        remedy = "Replace or remove such values; a missing count is a zero."
-    elif value > 0:
-        remedy = "Most values here are counts, but not all: name the raw counts with `matrix: layers/NAME` or raw.X."
     raise CorpusError(
-        f"{reader.source.uri}: {reader.matrix} holds {int(bad.sum()):,} bad value(s) in rows from {start:,}; "
-        f"the first is {value} in cell {cell!r} (row {row:,}), gene {gene!r}.",
-        remedy=remedy,
+        f"{reader.source.uri}: only {1 - lost / judged:.0%} of {judged:,} log-normalised cells of {reader.matrix} give "
+        "exact counts back.",
+        remedy=f"{_REMEDIES['not_recoverable']}, or lower checks.min_recoverable.",
         uri=reader.source.uri,
-        cell=str(cell),
-        gene=gene,
+        rule="min_recoverable",
+        key=reader.matrix,
     )
 
 
-def _as_counts(matrix: sparse.csr_matrix, kind: ValueKind) -> tuple[sparse.csr_matrix, npt.NDArray[np.bool_]]:
-    """Turn values into exact counts where the file's kind allows it; the mask (C,) tells which cells are good."""
-    everything = np.ones(matrix.shape[0], dtype=bool)
-    if kind == "counts":
-        rounded = matrix.copy()
-        rounded.data = np.rint(rounded.data)
-        return rounded, everything
+def split_mask(names: Sequence[str], rows: Literal["all", "train", "held_out"]) -> Mask:
+    """Which cells (C,) belong to one side of the split by cell name: it is the same in every file and for ever."""
+    if rows == "all":
+        return np.ones(len(names), dtype=bool)
+    held_out = uniform(combine(int(Purpose.SPLIT), cell_id("", names))) < HELD_OUT_SHARE
+    return held_out if rows == "held_out" else ~held_out
+
+
+class _Slab:
+    """Some neighbouring rows of a source: which are still in, and what became of the others."""
+
+    def __init__(self, reader: CellReader, options: RowChecks, start: int, stop: int) -> None:
+        self.reader, self.options, self.start = reader, options, start
+        self.obs = reader.obs.iloc[start:stop]
+        self.names = [str(name) for name in self.obs.index]
+        self.kept = np.ones(stop - start, dtype=bool)
+        self.dropped: Counter[str] = Counter()
+        self.warned: Counter[str] = Counter()
+        self.num_rounded = 0
+        before = getattr(reader, "num_unsorted_rows", 0)
+        self.matrix = reader.read_rows(start, stop)
+        self.num_unsorted = getattr(reader, "num_unsorted_rows", 0) - before
+
+    def leave_out(self, reason: str, hit: Mask) -> None:
+        """Take the rows of the mask ``hit`` (C,) out."""
+        self.dropped[reason] += int((hit & self.kept).sum())
+        self.kept &= ~hit
+
+    def apply(self, rule: str, hit: Mask) -> None:
+        """Do with the rows ``hit`` (C,) that are still in what the rule's severity says."""
+        broken = hit & self.kept
+        if not broken.any():
+            return
+        severity = getattr(self.options.checks.rules, rule)
+        if severity == "error":
+            raise self.refusal(rule, broken)
+        if severity == "drop":
+            self.leave_out(rule, broken)
+        else:
+            self.warned[rule] += int(broken.sum())
+
+    def refusal(self, rule: str, broken: Mask) -> CorpusError:
+        """The error that names the first of the rows that break a rule and, where a value does, its gene."""
+        row = int(np.flatnonzero(broken)[0])
+        where = f"the first is cell {self.names[row]!r} (row {self.start + row:,})"
+        details = {"cell": self.names[row], "row": self.start + row, "key": self.reader.matrix}
+        if rule in _VALUE_RULES:
+            cell = slice(self.matrix.indptr[row], self.matrix.indptr[row + 1])
+            entry = cell.start + first_fault(self.matrix.data[cell], _VALUE_RULES[rule])
+            gene, value = self.reader.gene_names[self.matrix.indices[entry]], self.matrix.data[entry]
+            where += f", gene {gene!r}, with {float(value):g}"
+            details["gene"] = gene
+        return self._refusal(rule, int(broken.sum()), where, details)
+
+    def _refusal(self, rule: str, count: int, where: str, details: dict[str, object]) -> CorpusError:
+        milder = [value for value in get_args(RuleConfig.model_fields[rule].annotation) if value != "error"]
+        cells = "1 cell has" if count == 1 else f"{count:,} cells have"
+        return CorpusError(
+            f"{self.reader.source.uri}: {self.reader.matrix}: {cells} {_PROBLEMS[rule]} (in rows {self.start:,} to "
+            f"{self.start + len(self.kept):,}); {where}.",
+            remedy=f"{_REMEDIES[rule]}, or set checks.rules.{rule} to {' or '.join(milder)}.",
+            uri=self.reader.source.uri,
+            rule=rule,
+            **details,
+        )
+
+    def check_order(self) -> None:
+        """The rule unsorted_indices, of which the reader tells no more than the number of rows."""
+        if not self.num_unsorted:
+            return
+        if self.options.checks.rules.unsorted_indices == "error":
+            where = "they would be read in order"
+            raise self._refusal("unsorted_indices", self.num_unsorted, where, {"key": self.reader.matrix})
+        self.warned["unsorted_indices"] += self.num_unsorted
+
+
+def _check_slab(
+    slab: _Slab, mapping: GeneMapping, repeated: Mask
+) -> tuple[PackedCells, Int64, npt.NDArray[np.float64]]:
+    """The cells of a slab that pass, their rows in the file, and the sum of each one's values."""
+    reader, options = slab.reader, slab.options
+    slab.check_order()
+    for expression, where in ((reader.source.filter, "filter of the source"), (options.filter, "filter of the ingest")):
+        if expression is not None:
+            chosen = select_rows(slab.obs, expression, where=f"{reader.source.uri}: {where}")
+            slab.leave_out(FILTERED, ~chosen)
+    slab.leave_out(OTHER_SIDE, ~split_mask(slab.names, reader.source.rows))
+    slab.apply("duplicate_barcode", repeated)
+    scan = scan_rows(slab.matrix, counts=reader.value_kind in ("counts", "near_counts"))
+    for rule, fault in _VALUE_RULES.items():
+        slab.apply(rule, (scan.faults & fault) > 0)
+    matrix, sums = _as_counts(slab, scan)
+    slab.apply("empty_cell", sums == 0)
+    kept = np.flatnonzero(slab.kept)
+    ids = cell_id(reader.source.identity, [f"{slab.start + row}\0{slab.names[row]}" for row in kept])
+    cells = _packed(slab, matrix if slab.kept.all() else matrix[kept], mapping, ids)
+    few = np.zeros(len(slab.kept), dtype=bool)
+    few[kept] = (cells.num_genes_per_cell < options.checks.min_genes) & (sums[kept] > 0)
+    slab.apply("too_few_genes", few)
+    if not slab.kept[kept].all():
+        cells = take(cells, np.flatnonzero(slab.kept[kept]))
+        kept = kept[slab.kept[kept]]
+    return cells, kept + slab.start, sums[kept]
+
+
+def _packed(slab: _Slab, matrix: sparse.csr_matrix, mapping: GeneMapping, ids: UInt64) -> PackedCells:
+    try:
+        return pack_rows(matrix, mapping.ids, ids, counts=slab.options.values == "counts")
+    except ValueError as error:  # the values are checked: what is left is a sum beyond 32 bits
+        raise CorpusError(
+            f"{slab.reader.source.uri}: {slab.reader.matrix}, rows from {slab.start:,}: {error}.",
+            remedy="No cell has that many molecules: look at how this matrix was made.",
+            uri=slab.reader.source.uri,
+            rule="too_large",
+            key=slab.reader.matrix,
+        ) from error
+
+
+def _as_counts(slab: _Slab, scan: RowScan) -> tuple[sparse.csr_matrix, Sums]:
+    """The matrix with exact counts where the source can give them, and the sum (C,) of each row's values."""
+    kind, matrix = slab.reader.value_kind, slab.matrix
+    if kind not in COUNT_KINDS:
+        return matrix, scan.sums
     if kind == "recoverable":
-        return recover_counts(matrix)
-    return matrix, everything
+        restored, exact = recover_counts(matrix)
+        slab.apply("not_recoverable", ~exact)
+        return restored, scan_rows(restored, counts=False).sums
+    slab.num_rounded = int(scan.rounded[slab.kept].sum())
+    if scan.rounded.any():
+        matrix = matrix.copy()
+        matrix.data = np.rint(matrix.data)
+    return matrix, scan.sums

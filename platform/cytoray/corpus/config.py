@@ -10,13 +10,31 @@ from cytoray.config import Config, Location
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 MAX_STORED_BINS = 256  # bins 0 to 255
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Severity = Literal["error", "drop", "warn"]
+
+
+class ModalityConfig(Config):
+    """A further matrix over the same cells: proteins, peaks, guides."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Its name in the corpus, such as protein.")
+    matrix: str = Field(
+        pattern=r"^(obsm|mod)/.+$", description="obsm/NAME of the file, or mod/NAME of an h5mu: where its counts are."
+    )
+    feature_names: str | None = Field(
+        None,
+        description="uns/NAME or a column of the modality's var that names its features; default: found, or numbered.",
+    )
 
 
 class SourceConfig(Config):
-    """One file of cells, or a prefix of them."""
+    """One file (or folder) of cells, or a prefix of them."""
 
     uri: Location = Field(
-        description="An .h5ad file, or a folder or prefix ending in '/' whose .h5ad files are all read."
+        description="A file or folder of cells in any known format, or a prefix ending in '/' below which all are read."
+    )
+    format: Literal["auto", "h5ad", "h5mu", "zarr", "10x_h5", "10x_mtx", "loom", "scb", "triples"] = Field(
+        "auto", description="Format of the file; auto tells it by name and content."
     )
     name: str | None = Field(
         None,
@@ -29,34 +47,86 @@ class SourceConfig(Config):
     rows: Literal["all", "train", "held_out"] = Field(
         "all", description="All cells, or one side of a split by cell name: a fifth is held out."
     )
+    filter: str | None = Field(
+        None, description="Cells to keep, as an expression over obs: disease == 'normal' and is_primary_data."
+    )
     gene_column: str | None = Field(None, description="Column of var that names the genes; the index if null.")
     ensembl_column: str | None = Field(None, description="Column of var with Ensembl ids, tried where a name fails.")
+    modalities: tuple[ModalityConfig, ...] = Field((), description="Further matrices over the same cells.")
 
     @property
     def identity(self) -> str:
         """What tells these cells from those of another source."""
-        return self.name or self.uri.rpartition("/")[2]
+        return self.name or self.uri.rstrip("/").rpartition("/")[2]
+
+
+class RuleConfig(Config):
+    """What happens when a rule is broken: error refuses the file, drop drops the cell, warn counts it in the report.
+
+    A rule about a whole file cannot drop: there ``drop`` is refused.
+    """
+
+    not_finite: Literal["error", "drop"] = Field("error", description="A value is NaN or infinite.")
+    negative: Literal["error", "drop"] = Field("error", description="A value is below zero.")
+    non_integer: Literal["error", "drop"] = Field("error", description="A value among counts is no integer.")
+    not_counts: Literal["error", "warn"] = Field(
+        "error",
+        description="The matrix holds no counts and none can be recovered; warn keeps it as float32 expression.",
+    )
+    recovered: Literal["error", "warn"] = Field(
+        "warn", description="The matrix is log-normalised; its counts are restored cell by cell."
+    )
+    not_recoverable: Severity = Field(
+        "drop", description="A log-normalised cell whose counts do not come back exactly."
+    )
+    empty_cell: Severity = Field("drop", description="A cell without a single count.")
+    too_few_genes: Severity = Field("drop", description="A cell with fewer vocabulary genes than min_genes.")
+    duplicate_cell: Severity | Literal["off"] = Field(
+        "drop", description="A cell with the same counts as another, in the file or across files; one is kept."
+    )
+    duplicate_barcode: Severity = Field(
+        "warn", description="A cell name that occurs twice in a file; drop keeps the first."
+    )
+    duplicate_gene: Literal["error", "warn"] = Field(
+        "warn", description="Columns for one gene; their counts are summed."
+    )
+    unknown_genes: Literal["error", "warn"] = Field("warn", description="Genes that the vocabulary does not know.")
+    wrong_species: Literal["error", "warn"] = Field("error", description="The genes look like another species'.")
+    unsorted_indices: Literal["error", "warn"] = Field(
+        "warn", description="Column indices of a row not in order, or twice."
+    )
 
 
 class CheckConfig(Config):
     """When cells and files are refused."""
 
+    rules: RuleConfig = Field(RuleConfig(), description="Severity of each rule.")
     min_genes: int = Field(1, ge=1, description="A cell with fewer expressed vocabulary genes is dropped.")
     min_matched_genes: int = Field(10, ge=1, description="A file with fewer genes in the vocabulary is refused.")
+    min_matched_share: float = Field(
+        0.0, ge=0, le=1, description="A file with a smaller share of its genes in the vocabulary is refused."
+    )
     min_recoverable: float = Field(
         0.95, gt=0, le=1, description="Share of log-normalised cells whose counts must come back exactly."
     )
+    max_bad_files: int = Field(0, ge=0, description="Files that may be quarantined before the ingest stops.")
 
 
 class IngestConfig(Config):
     """From files of cells to one committed corpus."""
 
-    places: ClassVar[frozenset[str]] = frozenset({"store", "read_concurrency"})
+    places: ClassVar[frozenset[str]] = frozenset({"store", "append", "read_concurrency", "rows_per_task"})
 
     kind: Literal["ingest"] = Field("ingest", description="Which stage this file configures.")
     store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
-    corpus: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the corpus.")
+    corpus: str = Field(pattern=NAME_PATTERN, description="Name of the corpus.")
+    append: bool = Field(
+        False, description="Where the corpus is there already, add the sources it does not have as its next version."
+    )
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="The files to read.")
+    filter: str | None = Field(
+        None, description="Cells to keep, of every source, as an expression over obs; see sources.filter."
+    )
     obs_columns: tuple[str, ...] = Field((), description="Columns of obs to keep; all of them if empty.")
     checks: CheckConfig = Field(CheckConfig(), description="The data rules.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="Binning, when bins are stored.")
@@ -65,7 +135,7 @@ class IngestConfig(Config):
     )
     seed: int = Field(0, ge=0, description="Keys the global shuffle.")
     cells_per_shard: int = Field(40_000, ge=256, description="Target cells a shard file (about 60 MB at 1,500 genes).")
-    rows_per_task: int = Field(4_096, ge=1, description="Rows one read task takes.")
+    rows_per_task: int = Field(16_384, ge=1, description="Rows one read task takes.")
     read_concurrency: int = Field(2, ge=1, description="Read tasks at a time.")
 
     @model_validator(mode="after")

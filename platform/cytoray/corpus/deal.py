@@ -6,54 +6,79 @@ import functools
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import wait
+from typing import Any, cast
 
+import pyarrow as pa
 import ray.data
 from ray.train import DataConfig
 
-from cytoray.corpus.stream import CorpusStream, StepBatch
+from cytoray.corpus.background import start_daemon
+from cytoray.corpus.batches import StepBatch, StepChunk
+from cytoray.corpus.stream import CorpusStream
 
-STEPS_PER_TASK = 16  # one Ray task; fewer and the task's start dominates, more and the first step waits
-TASK_CPUS = 0.25
-READ_AHEAD_BYTES = 256 * 2**20
+TASK_CPUS = 0.25  # what a read task reserves beside training workers
+TASKS_AT_A_TIME = 2  # of one rank: each makes far more than a rank takes, and what is ready waits in the object store
+READ_AHEAD_BYTES = 64 * 2**20  # held in the object store, which ranks share
+LEAVING_S = 5.0  # for the block that is under way
 
 
-def steps_dataset(start: int, stop: int) -> ray.data.Dataset:
-    """The steps from ``start`` to ``stop`` as a Ray dataset of short runs of steps."""
-    runs = [{"start": s, "stop": min(s + STEPS_PER_TASK, stop)} for s in range(start, stop, STEPS_PER_TASK)]
+def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Dataset:
+    """The steps from ``start`` to ``stop`` as a Ray dataset: one row, and later one read task, for each window."""
+    runs = [{"start": first, "stop": last} for first, last in stream.order.runs(start, stop)]
+    runs = runs or [{"start": stop, "stop": stop}]  # a dataset needs a block
     return ray.data.from_items(runs, override_num_blocks=len(runs))
 
 
 class DealtSteps(DataConfig):
     """Gives each rank a pipeline of its own: splitting one among ranks deals its blocks first come, first served."""
 
-    def __init__(self, stream: CorpusStream) -> None:
+    def __init__(self, stream: CorpusStream, *, task_cpus: float = TASK_CPUS) -> None:
         super().__init__(datasets_to_split="all")
-        self._stream = stream
+        self._stream, self._task_cpus = stream, task_cpus
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """One pipeline a rank: runs of steps -> that rank's minibatches, in order."""
+        """One pipeline a rank: windows -> that rank's minibatches, in order."""
+        stream = ray.put(self._stream)
         return [
-            {name: self._rank_iterator(dataset, rank, world_size) for name, dataset in datasets.items()}
+            {name: self._rank_iterator(dataset, stream, rank, world_size) for name, dataset in datasets.items()}
             for rank in range(world_size)
         ]
 
-    def _rank_iterator(self, dataset: ray.data.Dataset, rank: int, world_size: int) -> ray.data.DataIterator:
+    def _rank_iterator(
+        self, dataset: ray.data.Dataset, stream: ray.ObjectRef[CorpusStream], rank: int, world_size: int
+    ) -> ray.data.DataIterator:
         dataset = dataset.copy(dataset)
-        options = self._resolve_execution_options("train")
-        options.preserve_order = True
-        dataset.context.execution_options = options
-        read = functools.partial(_read_run, stream=self._stream, rank=rank, world_size=world_size)
+        dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
+        # A block is one row of any size: with a target that every row exceeds, Ray neither joins nor cuts them.
+        dataset.context.target_max_block_size = 1
+        read = functools.partial(_read_run, stream=stream, rank=rank, world_size=world_size)
+        dealt = dataset.map_batches(
+            read,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=self._task_cpus,
+            concurrency=TASKS_AT_A_TIME,
+        )
         # "Splitting" in one moves Ray Data's executor to an actor; in the worker its thread would slow every step.
-        return dataset.flat_map(read, num_cpus=TASK_CPUS).streaming_split(1, equal=False)[0]
+        return dealt.streaming_split(1, equal=False)[0]
 
 
-def _read_run(run: dict[str, Any], *, stream: CorpusStream, rank: int, world_size: int) -> list[dict[str, Any]]:
-    """Read one run of steps for one rank."""
-    steps = range(int(run["start"]), int(run["stop"]))
-    return [stream.read_step(step, rank=rank, world_size=world_size).to_row() for step in steps]
+@functools.lru_cache(maxsize=2)
+def _get_stream(reference: ray.ObjectRef[CorpusStream]) -> CorpusStream:
+    """The stream, unpickled once a worker: a manifest of a large corpus takes longer than reading a window."""
+    return cast("CorpusStream", ray.get(reference))
+
+
+def _read_run(runs: pa.Table, *, stream: ray.ObjectRef[CorpusStream], rank: int, world_size: int) -> Iterator[pa.Table]:
+    """Read runs of steps for one rank, a block at a time."""
+    here = _get_stream(stream)
+    for run in runs.to_pylist():
+        for chunk in here.read_chunks(range(run["start"], run["stop"]), rank=rank, world_size=world_size):
+            yield chunk.to_table()
 
 
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
@@ -62,45 +87,43 @@ def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
     Reading ahead hides the store, and lets a short pipeline end early: while it waits to be read, Ray Data's executor
     keeps turning (a quarter of a core).
     """
-    reader = _ReadAhead(iterator)
-    reader.start()
-    return reader.batches()
+    return _ReadAhead(iterator).batches()
 
 
-class _ReadAhead(threading.Thread):
-    """Reads minibatches in the background, as many as there is room for."""
+class _ReadAhead:
+    """Takes blocks in the background, as many as there is room for; their arrays stay in Ray's object store."""
 
     def __init__(self, iterator: ray.data.DataIterator) -> None:
-        super().__init__(name="read-ahead", daemon=True)
-        self._iterator = iterator
-        self._ahead: queue.SimpleQueue[StepBatch | BaseException | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(1)  # for the first minibatch, whose size tells how many there is room for
+        self._ahead: queue.SimpleQueue[StepChunk | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(1)  # for the first block, whose size tells how many there is room for
         self._stopped = threading.Event()
+        self._reading = start_daemon(functools.partial(self._read, iterator), name="read-ahead")
 
-    def run(self) -> None:
+    def _read(self, iterator: ray.data.DataIterator) -> None:
         """Read until the end, an error, or nobody wants more."""
+        first = True
         try:
-            for position, row in enumerate(self._iterator.iter_rows()):
-                if position == 0:
-                    num_bytes = sum(len(value) for value in row.values() if isinstance(value, bytes))
-                    self._room.release(max(1, READ_AHEAD_BYTES // max(1, num_bytes)))
-                self._room.acquire()
-                if self._stopped.is_set():
-                    return
-                self._ahead.put(StepBatch.from_row(row))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the minibatch is wanted
-            self._ahead.put(error)
-        else:
+            for table in iterator.iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[arg-type]
+                for chunk in StepChunk.from_table(table):
+                    if first:
+                        self._room.release(max(1, READ_AHEAD_BYTES // max(1, chunk.num_bytes)))
+                        first = False
+                    self._room.acquire()
+                    if self._stopped.is_set():
+                        return
+                    self._ahead.put(chunk)
+        finally:
             self._ahead.put(None)
 
     def batches(self) -> Iterator[StepBatch]:
-        """What was read, in order."""
+        """What was read, in order; then what ended it, should that be an error."""
         try:
-            while (item := self._ahead.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            while (chunk := self._ahead.get()) is not None:
+                yield from chunk.batches()
                 self._room.release()
+            self._reading.result()
         finally:
             self._stopped.set()
             self._room.release()
+            # A thread that asks Ray for a block after ``ray.shutdown`` ends the process.
+            wait([self._reading], timeout=LEAVING_S)

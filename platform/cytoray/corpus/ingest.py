@@ -1,52 +1,54 @@
 """The Ray Data graph of an ingest: files -> checked cells -> spilled by partition -> shuffled shards -> manifest, last.
 
 Which shard a cell goes to and where it stands there depend on (seed, cell id) alone, so the corpus is the same for any
-number of workers, order of files, or retry. Every object is written whole and found again by a rerun; COMMIT is last.
+number of workers, order of files, or retry. Every object is written whole and found again by a rerun; the version's
+commit object is last.
 """
-
-# C cells, N non-zero entries
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy.typing as npt
 import ray.data
+from ray.exceptions import RayError
 
 import cytoray
 from cytoray import progress, storage
-from cytoray.corpus.checks import CheckedCells, check_rows, map_source_genes
-from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.cluster import user_error
+from cytoray.corpus.checks import refuse_unrecoverable
+from cytoray.corpus.config import IngestConfig
+from cytoray.corpus.dedupe import CopiesRecord, find_copies, num_buckets, round_of
 from cytoray.corpus.manifest import (
     CorpusManifest,
+    IncrementRecord,
+    QuarantineRecord,
     ShardRecord,
     SourceRecord,
     commit_manifest,
-    content_name,
     corpus_uri,
     find_manifest,
+    load_manifest,
 )
-from cytoray.corpus.readers import H5adReader, SourceDescription, expand_sources
-from cytoray.corpus.shards import Values, decode_shard, encode_shard
-from cytoray.errors import CorpusError
-from cytoray.failpoints import failpoint
-from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.keys import Purpose, combine
-from cytoray.tokens.tokenizer import CellTokenizer
+from cytoray.corpus.planning import IngestPlan, describe_source, dry_run, plan_ingest, quarantine
+from cytoray.corpus.profile import SourceProfile
+from cytoray.corpus.read_pass import close_sources, load_spill, spill_rows
+from cytoray.corpus.readers.opening import open_source
+from cytoray.corpus.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
+from cytoray.corpus.write_pass import PartitionRecord, Round, section_items, write_shard
+from cytoray.errors import ConflictError, CorpusError, NotFoundError
 from cytoray.tokens.vocabulary import GeneVocabulary
 
+__all__ = ["IngestResult", "describe_source", "dry_run", "find_corpus", "ingest", "plan_ingest"]
 logger = logging.getLogger(__name__)
 TASK_CPUS = 0.5  # two tasks share a core: half of a task's time waits for the store
+READ_SHARE = 0.75  # of an ingest's time goes into the first pass (benchmarks/ingest.py)
 
 
 @dataclass(frozen=True)
@@ -59,253 +61,278 @@ class IngestResult:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """All that a task needs to know; pickled into each."""
+class _Spill:
+    """Where the sections of one complete spill lie."""
 
-    config: IngestConfig
-    sources: tuple[SourceConfig, ...]
-    descriptions: tuple[SourceDescription, ...]
-    num_matched_genes: tuple[int, ...]
-    num_partitions: int
-    values: Values
-    uri: str
-    staging: str
+    source: int
+    start: int
+    num_cells: int
+    borders: npt.NDArray[np.int64]
+    digests: tuple[bytes, ...]
 
 
-def ingest(config: IngestConfig, *, advance: progress.Advance = progress.silent) -> IngestResult:
-    """Ingest the sources of ``config`` into one committed corpus; a corpus committed by an equal ingest is returned.
+@dataclass(frozen=True)
+class _FirstPass:
+    """What the first pass left."""
 
-    ``advance`` is told of cells read. Raises CorpusError for bad sources or a name taken by another ingest.
+    spills: tuple[_Spill, ...]  # of the sources that are in
+    profiles: dict[int, SourceProfile]  # by place of the source in the plan
+    quarantined: tuple[QuarantineRecord, ...]
+
+
+def ingest(
+    config: IngestConfig, *, plan: IngestPlan | None = None, advance: progress.Advance = progress.silent
+) -> IngestResult:
+    """Ingest the sources of ``config`` into one committed corpus; a version committed by an equal ingest is returned.
+
+    ``plan`` is what ``plan_ingest(config)`` gave, if that was asked before. ``advance`` is told of cells: three
+    quarters of a cell when it is read, the rest when it is in its shard. Raises CorpusError for bad sources or a name
+    taken by another ingest, ConflictError for a lost race.
     """
-    uri = corpus_uri(config.store, config.corpus)
-    plan = _plan(config, uri)
-    there = find_manifest(config.store, config.corpus)
+    plan = plan_ingest(config) if plan is None else plan
+    there = find_corpus(plan)
     if there is not None:
-        return IngestResult(_same_or_refuse(there, plan), uri, skipped=True)
-    spills = _run_spill(plan, advance)
-    kept = [spill["uri"] for spill in spills if spill["num_cells"]]
-    if not kept:
-        raise CorpusError(f"Corpus {config.corpus!r}: no cell passed the checks.", remedy="Look at checks.min_genes.")
-    shards = _run_shards(plan, kept)
-    manifest = _manifest(plan, spills, shards)
-    commit_manifest(uri, manifest)
+        return IngestResult(there, plan.uri, skipped=True)
+    try:
+        manifest = _run(plan, advance)
+    except (NotFoundError, RayError) as error:
+        conflict = _conflict(plan, error)
+        if conflict is None:
+            raise
+        raise conflict from error
+    finally:
+        close_sources()  # tasks that ran in this very process may have left one open
     storage.delete_prefix(plan.staging)
-    return IngestResult(manifest, uri, skipped=False)
+    return IngestResult(manifest, plan.uri, skipped=False)
 
 
-def _plan(config: IngestConfig, uri: str) -> _Plan:
-    """Open every source's metadata, refuse what cannot be used, lay out the work."""
-    sources = tuple(sorted(expand_sources(config.sources), key=lambda source: source.uri))
-    vocabulary, checks = GeneVocabulary.load_default(), config.checks
-    descriptions, matched = [], []
-    for source in sources:
-        with H5adReader(source) as reader:
-            descriptions.append(reader.describe())
-            matched.append(int((map_source_genes(reader, vocabulary, checks).ids >= 0).sum()))
-            missing = [column for column in config.obs_columns if column not in reader.obs]
-            if missing:
-                reader.labels(missing[0])  # raises with the columns there
-        logger.info("%s: %s", source.uri, describe_source(descriptions[-1], matched[-1]))
-    kinds = {description.value_kind for description in descriptions}
-    values: Values = "counts" if kinds <= {"counts", "recoverable"} else "expression"
-    num_cells = sum(description.num_cells for description in descriptions)
-    identity = json.dumps([config.fingerprint(), [(d.uri, d.version) for d in descriptions], cytoray.__version__])
-    staging = storage.join(uri, "staging", hashlib.sha256(identity.encode()).hexdigest()[:16])
-    partitions = max(1, round(num_cells / config.cells_per_shard))
-    return _Plan(config, sources, tuple(descriptions), tuple(matched), partitions, values, uri, staging)
-
-
-def describe_source(description: SourceDescription, num_matched_genes: int) -> str:
-    """One line that says what a file holds and what will be done with it."""
-    done = {
-        "counts": "raw counts, kept exactly",
-        "recoverable": "log-normalised values whose counts are recoverable, restored cell by cell",
-        "expression": "expression that is no count, kept as float32 (bins depend on ranks only)",
-        "negative": "values below zero, which will be refused",
-    }[description.value_kind]
-    return (
-        f"{description.num_cells:,} cells, {num_matched_genes:,} of {description.num_genes:,} genes in the vocabulary, "
-        f"{description.matrix}: {done}"
-    )
-
-
-def _same_or_refuse(there: CorpusManifest, plan: _Plan) -> CorpusManifest:
-    """The committed manifest, if it came from this configuration and these bytes."""
-    same_sources = {(s.uri, s.version) for s in there.sources} == {(d.uri, d.version) for d in plan.descriptions}
-    if there.config_digest == plan.config.fingerprint() and same_sources:
-        return there
+def find_corpus(plan: IngestPlan) -> CorpusManifest | None:
+    """The latest version, if all that this plan would add is in; CorpusError if the name is taken by something else."""
+    latest = find_manifest(plan.config.store, plan.config.corpus)
+    if latest is None or (plan.config.append and plan.sources):
+        return None
+    if plan.config.append:
+        return latest
+    first = find_manifest(plan.config.store, f"{latest.name}@1")
+    assert first is not None, "a corpus has a first version"
+    read = {(source.uri, source.version) for source in first.sources}
+    planned = {(p.source.uri, p.description.version) for p in plan.sources}
+    left_out = {record.uri for record in first.quarantined}
+    same_sources = read == {(uri, version) for uri, version in planned if uri not in left_out}
+    if first.increments[0].config_digest == plan.config.fingerprint() and same_sources:
+        return latest
     what = "configuration" if same_sources else "source files"
     raise CorpusError(
         f"Corpus {plan.config.corpus!r} is already committed in {plan.config.store}, from another {what}.",
-        remedy="Give this ingest another corpus name; committed corpora never change.",
+        remedy="Add to it with append: true (`--append`), or give this ingest another corpus name; "
+        "committed versions never change.",
         uri=plan.uri,
     )
 
 
-def _run_spill(plan: _Plan, advance: progress.Advance) -> list[dict[str, Any]]:
-    """First pass: read, check and encode row ranges, each spilled as one object."""
+def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
+    """Both passes and the commit."""
+    if not plan.sources:
+        raise CorpusError("Every source is in quarantine.", remedy="Mend the files, or lower the rules' severity.")
+    first = _read_all(plan, advance)
+    num_kept = sum(spill.num_cells for spill in first.spills)
+    copies = _find_all_copies(plan, first, num_kept)
+    counts: Counter[int] = Counter()
+    for record in copies:
+        counts.update(record.by_source)
+    if plan.config.checks.rules.duplicate_cell == "drop":
+        num_kept -= counts.total()
+    if num_kept == 0:
+        raise CorpusError(
+            f"Corpus {plan.config.corpus!r}: no cell passed the checks.",
+            remedy="Look at checks.min_genes and the filters; `cytoray data validate` tells what dropped them.",
+        )
+    shards = _write_all(plan, first, copies, advance, scale=plan.num_cells / num_kept)
+    profiles = {source: _with_copies(plan, profile, counts[source]) for source, profile in first.profiles.items()}
+    manifest = _manifest(plan, replace(first, profiles=profiles), shards)
+    _write_report(plan, manifest, profiles)
+    commit_manifest(plan.uri, manifest)
+    return manifest
+
+
+def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
+    """First pass: read, check and spill row ranges; put bad sources in quarantine."""
     items = []
-    for index, description in enumerate(plan.descriptions):
-        for start in range(0, description.num_cells, plan.config.rows_per_task):
-            stop = min(start + plan.config.rows_per_task, description.num_cells)
+    for index, planned in enumerate(plan.sources):
+        for start in range(0, planned.description.num_cells, plan.config.rows_per_task):
+            stop = min(start + plan.config.rows_per_task, planned.description.num_cells)
             items.append({"source": index, "start": start, "stop": stop})
-    results = []
-    for row in _map_tasks(items, functools.partial(_spill_rows, plan=plan), plan.config.read_concurrency):
-        results.append(row)
-        advance(row["stop"] - row["start"])
-    return results
+    bad: dict[int, tuple[int, QuarantineRecord]] = {}
+    for row in _map_tasks(items, functools.partial(spill_rows, plan=plan), plan.config.read_concurrency):
+        source, start = int(row["source"]), int(row["start"])
+        if row["refused"] and (source not in bad or start < bad[source][0]):
+            bad[source] = start, QuarantineRecord.model_validate_json(row["refused"])
+        advance(READ_SHARE * row["num_rows"])
+    quarantined = list(plan.quarantined)
+    for _, (_, record) in sorted(bad.items()):
+        quarantined.append(quarantine(plan.config, record, so_far=len(quarantined)))
+    kept = [item for item in items if item["source"] not in bad]
+    spills, profiles = [], {source: SourceProfile() for source in range(len(plan.sources)) if source not in bad}
+    for item in kept:
+        spill = load_spill(plan, item["source"], item["start"])
+        borders = np.array(spill.sections.borders, np.int64)
+        digests = tuple(bytes.fromhex(digest) for digest in spill.sections.digests)
+        spills.append(_Spill(spill.source, spill.start, spill.num_cells, borders, digests))
+        profiles[spill.source] = profiles[spill.source].merge(SourceProfile.from_json(spill.profile))
+    _refuse_unrecoverable(plan, profiles)
+    return _FirstPass(tuple(spills), profiles, tuple(quarantined))
 
 
-def _run_shards(plan: _Plan, spills: list[str]) -> list[ShardRecord]:
+def _refuse_unrecoverable(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> None:
+    """What each range was asked, asked of each whole source: short ranges are not judged by themselves."""
+    for source, profile in profiles.items():
+        if profile.dropped.get("not_recoverable"):
+            with open_source(plan.sources[source].source) as reader:
+                refuse_unrecoverable(reader, profile, plan.config.checks)
+
+
+def _find_all_copies(plan: IngestPlan, first: _FirstPass, num_kept: int) -> list[CopiesRecord]:
+    """The copies of cells, bucket by bucket."""
+    if plan.config.checks.rules.duplicate_cell == "off" or num_kept == 0:
+        return []
+    buckets = num_buckets(num_kept + sum(file.num_bytes > 0 for file in plan.known_obs) * plan.config.cells_per_shard)
+    name = _round_name(first)
+    items = [{"bucket": bucket, "num_buckets": buckets, "round": name} for bucket in range(buckets)]
+    spills = [(spill.source, spill.start) for spill in first.spills]
+    work = functools.partial(find_copies, plan=plan, spills=spills)
+    # One bucket takes a second or two: not worth the start of a pipeline.
+    rows = _map_tasks(items, work, plan.config.read_concurrency) if buckets > 1 else map(work, items)
+    return sorted((CopiesRecord.model_validate_json(row["record"]) for row in rows), key=lambda record: record.bucket)
+
+
+def _write_all(
+    plan: IngestPlan, first: _FirstPass, copies: Sequence[CopiesRecord], advance: progress.Advance, *, scale: float
+) -> list[ShardRecord]:
     """Second pass: gather each partition, shuffle it, write its shard."""
-    items = [{"partition": partition} for partition in range(plan.num_partitions)]
-    work = functools.partial(_write_shard, plan=plan, spills=sorted(spills))
-    rows = sorted(_map_tasks(items, work, plan.config.read_concurrency), key=lambda row: int(row["partition"]))
-    return [ShardRecord.model_validate_json(row["record"]) for row in rows if row["record"]]
+    spills = [spill for spill in first.spills if spill.num_cells]
+    round_ = Round(_round_name(first), tuple((spill.source, spill.start) for spill in spills), tuple(copies))
+    items = [
+        section_items(
+            partition,
+            [(spill.borders[partition], spill.borders[partition + 1]) for spill in spills],
+            [spill.digests[partition] for spill in spills],
+        )
+        for partition in range(plan.num_partitions)
+    ]
+    work = functools.partial(write_shard, plan=plan, round_=round_)
+    records = []
+    for row in _map_tasks(items, work, plan.config.read_concurrency):
+        records.append(PartitionRecord.model_validate_json(row["record"]))
+        shard = records[-1].shard
+        advance((1 - READ_SHARE) * scale * (shard.num_cells if shard else 0))
+    return [record.shard for record in sorted(records, key=lambda record: record.partition) if record.shard]
 
 
 def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iterable[dict[str, Any]]:
     """One Ray Data task an item, results as they come."""
+    if not items:
+        return ()
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     compute = ray.data.TaskPoolStrategy(size=min(concurrency, len(items)))
     mapped: Iterable[dict[str, Any]] = dataset.map(work, compute=compute, num_cpus=TASK_CPUS).iter_rows()
     return mapped
 
 
-def _spill_rows(item: dict[str, Any], *, plan: _Plan) -> dict[str, Any]:
-    """Read and check one row range; leave its cells and their obs in the staging area."""
-    uri = storage.join(plan.staging, f"spill-{item['source']:05d}-{item['start']:010d}")
-    if storage.exists(f"{uri}.json"):  # written last: this range was done before a restart
-        done: dict[str, Any] = json.loads(storage.read_bytes(f"{uri}.json"))
-        return done
-    source, description = plan.sources[item["source"]], plan.descriptions[item["source"]]
-    with H5adReader(source) as reader:
-        if reader.info.version != description.version:
-            raise CorpusError(f"{source.uri}: the file changed while it was read.", remedy="Start the ingest again.")
-        mapping = map_source_genes(reader, GeneVocabulary.load_default(), plan.config.checks)
-        checked = check_rows(reader, mapping, plan.config.checks, start=item["start"], stop=item["stop"])
-        obs = _obs_table(reader, checked, plan)
-    storage.write_bytes(f"{uri}.cells", encode_shard(checked.cells, values=plan.values))
-    storage.write_bytes(f"{uri}.obs", _parquet(obs))
-    failpoint("ingest.after_spill")
-    done = {**item, "uri": uri, "num_cells": checked.cells.num_cells, "dropped": json.dumps(checked.dropped)}
-    storage.write_bytes(f"{uri}.json", json.dumps(done).encode())
-    return done
+def _round_name(first: _FirstPass) -> str:
+    return round_of([record.uri for record in first.quarantined])
 
 
-def _obs_table(reader: H5adReader, checked: CheckedCells, plan: _Plan) -> pa.Table:
-    """The kept cells' rows of obs, categories as strings; cell id, source and name in front, ``_`` sets them apart."""
-    frame = reader.obs.iloc[checked.rows]
-    wanted = plan.config.obs_columns or tuple(str(column) for column in frame.columns)
-    columns: dict[str, Any] = {
-        "_cell_id": pa.array(checked.cells.cell_ids),
-        "_source": pa.array([reader.source.uri] * len(frame)),
-        "_obs_name": pa.array([str(name) for name in frame.index]),
-    }
-    for name in wanted:
-        values = frame[name]
-        if values.dtype.kind in "biuf":
-            columns[name] = pa.array(values, from_pandas=True)  # NaN is a missing value
-        else:
-            texts = [None if gone else str(value) for value, gone in zip(values, values.isna(), strict=True)]
-            columns[name] = pa.array(texts, type=pa.string())
-    return pa.table(columns)
+def _with_copies(plan: IngestPlan, profile: SourceProfile, num_copies: int) -> SourceProfile:
+    """A source's profile after its copies were found."""
+    if plan.config.checks.rules.duplicate_cell == "drop":
+        return profile.without_copies(num_copies)
+    return replace(profile, warned={**profile.warned, "duplicate_cell": num_copies}) if num_copies else profile
 
 
-def _write_shard(item: dict[str, Any], *, plan: _Plan, spills: list[str]) -> dict[str, Any]:
-    """Gather one partition out of all spills, put it in its keyed order, write shard and obs."""
-    partition, config = int(item["partition"]), plan.config
-    cells, obs = _gather(plan, spills, partition)
-    if cells.num_cells == 0:
-        return {"partition": partition, "record": ""}
-    order = np.argsort(combine(config.seed, int(Purpose.ORDER), cells.cell_ids), kind="stable")
-    cells, obs = cells.take(order), obs.take(pa.array(order))
-    bins = None
-    if config.binning == "stored":
-        bins = CellTokenizer(GeneVocabulary.load_default(), config.tokenizer).bin_cells(cells, epoch=0)
-    data, table = encode_shard(cells, values=plan.values, bins=bins), _parquet(obs)
-    key, obs_key = (
-        content_name(f"{stem}-{partition:05d}", body, ".parquet") for stem, body in (("shard", data), ("obs", table))
-    )
-    record = ShardRecord(
-        key=key,
-        sha256=storage.write_bytes(storage.join(plan.uri, key), data),
-        num_bytes=len(data),
-        num_cells=cells.num_cells,
-        num_entries=len(cells.values),
-        obs_key=obs_key,
-        obs_sha256=storage.write_bytes(storage.join(plan.uri, obs_key), table),
-    )
-    failpoint("ingest.after_shard")
-    return {"partition": partition, "record": record.model_dump_json()}
-
-
-def _gather(plan: _Plan, spills: list[str], partition: int) -> tuple[SparseCells, pa.Table]:
-    """The cells of one partition, and their obs rows, from every spill."""
-    parts, tables = [], []
-    for uri in spills:
-        cells = decode_shard(storage.read_bytes(f"{uri}.cells")).cells
-        key = combine(plan.config.seed, int(Purpose.PARTITION), cells.cell_ids)
-        rows = np.flatnonzero(key % np.uint64(plan.num_partitions) == partition)
-        parts.append(cells.take(rows))
-        tables.append(pq.read_table(pa.BufferReader(storage.read_bytes(f"{uri}.obs"))).take(pa.array(rows)))
-    return SparseCells.concatenate(parts), pa.concat_tables(_alike(tables), promote_options="permissive")
-
-
-def _alike(tables: list[pa.Table]) -> list[pa.Table]:
-    """Columns that are numbers in one table and text or flags in another, made text in all."""
-    families: dict[str, set[str]] = {}
-    for field in (field for table in tables for field in table.schema):
-        kind = "text" if pa.types.is_string(field.type) else "flag" if pa.types.is_boolean(field.type) else "number"
-        families.setdefault(field.name, set()).add(kind)
-    mixed = {name for name, kinds in families.items() if len(kinds) > 1}
-    return [
-        table.cast(
-            pa.schema([field.with_type(pa.string()) if field.name in mixed else field for field in table.schema])
-        )
-        for table in tables
-    ]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _manifest(plan: _Plan, spills: list[dict[str, Any]], shards: list[ShardRecord]) -> CorpusManifest:
-    """Put together what was read and written."""
+def _manifest(plan: IngestPlan, first: _FirstPass, shards: list[ShardRecord]) -> CorpusManifest:
+    """Put together what was read and written, behind what the version before has."""
     config = plan.config
-    sources = []
-    for index, description in enumerate(plan.descriptions):
-        mine = [spill for spill in spills if spill["source"] == index]
-        dropped: Counter[str] = Counter()
-        for spill in mine:
-            dropped.update(json.loads(spill["dropped"]))
-        sources.append(
-            SourceRecord(
-                uri=description.uri,
-                num_bytes=description.num_bytes,
-                version=description.version,
-                matrix=description.matrix,
-                value_kind=description.value_kind,
-                num_cells=description.num_cells,
-                num_genes=description.num_genes,
-                num_matched_genes=plan.num_matched_genes[index],
-                num_kept_cells=sum(spill["num_cells"] for spill in mine),
-                dropped=dict(sorted(dropped.items())),
-            )
-        )
-    return CorpusManifest(
+    parent = load_manifest(config.store, f"{config.corpus}@{plan.version - 1}") if plan.version > 1 else None
+    sources = tuple(_source_records(plan, first.profiles))
+    manifest = CorpusManifest(
         name=config.corpus,
-        config_digest=config.fingerprint(),
-        code_version=cytoray.__version__,
+        version=plan.version,
+        parent=parent.digest if parent else None,
         vocabulary_digest=GeneVocabulary.load_default().digest(),
         values=plan.values,
         binning=config.binning,
         n_bins=config.tokenizer.n_bins,
         seed=config.seed,
-        sources=tuple(sources),
-        shards=tuple(shards),
+        modalities={name: modality.features for name, modality in plan.modalities.items()},
+        modality_values={name: modality.values for name, modality in plan.modalities.items()},
+        obs_columns=plan.obs_types,
+        sources=(*(parent.sources if parent else ()), *sources),
+        quarantined=first.quarantined,
+        shards=(*(parent.shards if parent else ()), *shards),
+    )
+    increment = IncrementRecord(
+        version=plan.version,
+        config_digest=config.fingerprint(),
+        code_version=cytoray.__version__,
+        num_sources=len(sources),
+        num_shards=len(shards),
+        num_cells=sum(shard.num_cells for shard in shards),
+        report_key=f"reports/{plan.version:06d}-{manifest.content_digest[:16]}",
+    )
+    return manifest.model_copy(update={"increments": (*(parent.increments if parent else ()), increment)})
+
+
+def _source_records(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> Iterator[SourceRecord]:
+    for index, profile in profiles.items():
+        planned = plan.sources[index]
+        description = planned.description
+        yield SourceRecord(
+            uri=description.uri,
+            identity=planned.source.identity,
+            config_digest=planned.source.fingerprint(),
+            version=description.version,
+            num_bytes=description.num_bytes,
+            format=description.format,
+            matrix=description.matrix,
+            value_kind=description.value_kind,
+            num_cells=description.num_cells,
+            num_genes=description.num_genes,
+            num_matched_genes=planned.num_matched_genes,
+            num_kept_cells=profile.num_kept,
+            dropped=dict(sorted(profile.dropped.items())),
+            warned=dict(sorted(profile.warned.items())),
+        )
+
+
+def _write_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict[int, SourceProfile]) -> None:
+    """The data report, beside the version's shards: of what this version added."""
+    files = [FileReport(plan.sources[index].description, profile) for index, profile in profiles.items()]
+    facts = CorpusFacts(
+        name=manifest.name,
+        version=manifest.version,
+        digest=manifest.digest,
+        num_cells=manifest.num_cells,
+        num_bytes=manifest.num_bytes,
+        num_shards=len(manifest.shards),
+    )
+    quarantined = tuple(Quarantined(**record.model_dump()) for record in manifest.quarantined)
+    report = DataReport(f"Corpus {manifest.name}, version {manifest.version}", tuple(files), quarantined, facts)
+    folder = manifest.increments[-1].report_key
+    assert folder is not None, "an ingest names its report"
+    write_report(storage.join(plan.uri, folder), report)
+
+
+def _conflict(plan: IngestPlan, error: NotFoundError | RayError) -> ConflictError | None:
+    """What to say where an object is gone because another ingest of this name has finished and cleared up."""
+    if not isinstance(user_error(error), NotFoundError):
+        return None
+    winner = find_manifest(plan.config.store, f"{plan.config.corpus}@{plan.version}")
+    if winner is None:
+        return None
+    return ConflictError(
+        f"Version {plan.version} of corpus {plan.config.corpus!r} was committed by another ingest first "
+        f"(manifest {winner.digest[:16]}, {winner.num_cells:,} cells).",
+        remedy="Use that version, or run this ingest again: it finds what is there.",
+        uri=corpus_uri(plan.config.store, plan.config.corpus),
+        winner=winner.digest,
     )

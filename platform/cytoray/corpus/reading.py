@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytoray.corpus.checks import check_rows, map_source_genes
-from cytoray.corpus.config import CheckConfig, SourceConfig
-from cytoray.corpus.readers import H5adReader
+from cytoray.corpus.checks import RowChecks, check_rows, corpus_values, map_source_genes
+from cytoray.corpus.config import CheckConfig, RuleConfig, SourceConfig
+from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.packed import unpack
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 ROWS_AT_A_TIME = 4_096
+# Bins depend on ranks only, so cells of a question may be normalised ones, which a corpus would not take.
+_CHECKS = CheckConfig(rules=RuleConfig(not_counts="warn"))
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,12 @@ class NamedCells:
 
 
 def read_cells(source: SourceConfig, *, start: int = 0, stop: int | None = None) -> NamedCells:
-    """Read, check and map the cells of a row range of one h5ad; CorpusError names what is wrong."""
+    """Read, check and map the cells of a row range of one source; CorpusError names what is wrong."""
     return _read(source, start=start, stop=stop, label_key=None)
 
 
 def read_labelled_cells(source: SourceConfig, label_key: str) -> NamedCells:
-    """Read all cells of one h5ad that carry a label in the column ``label_key`` of obs."""
+    """Read all cells of one source that carry a label in the column ``label_key`` of obs."""
     named = _read(source, start=0, stop=None, label_key=label_key)
     rows = np.flatnonzero([label is not None for label in named.labels])
     if len(rows) == 0:
@@ -46,15 +49,16 @@ def read_labelled_cells(source: SourceConfig, label_key: str) -> NamedCells:
 def _read(source: SourceConfig, *, start: int, stop: int | None, label_key: str | None) -> NamedCells:
     """The common part: in ranges, so that only checked cells stay in memory."""
     parts, rows = [], []
-    with H5adReader(source) as reader:
+    with open_source(source) as reader:
         num_cells = reader.describe().num_cells
         stop = num_cells if stop is None else min(stop, num_cells)
         labels = reader.labels(label_key) if label_key is not None else [None] * num_cells
-        mapping = map_source_genes(reader, GeneVocabulary.load_default(), CheckConfig())
+        mapping = map_source_genes(reader, GeneVocabulary.load_default(), _CHECKS)
+        options = RowChecks(_CHECKS, values=corpus_values([reader.value_kind], _CHECKS))
         for first in range(start, stop, ROWS_AT_A_TIME):
             last = min(first + ROWS_AT_A_TIME, stop)
-            checked = check_rows(reader, mapping, CheckConfig(), start=first, stop=last)
-            parts.append(checked.cells)
+            checked = check_rows(reader, mapping, options, start=first, stop=last)
+            parts.append(unpack(checked.cells))
             rows.append(checked.rows)
         kept = np.concatenate(rows) if rows else np.empty(0, np.int64)
         names = tuple(str(reader.obs.index[row]) for row in kept)

@@ -1,158 +1,124 @@
-"""The reading order: which cells make up step t, as a pure function of (manifest, seed, step); no Ray here.
+"""A corpus as an endless stream of minibatches in a reproducible order; no Ray here, and nothing to set up:
 
-Global position q = step * cells_per_step + i lies in epoch q // C; each epoch permutes the shards and the cells inside
-each shard. The union over ranks of step t is therefore the same for any number of ranks, every cell comes once an
-epoch, and resuming needs the step alone.
+    options = StreamOptions(TokenizerConfig(), seed=1, cells_per_step=64)
+    for batch in open_stream("s3://bucket/store", "human", options).read_steps(0, 1000):
+        ...  # batch.gene_ids (64, L) uint16, batch.values (64, L) int8, batch.lengths (64,)
+
+The order is a pure function of (manifest, seed, step), see ``corpus.order``; tokens are one of (seed, epoch, cell). So
+a stream starts at any step at once, and the union over ranks of a step is the same for any number of ranks.
 """
-
-# C cells of the stream, B cells of a step, T tokens
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cytoray import storage
+from cytoray.corpus.batches import StepBatch, StepChunk
+from cytoray.corpus.filling import ChunkFiller, LoadedUnit
 from cytoray.corpus.manifest import CorpusManifest, corpus_uri, load_manifest
-from cytoray.corpus.shards import load_shard
+from cytoray.corpus.members import Members, find_members
+from cytoray.corpus.options import StreamOptions
+from cytoray.corpus.order import OrderedCells, ReadingOrder
+from cytoray.corpus.pipeline import Job, fill_ahead, fill_in_turn
+from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.keys import Purpose, combine
-from cytoray.tokens.tokenizer import CellTokenizer, TokenizedCells, TokenizerConfig
+from cytoray.tokens.packed import concatenate, unpack
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """One rank's share of one step."""
-
-    step: int
-    epoch: int  # of the step's first cell
-    tokens: TokenizedCells
-    labels: npt.NDArray[np.int32]  # (B,), or (0,) without labels
-
-    def to_row(self) -> dict[str, Any]:
-        """A flat row for Ray Data: arrays as bytes, which cross the object store uninterpreted."""
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "gene_ids": self.tokens.gene_ids,
-            "values": self.tokens.values,
-            "indptr": self.tokens.indptr,
-            "cell_ids": self.tokens.cell_ids,
-            "labels": self.labels,
-        }
-        return {"step": self.step, "epoch": self.epoch, **{name: array.tobytes() for name, array in arrays.items()}}
-
-    @staticmethod
-    def from_row(row: dict[str, Any]) -> StepBatch:
-        """Undo ``to_row``."""
-        tokens = TokenizedCells(
-            np.frombuffer(row["gene_ids"], np.int32),
-            np.frombuffer(row["values"], np.float32),
-            np.frombuffer(row["indptr"], np.int64),
-            np.frombuffer(row["cell_ids"], np.uint64),
-        )
-        return StepBatch(int(row["step"]), int(row["epoch"]), tokens, np.frombuffer(row["labels"], np.int32))
+CHUNK_CELLS = 4096  # filled at once: some 30 ms of work, of which calls and planning take little
+CHUNK_BYTES = 15 * 2**20  # and at most this much: one block of Ray Data
+REMOTE_READERS = 8  # ranged reads at a time from an object store, where one waits 10 to 100 ms for its first byte
 
 
 @dataclass(frozen=True, eq=False)
 class CorpusStream:
-    """An endless, reproducible order over the cells of a corpus (those with a label, where labels are asked for)."""
+    """An endless, reproducible order over the cells of a corpus (those that the options ask for), as minibatches."""
 
     store: str
     manifest: CorpusManifest
-    tokenizer_config: TokenizerConfig
-    seed: int
-    cells_per_step: int
-    label_key: str | None = None
-    labels: tuple[str, ...] = ()
-    _rows: tuple[Rows, ...] = field(default=(), repr=False)  # rows of each shard that belong to the stream
-    _codes: tuple[npt.NDArray[np.int32], ...] = field(default=(), repr=False)  # label of each of those rows
+    options: StreamOptions
+    members: Members
 
     @property
     def num_cells(self) -> int:
         """Cells of one epoch."""
-        return sum(len(rows) for rows in self._rows)
+        return self.order.num_cells
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels behind the codes of ``StepBatch.labels``."""
+        return self.members.labels
 
     @functools.cached_property
-    def _tokenizer(self) -> CellTokenizer:
-        return CellTokenizer(GeneVocabulary.load_default(), self.tokenizer_config)
+    def order(self) -> ReadingOrder:
+        """Which cells make up which step."""
+        return ReadingOrder(self.members.counts, self.options.seed, self.options.cells_per_step)
 
-    def step_cells(self, step: int) -> list[tuple[int, int, Rows]]:
-        """Which cells make up a step: (epoch, shard, positions among the stream's rows of that shard), in order."""
-        parts: list[tuple[int, int, Rows]] = []
-        position, stop = step * self.cells_per_step, (step + 1) * self.cells_per_step
-        while position < stop:
-            epoch, offset = divmod(position, self.num_cells)
-            shards, ends = self._epoch_order(epoch)
-            place = int(np.searchsorted(ends, offset, side="right"))
-            shard, start = int(shards[place]), offset - int(ends[place] - len(self._rows[shards[place]]))
-            take = min(stop - position, int(ends[place]) - offset)
-            parts.append((epoch, shard, self._shard_order(epoch, shard)[start : start + take]))
-            position += take
-        return parts
+    @functools.cached_property
+    def filler(self) -> ChunkFiller:
+        """What turns an order into minibatches."""
+        return ChunkFiller(self.options, self.members)
 
     def read_step(self, step: int, *, rank: int, world_size: int) -> StepBatch:
-        """Read and tokenise one rank's share of a step; ranks get cells of like lengths, dealt in turn."""
-        parts = self.step_cells(step)
-        cells = SparseCells.concatenate([self._load(shard).take(self._rows[shard][at]) for _, shard, at in parts])
-        epochs = np.concatenate([np.full(len(at), epoch) for epoch, _, at in parts])
-        mine = np.argsort(cells.num_genes_per_cell, kind="stable")[rank::world_size]
-        tokens = self._tokenise(cells.take(mine), epochs[mine])
-        codes = [self._codes[shard][at] for _, shard, at in parts] if self.label_key else []
-        labels = np.concatenate(codes)[mine] if codes else np.empty(0, np.int32)
-        return StepBatch(step, parts[0][0], tokens, labels)
+        """One rank's whole share of one step (without a token budget, which may cut it into several)."""
+        batches = list(self.read_steps(step, step + 1, rank=rank, world_size=world_size, threads=0))
+        assert len(batches) == 1, "a token budget cuts a step into parts: use read_steps"
+        return batches[0]
 
-    def _load(self, shard: int) -> SparseCells:
-        """A shard's cells; where bins are stored, the bins stand in the place of the values."""
-        record = self.manifest.shards[shard]
-        loaded = load_shard(storage.join(corpus_uri(self.store, self.manifest.name), record.key), record.sha256)
-        return loaded.cells if loaded.bins is None else loaded.binned
+    def read_steps(
+        self, start: int, stop: int, *, rank: int = 0, world_size: int = 1, threads: int = 2
+    ) -> Iterator[StepBatch]:
+        """One rank's share of the steps ``start`` to ``stop``, in order; nothing that lies before is read.
 
-    def _tokenise(self, cells: SparseCells, epochs: Rows) -> TokenizedCells:
-        """Tokenise cells, each with the keys of its own epoch (a step may straddle two)."""
-        pieces, order = [], []
-        for epoch in np.unique(epochs):
-            where = np.flatnonzero(epochs == epoch)
-            part = cells.take(where)
-            bins = part.values.astype(np.int16) if self.manifest.binning == "stored" else None
-            pieces.append(self._tokenizer(part, epoch=int(epoch), bins=bins))
-            order.append(where)
-        return TokenizedCells.concatenate(pieces).take(np.argsort(np.concatenate(order), kind="stable"))
+        With ``threads`` the next row groups are read and filled in the background, into bounded memory (about 200 MB at
+        1,500 genes a cell); with 0 each when it is asked for. Raises DigestError where stored bytes have changed.
+        """
+        for chunk in self.read_chunks(range(start, stop), rank=rank, world_size=world_size, threads=threads):
+            yield from chunk.batches()
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - a stream lives as long as its process
-    def _epoch_order(self, epoch: int) -> tuple[Rows, Rows]:
-        """The order of shards in an epoch, and where each ends."""
-        keys = combine(self.seed, int(Purpose.ORDER), epoch, np.arange(len(self._rows), dtype=np.uint64))
-        shards = np.argsort(keys, kind="stable")
-        return shards, np.cumsum([len(self._rows[shard]) for shard in shards])
+    def read_chunks(self, steps: range, *, rank: int = 0, world_size: int = 1, threads: int = 0) -> Iterator[StepChunk]:
+        """As ``read_steps``, several steps together; ``steps`` may leave some out."""
+        jobs = self._jobs(steps, rank, world_size)
+        if not threads:
+            return fill_in_turn(self.filler, jobs, self.read_unit)
+        num_readers = REMOTE_READERS if storage.is_remote(self.store) else 0
+        return fill_ahead(self.filler, jobs, self.read_unit, threads=threads, num_readers=num_readers)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019
-    def _shard_order(self, epoch: int, shard: int) -> Rows:
-        """The order of cells inside a shard in an epoch."""
-        places = np.arange(len(self._rows[shard]), dtype=np.uint64)
-        return np.argsort(combine(self.seed, int(Purpose.ORDER), epoch, shard + 1, places), kind="stable")
+    def read_unit(self, unit: int) -> LoadedUnit:
+        """Read, verify and decode one row group."""
+        shard = int(np.searchsorted(self._first_units, unit, "right")) - 1
+        record, group = self.manifest.shards[shard], unit - int(self._first_units[shard])
+        uri = corpus_uri(self.store, self.manifest.name)
+        modalities = {
+            name: open_shard(storage.join(uri, record.modalities[name].key), record.modalities[name]).read_group(group)
+            for name in self.options.modalities
+        }
+        return LoadedUnit(open_shard(storage.join(uri, record.key), record).read_group(group), modalities)
 
+    @functools.cached_property
+    def _first_units(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The first unit of each shard, and the number of units."""
+        return np.cumsum([0, *(len(shard.row_groups) for shard in self.manifest.shards)], dtype=np.int64)
 
-@dataclass(frozen=True)
-class StreamOptions:
-    """How a corpus is to be streamed."""
-
-    tokenizer: TokenizerConfig
-    seed: int
-    cells_per_step: int
-    label_key: str | None = None
+    def _jobs(self, steps: range, rank: int, world_size: int) -> Iterator[Job]:
+        """Chunks of steps that lie in one window."""
+        share = max(1, self.options.cells_per_step // world_size)
+        num_steps = max(1, min(CHUNK_CELLS, CHUNK_BYTES // self.filler.bytes_per_cell) // share) * steps.step
+        for first, last in self.order.runs(steps.start, steps.stop):
+            for step in range(first, last, num_steps):
+                wanted = np.arange(step, min(step + num_steps, last))
+                mine = (wanted - steps.start) % steps.step == 0
+                cells = self.order.cells(step, int(wanted[-1]) + 1, rank=rank, world_size=world_size)
+                yield Job(wanted[mine], OrderedCells(cells.units[mine], cells.places[mine], cells.epochs[mine]))
 
 
 def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream:
-    """Open a committed corpus for training; with ``label_key``, only cells that carry that label."""
+    """Open a committed corpus (``NAME`` or ``NAME@VERSION``); CorpusError if it does not suit ``options``."""
     manifest = load_manifest(store, corpus)
     if manifest.binning == "stored" and manifest.n_bins != options.tokenizer.n_bins:
         raise CorpusError(
@@ -164,52 +130,17 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
             f"Corpus {corpus!r} was ingested with another gene vocabulary than this version of cytoray has.",
             remedy="Ingest it again under another name.",
         )
-    labels: tuple[str, ...] = ()
-    codes = tuple(np.empty(0, np.int32) for _ in manifest.shards)
-    rows = tuple(np.arange(shard.num_cells, dtype=np.int64) for shard in manifest.shards)
-    if options.label_key is not None:
-        columns = read_obs(store, manifest, options.label_key)
-        labels = tuple(sorted({str(value) for column in columns for value in column if value is not None}))
-        index = {label: code for code, label in enumerate(labels)}
-        known = [np.array([index.get(str(value), -1) for value in column], np.int32) for column in columns]
-        rows = tuple(np.flatnonzero(code >= 0) for code in known)
-        codes = tuple(code[code >= 0] for code in known)
-    if sum(map(len, rows)) == 0:
-        raise CorpusError(
-            f"Corpus {corpus!r}: no cell has a label in {options.label_key!r}.", remedy="Check label_key."
-        )
-    return CorpusStream(
-        store,
-        manifest,
-        options.tokenizer,
-        options.seed,
-        options.cells_per_step,
-        options.label_key,
-        labels,
-        rows,
-        codes,
-    )
-
-
-def read_obs(store: str, manifest: CorpusManifest, column: str) -> list[list[Any]]:
-    """One column of obs, shard by shard, aligned with the shards' cells."""
-    uri, columns = corpus_uri(store, manifest.name), []
-    for shard in manifest.shards:
-        data = storage.read_bytes(storage.join(uri, shard.obs_key), sha256=shard.obs_sha256)
-        table = pq.read_table(pa.BufferReader(data))
-        if column not in table.column_names:
+    for name in options.modalities:
+        if any(name not in shard.modalities for shard in manifest.shards):
             raise CorpusError(
-                f"Corpus {manifest.name!r}: obs has no column {column!r}.",
-                remedy=f"Columns there: {', '.join(table.column_names)}.",
-                columns=table.column_names,
+                f"Corpus {corpus!r}: not all cells have the modality {name!r}.",
+                remedy=f"Modalities there: {', '.join(manifest.modalities) or 'none'}.",
             )
-        columns.append(table.column(column).to_pylist())
-    return columns
+    return CorpusStream(store, manifest, options, find_members(store, manifest, options.members, seed=options.seed))
 
 
 def load_cells(store: str, manifest: CorpusManifest) -> SparseCells:
     """All cells of a (small) corpus, in shard order: for baselines."""
     uri = corpus_uri(store, manifest.name)
-    return SparseCells.concatenate(
-        [load_shard(storage.join(uri, shard.key), shard.sha256).cells for shard in manifest.shards]
-    )
+    shards = [shard for shard in manifest.shards if shard.num_cells] or manifest.shards[:1]
+    return unpack(concatenate([read_shard(storage.join(uri, shard.key), shard) for shard in shards]))

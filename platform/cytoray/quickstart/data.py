@@ -21,7 +21,8 @@ from cytoray import storage
 from cytoray.corpus.checks import HELD_OUT_SHARE, map_source_genes
 from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.ingest import describe_source
-from cytoray.corpus.readers import H5adReader
+from cytoray.corpus.readers.base import CellReader
+from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
 from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -55,7 +56,7 @@ def put_split_data(uri: str, label_key: str, *, prefix: str, max_cells: int) -> 
     At most ``max_cells`` cells (a keyed sample) are used. A split made before from the same file is returned.
     Raises CorpusError for whatever is wrong with the file.
     """
-    with H5adReader(SourceConfig(uri=uri)) as reader:
+    with open_source(SourceConfig(uri=uri)) as reader:
         description = reader.describe()
         matched = int((map_source_genes(reader, GeneVocabulary.load_default(), CheckConfig()).ids >= 0).sum())
         identity = hashlib.sha256(json.dumps([description.version, uri, label_key, max_cells]).encode()).hexdigest()[:8]
@@ -102,7 +103,7 @@ def split_rows(
     return np.setdiff1d(chosen, held_out), np.sort(np.array(held_out, np.int64))
 
 
-def _write(reader: H5adReader, rows: npt.NDArray[np.int64], label_key: str, uri: str) -> None:
+def _write(reader: CellReader, rows: npt.NDArray[np.int64], label_key: str, uri: str) -> None:
     """Write some rows of the chosen matrix, with the table of cells, as an h5ad in the store."""
     step = 4_096
     parts = []

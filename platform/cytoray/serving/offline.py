@@ -18,7 +18,7 @@ import ray.data
 
 from cytoray import progress, storage
 from cytoray.corpus.config import SourceConfig
-from cytoray.corpus.readers import H5adReader
+from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.reading import read_cells
 from cytoray.model.bundle import load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
@@ -87,7 +87,7 @@ def embed_source(task: EmbedTask, *, advance: progress.Advance = progress.silent
 
     Ranges already written for the same model and source are skipped; ``out/manifest.json`` comes last.
     """
-    with H5adReader(task.source) as reader:
+    with open_source(task.source) as reader:
         description = reader.describe()
     identity = {"model_digest": task.model.digest, "source": task.source.uri, "source_version": description.version}
     done_uri = storage.join(task.out, "manifest.json")

@@ -10,7 +10,7 @@ from typing import Any
 
 from cytoray import progress, provenance, storage
 from cytoray.corpus.config import IngestConfig
-from cytoray.corpus.ingest import ingest
+from cytoray.corpus.ingest import ingest, plan_ingest
 from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import DigestError
 from cytoray.model.bundle import ModelBundle, load_bundle
@@ -102,15 +102,21 @@ def _fetch(config: ModelStageConfig, scratch: Path) -> Path:
 
 
 def _summarise_ingest(config: IngestConfig) -> dict[str, Any]:
-    with progress.stage("ingest", total=0, unit="cells") as advance:
-        result = ingest(config, advance=advance)
+    plan = plan_ingest(config)
+    with progress.stage("ingest", total=plan.num_cells, unit="cells") as advance:
+        result = ingest(config, plan=plan, advance=advance)
     manifest = result.manifest
+    report_key = manifest.increments[-1].report_key
     return {
         "corpus": result.uri,
+        "version": manifest.version,
         "manifest_digest": manifest.digest,
+        "content_digest": manifest.content_digest,
         "num_cells": manifest.num_cells,
         "num_shards": len(manifest.shards),
         "num_bytes": manifest.num_bytes,
+        "quarantined": [record.uri for record in manifest.quarantined],
+        "report": storage.join(result.uri, report_key, "report.html") if report_key else None,
         "skipped": result.skipped,
     }
 

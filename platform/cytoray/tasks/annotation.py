@@ -14,8 +14,10 @@ from scipy import sparse
 
 from cytoray import progress, storage
 from cytoray.corpus.manifest import CorpusManifest, load_manifest
+from cytoray.corpus.obs import read_obs
+from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.reading import NamedCells
-from cytoray.corpus.stream import StreamOptions, load_cells, open_stream, read_obs
+from cytoray.corpus.stream import load_cells, open_stream
 from cytoray.errors import CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
@@ -47,7 +49,7 @@ def finetune(
     parent = find_bundle(config.store, config.initial_run)
     model = _load(parent).model.config.model_copy(update={"num_labels": len(stream.labels)})
     vocabulary = GeneVocabulary.load_default()
-    objective = ClassificationObjective(vocabulary.pad_id, config.tokenizer.pad_value)
+    objective = ClassificationObjective(vocabulary.pad_id)
     spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial)
     result = run_training(spec, advance=advance)
     return result, export_bundle(config, result, model=model, labels=stream.labels, parent=parent.digest)

@@ -1,68 +1,171 @@
-"""Bin each cell's expression into ranks, so that studies of different depth compare."""
+"""Bin each cell's expression into ranks, so that studies of different depth compare.
 
-# C cells, N non-zero entries over all cells, E = n_bins - 1 quantile edges of a cell, R runs of equal values in a cell
+The edges of a cell are the quantiles of its values at ``linspace(0, 1, n_bins - 1)``, bit for bit those of
+``np.quantile``; a value equal to several edges takes one of their bins at random. An edge that no value equals lies
+strictly between two neighbouring values, so the bins open to a value follow from its rank alone: from a histogram of
+the counts, without quantiles and, below 255, without sorting.
+"""
+
+# N values of a cell, E = n_bins - 1 edges
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import Any, NamedTuple
 
-from cytoray.tokens.cells import Float32, Int64, SparseCells
+import numpy as np
+
+from cytoray.tokens.cells import Float32, UInt64
+from cytoray.tokens.coding import ESCAPE, UInt8, UInt32, sort_words
+from cytoray.tokens.compiling import Scalar, compiled
 from cytoray.tokens.keys import Float64
 
-Int16 = npt.NDArray[np.int16]
+TIE_BITS = 24
+_PLACE = np.uint64(2**32 - 1)
 
 
-def bin_values(cells: SparseCells, uniforms: Float64, *, n_bins: int = 51) -> Int16:
-    """Bin every value among its own cell's values: bins 1 .. ``n_bins - 1``, shape (N,), in the order of the entries.
+class Workspace(NamedTuple):
+    """Scratch of one call, for cells of up to ``len(spreads)`` genes."""
 
-    The edges are the cell's quantiles at ``linspace(0, 1, n_bins - 1)``, bit for bit those of ``np.quantile``. A value
-    equal to several edges takes one of their bins, chosen by its entry of ``uniforms`` (shape (N,), in [0, 1)):
-    ``ceil(upto - u * (upto - below))``, where ``below`` edges are smaller than it and ``upto`` are not greater.
+    histogram: UInt32  # (4 * 256,)
+    table: UInt32  # (256,) spread of each count below 255
+    words: UInt64  # (2 * N,) uint64, for sorting
+    spreads: UInt32  # (N,)
+
+
+@compiled
+def make_workspace(max_genes: int) -> Workspace:
+    """Scratch for cells of up to ``max_genes`` genes."""
+    return Workspace(
+        np.zeros(1024, np.uint32), np.zeros(256, np.uint32), np.empty(2 * max_genes, np.uint64),
+        np.empty(max_genes, np.uint32),
+    )  # fmt: skip
+
+
+@compiled
+def spread_of_run(
+    first: int, last: int, size: int, quantiles: Float64, value: float, step_before: float, step_after: float
+) -> Scalar:
+    """The bins open to the values at ascending positions ``first`` .. ``last`` among ``size``, all equal to ``value``.
+
+    Returned as ``upto | (upto - below) << 16``, where ``below`` edges are smaller than the value and ``upto`` are not
+    greater. ``step_before`` and ``step_after`` tell how far the neighbouring values lie away.
     """
-    assert uniforms.shape == cells.values.shape, "one uniform number for each value"
-    occupied = cells.num_genes_per_cell > 0
-    starts, lengths = cells.indptr[:-1][occupied], cells.num_genes_per_cell[occupied]
-    # Positive float32 order like their bits, so one 64-bit sort puts cell after cell in ascending order.
-    rows = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
-    order = np.argsort((rows << np.uint64(32)) | cells.values.view(np.uint32))
-    ascending = cells.values[order]
-
-    new_run = np.ones(len(ascending), bool)
-    new_run[1:] = ascending[1:] != ascending[:-1]
-    new_run[starts] = True
-    first = np.flatnonzero(new_run)
-    run_lengths = np.diff(first, append=len(ascending))
-    at_most, greater = _edge_positions(ascending, starts, lengths, n_bins - 1)
-    below = _edges_before(greater, starts, lengths)[first]
-    upto = _edges_before(at_most, starts, lengths)[first + run_lengths - 1]
-
-    spread, top = np.repeat(below - upto, run_lengths), np.repeat(upto, run_lengths)
-    bins = np.empty(len(ascending), np.int16)
-    bins[order] = np.ceil(uniforms[order] * spread + top)
-    return bins
+    top, span = np.uint64(quantiles.size - 1), np.uint64(size - 1)
+    if span == 0 or top == 0:  # a lone value equals all edges; a lone edge is the smallest value
+        below, upto = np.uint64(first > 0), np.uint64(quantiles.size)
+        return np.uint32(upto | (upto - below) << np.uint64(16))
+    # Edge k lies at position k * span / top. Where that is an integer, NumPy's float position may miss it by a hair,
+    # and the edge then misses the value if a neighbour at that side differs: so the comparison is NumPy's, in floats.
+    place = np.uint64(first) * top
+    below = (place + span - np.uint64(1)) // span
+    if first > 0 and below * span == place:
+        position = np.float64(span) * quantiles[below]
+        if position < first and value - step_before * (1.0 - (position - (first - 1))) < value:
+            below += np.uint64(1)
+    place = np.uint64(last) * top
+    upto = place // span + np.uint64(1)
+    if last < size - 1 and (upto - np.uint64(1)) * span == place:
+        position = np.float64(span) * quantiles[upto - np.uint64(1)]
+        if position > last and value + step_after * (position - last) > value:
+            upto -= np.uint64(1)
+    return np.uint32(upto | (upto - below) << np.uint64(16))
 
 
-def _edge_positions(ascending: Float32, starts: Int64, lengths: Int64, num_edges: int) -> tuple[Int64, Int64]:
-    """Where the edges of each cell fall among its ascending values, both (C, E), counted from the cell's start.
+@compiled
+def spread_counts(counts: UInt8, large: UInt32, quantiles: Float64, work: Workspace) -> None:
+    """Spread (see ``spread_of_run``) of each count of a cell into ``work.spreads``; 255 means the next of ``large``."""
+    size, num_large = counts.size, large.size
+    if num_large > 0:
+        _sort_keys(large, work.words)
+    least_large: Scalar = np.int64(work.words[0] >> np.uint64(32)) if num_large > 0 else np.int64(0)
+    _count(counts, work.histogram)
+    greatest = _spread_histogram(size, num_large, least_large, quantiles, work)
+    table, spreads = work.table, work.spreads[:size]
+    for place in range(size):
+        spreads[place] = table[counts[place]]
+    if num_large > 0:
+        large_spreads = np.empty(num_large, np.uint32)
+        _spread_sorted(large, work.words, size, np.uint32(greatest), quantiles, large_spreads)
+        taken = 0
+        for place in range(size):
+            if counts[place] == ESCAPE and taken < num_large:
+                spreads[place] = large_spreads[taken]
+                taken += 1
 
-    The first array tells the first position whose value the edge does not exceed, the second one the first position
-    whose value exceeds the edge; within a run of equal values either may name a later member of the run.
+
+@compiled
+def spread_expression(values: Float32, quantiles: Float64, work: Workspace) -> None:
+    """Spread (see ``spread_of_run``) of each value of a cell into ``work.spreads``."""
+    _sort_keys(values.view(np.uint32), work.words)  # positive floats order like their bits
+    _spread_sorted(values, work.words, values.size, np.float32(0), quantiles, work.spreads)
+
+
+@compiled
+def _spread_histogram(size: int, num_large: int, after_last: int, quantiles: Float64, work: Workspace) -> Scalar:
+    """Spread the counts below 255 into ``work.table``; returns the greatest of them, 0 if there is none."""
+    before: Scalar = np.int64(0)
+    value: Scalar = np.int64(0)
+    first: Scalar = np.int64(0)
+    seen: Scalar = np.int64(0)
+    # The next value is known only at the next occupied count, so each run is finished when that one is met.
+    for count in range(1, ESCAPE + 1):
+        here = np.int64(work.histogram[count]) if count < ESCAPE else np.int64(1)
+        if here == 0:
+            continue
+        if value > 0:
+            step_after = np.float64((count if count < ESCAPE else after_last) - value)
+            work.table[value] = spread_of_run(
+                first, seen - 1, size, quantiles, np.float64(value), np.float64(value - before), step_after
+            )
+        if count < ESCAPE:
+            before, value, first = value, np.int64(count), seen
+        seen += here
+    return value
+
+
+@compiled
+def _spread_sorted(values: Any, words: UInt64, size: int, before: Scalar, quantiles: Float64, spreads: UInt32) -> None:
+    """Spread the greatest ``len(values)`` of a cell's ``size`` values, given their sorted ``key << 32 | place``.
+
+    ``before`` is the greatest smaller value. Differences are taken in the type of the values, as NumPy takes them.
     """
-    # Rank arithmetic would put an edge on a value where NumPy's float position (n - 1) * q falls a hair short of an
-    # integer and the edge lands below it; so position and interpolation are NumPy's own expressions, dtypes included.
-    positions = (lengths[:, None] - 1) * np.linspace(0, 1, num_edges)
-    left = np.floor(positions).astype(np.int64)
-    right = np.minimum(left + 1, lengths[:, None] - 1)
-    low, high = ascending[starts[:, None] + left], ascending[starts[:, None] + right]
-    weight, step = positions - left, high - low
-    edges = np.where(weight >= 0.5, high - step * (1 - weight), low + step * weight)
-    return left + (edges > low), left + 1 + (edges >= high)
+    first: Scalar = 0
+    offset = size - values.size
+    while first < values.size:
+        value = values[words[first] & _PLACE]
+        stop = first + 1
+        while stop < values.size and words[stop] >> np.uint64(32) == words[first] >> np.uint64(32):
+            stop += 1
+        after = values[words[stop] & _PLACE] if stop < values.size else value
+        spread = spread_of_run(
+            offset + first, offset + stop - 1, size, quantiles, np.float64(value), np.float64(value - before),
+            np.float64(after - value),
+        )  # fmt: skip
+        for place in range(first, stop):
+            spreads[words[place] & _PLACE] = spread
+        before, first = value, stop
 
 
-def _edges_before(positions: Int64, starts: Int64, lengths: Int64) -> Int64:
-    """For each of the N ascending entries, the number of its cell's edges with a position (C, E) up to its own."""
-    inside = positions < lengths[:, None]
-    counts = np.bincount((starts[:, None] + positions)[inside], minlength=int(lengths.sum()))
-    total = np.cumsum(counts)
-    return total - np.repeat(total[starts] - counts[starts], lengths)
+@compiled
+def _count(counts: UInt8, histogram: UInt32) -> None:
+    """Histogram of ``counts`` in the first 256 entries; four tables in turn, so that equal neighbours do not wait."""
+    histogram[:] = 0
+    size = counts.size
+    whole = size - size % 4
+    for place in range(0, whole, 4):
+        histogram[np.uint64(counts[place])] += np.uint32(1)
+        histogram[np.uint64(counts[place + 1]) + np.uint64(256)] += np.uint32(1)
+        histogram[np.uint64(counts[place + 2]) + np.uint64(512)] += np.uint32(1)
+        histogram[np.uint64(counts[place + 3]) + np.uint64(768)] += np.uint32(1)
+    for place in range(whole, size):
+        histogram[np.uint64(counts[place])] += np.uint32(1)
+    for value in range(256):
+        histogram[value] += histogram[value + 256] + histogram[value + 512] + histogram[value + 768]
+
+
+@compiled
+def _sort_keys(keys: UInt32, words: UInt64) -> None:
+    """Ascending ``key << 32 | place`` of the N ``keys`` into the first N of ``words``."""
+    for place in range(keys.size):
+        words[place] = np.uint64(keys[place]) << np.uint64(32) | np.uint64(place)
+    sort_words(words[: 2 * keys.size], 32)

@@ -1,18 +1,18 @@
-"""Cells to a padded minibatch, and the split into known and unknown genes that generative pretraining learns from."""
+"""Tokens as the padded tensors that the model takes."""
 
-# B cells, L tokens a cell after padding, T tokens over all cells, G unknown genes a cell after padding
+# B cells, L tokens a cell after padding, G unknown genes a cell after padding
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytoray.tokens.cells import Int64, UInt64
-from cytoray.tokens.keys import Purpose, combine
-from cytoray.tokens.tokenizer import TokenizedCells, rank_by_key
+from cytoray.tokens.cells import UInt64
+from cytoray.tokens.tokenizer import TokenizedCells
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,50 +55,15 @@ class GenerativeMinibatch:
 
 def collate(tokens: TokenizedCells, *, pad_id: int, pad_value: float) -> Minibatch:
     """Pad every cell of ``tokens`` to the longest one."""
-    everything = np.ones(len(tokens.gene_ids), bool)
-    return Minibatch(*_pad(tokens, everything, pad_id=pad_id, pad_value=pad_value), tokens.cell_ids)
+    rows = np.repeat(np.arange(tokens.num_cells), tokens.lengths)
+    columns = np.arange(len(rows)) - tokens.indptr[rows]
+    shape = (tokens.num_cells, int(tokens.lengths.max(initial=0)))
+    gene_ids, values = np.full(shape, pad_id, np.int64), np.full(shape, pad_value, np.float32)
+    gene_ids[rows, columns], values[rows, columns] = tokens.gene_ids, tokens.values
+    return widen(gene_ids, values, pad_id=pad_id, cell_ids=tokens.cell_ids)
 
 
-def collate_generative(
-    tokens: TokenizedCells, *, unknown_ratio: float, epoch: int, seed: int, pad_id: int, pad_value: float
-) -> GenerativeMinibatch:
-    """Hold back ``int(n * unknown_ratio)`` of each cell's n genes, by (seed, epoch, cell id); never ``<cls>``."""
-    assert 0 <= unknown_ratio <= 1, "a share of the genes"
-    keys = combine(seed, epoch, tokens.cell_ids, Purpose.SPLIT)
-    unknown = _choose_genes(tokens, keys, unknown_ratio)
-    known = Minibatch(*_pad(tokens, ~unknown, pad_id=pad_id, pad_value=pad_value), tokens.cell_ids)
-    return GenerativeMinibatch(known, *_pad(tokens, unknown, pad_id=pad_id, pad_value=pad_value))
-
-
-def _choose_genes(tokens: TokenizedCells, keys: UInt64, ratio: float) -> npt.NDArray[np.bool_]:
-    """Which tokens (bool, shape (T,)) are the ``int(n * ratio)`` genes of their cell with the smallest keyed hash."""
-    num_chosen = ((tokens.lengths - 1) * ratio).astype(np.int64)
-    is_gene = np.ones(len(tokens.gene_ids), bool)
-    is_gene[tokens.indptr[:-1]] = False
-    rows = _rows(tokens)[is_gene]
-    chosen = np.zeros(len(tokens.gene_ids), bool)
-    chosen[is_gene] = rank_by_key(rows, combine(keys[rows], tokens.gene_ids[is_gene])) < num_chosen[rows]
-    return chosen
-
-
-def _pad(
-    tokens: TokenizedCells, chosen: npt.NDArray[np.bool_], *, pad_id: int, pad_value: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gene ids, values and padding mask (each (B, L)) of the ``chosen`` tokens (bool, shape (T,))."""
-    rows = _rows(tokens)[chosen]
-    lengths = np.bincount(rows, minlength=tokens.num_cells)
-    columns = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    shape = (tokens.num_cells, int(lengths.max(initial=0)))
-    gene_ids, values, padding = (
-        np.full(shape, pad_id, np.int64),
-        np.full(shape, pad_value, np.float32),
-        np.ones(shape, bool),
-    )
-    gene_ids[rows, columns], values[rows, columns] = tokens.gene_ids[chosen], tokens.values[chosen]
-    padding[rows, columns] = False
-    return torch.from_numpy(gene_ids), torch.from_numpy(values), torch.from_numpy(padding)
-
-
-def _rows(tokens: TokenizedCells) -> Int64:
-    """Row of each token, shape (T,)."""
-    return np.repeat(np.arange(tokens.num_cells), tokens.lengths)
+def widen(gene_ids: npt.NDArray[np.integer], values: npt.NDArray[Any], *, pad_id: int, cell_ids: UInt64) -> Minibatch:
+    """Padded narrow tokens (B, L), as ``CellTokenizer.fill`` writes them, as a minibatch; padding is ``pad_id``."""
+    ids = torch.from_numpy(gene_ids.astype(np.int64))
+    return Minibatch(ids, torch.from_numpy(values.astype(np.float32)), ids == pad_id, cell_ids)

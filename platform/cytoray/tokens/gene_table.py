@@ -104,6 +104,7 @@ def guess_species(names: Sequence[str]) -> str:
     return species if count * 2 > recognised else "unknown"
 
 
+@functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def _species(name: str) -> str:
     gene_id = unversioned(name)
     if gene_id:

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     SPLIT = 4
     ORDER = 5
     PARTITION = 6
+    WEIGHTS = 7
 
 
 def mix64(values: UInt64) -> UInt64:

@@ -1,21 +1,35 @@
-"""Turn sparse cells into tokens: bin the values, sample cells that are too long, put ``<cls>`` in front."""
+"""Turn cells into tokens: bin the values, sample cells that are too long, put ``<cls>`` in front, hide some, pad.
 
-# C cells, N non-zero entries over all cells, T tokens over all cells (N kept entries and one <cls> a cell)
+A cell's tokens are a pure function of its content, its identity and its epoch, never of its neighbours. Each gene has
+one random word, ``combine(seed, epoch, cell id, gene id)``, or ``combine(seed, content hash, gene id)`` where there is
+no epoch. It holds three numbers: the lower 24 bits choose among the bins open to a tied value, the next 20 sample, the
+upper 20 split or mask. A choice of k among n genes goes through them in order of their ids and takes gene j if
+``number * (n - j) < need << 20``, with ``need`` genes still to be taken (Knuth's Algorithm S).
+"""
+
+# C cells, N non-zero entries over all cells, R cells asked for, T tokens, S slots for tokens, U for unknown genes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from cytoray.config import Config
-from cytoray.tokens.binning import Int16, bin_values
+from cytoray.tokens import kernels
 from cytoray.tokens.cells import Float32, Int32, Int64, SparseCells, UInt64
-from cytoray.tokens.keys import Purpose, combine, content_keys, uniform
+from cytoray.tokens.compiling import as_input
+from cytoray.tokens.keys import Float64, combine
+from cytoray.tokens.packed import PackedCells, content_hashes, pack, with_bins
 from cytoray.tokens.vocabulary import GeneVocabulary
+
+Int16 = npt.NDArray[np.int16]
+Array = npt.NDArray[Any]
 
 
 class TokenizerConfig(Config):
@@ -64,6 +78,51 @@ class TokenizedCells:
         return SparseCells(self.gene_ids, self.values, self.indptr, self.cell_ids)
 
 
+@dataclass(frozen=True, eq=False)
+class TokenPlan:
+    """Where the tokens of R cells go in flat buffers; what a cell leaves of its width is padded.
+
+    With ``unknown_starts`` a share ``ratios`` of a cell's genes goes to the buffers for unknown genes; without, but
+    with ``ratios``, that share is masked: each gene by chance, or with ``exact`` exactly ``int(n * ratio)`` of n.
+    """
+
+    starts: Int64  # (R,)
+    widths: Int64  # (R,)
+    unknown_starts: Int64 | None = None  # (R,)
+    unknown_widths: Int64 | None = None  # (R,)
+    ratios: Float64 | None = None  # (R,)
+    exact: bool = False
+
+    @staticmethod
+    def padded(
+        num_cells: int, width: int, *, unknown_width: int | None = None, ratios: Float64 | None = None
+    ) -> TokenPlan:
+        """Rows of equal width: buffers to be viewed as (R, width) and, for unknown genes, (R, unknown_width)."""
+        rows = np.arange(num_cells, dtype=np.int64)
+        if unknown_width is None:
+            return TokenPlan(rows * width, np.full(num_cells, width), ratios=ratios)
+        unknown = (rows * unknown_width, np.full(num_cells, unknown_width))
+        return TokenPlan(rows * width, np.full(num_cells, width), *unknown, ratios)
+
+    @staticmethod
+    def packed(known: Int64, unknown: Int64 | None = None, *, ratios: Float64 | None = None) -> TokenPlan:
+        """Cells end to end without padding; ``known`` and ``unknown`` as ``CellTokenizer.num_tokens`` tells them."""
+        if unknown is None:
+            return TokenPlan(np.cumsum(known) - known, known, ratios=ratios)
+        return TokenPlan(np.cumsum(known) - known, known, np.cumsum(unknown) - unknown, unknown, ratios)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBuffers:
+    """Flat arrays to be filled; ids of any integer type that holds the vocabulary, values int8, int16 or float32."""
+
+    gene_ids: Array  # (S,)
+    values: Array  # (S,)
+    masked: Array | None = None  # (S,) values with some hidden
+    unknown_gene_ids: Array | None = None  # (U,)
+    unknown_values: Array | None = None  # (U,)
+
+
 @dataclass(frozen=True)
 class CellTokenizer:
     """Tokenises cells; a cell's tokens depend on its own content (or id) and the seed, never on its neighbours."""
@@ -71,61 +130,176 @@ class CellTokenizer:
     vocabulary: GeneVocabulary
     config: TokenizerConfig
 
-    def __call__(self, cells: SparseCells, *, epoch: int | None = None, bins: Int16 | None = None) -> TokenizedCells:
-        """Tokens of ``cells``; ``bins`` (shape (N,)) replaces binning where it was done before.
+    @property
+    def id_dtype(self) -> np.dtype[Any]:
+        """The narrowest type that holds every gene id: uint16 or int32."""
+        return np.dtype(np.uint16 if self.vocabulary.size <= 2**16 else np.int32)
 
-        With an ``epoch`` ties and samples are keyed by (seed, epoch, cell id), anew in every epoch; without one by
-        (seed, content of the cell), so that the same cell always gets the same tokens.
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """The narrowest type that holds every bin and special value: int8, int16, or float32 if one is a fraction."""
+        config = self.config
+        values = (config.n_bins - 1, config.cls_value, config.pad_value, config.mask_value)
+        return next(
+            np.dtype(kind) for kind in (np.int8, np.int16, np.float32) if kind == np.float32 or _fit(values, kind)
+        )
+
+    def __call__(
+        self, cells: SparseCells | PackedCells, *, epoch: int | None = None, bins: Int16 | None = None
+    ) -> TokenizedCells:
+        """Tokens of ``cells``; ``bins`` (shape (N,), up to 255) replaces binning where it was done before.
+
+        With an ``epoch`` ties and samples are drawn anew in every epoch, by cell id; without one they go by the
+        content of the cell, so that the same cell always gets the same tokens.
         """
-        identities = self._identities(cells, epoch)
-        binned = self._bin(cells, identities) if bins is None else bins
-        assert binned.shape == cells.gene_ids.shape, "one bin for each value"
-        kept = _sample(cells, combine(identities, Purpose.SAMPLING), self.config.max_length - 1)
-        return self._prefix_cls(cells, kept, binned)
+        packed = _packed(cells)
+        packed = packed if bins is None else with_bins(packed, bins)
+        known, _ = self.num_tokens(packed.num_genes_per_cell)
+        num_tokens = int(known.sum())
+        buffers = TokenBuffers(np.empty(num_tokens, np.int32), np.empty(num_tokens, np.float32))
+        rows = np.arange(packed.num_cells)
+        self._fill(packed, rows, self._identities(packed, epoch), TokenPlan.packed(known), buffers)
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(known)])
+        return TokenizedCells(buffers.gene_ids, buffers.values, indptr, cells.cell_ids)
 
-    def bin_cells(self, cells: SparseCells, *, epoch: int | None = None) -> Int16:
+    def bin_cells(self, cells: SparseCells | PackedCells, *, epoch: int | None = None) -> Int16:
         """The bins (shape (N,)) that a call with the same ``epoch`` would use."""
-        return self._bin(cells, self._identities(cells, epoch))
+        packed = _packed(cells)
+        bins = np.empty(len(packed.values), np.int16)
+        rows, identities = np.arange(packed.num_cells), self._identities(packed, epoch)
+        bad = kernels.bin_genes(_streams(packed), rows, identities, self._quantiles, bins)
+        assert bad < 0, f"the streams of cell {bad} disagree"
+        return bins
 
-    def _identities(self, cells: SparseCells, epoch: int | None) -> UInt64:
+    def num_tokens(self, num_genes: Int64, ratios: Float64 | None = None) -> tuple[Int64, Int64]:
+        """Known tokens (``<cls>`` included) and unknown genes of cells with ``num_genes`` genes, both of its shape.
+
+        ``ratios`` is the share of unknown genes; a masked gene stays a known token.
+        """
+        kept = np.minimum(num_genes, self.config.max_length - 1)
+        unknown = np.zeros_like(kept) if ratios is None else (kept * ratios).astype(np.int64)
+        return kept - unknown + 1, unknown
+
+    def fill(self, packed: PackedCells, rows: Int64, epochs: Int64, plan: TokenPlan, buffers: TokenBuffers) -> None:
+        """Write the tokens of the cells at ``rows`` (shape (R,)), each in its epoch of ``epochs`` (R,).
+
+        Releases Python's lock while it works. Stored bins are used where ``packed`` has them.
+        """
+        identities = combine(self.config.seed, epochs, packed.cell_ids[rows])
+        self._fill(packed, rows, identities, plan, buffers)
+
+    def _fill(
+        self, packed: PackedCells, rows: Int64, identities: UInt64, plan: TokenPlan, buffers: TokenBuffers
+    ) -> None:
+        assert not len(rows) or rows.min() >= 0, "rows count from the start"
+        self._check(packed.num_genes_per_cell[rows], plan, buffers)
+        request = kernels.Request(
+            as_input(rows, np.int64),
+            as_input(identities, np.uint64),
+            _input_or_none(plan.ratios, np.float64),
+            as_input(plan.starts, np.int64),
+            as_input(plan.widths, np.int64),
+            _input_or_none(plan.unknown_starts, np.int64),
+            _input_or_none(plan.unknown_widths, np.int64),
+        )
+        rules = kernels.Rules(self._quantiles, self.config.max_length - 1, _style(plan))
+        bad = kernels.fill_tokens(_streams(packed), request, rules, self._outputs(buffers))
+        assert bad < 0, f"the streams of cell {bad} disagree"
+
+    @functools.cached_property
+    def _quantiles(self) -> Float64:
+        return np.linspace(0, 1, self.config.n_bins - 1)
+
+    def _outputs(self, buffers: TokenBuffers) -> kernels.Outputs:
+        config, ids, values = self.config, buffers.gene_ids.dtype, buffers.values.dtype
+        return kernels.Outputs(
+            buffers.gene_ids,
+            buffers.values,
+            np.empty(0, values) if buffers.masked is None else buffers.masked,
+            np.empty(0, ids) if buffers.unknown_gene_ids is None else buffers.unknown_gene_ids,
+            np.empty(0, values) if buffers.unknown_values is None else buffers.unknown_values,
+            np.array([self.vocabulary.cls_id, self.vocabulary.pad_id], ids),
+            np.array([config.cls_value, config.pad_value, config.mask_value], values),
+        )
+
+    def _check(self, num_genes: Int64, plan: TokenPlan, buffers: TokenBuffers) -> None:
+        """Assert that the buffers hold what will be written: the kernel itself does not look."""
+        config, ids, values = self.config, buffers.gene_ids.dtype.type, buffers.values.dtype.type
+        split = plan.unknown_starts is not None
+        known, unknown = self.num_tokens(num_genes, plan.ratios if split else None)
+        assert _fit((self.vocabulary.size - 1,), ids), "gene ids do not fit"
+        specials = (config.n_bins - 1, config.cls_value, config.pad_value, config.mask_value)
+        assert _fit(specials, values), "values do not fit"
+        assert buffers.unknown_gene_ids is None or buffers.unknown_gene_ids.dtype == ids, "ids of one type"
+        others = (buffers.masked, buffers.unknown_values)
+        assert all(array is None or array.dtype == values for array in others), "values of one type"
+        assert plan.ratios is None or (
+            len(plan.ratios) == len(known) and np.all((plan.ratios >= 0) & (plan.ratios <= 1))
+        )
+        assert _inside(known, plan.starts, plan.widths, buffers.gene_ids, buffers.values)
+        if plan.unknown_starts is not None:
+            assert plan.unknown_widths is not None, "unknown genes need widths"
+            assert plan.ratios is not None, "a split needs its ratios"
+            places = (plan.unknown_starts, plan.unknown_widths)
+            assert _inside(unknown, *places, buffers.unknown_gene_ids, buffers.unknown_values)
+        elif plan.ratios is not None:
+            assert _inside(known, plan.starts, plan.widths, buffers.gene_ids, buffers.masked)
+
+    def _identities(self, packed: PackedCells, epoch: int | None) -> UInt64:
         if epoch is None:
-            return combine(self.config.seed, content_keys(cells))
-        return combine(self.config.seed, epoch, cells.cell_ids)
-
-    def _bin(self, cells: SparseCells, identities: UInt64) -> Int16:
-        keys = np.repeat(combine(identities, Purpose.TIES), cells.num_genes_per_cell)
-        return bin_values(cells, uniform(combine(keys, cells.gene_ids)), n_bins=self.config.n_bins)
-
-    def _prefix_cls(self, cells: SparseCells, kept: npt.NDArray[np.bool_], bins: Int16) -> TokenizedCells:
-        """Tokens of the ``kept`` entries (bool, shape (N,)), ``<cls>`` before each cell's."""
-        num_kept = np.concatenate([[0], np.cumsum(kept)])[cells.indptr]
-        indptr = num_kept + np.arange(cells.num_cells + 1)
-        is_gene = np.ones(indptr[-1], bool)
-        is_gene[indptr[:-1]] = False
-        gene_ids = np.full(len(is_gene), self.vocabulary.cls_id, np.int32)
-        values = np.full(len(is_gene), self.config.cls_value, np.float32)
-        gene_ids[is_gene], values[is_gene] = cells.gene_ids[kept], bins[kept]
-        return TokenizedCells(gene_ids, values, indptr, cells.cell_ids)
+            return combine(self.config.seed, content_hashes(packed))
+        return combine(self.config.seed, epoch, packed.cell_ids)
 
 
-def _sample(cells: SparseCells, keys: UInt64, max_genes: int) -> npt.NDArray[np.bool_]:
-    """Which entries stay (bool, shape (N,)): of each cell the ``max_genes`` genes whose keyed hashes are smallest."""
-    lengths = cells.num_genes_per_cell
-    kept = np.ones(len(cells.gene_ids), bool)
-    entries = np.flatnonzero(np.repeat(lengths > max_genes, lengths))
-    rows = np.repeat(np.arange(cells.num_cells), lengths)[entries]
-    kept[entries] = rank_by_key(rows, combine(keys[rows], cells.gene_ids[entries])) < max_genes
-    return kept
+def _packed(cells: SparseCells | PackedCells) -> PackedCells:
+    """Cells as streams: counts where all values are integers that float32 holds exactly."""
+    if isinstance(cells, PackedCells):
+        return cells
+    whole = bool(np.all((cells.values == np.floor(cells.values)) & (cells.values < 2**24)))
+    return pack(cells, counts=whole)
 
 
-def rank_by_key(rows: Int64, keys: UInt64) -> Int64:
-    """Rank of each entry's key among the keys of its row; ``rows`` ascend, both have shape (N,)."""
-    assert not len(rows) or rows[-1] < 2**24, "more cells than fit beside a key"
-    ranks = np.empty(len(rows), np.int64)
-    # Row and upper key bits in one word sort 5 to 10 times faster than two keys; should those bits ever tie, use all.
-    words = (rows.astype(np.uint64) << np.uint64(40)) | (keys >> np.uint64(24))
-    order = np.argsort(words)
-    if np.any(words[order[1:]] == words[order[:-1]]):
-        order = np.lexsort((keys, rows))
-    ranks[order] = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    return ranks
+def _streams(packed: PackedCells) -> kernels.Streams:
+    kind = kernels.COUNTS if packed.holds_counts else kernels.EXPRESSION
+    return kernels.Streams(
+        kernels.BINS if packed.bins is not None else kind,
+        as_input(packed.genes, np.uint8),
+        as_input(packed.gene_starts, np.int64),
+        as_input(packed.indptr, np.int64),
+        _input_or_none(packed.values if packed.holds_counts else None, np.uint8),
+        as_input(packed.large, np.uint32),
+        as_input(packed.large_starts, np.int64),
+        _input_or_none(None if packed.holds_counts else packed.values, np.float32),
+        _input_or_none(packed.bins, np.uint8),
+        _input_or_none(packed.table, np.int32),
+    )
+
+
+def _input_or_none(array: Array | None, kind: npt.DTypeLike) -> Array:
+    """An input that the kernel may have no use for: then an empty one."""
+    return as_input(np.empty(0) if array is None else array, kind)
+
+
+def _style(plan: TokenPlan) -> int:
+    if plan.unknown_starts is not None:
+        return kernels.SPLIT
+    if plan.ratios is None:
+        return kernels.PLAIN
+    return kernels.MASKED_EXACTLY if plan.exact else kernels.MASKED
+
+
+def _fit(values: tuple[float, ...], kind: type[Any]) -> bool:
+    """Whether numbers of ``kind`` hold all ``values`` exactly."""
+    if np.issubdtype(kind, np.integer):
+        limits = np.iinfo(kind)
+        return all(value == int(value) and limits.min <= value <= limits.max for value in values)
+    return all(float(kind(value)) == value for value in values)
+
+
+def _inside(lengths: Int64, starts: Int64, widths: Int64, *arrays: Array | None) -> bool:
+    """Whether ``lengths`` fit into ``widths``, and the slots from ``starts`` on into all of ``arrays``."""
+    fits = len(starts) == len(lengths) and np.all(lengths <= widths) and np.all(starts >= 0)
+    end = int((starts + widths).max(initial=0))
+    return bool(fits) and all(
+        array is not None and array.ndim == 1 and len(array) >= end and array.flags.c_contiguous for array in arrays
+    )

@@ -49,7 +49,8 @@ class TrainConfig(Config):
     accumulation: int = Field(1, gt=0, description="Micro-batches a worker splits its share of a step into.")
     checkpoint_every: int = Field(100, gt=0, description="Steps between checkpoints; one is always kept at the end.")
     keep_checkpoints: int = Field(2, gt=0, description="Committed checkpoints kept; older ones are deleted.")
-    seed: int = Field(42, ge=0, description="Keys order, ties, splits, initial weights and dropout.")
+    seed: int = Field(42, ge=0, description="Keys order, shares of hidden genes, initial weights and dropout.")
+    ledger: bool = Field(False, description="Keep beside the checkpoints which cells each step was given.")
 
 
 class WorkersConfig(Config):

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
 
+from cytoray import storage
+from cytoray.corpus.batches import StepBatch
 from cytoray.corpus.deal import iterate_steps
-from cytoray.corpus.stream import StepBatch
+from cytoray.corpus.ledger import Ledger
 from cytoray.errors import TrainingError
 from cytoray.failpoints import failpoint
 from cytoray.model.config import ModelConfig
@@ -60,20 +61,33 @@ def train_worker(arguments: dict[str, Any]) -> None:
         engines.restore_moments(engine, saved.load_moments(), step=step)
         logger.info("run %s goes on at step %d", config.run, step)
     log = _open_log(settings) if context.get_world_rank() == 0 else None
+    ledger = Ledger() if config.train.ledger else None
+    saved_step = step
     for batch in batches:
         assert batch.step == step, f"data is at step {batch.step}, training at {step}"
         losses = _train_step(engine, batch, settings)
         step += 1
+        if ledger is not None:
+            ledger.record(batch)
         if log is not None:
             _tell(settings, log, step, losses)
         if step % max(1, config.train.num_steps // HISTORY_POINTS) == 0 or step == config.train.num_steps:
             history.append({"step": float(step), **losses})
         if step % config.train.checkpoint_every == 0 or step == config.train.num_steps:
+            if ledger is not None:
+                place = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
+                ledger.save(ledger_uri(config), start=saved_step, stop=step, **place)
             _save(engine, settings, step, history)
+            saved_step = step
         failpoint("train.after_step")
     if log is not None:
         log.finish()
         ray.get(settings.board.end.remote(log.mlflow_run_id))
+
+
+def ledger_uri(config: RunConfig) -> str:
+    """Where a run's ledger lies."""
+    return storage.join(config.store, "runs", config.run, "ledger")
 
 
 def _read_steps(start: int, stop: int) -> Iterator[StepBatch]:
@@ -103,7 +117,7 @@ def _train_step(engine: Any, batch: StepBatch, settings: WorkerSettings) -> dict
     Losses are divided by the number of terms over all ranks and micro-batches, so the result depends on neither.
     """
     config, rank, world_size = settings.config, dist.get_rank(), dist.get_world_size()
-    micro_batches = [settings.objective.prepare(part) for part in _split(batch, config.train.accumulation)]
+    micro_batches = [settings.objective.prepare(part) for part in batch.split(config.train.accumulation)]
     terms = torch.tensor(float(sum(settings.objective.num_terms(micro) for micro in micro_batches)))
     device = engine.device
     terms = terms.to(device)
@@ -123,7 +137,7 @@ def _train_step(engine: Any, batch: StepBatch, settings: WorkerSettings) -> dict
     dist.all_reduce(means)
     values = dict(zip(sums, means.tolist(), strict=True))
     if not all(math.isfinite(value) for value in values.values()):
-        cells = [f"{cell:016x}" for cell in batch.tokens.cell_ids[:SHOWN_CELLS]]
+        cells = [f"{cell:016x}" for cell in batch.cell_ids[:SHOWN_CELLS]]
         raise TrainingError(
             f"The loss is not finite at step {batch.step}: {values}.",
             remedy="Lower optimizer.learning_rate; the last committed checkpoint is intact.",
@@ -131,15 +145,6 @@ def _train_step(engine: Any, batch: StepBatch, settings: WorkerSettings) -> dict
             cells=cells,
         )
     return {"loss": sum(values.values()), **values}
-
-
-def _split(batch: StepBatch, parts: int) -> list[StepBatch]:
-    """Cut a rank's share into micro-batches of neighbouring lengths."""
-    pieces = []
-    for rows in np.array_split(np.arange(batch.tokens.num_cells), parts):
-        labels = batch.labels[rows] if len(batch.labels) else batch.labels
-        pieces.append(StepBatch(batch.step, batch.epoch, batch.tokens.take(rows), labels))
-    return pieces
 
 
 def _open_log(settings: WorkerSettings) -> RunLog:

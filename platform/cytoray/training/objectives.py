@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cytoray.corpus.stream import StepBatch
+from cytoray.corpus.batches import StepBatch
 from cytoray.model.losses import SummedLoss, classification_loss, expression_loss
 from cytoray.model.transformer import ScGPT
-from cytoray.tokens.collator import GenerativeMinibatch, Minibatch, collate, collate_generative
-from cytoray.tokens.keys import Purpose, combine
+from cytoray.tokens.collator import GenerativeMinibatch, Minibatch, widen
 from cytoray.training.config import GenerativeConfig
 
 
@@ -38,7 +37,7 @@ class Objective(Protocol):
     """Prepares a minibatch and tells its losses, each a sum over ``num_terms(prepared)`` terms."""
 
     def prepare(self, batch: StepBatch) -> Prepared:
-        """Collate on the host."""
+        """Widen to the model's types, on the host."""
 
     def num_terms(self, prepared: Prepared) -> int:
         """By how many terms, summed over all ranks, the losses are divided."""
@@ -52,25 +51,15 @@ class GenerativeObjective:
     """Masked expression (GEN), the same from the cell embedding (GEPC/MVC), and a second pass from the embedding."""
 
     config: GenerativeConfig
-    seed: int
     pad_id: int
-    pad_value: float
-
-    def unknown_ratio(self, step: int) -> float:
-        """The share of genes hidden at a step: drawn once for all ranks."""
-        draw = int(combine(self.seed, int(Purpose.MASKING), step)) % len(self.config.unknown_ratios)
-        return self.config.unknown_ratios[draw]
 
     def prepare(self, batch: StepBatch) -> GenerativeMinibatch:
-        """Split each cell's genes into known and unknown ones, keyed by (seed, epoch, cell)."""
-        return collate_generative(
-            batch.tokens,
-            unknown_ratio=self.unknown_ratio(batch.step),
-            epoch=batch.epoch,
-            seed=self.seed,
-            pad_id=self.pad_id,
-            pad_value=self.pad_value,
-        )
+        """The known and unknown genes that the stream has told apart."""
+        assert batch.unknown_gene_ids is not None, "the stream must be generative"
+        assert batch.unknown_values is not None, "the stream must be generative"
+        known = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids)
+        unknown = widen(batch.unknown_gene_ids, batch.unknown_values, pad_id=self.pad_id, cell_ids=batch.cell_ids)
+        return GenerativeMinibatch(known, unknown.gene_ids, unknown.values, unknown.padding_mask)
 
     def num_terms(self, prepared: Prepared) -> int:
         """Unknown genes of the minibatch."""
@@ -101,11 +90,10 @@ class ClassificationObjective:
     """Cross-entropy of the cell classifier (CLS)."""
 
     pad_id: int
-    pad_value: float
 
     def prepare(self, batch: StepBatch) -> LabelledMinibatch:
-        """Pad the cells; every gene is known."""
-        cells = collate(batch.tokens, pad_id=self.pad_id, pad_value=self.pad_value)
+        """Cells of which every gene is known."""
+        cells = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids)
         return LabelledMinibatch(cells, torch.from_numpy(batch.labels.astype(np.int64)))
 
     def num_terms(self, prepared: Prepared) -> int:

@@ -156,7 +156,7 @@ def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _
     def remaining_steps() -> ray.data.Dataset:
         # Called at every start of the workers: the newest commit says where the data goes on.
         saved = checkpoints.latest_checkpoint(config.store, config.run)
-        return steps_dataset(saved.state.step if saved else 0, config.train.num_steps)
+        return steps_dataset(spec.stream, saved.state.step if saved else 0, config.train.num_steps)
 
     with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:
         trainer = TorchTrainer(

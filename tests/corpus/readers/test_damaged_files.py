@@ -13,7 +13,8 @@ import pytest
 from scipy import sparse
 
 from cytoray.corpus.config import SourceConfig
-from cytoray.corpus.readers import H5adReader
+from cytoray.corpus.readers.base import CellReader
+from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError, CytorayError, StorageError
 
 FORMATS: dict[str, Callable[[np.ndarray], object]] = {
@@ -23,8 +24,8 @@ FORMATS: dict[str, Callable[[np.ndarray], object]] = {
 }
 
 
-def open_reader(path: str | Path, **options: object) -> H5adReader:
-    return H5adReader(SourceConfig(uri=str(path), **options))
+def open_reader(path: str | Path, **options: object) -> CellReader:
+    return open_source(SourceConfig(uri=str(path), **options))
 
 
 def read_everything(path: Path, label_key: str = "cell_type") -> np.ndarray:
@@ -50,10 +51,17 @@ def png() -> bytes:
     ("content", "words"),
     [
         (b"", "the file is empty"),
-        (png(), "not an h5ad file"),
+        (png(), "looks like a PNG image"),
         (b"\x89HDF\r\n\x1a\n", "cannot be opened|truncated"),
-        (b"gene,cell\n" * 1000, "not an h5ad file"),
+        (b"gene,cell\n" * 1000, "looks like plain text"),
+        (b"\x1f\x8b\x08" + bytes(100), "looks like a gzip file"),
+        (b"<!DOCTYPE html><html>404</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+        (b"PAR1" + bytes(50), "the table cannot be read"),
+        (b"ARROW1" + bytes(50), "the table cannot be read"),
+        (bytes(4096), "a file of no known kind"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_files_that_are_no_h5ad(content: bytes, words: str, tmp_path):
     path = tmp_path / "bad.h5ad"
@@ -61,11 +69,12 @@ def test_files_that_are_no_h5ad(content: bytes, words: str, tmp_path):
     with pytest.raises(CorpusError, match=words) as caught:
         open_reader(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert caught.value.remedy
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    for path, words in ((tmp_path / "missing.h5ad", "no such object"), (tmp_path, "is a folder")):
+    for path, words in ((tmp_path / "missing.h5ad", "no such object"), (tmp_path / "cells.zarr", "no such object")):
         with pytest.raises(StorageError, match=words) as caught:
             open_reader(path)
         assert str(path) in str(caught.value)
@@ -105,26 +114,34 @@ def replace(key: str, value: object) -> Callable[[h5py.File], None]:
     ("change", "words"),
     [
         (replace("X", None), "no expression matrix"),
-        (replace("obs", None), "no 'obs', so it is not an AnnData file"),
-        (replace("var", None), "no 'var', so it is not an AnnData file"),
+        (replace("obs", None), "there is no 'obs', so this is not an AnnData file"),
+        (replace("var", None), "there is no 'var', so this is not an AnnData file"),
         (replace("X", dict), "X cannot be read"),
         (replace("X", 5.0), "X cannot be read"),
         (replace("X", np.zeros(300)), "X cannot be read"),
         (replace("X", np.zeros((300, 300, 2))), "X cannot be read"),
-        (replace("X", np.array([[b"a"] * 300] * 300)), "X, rows 0 to 256: cannot be read"),
+        (replace("X", np.array([[b"a"] * 300] * 300)), "X, rows 0 to 64: cannot be read .*no numbers"),
         (replace("X", np.zeros((300, 299))), "300 along var|X has 299 .* var has 300"),
         (replace("X", np.zeros((299, 300))), "X has 299 .* obs has 300"),
-        (lambda file: reshape(file, (300, 7)), "X, rows 0 to 256: cannot be read"),
+        (lambda file: reshape(file, (300, 7)), "X has 7 entries along var, but var has 300"),
         (lambda file: reshape(file, (200, 300)), "cannot be read|X has 200 .* obs has 300"),
-        (replace("X/indices", np.full(10, 2**30)), "X, rows 0 to 256: cannot be read"),
-        (replace("X/data", None), "X, rows 0 to 256: cannot be read"),
-        (replace("X/data", dict), "X, rows 0 to 256: cannot be read"),
-        (replace("X/indptr", np.arange(301) * -5), "X, rows 0 to 256: cannot be read"),
+        (replace("X/indices", np.full(10, 2**30)), r"X cannot be read \(data has shape .* indices \(10,\)"),
+        (
+            lambda file: file["X/indices"].__setitem__(5, 300),
+            r"rows 0 to 64: .*a column index is 300, but there are 300",
+        ),
+        (lambda file: file["X/indices"].__setitem__(5, -1), "a column index is -1, but there are 300"),
+        (lambda file: file["X/indptr"].__setitem__(5, 2**31 - 1), "the row pointers .indptr. fall"),
+        (lambda file: file["X/indptr"].__setitem__(300, 2**31 - 1), "a row pointer is 2,147,483,647"),
+        (replace("X/indptr", np.arange(5)), "indptr has shape .5,., but there are 300 rows"),
+        (replace("X/data", None), "X cannot be read .*data"),
+        (replace("X/data", dict), "X cannot be read .*data is no array"),
+        (replace("X/indptr", np.arange(301) * -5), "rows 0 to 64: cannot be read .*fall"),
         (replace("obs", 5), "obs cannot be read"),
         (replace("obs", dict), "obs cannot be read"),
         (replace("obs", np.zeros(300)), "obs cannot be read"),
         (replace("obs/_index", None), "obs cannot be read"),
-        (replace("obs/cell_type/codes", np.full(300, 99, np.int8)), "obs cannot be read"),
+        (replace("obs/cell_type/codes", np.full(300, 99, np.int8)), "obs cannot be read .*obs/cell_type"),
         (replace("var", dict), "var cannot be read"),
         (replace("layers", 5), "the list of matrices cannot be read"),
     ],
@@ -137,6 +154,22 @@ def test_files_of_another_build_are_refused_in_words(change: Callable, words: st
         read_everything(path)
     assert str(path) in str(caught.value)
     assert caught.value.remedy
+
+
+def test_raw_x_and_raw_var_that_disagree(plant, build_adata, save, tmp_path):
+    adata = build_adata(plant(0))
+    adata.raw = adata
+    path = save(adata[:, :40].copy(), tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        del file["raw/var"]
+        file.copy("var", "raw/var")
+    with open_reader(path) as reader, pytest.raises(CorpusError, match=r"raw\.X has 300 .* raw/var has 40") as caught:
+        reader.describe()
+    assert caught.value.details["key"] == "raw/var"
+    with h5py.File(path, "a") as file:
+        del file["raw/var"]
+    with open_reader(path) as reader, pytest.raises(CorpusError, match="there is no 'raw/var'"):
+        reader.describe()
 
 
 @pytest.mark.parametrize("layout", FORMATS)

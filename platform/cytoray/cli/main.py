@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cytoray.cli import corpora
 from cytoray.errors import CytorayError
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at and check configuration files.", no_args_is_help=True)
 tracking_app = typer.Typer(help="The run journals and MLflow.", no_args_is_help=True)
 models_app = typer.Typer(help="Registered models.", no_args_is_help=True)
-for name, group in (("config", config_app), ("tracking", tracking_app), ("models", models_app)):
+for name, group in (("data", corpora.app), ("config", config_app), ("tracking", tracking_app), ("models", models_app)):
     app.add_typer(group, name=name)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file of one stage.", show_default=False)]

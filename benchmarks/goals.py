@@ -1,0 +1,90 @@
+"""The goals of the data engine, in the order of its table: what is measured, against what, and how good is good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One row of the table."""
+
+    what: str
+    unit: str
+    baseline: str = "-"
+    at_least: float | None = None
+    at_most: float | None = None
+    of_ratio: bool = False  # whether the goal is about value / baseline
+
+    @property
+    def text(self) -> str:
+        """The goal in words."""
+        unit = "x" if self.of_ratio else f" {self.unit}"
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g}{unit}"
+        return f"≤ {self.at_most:g}{unit}" if self.at_most is not None else "-"
+
+    def is_met(self, judged: float) -> bool | None:
+        """Whether a figure meets the goal; None where there is none."""
+        if self.at_least is not None:
+            return judged >= self.at_least
+        return judged <= self.at_most if self.at_most is not None else None
+
+
+_HF = "best of scGPT's HF-datasets path with 0 / 2 workers"
+GOALS: dict[str, Goal] = {
+    "binning": Goal("exact binning, per core", "cells/s", "scGPT's per-row binning", at_least=15, of_ratio=True),
+    "collate_compact": Goal(
+        "fused sample + bin + pad + mask, compact output, per core",
+        "cells/s",
+        "scGPT's DataCollator",
+        at_least=40,
+        of_ratio=True,
+    ),
+    "collate_wide": Goal(
+        "the same with int64 / float32 output", "cells/s", "scGPT's DataCollator", at_least=20, of_ratio=True
+    ),
+    "stream_scgpt": Goal("model-ready minibatches, in process, 2 cores", "cells/s", _HF, at_least=30, of_ratio=True),
+    "ray_scgpt": Goal(
+        "the same through Ray Data to one consumer, steady state", "cells/s", _HF, at_least=20, of_ratio=True
+    ),
+    "ray_direct": Goal(
+        "through Ray Data, share of the direct reader", "cells/s", "our direct reader", at_least=0.6, of_ratio=True
+    ),
+    "stream_annbatch": Goal(
+        "model-ready minibatches, in process",
+        "cells/s",
+        "annbatch 0.3.1's bare rows, best settings",
+        at_least=1.2,
+        of_ratio=True,
+    ),
+    "entropy": Goal("minibatch label entropy, sorted by donor, below the ideal draw", "%", "ideal draw", at_most=0.5),
+    "latency": Goal(
+        "p99.9 minibatch latency, consumer at half the peak rate", "ms", "own median", at_most=10, of_ratio=True
+    ),
+    "first_batch": Goal("first minibatch, 1,000 shards", "s", at_most=3),
+    "restart": Goal("restart at step N, 1,000 shards", "s", at_most=1),
+    "ingest_annbatch": Goal(
+        "ingest: h5ad to a committed, globally shuffled corpus",
+        "cells/s",
+        "annbatch add_adatas, same files",
+        at_least=5,
+        of_ratio=True,
+    ),
+    "ingest_memory": Goal(
+        "ingest: peak memory above Ray's base", "MiB", "annbatch add_adatas", at_most=0.15, of_ratio=True
+    ),
+    "ingest_rss": Goal("memory while ingesting a 5 GB h5ad, 2 workers, above Ray's base", "GiB", at_most=2),
+    "store_bytes": Goal("stored bytes a cell (1,500 genes)", "B", at_most=1650),
+    "store_annbatch": Goal("stored bytes", "B/cell", "annbatch's zarr", at_most=0.42, of_ratio=True),
+    "store_h5ad": Goal("stored bytes", "B/cell", "gzip h5ad", at_most=0.42, of_ratio=True),
+    "plan_time": Goal("planning an epoch over 33 M cells", "s", at_most=10),
+    "plan_memory": Goal("planning an epoch over 33 M cells, memory", "GiB", at_most=1),
+    "resume_state": Goal("resume state", "B", at_most=1000),
+    "s3_stream": Goal("stream from S3 (loopback server)", "cells/s", "from local disk", at_least=0.7, of_ratio=True),
+    "s3_ingest": Goal("ingest from S3 (loopback server)", "cells/s", "from local disk", at_least=0.7, of_ratio=True),
+    "cells_per_core": Goal("model-ready minibatches a core", "cells/s"),
+    "cores_for_8_gpus": Goal("PROJECTION: cores to feed 8 H100 at 4,000 cells/s each", "cores"),
+    "bytes_33m": Goal("PROJECTION: corpus of 33 M cells", "GB"),
+    "hours_33m": Goal("PROJECTION: ingest of 33 M cells on this machine", "h"),
+}

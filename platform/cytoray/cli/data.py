@@ -1,0 +1,68 @@
+"""``cytoray data …``: look at, check, ingest and keep corpora."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(help="Corpora: check files, ingest, look at, verify, export.", no_args_is_help=True)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Local folder for the files.", show_default=False)],
+    cells: Annotated[int, typer.Option(help="Cells over all files.", min=1)] = 10_000,
+    genes: Annotated[int, typer.Option(help="Genes of each file.", min=50, max=30_000)] = 20_000,
+    mean_genes: Annotated[float, typer.Option(help="Expressed genes of a cell, on average.", min=1, max=6_000)] = 1_500,
+    files: Annotated[int, typer.Option(help="Number of h5ad files.", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="Equal seeds make equal files.", min=0)] = 0,
+    compression: Annotated[
+        Literal["fast", "gzip", "none"], typer.Option(help="Deflate fast, gzip as anndata does it, or none.")
+    ] = "fast",
+) -> None:
+    """Write synthetic h5ad files: sparse, realistic counts with planted cell types and donors."""
+    from cytoray import progress
+    from cytoray.corpus.synthetic import SynthConfig, synthesise
+
+    config = SynthConfig(
+        num_cells=cells, num_genes=genes, mean_genes=mean_genes, num_files=files, seed=seed, compression=compression
+    )
+    with progress.stage("synth", total=cells, unit="cells") as advance:
+        paths = synthesise(out, config, advance=advance)
+    size = sum(path.stat().st_size for path in paths)
+    typer.echo(
+        f"{cells:,} cells in {len(paths)} files below {out}, {size / 1e9:.2f} GB, {size / cells:,.0f} bytes a cell"
+    )
+
+
+@app.command()
+def validate(
+    uris: Annotated[list[str], typer.Argument(help="Files, s3://… objects, or prefixes ending in '/'.")],
+    label: Annotated[list[str], typer.Option(help="A column of obs that must be there; repeatable.")] = [],  # noqa: B006
+    report: Annotated[str | None, typer.Option(help="Folder or prefix for report.html and report.json.")] = None,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="A.B=C", help="checks.min_genes=200, matrix=raw.X, …; repeatable.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Check files of cells without writing any: what they hold, what an ingest would leave out, and why."""
+    from cytoray import progress
+    from cytoray.config import build_config
+    from cytoray.corpus.report import write_report
+    from cytoray.corpus.report_text import report_lines
+    from cytoray.corpus.validate import ValidateConfig
+    from cytoray.corpus.validate import validate as validate_sources
+    from cytoray.errors import CorpusError
+
+    options = build_config(ValidateConfig, overrides=overrides)
+    options = options.model_copy(update={"labels": (*options.labels, *label)})
+    with progress.stage("validate", total=0, unit="cells") as advance:
+        found = validate_sources(options.sources(uris), options=options, advance=advance)
+    for line in report_lines(found):
+        typer.echo(line)
+    if report is not None:
+        write_report(report, found)
+        typer.echo(f"report: {report.rstrip('/')}/report.html")
+    if found.quarantined:
+        raise typer.Exit(CorpusError.exit_code)

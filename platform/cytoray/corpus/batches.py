@@ -1,0 +1,180 @@
+"""Minibatches as narrow arrays: filled by the fused kernel for several steps at once, and carried by Arrow uncopied."""
+
+# M micro-batches, B cells of a micro-batch, L tokens a cell after padding, G unknown genes a cell after padding,
+# T tokens over all cells of a packed micro-batch, C cells over all micro-batches
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cytoray.tokens.cells import Int64, UInt64
+
+Layout = Literal["padded", "packed"]
+Array = npt.NDArray[Any]
+Int32 = npt.NDArray[np.int32]
+TOKENS = ("gene_ids", "values", "masked")
+UNKNOWN = ("unknown_gene_ids", "unknown_values")
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """One micro-batch of a rank's share of a step (all of it unless there is a token budget), shorter cells first.
+
+    Padded: token arrays are (B, L) and (B, G). Packed: they are flat, cell after cell, cut at ``indptr``. Gene ids are
+    uint16 or int32; values int8 or int16 (float32 where special values are not whole).
+    """
+
+    step: int
+    part: int  # of num_parts micro-batches of the share
+    num_parts: int
+    gene_ids: Array  # <cls> first, known genes ascending
+    values: Array
+    lengths: Int32  # (B,) known tokens of each cell, <cls> included
+    cell_ids: UInt64  # (B,)
+    epochs: Int32  # (B,)
+    labels: Int32  # (B,), or (0,) without labels
+    masked: Array | None = None  # values with hidden ones replaced (style "masked")
+    unknown_gene_ids: Array | None = None  # style "generative"
+    unknown_values: Array | None = None
+    unknown_lengths: Int32 | None = None  # (B,)
+    modalities: dict[str, dict[str, Array]] | None = None  # feature_ids (E,), values (E,), lengths (B,)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the step's earliest cell here."""
+        return int(self.epochs.min(initial=2**31 - 1)) if len(self.epochs) else 0
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells B."""
+        return len(self.cell_ids)
+
+    @property
+    def indptr(self) -> Int64:
+        """Where the cells of a packed micro-batch begin and end, (B + 1,)."""
+        return _starts(self.lengths)
+
+    def split(self, num_parts: int) -> list[StepBatch]:
+        """Cut a padded share into parts of neighbouring lengths, each as wide as its longest cell."""
+        assert self.gene_ids.ndim == 2, "packed micro-batches are cut by a token budget"
+        cuts = [len(rows) for rows in np.array_split(np.arange(self.num_cells), num_parts)]
+        borders = _starts(cuts)
+        return [self._rows(slice(a, b)) for a, b in itertools.pairwise(borders)]
+
+    def _rows(self, rows: slice) -> StepBatch:
+        """Some cells, in narrower arrays (views)."""
+        width = int(self.lengths[rows].max(initial=0))
+        unknown_width = 0 if self.unknown_lengths is None else int(self.unknown_lengths[rows].max(initial=0))
+
+        def cut(array: Array | None, columns: int) -> Array | None:
+            return None if array is None else array[rows, :columns]
+
+        assert self.modalities is None, "modalities are not cut"
+        return StepBatch(
+            self.step,
+            self.part,
+            self.num_parts,
+            self.gene_ids[rows, :width],
+            self.values[rows, :width],
+            self.lengths[rows],
+            self.cell_ids[rows],
+            self.epochs[rows],
+            self.labels[rows],
+            masked=cut(self.masked, width),
+            unknown_gene_ids=cut(self.unknown_gene_ids, unknown_width),
+            unknown_values=cut(self.unknown_values, unknown_width),
+            unknown_lengths=None if self.unknown_lengths is None else self.unknown_lengths[rows],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """An array of all micro-batches, and where each one's part begins."""
+
+    flat: Array
+    starts: Int64  # (M + 1,)
+
+    def part(self, number: int) -> Array:
+        """What one micro-batch has of it."""
+        return self.flat[self.starts[number] : self.starts[number + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class StepChunk:
+    """Micro-batches of neighbouring steps in flat arrays: what is filled at once and crosses Ray's object store."""
+
+    layout: Layout
+    heads: Int64  # (M, 3): step, part, num_parts
+    fields: dict[str, Ragged]  # by the names of StepBatch; modality fields as NAME/feature_ids, ...
+
+    def batches(self) -> Iterator[StepBatch]:
+        """The micro-batches, as views."""
+        for number, (step, part, num_parts) in enumerate(self.heads.tolist()):
+            arrays = {name: field.part(number) for name, field in self.fields.items()}
+            num_cells = len(arrays["cell_ids"])
+            if self.layout == "padded":
+                for name in (*TOKENS, *UNKNOWN):
+                    if name in arrays:
+                        arrays[name] = arrays[name].reshape(num_cells, len(arrays[name]) // max(1, num_cells))
+            yield StepBatch(step, part, num_parts, **_nest_modalities(arrays))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(field.flat.nbytes for field in self.fields.values())
+
+    def to_table(self) -> pa.Table:
+        """One row, which nobody can cut: arrays as binary values; nothing is copied."""
+        dtypes = {name: field.flat.dtype.str for name, field in self.fields.items()}
+        columns = {
+            "about": pa.array([json.dumps({"layout": self.layout, "dtypes": dtypes})]),
+            "heads": _cell(self.heads),
+        }
+        for name, field in self.fields.items():
+            columns[name], columns[f"{name}:starts"] = _cell(field.flat), _cell(field.starts)
+        return pa.table(columns)
+
+    @staticmethod
+    def from_table(table: pa.Table) -> Iterator[StepChunk]:
+        """Undo ``to_table``, row by row, without a copy."""
+        for row in range(table.num_rows):
+            about = json.loads(table.column("about")[row].as_py())
+            fields = {
+                name: Ragged(_array(table, name, row, dtype), _array(table, f"{name}:starts", row, "<i8"))
+                for name, dtype in about["dtypes"].items()
+            }
+            yield StepChunk(about["layout"], _array(table, "heads", row, "<i8").reshape(-1, 3), fields)
+
+
+def _cell(array: Array) -> pa.Array:
+    """A binary column of one value: the bytes of an array, as they lie."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    offsets = pa.py_buffer(np.array([0, len(data)], np.int32))
+    return pa.BinaryArray.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(data)])
+
+
+def _array(table: pa.Table, name: str, row: int, dtype: str) -> Array:
+    """Undo ``_cell``."""
+    return np.frombuffer(table.column(name)[row].as_buffer(), np.dtype(dtype))
+
+
+def _nest_modalities(arrays: dict[str, Array]) -> dict[str, Any]:
+    """Put ``NAME/field`` under modalities[NAME][field]."""
+    nested: dict[str, Any] = {name: array for name, array in arrays.items() if "/" not in name}
+    for name in arrays.keys() - nested.keys():
+        modality, _, field = name.partition("/")
+        nested.setdefault("modalities", {}).setdefault(modality, {})[field] = arrays[name]
+    return nested
+
+
+def _starts(lengths: npt.ArrayLike) -> Int64:
+    """Running sum from 0."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -1,0 +1,206 @@
+"""From an order and decoded row groups to minibatches, in place: lengths are known before any token is made."""
+
+# T steps, B cells of a share, C = T * B cells, M micro-batches, U units
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.corpus.batches import UNKNOWN, Array, Ragged, StepChunk
+from cytoray.corpus.blocks import BlockPool
+from cytoray.corpus.members import Members
+from cytoray.corpus.options import StreamOptions
+from cytoray.corpus.order import OrderedCells
+from cytoray.tokens.cells import Int64
+from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
+from cytoray.tokens.tokenizer import CellTokenizer, TokenBuffers, TokenPlan
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+_BLOCKS = BlockPool()
+REPEAT_SHIFT = 32  # the n-th repetition of a cell in an epoch draws as in epoch + n * 2**32
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedUnit:
+    """A row group, decoded."""
+
+    cells: PackedCells
+    modalities: dict[str, PackedCells]
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Cells of one unit in one epoch."""
+
+    unit: LoadedUnit
+    number: int
+    epoch: int
+    where: Int64  # among the C cells
+    rows: Int64  # in the unit
+    repeats: Int64
+
+
+@dataclass(frozen=True, eq=False)
+class _Slots:
+    """Where tokens go: of each cell (C,), and of each micro-batch (M + 1,)."""
+
+    starts: Int64
+    widths: Int64
+    borders: Int64
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkFiller:
+    """Fills chunks; nothing in it changes, so threads may share it."""
+
+    options: StreamOptions
+    members: Members
+
+    @functools.cached_property
+    def tokenizer(self) -> CellTokenizer:
+        """The tokenizer of the options."""
+        return CellTokenizer(GeneVocabulary.load_default(), self.options.tokenizer)
+
+    @property
+    def bytes_per_cell(self) -> int:
+        """Bytes of a cell's tokens, at most."""
+        copies = 2 if self.options.style == "masked" else 1
+        item_bytes = self.tokenizer.id_dtype.itemsize + copies * self.tokenizer.value_dtype.itemsize
+        return self.options.tokenizer.max_length * item_bytes
+
+    def fill(self, steps: Int64, cells: OrderedCells, load: Callable[[int], LoadedUnit]) -> StepChunk:
+        """The micro-batches of the T ``steps``."""
+        groups = self._groups(cells, load)
+        num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
+        ratios = None
+        if self.options.style != "plain":
+            ratios = np.repeat([self.options.ratio(int(step)) for step in steps], cells.units.shape[1])
+        known, unknown = self.tokenizer.num_tokens(num_genes, ratios if self.options.style == "generative" else None)
+        order = np.lexsort((known, np.repeat(steps, cells.units.shape[1])))
+        heads, borders = self._cut(steps, (known + unknown)[order].reshape(cells.units.shape))
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        slots, unknown_slots = self._slots(known[order], borders), self._slots(unknown[order], borders)
+        buffers = self._buffers(slots, unknown_slots)
+        for group in groups:
+            at, hidden = places[group.where], None if ratios is None else ratios[group.where]
+            plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden)
+            if self.options.style == "generative":
+                plan = TokenPlan(plan.starts, plan.widths, unknown_slots.starts[at], unknown_slots.widths[at], hidden)
+            epochs = group.epoch + (group.repeats << REPEAT_SHIFT)
+            self.tokenizer.fill(group.unit.cells, group.rows, epochs, plan, buffers)
+        fields = {
+            name: Ragged(array, unknown_slots.borders if name in UNKNOWN else slots.borders)
+            for name, array in vars(buffers).items()
+            if array is not None
+        }
+        fields["lengths"] = Ragged(known[order].astype(np.int32), borders)
+        if self.options.style == "generative":
+            fields["unknown_lengths"] = Ragged(unknown[order].astype(np.int32), borders)
+        fields |= self._describe(groups, order, borders) | self._modalities(groups, places, borders)
+        return StepChunk(self.options.layout, heads, fields)
+
+    def _groups(self, cells: OrderedCells, load: Callable[[int], LoadedUnit]) -> list[_Group]:
+        """The cells by unit and epoch."""
+        units, places, epochs = cells.units.ravel(), cells.places.ravel(), cells.epochs.ravel()
+        if not len(units):
+            return []
+        keys = epochs * len(self.members.counts) + units
+        order = np.argsort(keys, kind="stable")
+        groups = []
+        for where in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
+            unit, epoch = int(units[where[0]]), int(epochs[where[0]])
+            rows, repeats = self.members.draws(unit, epoch)
+            groups.append(_Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]]))
+        return groups
+
+    def _cut(self, steps: Int64, tokens: Int64) -> tuple[Int64, Int64]:
+        """Heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""
+        budget = self.options.token_budget
+        if budget is None:
+            heads = np.stack([steps, np.zeros_like(steps), np.ones_like(steps)], axis=1)
+            return heads, np.arange(len(steps) + 1, dtype=np.int64) * tokens.shape[1]
+        cut: list[tuple[int, int, int]] = []
+        sizes = [0]
+        for step, row in zip(steps.tolist(), tokens, strict=True):
+            parts = self._cut_step(row, budget)
+            cut += [(step, part, len(parts)) for part in range(len(parts))]
+            sizes += parts
+        return np.array(cut, np.int64).reshape(-1, 3), np.cumsum(sizes, dtype=np.int64)
+
+    def _cut_step(self, tokens: Int64, budget: int) -> list[int]:
+        """Sizes of the micro-batches of one step, from the longest cells down: each as many as the budget holds."""
+        sizes, stop = [], len(tokens)
+        before = np.concatenate([[0], np.cumsum(tokens)])
+        while stop > 0:
+            if self.options.layout == "packed":
+                size = stop - int(np.searchsorted(before, before[stop] - budget))
+            else:
+                widest = int(tokens[stop - 1]) + 2 * (self.options.pad_to_multiple - 1)  # both widths are rounded up
+                size = min(stop, budget // widest)
+            sizes.append(max(1, size))
+            stop -= sizes[-1]
+        return sizes[::-1] or [0]
+
+    def _slots(self, lengths: Int64, borders: Int64) -> _Slots:
+        """Slots for cells of ``lengths`` (C,)."""
+        if self.options.layout == "packed":
+            ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            return _Slots(ends[:-1], lengths, ends[borders])
+        sizes = np.diff(borders)
+        if not len(lengths):
+            return _Slots(lengths, lengths, np.zeros_like(borders))
+        longest = np.maximum.reduceat(lengths, borders[:-1])
+        widths = -(-longest // self.options.pad_to_multiple) * self.options.pad_to_multiple
+        ends = np.concatenate([[0], np.cumsum(widths * sizes)]).astype(np.int64)
+        within = np.arange(len(lengths)) - np.repeat(borders[:-1], sizes)
+        cell_widths = np.repeat(widths, sizes)
+        return _Slots(np.repeat(ends[:-1], sizes) + within * cell_widths, cell_widths, ends)
+
+    def _buffers(self, known: _Slots, unknown: _Slots) -> TokenBuffers:
+        """Room for the tokens; the kernel writes all of it."""
+        ids, values = self.tokenizer.id_dtype, self.tokenizer.value_dtype
+        size, hidden = int(known.borders[-1]), int(unknown.borders[-1])
+        wanted = {"gene_ids": (size, ids), "values": (size, values)}
+        if self.options.style == "masked":
+            wanted["masked"] = (size, values)
+        if self.options.style == "generative":
+            wanted |= {"unknown_gene_ids": (hidden, ids), "unknown_values": (hidden, values)}
+        return TokenBuffers(**dict(zip(wanted, _BLOCKS.empty(list(wanted.values())), strict=True)))
+
+    def _describe(self, groups: list[_Group], order: Int64, borders: Int64) -> dict[str, Ragged]:
+        """Ids, epochs and labels of the cells."""
+        ids = _gather(groups, lambda group: group.unit.cells.cell_ids[group.rows], np.uint64)[order]
+        epochs = _gather(groups, lambda group: np.full(len(group.rows), group.epoch), np.int32)[order]
+        fields = {"cell_ids": Ragged(ids, borders), "epochs": Ragged(epochs, borders)}
+        labels, none = np.empty(0, np.int32), np.zeros_like(borders)
+        if self.options.label_key is None:
+            return fields | {"labels": Ragged(labels, none)}
+        labels = _gather(groups, lambda group: self.members.codes(group.number, group.rows), np.int32)[order]
+        return fields | {"labels": Ragged(labels, borders)}
+
+    def _modalities(self, groups: list[_Group], places: Int64, borders: Int64) -> dict[str, Ragged]:
+        """The further matrices of the cells, ragged."""
+        fields: dict[str, Ragged] = {}
+        for name in self.options.modalities:
+            joined = concatenate([take(group.unit.modalities[name], group.rows) for group in groups])
+            where = np.concatenate([np.empty(0, np.int64), *(places[group.where] for group in groups)])
+            cells = take(joined, np.argsort(where))
+            fields[f"{name}/feature_ids"] = Ragged(packed_gene_ids(cells), cells.indptr[borders])
+            fields[f"{name}/values"] = Ragged(packed_counts(cells), cells.indptr[borders])
+            fields[f"{name}/lengths"] = Ragged(cells.num_genes_per_cell.astype(np.int32), borders)
+        return fields
+
+
+def _gather(groups: list[_Group], tell: Callable[[_Group], Array], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Something of each of the C cells, group by group."""
+    found = np.empty(sum(len(group.where) for group in groups), dtype)
+    for group in groups:
+        found[group.where] = tell(group)
+    return found

@@ -1,0 +1,170 @@
+"""Which cells of a corpus make up a stream: all, a selection by obs, those with a label; and how often each comes."""
+
+# N cells of the corpus, U units (row groups), C cells of one unit, D draws from a unit in an epoch, K labels
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.corpus.manifest import CorpusManifest
+from cytoray.corpus.obs import Coder, read_tables
+from cytoray.errors import CorpusError
+from cytoray.tokens.cells import Int64
+from cytoray.tokens.coding import UInt8
+from cytoray.tokens.keys import Float64, Purpose, combine, uniform
+
+Codes = npt.NDArray[np.signedinteger]
+
+
+@dataclass(frozen=True)
+class ObsWeights:
+    """How often cells come, by a column of obs; cells where it is missing do not.
+
+    ``values`` gives the mean number of times an epoch of each value (1 for those not named); None balances: every value
+    comes equally often, an epoch being as long as without weights.
+    """
+
+    column: str
+    values: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class MemberOptions:
+    """Which cells, by obs."""
+
+    label_key: str | None = None
+    select: str | None = None
+    weights: ObsWeights | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The cells of a stream: of unit u the rows ``starts[u]`` to ``starts[u + 1]`` of the corpus."""
+
+    starts: Int64  # (U + 1,)
+    counts: Int64  # (U,) draws an epoch
+    seed: int
+    labels: tuple[str, ...] = ()
+    _kept: UInt8 | None = field(default=None, repr=False)  # one bit a cell of the corpus, None if all are kept
+    _codes: Codes | None = field(default=None, repr=False)  # (N,) label of each cell
+    _weights: tuple[Codes, Float64] | None = field(default=None, repr=False)  # (N,) class, its weight
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether an epoch is every cell of the corpus, once."""
+        return self._kept is None and self._weights is None
+
+    def rows(self, unit: int) -> Int64:
+        """The rows of a unit that belong to the stream."""
+        start, stop = int(self.starts[unit]), int(self.starts[unit + 1])
+        if self._kept is None:
+            return np.arange(stop - start)
+        bits = np.unpackbits(self._kept[start // 8 : -(-stop // 8)])[start % 8 :][: stop - start]
+        return np.flatnonzero(bits)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - as long as its process
+    def draws(self, unit: int, epoch: int) -> tuple[Int64, Int64]:
+        """The row of each of a unit's D draws in an epoch, and how often it was drawn before (both (D,))."""
+        rows = self.rows(unit)
+        if self._weights is None:
+            return rows, np.zeros(len(rows), np.int64)
+        codes, weights = self._weights
+        keys = combine(self.seed, int(Purpose.WEIGHTS), epoch, unit, rows.astype(np.uint64))
+        order = np.argsort(keys, kind="stable")
+        # Systematic sampling in a keyed order: each cell floor(w) or floor(w) + 1 times, the unit counts[unit] times.
+        ends = np.cumsum(weights[codes[self.starts[unit] + rows[order]]])
+        offset = float(uniform(combine(self.seed, int(Purpose.WEIGHTS), epoch, unit)))
+        borders = np.floor(ends * (self.counts[unit] / max(ends[-1], 1e-300)) + offset).astype(np.int64)
+        borders[-1] = self.counts[unit]  # whatever the sums were rounded to
+        times = np.diff(borders, prepend=0)
+        drawn = np.repeat(order, times)
+        return rows[drawn], np.arange(len(drawn)) - np.repeat(np.cumsum(times) - times, times)
+
+    def codes(self, unit: int, rows: Int64) -> npt.NDArray[np.int32]:
+        """The labels of rows of a unit, empty without a label key."""
+        if self._codes is None:
+            return np.empty(0, np.int32)
+        codes: npt.NDArray[np.int32] = self._codes[self.starts[unit] + rows].astype(np.int32)
+        return codes
+
+
+def find_members(store: str, manifest: CorpusManifest, options: MemberOptions, *, seed: int) -> Members:
+    """The cells of ``manifest`` that ``options`` ask for; CorpusError where there is none."""
+    sizes = np.array([group.num_cells for shard in manifest.shards for group in shard.row_groups], np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    if options == MemberOptions():
+        if not manifest.num_cells:
+            raise CorpusError(f"Corpus {manifest.name!r} is empty.", remedy="Ingest cells into it.")
+        return Members(starts, sizes, seed)
+    kept, label, weight = _read(store, manifest, options)
+    labels, codes = label.finish(kept) if options.label_key else ((), None)
+    if codes is not None:
+        kept &= codes >= 0
+        if not kept.any():
+            raise CorpusError(
+                f"Corpus {manifest.name!r}: no cell has a label in {options.label_key!r}.", remedy="Check label_key."
+            )
+    weights = None
+    if options.weights is not None:
+        names, classes = weight.finish(kept)
+        kept &= classes >= 0
+        weights = classes, _class_weights(options.weights, names, np.bincount(classes[kept], minlength=len(names)))
+    if not kept.any():
+        raise CorpusError(
+            f"Corpus {manifest.name!r}: no cell is selected by {options.select or options.weights!r}.",
+            remedy="Check stream.select and the weights.",
+        )
+    counts = _draws_per_unit(starts, kept, weights)
+    return Members(starts, counts, seed, labels, None if kept.all() else np.packbits(kept), codes, weights)
+
+
+def _read(store: str, manifest: CorpusManifest, options: MemberOptions) -> tuple[npt.NDArray[np.bool_], Coder, Coder]:
+    """One pass over obs: what the selection keeps (N,), the labels, the classes of the weights."""
+    from cytoray.corpus.selection import select_rows, selected_columns  # pandas: a third of a second in every worker
+
+    where = f"obs of corpus {manifest.name!r}"
+    columns = [] if options.select is None else list(selected_columns(options.select, where=where))
+    columns += [options.label_key] if options.label_key else []
+    columns += [options.weights.column] if options.weights else []
+    label, weight, masks = Coder(), Coder(), [np.empty(0, bool)]
+    for table in read_tables(store, manifest, sorted(set(columns))):
+        everything = np.ones(table.num_rows, bool)
+        select = options.select
+        masks.append(everything if select is None else select_rows(table.to_pandas(), select, where=where))
+        if options.label_key:
+            label.add(table.column(options.label_key))
+        if options.weights:
+            weight.add(table.column(options.weights.column))
+    return np.concatenate(masks), label, weight
+
+
+def _class_weights(weights: ObsWeights, names: tuple[str, ...], counts: Int64) -> Float64:
+    """Mean draws an epoch of a cell of each class (K,)."""
+    if weights.values is None:
+        balanced: Float64 = counts.sum() / (len(names) * counts)
+        return balanced
+    unknown = sorted(set(weights.values) - set(names))
+    if unknown or any(value < 0 for value in weights.values.values()):
+        problem = f"has no value {unknown[0]!r}" if unknown else "is given a weight below zero"
+        raise CorpusError(
+            f"Weights: {weights.column!r} {problem}.",
+            remedy=f"Values there: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}.",
+            values=names,
+        )
+    return np.array([weights.values.get(name, 1.0) for name in names])
+
+
+def _draws_per_unit(starts: Int64, kept: npt.NDArray[np.bool_], weights: tuple[Any, Any] | None) -> Int64:
+    """Draws of each unit an epoch (U,): its kept cells, or its share of the sum of weights, the same in each epoch."""
+    if weights is None:
+        running = np.concatenate([[0], np.cumsum(kept)])[starts]
+        return np.diff(running).astype(np.int64)
+    classes, values = weights
+    running = np.concatenate([[0.0], np.cumsum(np.where(kept, values[classes], 0.0))])[starts]
+    return np.diff(np.round(running)).astype(np.int64)

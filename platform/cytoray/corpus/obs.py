@@ -1,0 +1,85 @@
+"""What is known of each cell beside its counts: the obs tables of a corpus, read shard by shard."""
+
+# C cells
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cytoray import storage
+from cytoray.corpus.manifest import CorpusManifest, ShardRecord, corpus_uri
+from cytoray.errors import CorpusError
+
+Codes = npt.NDArray[np.int32]
+READERS = 8  # tables read at a time: on an object store the time to the first byte dominates
+AHEAD = 4 * READERS
+
+
+def read_tables(store: str, manifest: CorpusManifest, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The named columns of obs, one table a shard, aligned with the shard's cells; CorpusError if one is absent."""
+    with ThreadPoolExecutor(READERS, "obs") as pool:
+        # A few tables ahead, not all of them: 33 million rows of obs do not fit.
+        ahead = [pool.submit(_read_table, store, manifest, shard, columns) for shard in manifest.shards[:AHEAD]]
+        for number in range(len(manifest.shards)):
+            table = ahead.pop(0).result()
+            following = manifest.shards[number + AHEAD : number + AHEAD + 1]
+            ahead += [pool.submit(_read_table, store, manifest, shard, columns) for shard in following]
+            yield table
+
+
+def _read_table(store: str, manifest: CorpusManifest, shard: ShardRecord, columns: Sequence[str]) -> pa.Table:
+    uri = storage.join(corpus_uri(store, manifest.name), shard.obs.key)
+    file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri, sha256=shard.obs.sha256)))
+    there = file.schema_arrow.names
+    for column in columns:
+        if column not in there:
+            raise CorpusError(
+                f"Corpus {manifest.name!r}: obs has no column {column!r}.",
+                remedy=f"Columns there: {', '.join(there)}.",
+                columns=there,
+            )
+    return file.read(columns=list(columns), use_threads=False)
+
+
+def read_obs(store: str, manifest: CorpusManifest, column: str) -> list[list[Any]]:
+    """One column of obs of a (small) corpus, shard by shard."""
+    return [table.column(column).to_pylist() for table in read_tables(store, manifest, [column])]
+
+
+class Coder:
+    """Numbers the texts of a column that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._pieces: list[Codes] = []
+
+    def add(self, column: pa.ChunkedArray) -> Codes:
+        """Note a piece; its codes so far (C,), -1 where a value is missing. ``finish`` may number them otherwise."""
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        encoded = pa.chunked_array(column.chunks, column.type).combine_chunks().dictionary_encode()
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        here = [self._numbers.setdefault(str(name), len(self._numbers)) for name in encoded.dictionary.to_pylist()]
+        indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        codes: Codes = np.array([*here, -1], np.int32)[indices]
+        self._pieces.append(codes)
+        return codes
+
+    def finish(
+        self, keep: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[tuple[str, ...], npt.NDArray[np.signedinteger]]:
+        """The texts of the cells in ``keep`` (C,), sorted, and every cell's code in them, -1 where there is none."""
+        codes = np.concatenate([np.empty(0, np.int32), *self._pieces])
+        counts = np.bincount((codes if keep is None else codes[keep]) + 1, minlength=len(self._numbers) + 1)[1:]
+        names = [name for name, number in self._numbers.items() if counts[number]]
+        order = {name: code for code, name in enumerate(sorted(names))}
+        table = np.array([*(order.get(name, -1) for name in self._numbers), -1])
+        dtype = np.min_scalar_type(-max(1, len(order)))  # 33 million cells: one byte each rather than eight
+        return tuple(order), table.astype(dtype)[codes]

@@ -1,0 +1,91 @@
+"""Fill a source's profile while its rows are checked; what is costly is looked at in a sample drawn by cell id."""
+
+# C cells, N non-zero entries
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.corpus.profile import (
+    NUM_DEPTH_BINS,
+    NUM_GENE_BINS,
+    NUM_VALUE_BINS,
+    GeneOverlap,
+    SourceProfile,
+    count_labels,
+    describing_columns,
+    log2_histogram,
+)
+from cytoray.corpus.readers.base import CellReader
+from cytoray.corpus.scan import count_genes
+from cytoray.tokens.cells import Int64
+from cytoray.tokens.mapping import GeneMapping
+from cytoray.tokens.packed import PackedCells, take
+from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+SAMPLED_ONE_IN = 16  # cells that are binned for the report: at 11 us each this adds less than 1 us a cell
+
+
+class Observer:
+    """Collects the profile of a range of rows, slab by slab."""
+
+    def __init__(self, reader: CellReader, mapping: GeneMapping, findings: Mapping[str, str]) -> None:
+        self._reader, self._mapping, self._findings = reader, mapping, dict(findings)
+        self._num_read = self._num_rounded = self._num_binned = 0
+        self._dropped: Counter[str] = Counter()
+        self._warned: Counter[str] = Counter()
+        self._rows: list[Int64] = []
+        self._depth = np.zeros(NUM_DEPTH_BINS, np.int64)
+        self._genes_per_cell = np.zeros(NUM_GENE_BINS, np.int64)
+        self._bins = np.zeros(NUM_VALUE_BINS, np.int64)
+        self._gene_cells = np.zeros(int(mapping.ids.max(initial=-1)) + 1, np.int64)
+
+    def count(self, *, read: int, dropped: Mapping[str, int], warned: Mapping[str, int], rounded: int) -> None:
+        """Note what became of ``read`` rows."""
+        self._num_read += read
+        self._num_rounded += rounded
+        self._dropped.update(dropped)
+        self._warned.update(warned)
+
+    def add(self, cells: PackedCells, rows: Int64, sums: npt.NDArray[np.float64]) -> None:
+        """Look at kept cells, their rows (C,) in the file and the sums (C,) of their values there."""
+        self._rows.append(rows)
+        self._depth += log2_histogram(sums, NUM_DEPTH_BINS)
+        self._genes_per_cell += log2_histogram(cells.num_genes_per_cell, NUM_GENE_BINS)
+        self._gene_cells += count_genes(cells, len(self._gene_cells))
+        sampled = np.flatnonzero(cells.cell_ids % np.uint64(SAMPLED_ONE_IN) == 0)
+        self._bins += np.bincount(_tokenizer().bin_cells(take(cells, sampled)), minlength=NUM_VALUE_BINS)
+        self._num_binned += len(sampled)
+
+    def profile(self) -> SourceProfile:
+        """Everything so far."""
+        rows = np.concatenate(self._rows)
+        columns = describing_columns(self._reader.obs)
+        labels = count_labels(self._reader.obs[list(columns)].iloc[rows], columns)
+        return SourceProfile(
+            num_read=self._num_read,
+            num_kept=len(rows),
+            dropped={rule: count for rule, count in sorted(self._dropped.items()) if count},
+            warned={rule: count for rule, count in sorted(self._warned.items()) if count},
+            findings=self._findings,
+            num_rounded=self._num_rounded,
+            depth=self._depth,
+            genes_per_cell=self._genes_per_cell,
+            bins=self._bins,
+            num_binned=self._num_binned,
+            gene_cells=self._gene_cells,
+            labels=labels,
+            genes=GeneOverlap.of(self._mapping),
+        )
+
+
+@functools.cache
+def _tokenizer() -> CellTokenizer:
+    """Bins as a training with the defaults would see them."""
+    return CellTokenizer(GeneVocabulary.load_default(), TokenizerConfig(n_bins=NUM_VALUE_BINS))

@@ -1,0 +1,49 @@
+"""How a corpus is to be streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cytoray.corpus.batches import Layout
+from cytoray.corpus.members import MemberOptions, ObsWeights
+from cytoray.tokens.keys import Purpose, combine
+from cytoray.tokens.tokenizer import TokenizerConfig
+
+Style = Literal["plain", "masked", "generative"]
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Which cells come, in which steps, and in which form.
+
+    ``seed`` keys the order and what is drawn once a step; ties, samples and splits of a cell are keyed by
+    ``tokenizer.seed``. Of ``ratios``, the shares of genes to be masked or held back, one is drawn each step, the same
+    for all ranks.
+    """
+
+    tokenizer: TokenizerConfig
+    seed: int
+    cells_per_step: int  # over all ranks
+    label_key: str | None = None  # column of obs with the labels; cells without one are left out
+    select: str | None = None  # expression over obs, such as "tissue == 'blood'"
+    weights: ObsWeights | None = None
+    style: Style = "plain"
+    ratios: tuple[float, ...] = ()
+    layout: Layout = "padded"
+    pad_to_multiple: int = 1  # widths are rounded up to it
+    token_budget: int | None = None  # most tokens of a micro-batch, padding included
+    modalities: tuple[str, ...] = ()  # further matrices that are read along
+
+    def __post_init__(self) -> None:
+        assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
+        assert self.token_budget is None or self.token_budget >= self.tokenizer.max_length, "no room for a long cell"
+
+    @property
+    def members(self) -> MemberOptions:
+        """What decides which cells come."""
+        return MemberOptions(self.label_key, self.select, self.weights)
+
+    def ratio(self, step: int) -> float:
+        """The share of genes hidden at a step."""
+        return self.ratios[int(combine(self.seed, int(Purpose.MASKING), step)) % len(self.ratios)]

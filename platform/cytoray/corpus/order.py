@@ -1,0 +1,142 @@
+"""The reading order of a corpus: which cells make up step t, a pure function of (row groups, seed, step).
+
+A unit is a row group of a shard. An epoch permutes the units, and the cells inside each. The positions 0 to N - 1 so
+given are cut into windows of about 16,384 cells; inside a window its units ("lanes") are interleaved in proportion to
+their cells, so that every step draws from all of them. The epochs follow one another without a gap: step t is the
+positions [t * S, (t + 1) * S) of an endless stream. Inside a step cells stand lane by lane, and rank r of W takes the
+slice [r * S // W, (r + 1) * S // W): the union over ranks is the same for every W, and a rank reads few lanes.
+
+Nothing is stored and nothing but the step is needed to go on; the cost is one permutation of the units an epoch.
+"""
+
+# U units, T steps, S cells of a step, B cells of one rank's share of a step, n cells of a window
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cytoray.tokens.cells import Int64
+from cytoray.tokens.keys import Purpose, combine, uniform
+
+WINDOW_CELLS = 16_384  # 50 MB at 1,500 genes; every step draws from the eight or nine row groups of a window
+WINDOW_STEPS = 64  # at least: a window's end costs some reading twice
+
+
+@dataclass(frozen=True, eq=False)
+class OrderedCells:
+    """One rank's share of T steps, B cells each (all shapes (T, B))."""
+
+    units: Int64
+    places: Int64  # among the unit's cells of the epoch, 0 to its count
+    epochs: Int64
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """Positions ``start`` to ``start + n`` of the endless stream: units and places in the order of reading."""
+
+    units: Int64  # (n,)
+    places: Int64  # (n,)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadingOrder:
+    """The order over units with ``counts`` (U,) cells each an epoch."""
+
+    counts: Int64
+    seed: int
+    cells_per_step: int
+
+    def __post_init__(self) -> None:
+        assert self.num_cells > 0, "an order needs a cell"
+        assert self.cells_per_step > 0, "a step needs a cell"
+
+    @functools.cached_property
+    def num_cells(self) -> int:
+        """Cells N of one epoch."""
+        return int(self.counts.sum())
+
+    @property
+    def window_cells(self) -> int:
+        """Cells of a whole window: a whole number of steps."""
+        return max(WINDOW_STEPS, -(-WINDOW_CELLS // self.cells_per_step)) * self.cells_per_step
+
+    def cells(self, start: int, stop: int, *, rank: int = 0, world_size: int = 1) -> OrderedCells:
+        """The share of ``rank`` in the steps ``start`` to ``stop``."""
+        assert 0 <= rank < world_size, "ranks are counted from 0"
+        size, first, last = self.cells_per_step, start * self.cells_per_step, stop * self.cells_per_step
+        mine = slice(rank * size // world_size, (rank + 1) * size // world_size)
+        units, places, epochs = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for epoch, begin, end in self._windows(first, last):
+            window, base = self._window(epoch, begin, end), epoch * self.num_cells + begin
+            part = slice(max(first - base, 0), min(last - base, end - begin))
+            units.append(window.units[part])
+            places.append(window.places[part])
+            epochs.append(np.full(part.stop - part.start, epoch, np.int64))
+        shares = (np.concatenate(parts).reshape(stop - start, size)[:, mine] for parts in (units, places, epochs))
+        return OrderedCells(*shares)
+
+    def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Cut the steps ``start`` to ``stop`` where windows begin, into runs that read hardly anything twice.
+
+        The small windows of a small corpus are taken together, up to the size of a whole one.
+        """
+        first = start
+        for epoch, begin, _ in self._windows(start * self.cells_per_step, stop * self.cells_per_step):
+            border = -(-(epoch * self.num_cells + begin) // self.cells_per_step)
+            if border > first and (border - first) * self.cells_per_step * 2 > self.window_cells:
+                yield first, min(border, stop)
+                first = border
+        if first < stop:
+            yield first, stop
+
+    def _windows(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """The windows (epoch, begin, end; positions inside the epoch) that hold positions ``first`` to ``last``."""
+        position = first
+        while position < last:
+            epoch, offset = divmod(position, self.num_cells)
+            lead = min(-epoch * self.num_cells % self.cells_per_step, self.num_cells)  # to the next border of a step
+            begin, end = 0, lead
+            if offset >= lead:
+                begin = offset - (offset - lead) % self.window_cells
+                end = min(begin + self.window_cells, self.num_cells)
+            yield epoch, begin, end
+            position = epoch * self.num_cells + end
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - an order lives as long as its process
+    def _window(self, epoch: int, begin: int, end: int) -> _Window:
+        """Interleave the lanes of a window, then put each step's cells lane by lane."""
+        order, ends = self._epoch(epoch)
+        lanes = range(int(np.searchsorted(ends, begin, "right")), int(np.searchsorted(ends, end, "left")) + 1)
+        places, units = [], []
+        for lane in lanes:
+            unit = int(order[lane])
+            start = int(ends[lane] - self.counts[unit])
+            part = self._unit(epoch, unit)[max(begin - start, 0) : end - start]
+            places.append(part)
+            units.append(np.full(len(part), unit, np.int64))
+        lengths = np.array([len(part) for part in places])
+        lane_of = np.repeat(np.arange(len(lanes)), lengths)
+        starts = uniform(combine(self.seed, int(Purpose.ORDER), epoch, begin, order[lanes.start : lanes.stop]))
+        within = np.arange(end - begin) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        turn = np.argsort((within + np.repeat(starts, lengths)) / np.repeat(lengths, lengths), kind="stable")
+        steps = (epoch * self.num_cells + begin + np.arange(end - begin)) // self.cells_per_step
+        turn = turn[np.argsort((steps - steps[0]) * len(lanes) + lane_of[turn], kind="stable")]
+        return _Window(np.concatenate(units)[turn], np.concatenate(places)[turn])
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def _epoch(self, epoch: int) -> tuple[Int64, Int64]:
+        """The units of an epoch in their order, and the position at which each ends; empty ones are left out."""
+        keys = combine(self.seed, int(Purpose.ORDER), epoch, np.arange(len(self.counts), dtype=np.uint64))
+        order = np.argsort(keys, kind="stable")
+        order = order[self.counts[order] > 0]
+        return order, np.cumsum(self.counts[order])
+
+    def _unit(self, epoch: int, unit: int) -> Int64:
+        """The order of the cells inside a unit."""
+        places = np.arange(self.counts[unit], dtype=np.uint64)
+        return np.argsort(combine(self.seed, int(Purpose.ORDER), epoch, unit + 1, places), kind="stable")

@@ -1,0 +1,290 @@
+"""What an ingest is going to do, told from the headers of its sources: which cells, how many shards."""
+
+# C cells
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import cytoray
+from cytoray import storage
+from cytoray.corpus.checks import SLAB_ROWS, RowChecks, check_rows
+from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.corpus.manifest import CorpusManifest, FileRecord, QuarantineRecord, corpus_uri, find_manifest
+from cytoray.corpus.obs_tables import column_types, unite_types
+from cytoray.corpus.readers.base import CellReader, SourceDescription
+from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.report import Quarantined
+from cytoray.corpus.shards import Values
+from cytoray.corpus.source_checks import corpus_values, map_source_genes, source_findings
+from cytoray.errors import CorpusError
+from cytoray.tokens.mapping import GeneMapping
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+logger = logging.getLogger(__name__)
+SAMPLE_ROWS = 256  # of a modality, to see whether it holds counts
+# Of pass one and two together on one core of 2.5 GHz, gzip h5ad to shards (benchmarks/ingest.py).
+ENTRIES_PER_SECOND = 20e6
+BYTES_PER_ENTRY, BYTES_PER_CELL = 1.02, 40  # of a shard with its obs
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source that can be read, and what its header says."""
+
+    source: SourceConfig
+    description: SourceDescription
+    num_matched_genes: int
+    obs_types: dict[str, str]
+    features: dict[str, tuple[str, ...]]  # of each further modality
+    whole: dict[str, bool]  # whether a sample of each further modality holds integers only
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A further matrix of the corpus."""
+
+    features: tuple[str, ...]
+    values: Values
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """All that a task needs to know; pickled into each."""
+
+    config: IngestConfig
+    sources: tuple[PlannedSource, ...]  # those to be read, by uri
+    quarantined: tuple[QuarantineRecord, ...]
+    values: Values
+    modalities: dict[str, Modality]
+    obs_types: dict[str, str]
+    num_partitions: int
+    uri: str
+    staging: str
+    version: int
+    known_obs: tuple[FileRecord, ...]  # obs tables of the version before
+
+    @property
+    def num_cells(self) -> int:
+        """Cells to be read."""
+        return sum(planned.description.num_cells for planned in self.sources)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What an ingest would do, estimated from headers."""
+
+    num_sources: int
+    num_quarantined: int
+    num_cells: int
+    num_bytes_read: int
+    num_bytes_written: int
+    num_shards: int
+    seconds: float
+
+
+def plan_ingest(config: IngestConfig) -> IngestPlan:
+    """Open every source's metadata, refuse what cannot be used, lay out the work.
+
+    With ``append``, the sources that the corpus has are left out, and what is new must fit it. Raises CorpusError for
+    a bad source unless ``checks.max_bad_files`` lets it be quarantined.
+    """
+    parent = find_manifest(config.store, config.corpus) if config.append else None
+    sources = sorted(expand_sources(config.sources), key=lambda source: source.uri)
+    planned, quarantined = _describe_all(config, _unknown(sources, parent))
+    values = corpus_values([p.description.value_kind for p in planned], config.checks)
+    if parent is not None and planned:
+        _refuse_misfit(config, values, parent)
+        values = parent.values
+    num_cells = sum(p.description.num_cells for p in planned)
+    uri = corpus_uri(config.store, config.corpus)
+    versions = [(p.source.uri, p.description.version) for p in planned]
+    identity = json.dumps([config.fingerprint(), versions, cytoray.__version__, parent and parent.digest])
+    return IngestPlan(
+        config=config,
+        sources=tuple(planned),
+        quarantined=tuple(quarantined),
+        values=values,
+        modalities=_unite_modalities(planned, parent),
+        obs_types=unite_types([parent.obs_columns if parent else {}, *(p.obs_types for p in planned)]),
+        num_partitions=max(1, round(num_cells / config.cells_per_shard)),
+        uri=uri,
+        staging=storage.join(uri, "staging", hashlib.sha256(identity.encode()).hexdigest()[:16]),
+        version=1 if parent is None else parent.version + 1,
+        known_obs=tuple(shard.obs for shard in parent.shards) if parent else (),
+    )
+
+
+def dry_run(config: IngestConfig) -> DryRun:
+    """What ``ingest(config)`` would do, without reading a cell; CorpusError as there."""
+    plan = plan_ingest(config)
+    read = sum(planned.description.num_bytes for planned in plan.sources)
+    known = [planned.description.num_entries for planned in plan.sources]
+    # Where a format does not tell, about what gzip makes of a count and its column.
+    entries = sum(
+        read_bytes // 2 if count is None else count
+        for count, read_bytes in zip(known, (p.description.num_bytes for p in plan.sources), strict=True)
+    )
+    return DryRun(
+        num_sources=len(plan.sources),
+        num_quarantined=len(plan.quarantined),
+        num_cells=plan.num_cells,
+        num_bytes_read=read,
+        num_bytes_written=round(BYTES_PER_ENTRY * entries + BYTES_PER_CELL * plan.num_cells),
+        num_shards=plan.num_partitions if plan.num_cells else 0,
+        seconds=entries / ENTRIES_PER_SECOND / config.read_concurrency,
+    )
+
+
+def quarantine(config: IngestConfig, record: QuarantineRecord, *, so_far: int) -> QuarantineRecord:
+    """Leave a bad source out, if ``so_far`` others leave room for it under ``checks.max_bad_files``; else raise."""
+    if so_far >= config.checks.max_bad_files:
+        problem = f"{record.uri}: {record.reason}"
+        if so_far:
+            problem = f"{problem} This is bad file number {so_far + 1}; checks.max_bad_files is {so_far}."
+        raise CorpusError(problem, remedy=record.remedy, uri=record.uri, rule=record.rule, key=record.key)
+    logger.warning("%s is left out: %s", record.uri, record.reason)
+    return record
+
+
+def refused(uri: str, error: CorpusError) -> QuarantineRecord:
+    """The record of a source that ``error`` refused."""
+    return QuarantineRecord(**dataclasses.asdict(Quarantined.of(uri, error)))
+
+
+def describe_source(description: SourceDescription, num_matched_genes: int) -> str:
+    """One line that says what a file holds and what will be done with it."""
+    done = {
+        "counts": "raw counts, kept exactly",
+        "near_counts": "counts with the noise of floats, rounded",
+        "recoverable": "log-normalised values whose counts are recoverable, restored cell by cell",
+        "expression": "expression that is no count, kept as float32 (bins depend on ranks only)",
+        "negative": "values below zero, which will be refused",
+    }[description.value_kind]
+    return (
+        f"{description.num_cells:,} cells, {num_matched_genes:,} of {description.num_genes:,} genes in the vocabulary, "
+        f"{description.matrix}: {done}"
+    )
+
+
+def _unknown(sources: Sequence[SourceConfig], parent: CorpusManifest | None) -> list[SourceConfig]:
+    """The sources that ``parent`` does not have; CorpusError where one of its own has changed or its name is taken."""
+    known = {record.identity: record for record in parent.sources} if parent else {}
+    fresh = []
+    for source in sources:
+        record = known.get(source.identity)
+        if record is None:
+            fresh.append(source)
+        elif record.uri != source.uri or record.config_digest != source.fingerprint():
+            raise CorpusError(
+                f"{source.uri}: the corpus has cells of a source called {source.identity!r} already ({record.uri}), "
+                "read from elsewhere or otherwise.",
+                remedy="Give this source another `name`, or leave it out.",
+                uri=source.uri,
+            )
+        else:
+            with open_source(source) as reader:
+                if reader.version != record.version:
+                    raise CorpusError(
+                        f"{source.uri}: the file is not the one that the corpus was made from.",
+                        remedy="Leave it out, or ingest everything under another name; committed cells never change.",
+                        uri=source.uri,
+                    )
+    return fresh
+
+
+def _describe_all(
+    config: IngestConfig, sources: Sequence[SourceConfig]
+) -> tuple[list[PlannedSource], list[QuarantineRecord]]:
+    planned: list[PlannedSource] = []
+    quarantined: list[QuarantineRecord] = []
+    for source in sources:
+        try:
+            planned.append(_describe(config, source))
+        except CorpusError as error:
+            if config.checks.max_bad_files == 0:
+                raise
+            quarantined.append(quarantine(config, refused(source.uri, error), so_far=len(quarantined)))
+    counts = Counter(p.source.identity for p in planned)
+    assert not counts or max(counts.values()) == 1, "expand_sources refuses equal identities"
+    return planned, quarantined
+
+
+def _describe(config: IngestConfig, source: SourceConfig) -> PlannedSource:
+    """Open one source; CorpusError where it cannot be used."""
+    vocabulary = GeneVocabulary.load_default()
+    with open_source(source) as reader:
+        description = reader.describe()
+        mapping = map_source_genes(reader, vocabulary, config.checks)
+        source_findings(reader, mapping, config.checks)
+        if description.value_kind == "negative" and config.checks.rules.negative == "error":
+            _refuse_negative(reader, mapping, config, description.num_cells)
+        for column in config.obs_columns:
+            if column not in reader.obs:
+                reader.labels(column)  # raises with the columns there
+        num_matched = int((mapping.ids >= 0).sum())
+        features = {name: tuple(reader.modality_features(name)) for name in description.modalities}
+        whole = {name: _is_whole(reader, name, description.num_cells) for name in features}
+        obs_types = column_types(reader.obs, config.obs_columns)
+    logger.info("%s: %s", source.uri, describe_source(description, num_matched))
+    return PlannedSource(source, description, num_matched, obs_types, features, whole)
+
+
+def _refuse_negative(reader: CellReader, mapping: GeneMapping, config: IngestConfig, num_cells: int) -> None:
+    """Read as far as the negative value that the sample showed: CorpusError names its cell."""
+    options = RowChecks(config.checks, config.filter, "expression")
+    for start in range(0, num_cells, SLAB_ROWS):
+        check_rows(reader, mapping, options, start=start, stop=min(start + SLAB_ROWS, num_cells))
+
+
+def _is_whole(reader: CellReader, name: str, num_cells: int) -> bool:
+    """Whether the first cells of a modality hold integers only."""
+    values = reader.read_modality(name, 0, min(SAMPLE_ROWS, num_cells)).data
+    return bool((values == np.rint(values)).all() and (values >= 0).all())
+
+
+def _unite_modalities(planned: Sequence[PlannedSource], parent: CorpusManifest | None) -> dict[str, Modality]:
+    """Features of each modality over all sources; those of ``parent`` keep their places."""
+    united: dict[str, Modality] = {}
+    for name in sorted({*(parent.modalities if parent else ()), *(name for p in planned for name in p.features)}):
+        old = parent.modalities.get(name, ()) if parent else ()
+        new = {feature for p in planned for feature in p.features.get(name, ())} - set(old)
+        whole = all(p.whole.get(name, True) for p in planned)
+        values: Values = "counts" if whole else "expression"
+        if old and parent:
+            values = parent.modality_values[name]
+            if values == "counts" and not whole:
+                raise CorpusError(
+                    f"Modality {name!r} of the corpus holds counts; these sources hold other values.",
+                    remedy="Name the raw counts in sources.modalities.",
+                )
+        united[name] = Modality((*old, *sorted(new)), values)
+    return united
+
+
+def _refuse_misfit(config: IngestConfig, values: Values, parent: CorpusManifest) -> None:
+    """CorpusError where new cells would not mean the same as those that are there."""
+    here = {
+        "values": (values, parent.values),
+        "binning": (config.binning, parent.binning),
+        "tokenizer.n_bins": (config.tokenizer.n_bins, parent.n_bins),
+        "seed": (config.seed, parent.seed),
+        "gene vocabulary": (GeneVocabulary.load_default().digest(), parent.vocabulary_digest),
+    }
+    if values == "counts" and parent.values == "expression":
+        del here["values"]  # counts are expression too
+    differing = [f"{name} ({new}, there {old})" for name, (new, old) in here.items() if new != old]
+    if differing:
+        raise CorpusError(
+            f"Corpus {config.corpus!r} cannot take these sources: {', '.join(differing)} differ.",
+            remedy="Make the configuration agree, or ingest them under another name.",
+            corpus=config.corpus,
+        )

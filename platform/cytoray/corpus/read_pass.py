@@ -1,0 +1,199 @@
+"""First pass of an ingest: a range of a source's rows, checked, becomes one spill sorted by partition."""
+
+# C cells that are kept
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from cytoray import storage
+from cytoray.config import Config
+from cytoray.corpus.checks import CheckedRows, RowChecks, check_rows, map_source_genes
+from cytoray.corpus.obs_tables import obs_arrays, obs_schema, own_arrays
+from cytoray.corpus.planning import IngestPlan, PlannedSource, refused
+from cytoray.corpus.readers.base import CellReader
+from cytoray.corpus.readers.opening import open_source
+from cytoray.corpus.spill import SectionIndex, split_by, stream_fields, to_arrays, to_section, write_sections
+from cytoray.errors import CorpusError
+from cytoray.failpoints import failpoint
+from cytoray.tokens.cells import UInt64
+from cytoray.tokens.keys import Purpose, combine
+from cytoray.tokens.mapping import GeneMapping
+from cytoray.tokens.packed import PackedCells, pack_rows
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+FOLDERS = ("zarr", "10x_mtx", "scb")  # formats whose version is not that of one object
+COPIES = pa.schema([("content", pa.uint64()), ("cell_id", pa.uint64()), ("row", pa.int64())])
+
+
+class SpillRecord(Config):
+    """What became of one range of rows; its presence means that the spill is complete."""
+
+    source: int = Field(description="Place of the source in the plan.")
+    start: int
+    stop: int
+    num_cells: int = Field(description="Cells kept.")
+    sections: SectionIndex = Field(description="One section a partition, then one with the cells' content hashes.")
+    profile: dict[str, Any]
+
+
+def spill_uri(plan: IngestPlan, source: int, start: int) -> str:
+    """Where the spill of a range lies; its record has ``.json`` after it."""
+    return storage.join(plan.staging, f"spill-{source:05d}-{start:010d}")
+
+
+def load_spill(plan: IngestPlan, source: int, start: int) -> SpillRecord:
+    """The record of a spill that was written."""
+    return SpillRecord.model_validate_json(storage.read_bytes(spill_uri(plan, source, start) + ".json"))
+
+
+def spill_schema(plan: IngestPlan) -> pa.Schema:
+    """Columns of a partition's section: obs, then the packed cells and their modalities."""
+    fields = [*obs_schema(plan.obs_types), *stream_fields()]
+    for name in plan.modalities:
+        fields += stream_fields(name)
+    return pa.schema(fields)
+
+
+def partition_of(plan: IngestPlan, cell_ids: UInt64) -> UInt64:
+    """The partition of each cell, shape (C,): a matter of the cell alone."""
+    return combine(plan.config.seed, int(Purpose.PARTITION), cell_ids) % np.uint64(plan.num_partitions)
+
+
+def spill_rows(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
+    """Read and check one range of rows and leave its cells in the staging area, unless that was done before.
+
+    Returns how many rows that were, and why the source cannot be used, if the plan leaves room for a bad one.
+    """
+    source, start, stop = int(item["source"]), int(item["start"]), int(item["stop"])
+    done = {"source": source, "start": start, "num_rows": stop - start, "refused": ""}
+    uri = spill_uri(plan, source, start)
+    if storage.exists(f"{uri}.json"):
+        return done
+    try:
+        with _opened(plan.sources[source], plan) as (reader, mapping):
+            table, checked = _read(reader, mapping, plan, start, stop)
+    except CorpusError as error:
+        if plan.config.checks.max_bad_files == 0 or error.details.get("rule") == "changed":
+            raise
+        return {**done, "refused": refused(plan.sources[source].source.uri, error).model_dump_json()}
+    failpoint("ingest.before_spill")
+    partitions = split_by(table, partition_of(plan, checked.cells.cell_ids), plan.num_partitions)
+    copies = pa.record_batch([checked.content, checked.cells.cell_ids, checked.rows], schema=COPIES)
+    num_cells, profile = checked.cells.num_cells, checked.profile.to_json()
+    del table, checked  # what follows copies all of it
+    sections = write_sections(uri, [*partitions, to_section(copies)])
+    failpoint("ingest.before_spill_index")
+    record = SpillRecord(source=source, start=start, stop=stop, num_cells=num_cells, sections=sections, profile=profile)
+    storage.write_bytes(f"{uri}.json", record.model_dump_json().encode())
+    failpoint("ingest.after_spill")
+    pa.default_memory_pool().release_unused()  # a worker that waits for its next task keeps nothing
+    return done
+
+
+@dataclass
+class _Open:
+    """A source that stays open between the tasks of one worker process: opening reads all of obs and var."""
+
+    planned: PlannedSource
+    reader: CellReader
+    mapping: GeneMapping
+
+
+_open: list[_Open] = []  # one at most
+
+
+@contextlib.contextmanager
+def _opened(planned: PlannedSource, plan: IngestPlan) -> Iterator[tuple[CellReader, GeneMapping]]:
+    """The source, open, and its genes; CorpusError where it is not what was planned, before or after the reading."""
+    if not _open or _open[0].planned != planned:
+        close_sources()
+        reader = open_source(planned.source)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(reader)
+            _refuse_changed(planned, reader.version)
+            mapping = map_source_genes(reader, GeneVocabulary.load_default(), plan.config.checks)
+            stack.pop_all()
+        _open.append(_Open(planned, reader, mapping))
+    finished = False
+    try:
+        yield _open[0].reader, _open[0].mapping
+        finished = True
+    finally:
+        if not finished:
+            close_sources()
+        _refuse_changed(planned, _version_now(planned))  # which explains better what was read of it
+
+
+def close_sources() -> None:
+    """Close what this process keeps open."""
+    while _open:
+        _open.pop().reader.__exit__(None, None, None)
+
+
+def _version_now(planned: PlannedSource) -> str:
+    """The version of a source as it lies there now."""
+    if planned.description.format not in FOLDERS:
+        return storage.info(planned.source.uri).version
+    with open_source(planned.source) as reader:
+        return reader.version
+
+
+def _refuse_changed(planned: PlannedSource, version: str) -> None:
+    if version != planned.description.version:
+        raise CorpusError(
+            f"{planned.source.uri}: the file changed while it was read.",
+            remedy="Start the ingest again, once nobody writes to it.",
+            uri=planned.source.uri,
+            rule="changed",
+        )
+
+
+def _read(
+    reader: CellReader, mapping: GeneMapping, plan: IngestPlan, start: int, stop: int
+) -> tuple[pa.Table, CheckedRows]:
+    """The kept cells of a range as a table of ``spill_schema``."""
+    options = RowChecks(plan.config.checks, plan.config.filter, plan.values)
+    checked = check_rows(reader, mapping, options, start=start, stop=stop)
+    frame, cells = reader.obs.iloc[checked.rows], checked.cells
+    arrays = [
+        *own_arrays(cells.cell_ids, checked.content, reader.source.uri, frame),
+        *obs_arrays(frame, plan.obs_types),
+        *to_arrays(cells),
+    ]
+    for name in plan.modalities:
+        arrays += to_arrays(_modality_cells(reader, plan, name, checked, range(start, stop)))
+    return pa.table(arrays, schema=spill_schema(plan)), checked
+
+
+def _modality_cells(reader: CellReader, plan: IngestPlan, name: str, checked: CheckedRows, rows: range) -> PackedCells:
+    """The same cells in a further modality; without any value where the source does not have it."""
+    modality, counts = plan.modalities[name], plan.modalities[name].values == "counts"
+    if all(config.name != name for config in reader.source.modalities):
+        nothing = np.zeros(checked.cells.num_cells + 1, np.int64)
+        empty = np.empty(0, np.uint8)
+        values = empty if counts else empty.view(np.float32)
+        ids = checked.cells.cell_ids
+        return PackedCells(empty, values, empty.view(np.uint32), nothing, nothing, nothing, ids)
+    places = {feature: place for place, feature in enumerate(modality.features)}
+    features = np.array([places[feature] for feature in reader.modality_features(name)], np.int32)
+    matrix = reader.read_modality(name, rows.start, rows.stop)[checked.rows - rows.start]
+    whole = np.rint(matrix.data) if counts else matrix.data
+    bad = ~np.isfinite(matrix.data) | (matrix.data != whole) | (counts & (matrix.data < 0))
+    if bad.any():
+        raise CorpusError(
+            f"{reader.source.uri}: modality {name!r} holds {matrix.data[bad][0]} in rows from {rows.start:,}, "
+            f"which is no {'count' if counts else 'number'}.",
+            remedy="Name a matrix of raw counts in sources.modalities, or leave the modality out.",
+            uri=reader.source.uri,
+            rule="modality",
+            key=name,
+        )
+    return pack_rows(matrix, features, checked.cells.cell_ids, counts=counts)

@@ -1,0 +1,146 @@
+"""AnnData files: h5ad and zarr, which hold the same tree of groups."""
+
+# C cells, G genes, F features of a further modality
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cytoray import storage
+from cytoray.corpus.config import ModalityConfig
+from cytoray.corpus.readers.base import Format
+from cytoray.corpus.readers.frames import read_element, read_frame
+from cytoray.corpus.readers.hdf5 import H5Array
+from cytoray.corpus.readers.problems import explained
+from cytoray.corpus.readers.rows import Array, CompressedRows, DenseRows, RawRows, RowSource
+from cytoray.corpus.readers.source import Modality, numbered
+from cytoray.corpus.readers.turned import CompressedColumns
+
+TOUCHED = ("X", "raw", "raw.X", "raw.var", "layers", "obs", "var", "obsm", "mod", "obsmap")
+
+
+class AnnDataContents:
+    """The tree of AnnData in a group of HDF5 or zarr."""
+
+    def __init__(self, tree: Any, format: Format, info: storage.ObjectInfo) -> None:
+        """``tree`` is the group that has X, obs and var."""
+        self.format = format
+        self.num_bytes, self.version = info.num_bytes, info.version
+        self.notes: list[str] = []
+        self._tree, self._uri = tree, info.uri
+        is_old = "X" in tree and "h5sparse_format" in tree["X"].attrs
+        if is_old or isinstance(tree.get("obs"), h5py.Dataset):
+            self.notes.append("an encoding of before AnnData 0.7")
+
+    def matrices(self) -> dict[str, RowSource]:
+        """X, raw.X and the layers, as far as they are there; files of before 2020 have a key ``raw.X``."""
+        places = {"X": "X", "raw.X": "raw.X" if "raw.X" in self._tree else "raw/X"}
+        places.update({f"layers/{name}": f"layers/{name}" for name in self._tree.get("layers", ())})
+        return {name: self._rows(key) for name, key in places.items() if key in self._tree}
+
+    def obs(self) -> pd.DataFrame:
+        """The table of cells."""
+        return self._frame("obs")
+
+    def var(self, matrix: str) -> pd.DataFrame:
+        """The table of genes; raw.X has one of its own."""
+        if matrix != "raw.X":
+            return self._frame("var")
+        return self._frame("raw.var" if "raw.var" in self._tree else "raw/var")
+
+    def modality_names(self) -> tuple[str, ...]:
+        """The matrices of obsm."""
+        return tuple(f"obsm/{name}" for name in self._tree.get("obsm", ()))
+
+    def modality(self, config: ModalityConfig) -> Modality:
+        """A matrix of obsm: sparse, dense or a table, whose columns then name the features."""
+        element = self._tree[config.matrix]
+        names: list[str] | None = None
+        rows: RowSource
+        if element.attrs.get("encoding-type") == "dataframe":
+            frame = read_frame(self._tree, config.matrix)
+            names = [str(name) for name in frame.columns]
+            rows = MemoryRows(frame.to_numpy())
+        else:
+            rows = self._rows(config.matrix)
+        if config.feature_names is not None:
+            names = [str(name) for name in np.ravel(read_element(self._tree[config.feature_names]))]
+        elif names is None:
+            names = self._names_of(config.matrix.removeprefix("obsm/"), rows.shape[1])
+        return Modality(rows, numbered(names, rows.shape[1], config.name))
+
+    def _names_of(self, name: str, count: int) -> list[str] | None:
+        """Names of as many features as there are, where ``uns`` has them under the name of the matrix."""
+        stem = name.rpartition("_")[0] or name
+        for key in (f"uns/{name}_names", f"uns/{name}", f"uns/{stem}_names", f"uns/{stem}"):
+            if key in self._tree and hasattr(self._tree[key], "shape") and self._tree[key].shape == (count,):
+                return [str(feature) for feature in read_element(self._tree[key])]
+        return None
+
+    def _frame(self, key: str) -> pd.DataFrame:
+        if key not in self._tree:
+            raise ValueError(f"there is no {key!r}, so this is not an AnnData file")
+        return read_frame(self._tree, key)
+
+    def _rows(self, key: str) -> RowSource:
+        with explained(self._uri, key):
+            return open_rows(self._tree[key], source=(self._uri, self.version, f"{self._tree.name}/{key}"))
+
+
+def open_rows(element: Any, *, source: tuple[str, ...]) -> RowSource:
+    """A matrix of AnnData, dense or sparse, of HDF5 or zarr; ValueError if it is none. ``source`` tells which it is."""
+    if hasattr(element, "shape"):
+        return DenseRows(element)
+    layout, shape = sparse_layout(element)
+    parts = [_array(element, name) for name in ("data", "indices", "indptr")]
+    if layout == "csr":
+        return CompressedRows(*parts, shape=shape)
+    return CompressedColumns(*parts, shape=shape, key=source)
+
+
+def sparse_layout(group: Any) -> tuple[Literal["csr", "csc"], tuple[int, int]]:
+    """Whether a group holds compressed rows or columns, and its shape (C, G); ValueError if neither."""
+    attributes = group.attrs
+    layout = str(attributes.get("encoding-type", attributes.get("h5sparse_format", ""))).removesuffix("_matrix")
+    shape = attributes.get("shape", attributes.get("h5sparse_shape", ()))
+    if layout not in ("csr", "csc") or len(shape) != 2:
+        raise ValueError("it is no matrix that AnnData writes")
+    return ("csr" if layout == "csr" else "csc"), (int(shape[0]), int(shape[1]))
+
+
+def _array(group: Any, name: str) -> Array:
+    """One array of a sparse matrix."""
+    element = group[name]
+    if not hasattr(element, "shape"):
+        raise ValueError(f"its {name} is no array")
+    if isinstance(element, h5py.Dataset):
+        return H5Array(element)
+    if name != "indptr" and element.nchunks_initialized < element.nchunks:
+        # zarr reads an absent chunk as zeros, and nobody stores entries that are all zero: their objects are lost.
+        raise ValueError(f"{element.nchunks - element.nchunks_initialized:,} chunks of its {name} are missing")
+    return element  # type: ignore[no-any-return]
+
+
+class MemoryRows:
+    """A small matrix that is in memory already."""
+
+    def __init__(self, values_CF: npt.NDArray[Any]) -> None:
+        self.shape = (int(values_CF.shape[0]), int(values_CF.shape[1]))
+        self.num_entries: int | None = int(np.count_nonzero(values_CF))
+        self._values = values_CF
+
+    def read(self, start: int, stop: int) -> RawRows:
+        """Rows ``start`` to ``stop``."""
+        part = self._values[start:stop]
+        row, column = np.nonzero(part)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=stop - start))]).astype(np.int64)
+        return RawRows(part[row, column], column, indptr)
+
+    def sample_values(self) -> npt.NDArray[Any]:
+        """All of them."""
+        return self._values

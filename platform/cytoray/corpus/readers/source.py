@@ -1,0 +1,265 @@
+"""The reader that all formats share: a format only says where matrices and tables are, everything else is done here."""
+
+# C cells (rows read), G genes (columns of the file), F features of a further modality
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Protocol, Self
+
+import pandas as pd
+from scipy import sparse
+
+from cytoray.corpus.config import ModalityConfig, SourceConfig
+from cytoray.corpus.readers.base import Format, SourceDescription, ValueKind
+from cytoray.corpus.readers.frames import label_columns
+from cytoray.corpus.readers.genes import ensembl_ids, gene_names
+from cytoray.corpus.readers.problems import damaged, explained, no_column, no_matrix
+from cytoray.corpus.readers.rows import RowSource, tidy_rows
+from cytoray.corpus.readers.values import Judged, choose_matrix, judge_numbers, judge_values, sample_ranges
+from cytoray.errors import CorpusError
+from cytoray.tokens.gene_table import guess_id_type, guess_species
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A further matrix over the same cells, and the names of its F features."""
+
+    rows: RowSource
+    features: list[str]
+
+
+class Contents(Protocol):
+    """What a format finds in one open source. Its methods may raise what damaged files raise; see ``explained``."""
+
+    format: Format
+    num_bytes: int
+    version: str
+    notes: list[str]
+
+    def matrices(self) -> dict[str, RowSource]:
+        """The matrices by the name a user gives them, X before raw.X before layers."""
+
+    def obs(self) -> pd.DataFrame:
+        """The table of cells."""
+
+    def var(self, matrix: str) -> pd.DataFrame:
+        """The table of genes of one of the matrices."""
+
+    def modality_names(self) -> tuple[str, ...]:
+        """What ``modality`` would find, as ``obsm/NAME`` or ``mod/NAME``."""
+
+    def modality(self, config: ModalityConfig) -> Modality:
+        """A further matrix over the cells."""
+
+
+class SourceReader:
+    """One open source of cells, with the face of ``base.CellReader``; a context manager."""
+
+    def __init__(self, source: SourceConfig, contents: Contents, stack: contextlib.ExitStack) -> None:
+        """``stack`` holds what is open, and is closed with the reader."""
+        self.source = source
+        self.num_unsorted_rows = 0  # of those read so far: columns not in order, or twice
+        self._contents, self._stack = contents, stack
+        self._judged: dict[str, Judged] = {}
+        self._modalities: dict[str, Modality] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def version(self) -> str:
+        """ETag, or size and mtime, of the object as it was opened; of a folder, a digest over those of its files."""
+        return self._contents.version
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The table of cells, index = cell names."""
+        with explained(self.source.uri, "obs"):
+            return self._contents.obs()
+
+    @cached_property
+    def matrix(self) -> str:
+        """The matrix that is read: the one asked for, or by preference counts before anything else."""
+        if not self._matrices:
+            raise CorpusError(
+                f"{self.source.uri}: the file has no expression matrix (no X, raw.X or layers).",
+                remedy="Write the counts to X and save again.",
+                uri=self.source.uri,
+                key="X",
+            )
+        if self.source.matrix != "auto":
+            if self.source.matrix not in self._matrices:
+                raise no_matrix(self.source.uri, self.source.matrix, list(self._matrices))
+            return self.source.matrix
+        if len(self._matrices) == 1:
+            return next(iter(self._matrices))
+        return choose_matrix({name: rows.shape[1] for name, rows in self._matrices.items()}, self._judge)
+
+    @property
+    def value_kind(self) -> ValueKind:
+        """What the values of the chosen matrix are, judged from a spread sample of its rows."""
+        return self._judge(self.matrix).kind
+
+    @cached_property
+    def gene_names(self) -> list[str]:
+        """Names of the G genes: from ``gene_column``, the index of var, or its column of symbols beside Ensembl ids."""
+        return gene_names(self._var, self.source)
+
+    @cached_property
+    def ensembl_ids(self) -> list[str] | None:
+        """Ensembl ids of the G genes, from ``ensembl_column`` or where else var has them beside the names."""
+        return ensembl_ids(self._var, self.gene_names, self.source)
+
+    def describe(self) -> SourceDescription:
+        """Size, shape, kind of values, genes and labels; CorpusError where the parts disagree."""
+        num_cells, num_genes = self._rows.shape
+        for axis, table, expected, seen in (
+            ("obs", "obs", num_cells, len(self.obs)),
+            ("var", self._var_key, num_genes, len(self._var)),
+        ):
+            if expected != seen:
+                raise CorpusError(
+                    f"{self.source.uri}: {self.matrix} has {expected:,} entries along {axis}, "
+                    f"but {table} has {seen:,}.",
+                    remedy="The file is inconsistent: write it again from its source.",
+                    uri=self.source.uri,
+                    key=table,
+                )
+        modalities = [modality.name for modality in self.source.modalities]
+        return SourceDescription(
+            uri=self.source.uri,
+            num_bytes=self._contents.num_bytes,
+            version=self.version,
+            format=self._contents.format,
+            matrix=self.matrix,
+            value_kind=self.value_kind,
+            num_cells=num_cells,
+            num_genes=num_genes,
+            num_entries=self._rows.num_entries,
+            id_type=guess_id_type(self.gene_names),
+            species=guess_species(self._best_names()),
+            label_columns=label_columns(self.obs),
+            modalities=tuple(name for name in modalities if self._modality(name)),
+            notes=self._notes(),
+        )
+
+    def labels(self, key: str) -> list[str | None]:
+        """One label a cell from a column of obs; None where it is missing."""
+        if key not in self.obs:
+            raise no_column(self.source.uri, "obs", key, [str(name) for name in self.obs.columns])
+        column = self.obs[key]
+        return [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+
+    def read_rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop`` in the file's own number type, shape (C, G): checked, sorted, no zeros stored.
+
+        Half floats come as float32 and truth values as uint8: scipy computes with neither.
+        """
+        matrix, num_unsorted = self._read(self._rows, self.matrix, (start, stop))
+        self.num_unsorted_rows += num_unsorted
+        return matrix
+
+    def modality_features(self, name: str) -> list[str]:
+        """Names of the F features of a further modality."""
+        return self._modality(name).features
+
+    def read_modality(self, name: str, start: int, stop: int) -> sparse.csr_matrix:
+        """Cells ``start`` to ``stop`` of a further modality, shape (C, F)."""
+        rows = self._modality(name).rows
+        return self._read(rows, f"modality {name}", (start, stop))[0]
+
+    @cached_property
+    def _matrices(self) -> dict[str, RowSource]:
+        with explained(self.source.uri, "the list of matrices"):
+            return self._contents.matrices()
+
+    @property
+    def _rows(self) -> RowSource:
+        return self._matrices[self.matrix]
+
+    @cached_property
+    def _var(self) -> pd.DataFrame:
+        with explained(self.source.uri, self._var_key):
+            return self._contents.var(self.matrix)
+
+    @property
+    def _var_key(self) -> str:
+        return "raw/var" if self.matrix == "raw.X" else "var"
+
+    def _read(self, rows: RowSource, what: str, cells: tuple[int, int]) -> tuple[sparse.csr_matrix, int]:
+        """Rows of a matrix, and how many of them were not in order."""
+        start, stop = max(0, min(cells[0], rows.shape[0])), max(0, min(cells[1], rows.shape[0]))
+        with explained(self.source.uri, f"{what}, rows {start:,} to {stop:,}:"):
+            return tidy_rows(rows.read(start, stop), rows.shape[1])
+
+    def _judge(self, matrix: str) -> Judged:
+        """What a sample of a matrix tells, looked at once."""
+        if matrix not in self._judged:
+            self._judged[matrix] = self._look_at(matrix)
+        return self._judged[matrix]
+
+    def _look_at(self, matrix: str) -> Judged:
+        """Read a sample of a matrix."""
+        rows = self._matrices[matrix]
+        with explained(self.source.uri, matrix):
+            values = rows.sample_values()
+        if values is not None and (kind := judge_numbers(values)) != "expression":
+            return Judged(kind, empty=not values.any())
+        parts = [self._read(rows, matrix, cells) for cells in sample_ranges(rows.shape[0])]
+        if not parts:
+            return Judged("counts", empty=True)
+        sample = sparse.vstack([matrix for matrix, _ in parts], format="csr")
+        unsorted = sum(number for _, number in parts)
+        return Judged(judge_values(sample), empty=sample.nnz == 0, num_unsorted_rows=unsorted)
+
+    def _best_names(self) -> list[str]:
+        """Ensembl ids, which tell the species surely, or names where there are none."""
+        ids = self.ensembl_ids or [""] * len(self.gene_names)
+        return [gene_id or name for name, gene_id in zip(self.gene_names, ids, strict=True)]
+
+    def _notes(self) -> tuple[str, ...]:
+        """What a user should know of this source."""
+        notes = list(self._contents.notes)
+        if self._judge(self.matrix).num_unsorted_rows:
+            notes.append("rows whose column indices are not in order, or double")
+        doubled = [name for name, count in Counter(self.gene_names).items() if count > 1]
+        if doubled:
+            notes.append(f"{len(doubled):,} gene names occur more than once, such as {doubled[0]}")
+        if self.source.matrix == "auto" and len(self._matrices) > 1:
+            others = ", ".join(name for name in self._matrices if name != self.matrix)
+            notes.append(f"{self.matrix} was chosen; there are also {others}")
+        return tuple(notes)
+
+    def _modality(self, name: str) -> Modality:
+        """A further modality, opened once."""
+        if name not in self._modalities:
+            self._modalities[name] = self._open_modality(name)
+        return self._modalities[name]
+
+    def _open_modality(self, name: str) -> Modality:
+        config = next((modality for modality in self.source.modalities if modality.name == name), None)
+        assert config is not None, f"no modality {name!r} was configured"
+        there = self._contents.modality_names()
+        if config.matrix not in there:
+            raise no_matrix(self.source.uri, config.matrix, there)
+        with explained(self.source.uri, config.matrix):
+            modality = self._contents.modality(config)
+        if modality.rows.shape != (self._rows.shape[0], len(modality.features)):
+            error = ValueError(f"its shape is {modality.rows.shape}, but there are {self._rows.shape[0]:,} cells")
+            raise damaged(self.source.uri, config.matrix, error)
+        return modality
+
+
+def numbered(names: list[str] | None, count: int, prefix: str) -> list[str]:
+    """``names``, or numbers behind ``prefix`` where there are none."""
+    return names if names is not None else [f"{prefix}_{number}" for number in range(count)]

@@ -1,0 +1,98 @@
+"""The data report: what was found in every source and what became of its cells, as a page for people and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cytoray
+from cytoray import storage
+from cytoray.corpus.profile import SourceProfile, merge_profiles
+from cytoray.corpus.readers.base import SourceDescription
+from cytoray.errors import CytorayError, StorageError
+
+FORMAT = 1
+HTML_NAME, JSON_NAME = "report.html", "report.json"
+MALFORMED, UNREACHABLE = "malformed", "unreachable"  # rules of a file that cannot be read at all
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One source that was read."""
+
+    description: SourceDescription
+    profile: SourceProfile
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One source that was left out, and why."""
+
+    uri: str
+    key: str  # the place in the file (a matrix, a table), empty where it is the file itself
+    rule: str  # the rule it broke, or MALFORMED or UNREACHABLE
+    reason: str
+    remedy: str = ""
+
+    @staticmethod
+    def of(uri: str, error: CytorayError) -> Quarantined:
+        """Put an error that refused ``uri`` on record."""
+        reason = error.problem.removeprefix(f"{uri}: ")
+        rule = error.details.get("rule", UNREACHABLE if isinstance(error, StorageError) else MALFORMED)
+        return Quarantined(uri, str(error.details.get("key", "")), str(rule), reason, error.remedy)
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """The corpus that came of it."""
+
+    name: str
+    version: int
+    digest: str
+    num_cells: int
+    num_bytes: int
+    num_shards: int
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Everything a page about some sources says; ``corpus`` is None where they were looked at only."""
+
+    title: str
+    files: tuple[FileReport, ...]
+    quarantined: tuple[Quarantined, ...] = ()
+    corpus: CorpusFacts | None = None
+
+    @cached_property
+    def total(self) -> SourceProfile:
+        """The profile of all sources together."""
+        return merge_profiles(file.profile for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON data, every profile whole."""
+        return {
+            "format": FORMAT,
+            "cytoray": cytoray.__version__,
+            "title": self.title,
+            "corpus": dataclasses.asdict(self.corpus) if self.corpus is not None else None,
+            "num_read": self.total.num_read,
+            "num_kept": self.total.num_kept,
+            "dropped": dict(self.total.dropped),
+            "warned": dict(self.total.warned),
+            "files": [
+                {"description": dataclasses.asdict(file.description), "profile": file.profile.to_json()}
+                for file in self.files
+            ],
+            "quarantined": [dataclasses.asdict(record) for record in self.quarantined],
+        }
+
+
+def write_report(folder_uri: str, report: DataReport) -> None:
+    """Write ``report.html`` (one file, nothing fetched from elsewhere) and ``report.json`` into a folder or prefix."""
+    from cytoray.corpus.report_page import render_page  # matplotlib: only where a report is written
+
+    storage.write_bytes(storage.join(folder_uri, JSON_NAME), json.dumps(report.to_json(), indent=1).encode())
+    storage.write_bytes(storage.join(folder_uri, HTML_NAME), render_page(report).encode())

@@ -1,0 +1,81 @@
+"""The words of a data report, and its few lines for a terminal."""
+
+from __future__ import annotations
+
+from cytoray.corpus.profile import SourceProfile, histogram_median
+from cytoray.corpus.readers.base import SourceDescription
+from cytoray.corpus.report import DataReport, FileReport, Quarantined
+
+KIND_WORDS = {
+    "counts": "raw counts",
+    "near_counts": "near-integer counts, rounded",
+    "recoverable": "log-normalised, counts restored",
+    "expression": "expression, no counts",
+    "negative": "scaled values",
+}
+HOW_WORDS = {"symbol": "symbol", "ensembl": "Ensembl id", "previous": "previous symbol", "alias": "alias"}
+
+
+def report_lines(report: DataReport) -> list[str]:
+    """What was found: a paragraph a file, one line a refused file, one line for all."""
+    lines = [line for file in report.files for line in file_lines(file)]
+    lines += [refused_line(record) for record in report.quarantined]
+    total = report.total
+    good, bad = len(report.files), len(report.quarantined)
+    lines.append(
+        f"{good + bad:,} {'file' if good + bad == 1 else 'files'}: {good:,} good, {bad:,} refused; "
+        f"{total.num_kept:,} of {total.num_read:,} cells read would be kept"
+    )
+    return lines
+
+
+def file_lines(file: FileReport) -> list[str]:
+    """What one file holds and what would become of it."""
+    description, profile = file.description, file.profile
+    lines = [
+        description.uri,
+        f"  {description.num_cells:,} cells x {description.num_genes:,} genes, {description.format} "
+        f"{description.matrix} ({KIND_WORDS[description.value_kind]}), {size_text(description.num_bytes)}",
+        f"  genes: {_gene_words(profile, description)}",
+        f"  cells: {_cell_words(profile)}",
+    ]
+    lines += [f"  {rule}: {text}" for rule, text in profile.findings.items()]
+    lines += [f"  {rule}: {count:,} cells, kept all the same" for rule, count in profile.warned.items()]
+    if profile.num_rounded:
+        lines.append(f"  rounded: {profile.num_rounded:,} values, to the integer next to them")
+    return lines + [f"  note: {note}" for note in description.notes]
+
+
+def refused_line(record: Quarantined) -> str:
+    """One line for a file that was refused."""
+    place = f" at {record.key}" if record.key and record.key not in record.reason else ""
+    return f"{record.uri}: refused ({record.rule}{place}): {record.reason} {record.remedy}".rstrip()
+
+
+def size_text(num_bytes: int) -> str:
+    """A number of bytes as a person reads it."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _gene_words(profile: SourceProfile, description: SourceDescription) -> str:
+    words = f"{description.species}, {description.id_type}"
+    if profile.genes is None:
+        return words
+    how = [f"{count:,} by {HOW_WORDS[kind]}" for kind, count in profile.genes.how.items() if kind in HOW_WORDS]
+    return (
+        f"{words}; {profile.genes.num_matched:,} of {profile.genes.num_genes:,} ({profile.genes.share:.1%}) in the "
+        f"vocabulary ({', '.join(how) or 'none'})"
+    )
+
+
+def _cell_words(profile: SourceProfile) -> str:
+    words = f"{profile.num_kept:,} of {profile.num_read:,} kept"
+    if profile.dropped:
+        words += f" (left out: {', '.join(f'{count:,} {rule}' for rule, count in profile.dropped.items())})"
+    depth, genes = histogram_median(profile.depth), histogram_median(profile.genes_per_cell)
+    return f"{words}; about {depth:,.0f} counts and {genes:,.0f} genes a cell"

@@ -1,0 +1,164 @@
+"""The rules about a whole source: whether its genes are the vocabulary's, and what its values are."""
+
+# G genes (columns of the file)
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+
+from cytoray.corpus.config import CheckConfig
+from cytoray.corpus.readers.base import CellReader, ValueKind
+from cytoray.errors import CorpusError
+from cytoray.tokens.vocabulary import GeneMapping, GeneVocabulary
+
+Values = Literal["counts", "expression"]
+SHOWN = 10  # names in a refusal
+EXAMPLES = 5  # names in a finding
+FIRST_ROWS = 256  # that are looked through for a value to name
+HUMAN = ("human", "unknown")
+COUNT_KINDS = ("counts", "near_counts", "recoverable")  # kinds of values that become exact counts
+
+
+def map_source_genes(reader: CellReader, vocabulary: GeneVocabulary, checks: CheckConfig) -> GeneMapping:
+    """Map a source's G genes to the vocabulary.
+
+    Raises CorpusError by the rules wrong_species, unknown_genes and duplicate_gene where their severity is error, and
+    by min_matched_genes and min_matched_share.
+    """
+    ensembl_ids = reader.ensembl_ids
+    mapping = _map(vocabulary, tuple(reader.gene_names), None if ensembl_ids is None else tuple(ensembl_ids))
+    _gene_findings(reader, mapping, checks)
+    return mapping
+
+
+def source_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> dict[str, str]:
+    """What there is to say about the whole source, by rule; CorpusError where that rule's severity is error."""
+    return {**_gene_findings(reader, mapping, checks), **_value_findings(reader, checks)}
+
+
+def corpus_values(kinds: Iterable[ValueKind], checks: CheckConfig) -> Values:
+    """Whether sources of these kinds make a corpus of exact counts or, if one cannot give them, of expression."""
+    exact = set(COUNT_KINDS if checks.rules.not_recoverable != "warn" else COUNT_KINDS[:2])
+    return "counts" if set(kinds) <= exact else "expression"
+
+
+@functools.lru_cache(maxsize=8)  # every range of rows of a source asks again; 60,000 names take a quarter of a second
+def _map(vocabulary: GeneVocabulary, names: tuple[str, ...], ensembl_ids: tuple[str, ...] | None) -> GeneMapping:
+    return vocabulary.map_genes(names, ensembl_ids=ensembl_ids)
+
+
+def _gene_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> dict[str, str]:
+    """The rules about genes, the weightiest first."""
+    num_genes, num_matched = len(mapping.ids), int((mapping.ids >= 0).sum())
+    share = f"{num_matched:,} of {num_genes:,} genes are in the vocabulary"
+    findings = {}
+    if mapping.species not in HUMAN:
+        findings["wrong_species"] = (
+            f"these are {mapping.species} genes ({_some(mapping.unknown)}), but the vocabulary is human: {share}"
+        )
+        if checks.rules.wrong_species == "error":
+            raise _refusal(reader, "wrong_species", findings["wrong_species"], _orthologs(reader, mapping.species))
+    for rule, short in (
+        ("min_matched_genes", num_matched < max(1, min(checks.min_matched_genes, num_genes))),
+        ("min_matched_share", num_matched < checks.min_matched_share * num_genes),
+    ):
+        if short:
+            problem = f"{share}. The first of theirs: {_some(reader.gene_names, count=SHOWN)}"
+            raise _refusal(reader, rule, problem, _known_names(reader, rule))
+    if mapping.unknown:
+        findings["unknown_genes"] = (
+            f"{len(mapping.unknown):,} of {num_genes:,} genes are not in the vocabulary and are left out: "
+            f"{_some(mapping.unknown)}"
+        )
+        if checks.rules.unknown_genes == "error":
+            remedy = "Remove these columns, or set checks.rules.unknown_genes: warn to leave them out."
+            raise _refusal(reader, "unknown_genes", findings["unknown_genes"], remedy)
+    if mapping.duplicates:
+        some = [
+            f"{token} ({', '.join(names[:3])})" for token, names in list(mapping.duplicates.items())[: EXAMPLES + 1]
+        ]
+        findings["duplicate_gene"] = (
+            f"several columns for {len(mapping.duplicates):,} of the vocabulary's genes, whose values are summed: "
+            f"{_some(some)}"
+        )
+        if checks.rules.duplicate_gene == "error":
+            remedy = "Keep one column a gene, or set checks.rules.duplicate_gene: warn to sum them."
+            raise _refusal(reader, "duplicate_gene", findings["duplicate_gene"], remedy)
+    return findings
+
+
+def _value_findings(reader: CellReader, checks: CheckConfig) -> dict[str, str]:
+    """The rules about what the values are."""
+    rules, matrix = checks.rules, reader.matrix
+    if reader.value_kind == "negative" and rules.negative == "error":
+        remedy = (
+            "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X, or "
+            "set checks.rules.negative to drop."
+        )
+        raise _refusal(reader, "negative", f"{matrix} holds negative values{_first_negative(reader)}", remedy)
+    if reader.value_kind == "near_counts":
+        return {"near_counts": f"the values of {matrix} are within 0.001 of integers, and are rounded to them"}
+    if reader.value_kind == "recoverable":
+        text = f"{matrix} is log-normalised; its counts are restored cell by cell"
+        if rules.recovered == "error":
+            remedy = "Name the raw counts with `matrix: layers/NAME` or raw.X, or set checks.rules.recovered: warn."
+            raise _refusal(reader, "recovered", f"{matrix} is log-normalised, not raw counts", remedy)
+        return {"recovered": text}
+    if reader.value_kind in ("expression", "negative"):
+        if rules.not_counts == "error":
+            problem = f"{matrix} holds no counts, and none can be recovered from it (normalised or scaled values)"
+            remedy = (
+                "Name the raw counts with `matrix: layers/NAME` or raw.X, or set checks.rules.not_counts: warn to "
+                "keep the values as float32 expression."
+            )
+            raise _refusal(reader, "not_counts", problem, remedy)
+        return {"not_counts": f"{matrix} holds no counts; its values are kept as float32 expression"}
+    return {}
+
+
+def _first_negative(reader: CellReader) -> str:
+    """Where the first negative value among the first rows is."""
+    matrix = reader.read_rows(0, min(len(reader.obs), FIRST_ROWS)).tocoo()
+    found = np.flatnonzero(matrix.data < 0)
+    if not len(found):
+        return ""
+    row, gene, value = int(matrix.row[found[0]]), matrix.col[found[0]], matrix.data[found[0]]
+    cell = str(reader.obs.index[row])
+    return f"; the first is {value:g} in cell {cell!r} (row {row:,}), gene {reader.gene_names[gene]!r}"
+
+
+def _orthologs(reader: CellReader, species: str) -> str:
+    """How to bring genes of another species into a human vocabulary."""
+    here = _gene_place(reader)
+    return (
+        f"Map them to their human orthologs first, for instance with Ensembl's table (BioMart: {species} gene, human "
+        "gene stable ID and name, one-to-one orthologs): write the human symbol or ENSG id of each gene to a new "
+        f"column of var and name it with gene_column (now: {here}), or set checks.rules.wrong_species: "
+        "warn to keep only what is spelt alike."
+    )
+
+
+def _known_names(reader: CellReader, rule: str) -> str:
+    return (
+        "Known are human gene symbols and Ensembl ids (ENSG…): name the column of var that holds them with gene_column "
+        f"(the names were read from {_gene_place(reader)}), or lower checks.{rule}."
+    )
+
+
+def _gene_place(reader: CellReader) -> str:
+    column = reader.source.gene_column
+    return "the index of var, or feature_name and the like" if column is None else f"var[{column!r}]"
+
+
+def _some(names: Iterable[str], *, count: int = EXAMPLES) -> str:
+    """The first few of many names."""
+    listed = list(names)
+    return ", ".join(listed[:count]) + (", …" if len(listed) > count else "")
+
+
+def _refusal(reader: CellReader, rule: str, problem: str, remedy: str) -> CorpusError:
+    return CorpusError(f"{reader.source.uri}: {problem}.", remedy=remedy, uri=reader.source.uri, rule=rule)

@@ -1,0 +1,121 @@
+"""Between the two passes of an ingest: cells and their obs as Arrow batches, one section a partition, read by range.
+
+A spill is the sections end to end in one object; where each lies and its digest is kept by whoever wrote it, in a
+record that comes last, so that a spill without its record counts as never written.
+"""
+
+# C cells
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cytoray import storage
+from cytoray.config import Config
+from cytoray.tokens.packed import PackedCells
+
+CONTENT = "_content"
+CELL_ID = "_cell_id"
+_STREAMS = ("genes", "values", "large")
+
+
+class SectionIndex(Config):
+    """Where the sections of an object lie: section i is the bytes ``borders[i]`` to ``borders[i + 1]``."""
+
+    borders: tuple[int, ...]
+    digests: tuple[str, ...]
+
+
+def write_sections(uri: str, sections: Sequence[bytes | memoryview | pa.Buffer]) -> SectionIndex:
+    """Write sections as one object."""
+    borders = [0]
+    for section in sections:
+        borders.append(borders[-1] + len(section))
+    digests = tuple(hashlib.sha256(section).hexdigest() for section in sections)
+    storage.write_bytes(uri, b"".join(sections))
+    return SectionIndex(borders=tuple(borders), digests=digests)
+
+
+def read_section(uri: str, index: SectionIndex, section: int) -> bytes:
+    """One section, verified; an empty one is not fetched."""
+    start, stop = index.borders[section], index.borders[section + 1]
+    return storage.read_bytes(uri, start=start, end=stop, sha256=index.digests[section])
+
+
+def stream_fields(name: str = "") -> list[pa.Field]:
+    """The Arrow fields that hold packed cells: the shard's own, or those of the modality ``name``."""
+    return [pa.field(_column(name, stream), pa.large_binary()) for stream in _STREAMS]
+
+
+def to_arrays(packed: PackedCells) -> list[pa.Array]:
+    """Packed cells as the arrays of ``stream_fields``, a value a cell, nothing copied."""
+    parts = (
+        (packed.genes, packed.gene_starts),
+        (packed.values, packed.indptr * packed.values.itemsize),
+        (packed.large, packed.large_starts * packed.large.itemsize),
+    )
+    return [
+        pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), packed.num_cells, [None, pa.py_buffer(starts), pa.py_buffer(stream)]
+        )
+        for stream, starts in parts
+    ]
+
+
+def from_table(table: pa.Table, *, counts: bool, name: str = "") -> PackedCells:
+    """Undo ``to_arrays`` for a table of C cells that also has the column of cell ids."""
+    genes, gene_starts = _stream(table, _column(name, "genes"))
+    values, value_starts = _stream(table, _column(name, "values"))
+    large, large_starts = _stream(table, _column(name, "large"))
+    typed = values if counts else values.view(np.float32)
+    return PackedCells(
+        genes=genes,
+        values=typed,
+        large=large.view(np.uint32),
+        gene_starts=gene_starts,
+        indptr=value_starts // typed.itemsize,
+        large_starts=large_starts // 4,
+        cell_ids=table.column(CELL_ID).to_numpy(),
+    )
+
+
+def to_section(batch: pa.RecordBatch) -> pa.Buffer:
+    """A batch as bytes, without its schema."""
+    return batch.serialize()
+
+
+def from_section(data: bytes, schema: pa.Schema) -> pa.RecordBatch:
+    """Undo ``to_section``."""
+    return pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+
+
+def split_by(table: pa.Table, groups: npt.NDArray[np.integer], num_groups: int) -> list[pa.Buffer]:
+    """The rows of a table by their group (C,), each group one section, in the order they stand."""
+    order = np.argsort(groups, kind="stable")
+    borders = np.searchsorted(groups[order], np.arange(num_groups + 1))
+    (batch,) = table.take(pa.array(order)).combine_chunks().to_batches() or [
+        pa.RecordBatch.from_pylist([], table.schema)
+    ]
+    return [to_section(batch.slice(start, stop - start)) for start, stop in itertools.pairwise(borders)]
+
+
+def _column(name: str, stream: str) -> str:
+    return f"{name}/_{stream}" if name else f"_{stream}"
+
+
+def _stream(table: pa.Table, column: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The bytes of a binary column end to end, and where each cell's begin, (C + 1,)."""
+    whole = table.column(column).combine_chunks()
+    array = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    if len(array) == 0:
+        return np.empty(0, np.uint8), np.zeros(1, np.int64)
+    _, offsets, data = array.buffers()
+    starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    stream = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    return np.require(stream[starts[0] : starts[-1]], requirements="A"), starts - starts[0]

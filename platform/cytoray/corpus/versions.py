@@ -1,0 +1,229 @@
+"""Keep corpora: list and compare versions, read every byte again against its digest, delete what no version names."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cytoray import progress, storage
+from cytoray.corpus.manifest import (
+    CellFileRecord,
+    CorpusManifest,
+    FileRecord,
+    ShardRecord,
+    corpus_uri,
+    list_versions,
+    load_commit,
+    load_manifest,
+    version_uri,
+)
+from cytoray.corpus.shards import read_shard
+from cytoray.errors import CorpusError, DigestError, NotFoundError, StorageError
+from cytoray.failpoints import failpoint
+
+READERS = 4  # files checked at a time
+GRACE_S = 24 * 3600.0  # longer than any ingest takes from its first write to its commit
+_COMMIT = re.compile(r"/corpora/([^/]+)/versions/(\d{6,})\.json$")
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """One corpus of a store."""
+
+    name: str
+    versions: tuple[int, ...]
+    latest: CorpusManifest
+
+
+@dataclass(frozen=True)
+class CorpusDiff:
+    """What sets two versions apart; the first of each pair is the older one's."""
+
+    num_cells: tuple[int, int]
+    num_bytes: tuple[int, int]
+    num_shared_shards: int
+    added_shards: tuple[str, ...]
+    removed_shards: tuple[str, ...]
+    added_sources: tuple[str, ...]
+    removed_sources: tuple[str, ...]
+    changed_sources: tuple[str, ...]  # the same uri, other bytes or other cells kept
+    settings: dict[str, tuple[str, str]]  # values, binning, seed, obs columns, … that differ
+
+    @property
+    def same_cells(self) -> bool:
+        """Whether both hold the same cells in the same order."""
+        return not self.added_shards and not self.removed_shards
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One object that is not as it was written."""
+
+    uri: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification read, and what it found."""
+
+    num_versions: int
+    num_files: int
+    num_bytes: int
+    damaged: tuple[Damage, ...]
+
+
+@dataclass(frozen=True)
+class GcReport:
+    """Objects that no version names, and whether they were deleted."""
+
+    orphans: tuple[str, ...]
+    num_young: int  # left alone: an ingest that is under way may need them
+    deleted: bool
+
+
+def list_corpora(store: str) -> list[CorpusSummary]:
+    """Every corpus of a store that has a committed version, by name."""
+    found: dict[str, list[int]] = {}
+    for uri in storage.list_files(storage.join(store, "corpora")):
+        match = _COMMIT.search(uri)
+        if match:
+            found.setdefault(match[1], []).append(int(match[2]))
+    return [
+        CorpusSummary(name, tuple(sorted(versions)), load_manifest(store, name))
+        for name, versions in sorted(found.items())
+    ]
+
+
+def diff(older: CorpusManifest, newer: CorpusManifest) -> CorpusDiff:
+    """Compare two versions, of one corpus or of two."""
+    shards = [{shard.sha256: shard.key for shard in manifest.shards} for manifest in (older, newer)]
+    sources = [{source.uri: source for source in manifest.sources} for manifest in (older, newer)]
+    names = ("name", "version", "values", "binning", "n_bins", "seed", "vocabulary_digest", "obs_columns", "modalities")
+    pairs = {name: (getattr(older, name), getattr(newer, name)) for name in names}
+    return CorpusDiff(
+        num_cells=(older.num_cells, newer.num_cells),
+        num_bytes=(older.num_bytes, newer.num_bytes),
+        num_shared_shards=len(shards[0].keys() & shards[1].keys()),
+        added_shards=tuple(key for digest, key in shards[1].items() if digest not in shards[0]),
+        removed_shards=tuple(key for digest, key in shards[0].items() if digest not in shards[1]),
+        added_sources=tuple(uri for uri in sources[1] if uri not in sources[0]),
+        removed_sources=tuple(uri for uri in sources[0] if uri not in sources[1]),
+        changed_sources=tuple(
+            uri for uri in sources[0].keys() & sources[1].keys() if sources[0][uri] != sources[1][uri]
+        ),
+        settings={name: (_short(one), _short(two)) for name, (one, two) in pairs.items() if one != two},
+    )
+
+
+def verify(store: str, name: str, *, advance: progress.Advance = progress.silent) -> VerifyReport:
+    """Read every object of a corpus again: all versions of ``NAME``, or ``NAME@VERSION`` alone.
+
+    Every damaged or missing object is reported, not the first one only. ``advance`` is told of bytes read.
+    """
+    uri = corpus_uri(store, name)
+    plain, _, asked = name.partition("@")
+    versions = [int(asked)] if asked else list_versions(uri)
+    if asked or not versions:
+        load_commit(uri, load_manifest(store, name).version)  # a version that is not there
+    damaged: list[Damage] = []
+    files: dict[str, tuple[FileRecord, ShardRecord | None]] = {}
+    for version in versions:
+        try:
+            manifest = load_manifest(store, f"{plain}@{version}")
+        except (CorpusError, StorageError) as error:
+            damaged.append(Damage(version_uri(uri, version), error.problem))
+            continue
+        for shard in manifest.shards:
+            files.update({file.key: (file, shard) for file in shard.files})
+
+    def check(entry: tuple[FileRecord, ShardRecord | None]) -> Damage | None:
+        damage = _check_file(uri, *entry)
+        advance(entry[0].num_bytes)
+        return damage
+
+    with ThreadPoolExecutor(READERS, "verify") as pool:
+        damaged += [damage for damage in pool.map(check, files.values()) if damage is not None]
+    num_bytes = sum(file.num_bytes for file, _ in files.values())
+    return VerifyReport(len(versions), len(files) + 2 * len(versions), num_bytes, tuple(damaged))
+
+
+def _check_file(uri: str, file: FileRecord, shard: ShardRecord | None) -> Damage | None:
+    """Read one object; a file of cells is decoded too, and must hold what its record says."""
+    where = storage.join(uri, file.key)
+    try:
+        if not isinstance(file, CellFileRecord):
+            storage.read_bytes(where, sha256=file.sha256)
+            return None
+        cells = read_shard(where, file)
+    except (DigestError, NotFoundError, CorpusError, StorageError) as error:
+        return Damage(where, error.problem)
+    sums = int(cells.cell_ids.sum(dtype="uint64"))
+    seen = (cells.num_cells, len(cells.values), sums)
+    expected = (file.num_cells, file.num_entries, shard.cell_id_sum if shard is not None else sums)
+    return None if seen == expected else Damage(where, f"{where}: holds {seen}, its record says {expected}.")
+
+
+def gc(store: str, *, dry_run: bool = True, grace_s: float = GRACE_S) -> GcReport:
+    """Find (and with ``dry_run=False`` delete) what no committed version of any corpus of the store names.
+
+    Objects younger than ``grace_s`` seconds stay: an ingest under way writes its shards before its version. Raises
+    CorpusError, and deletes nothing, where a version cannot be read.
+    """
+    started = time.time()
+    written = {entry.uri: entry.modified_s for entry in _objects(store)}
+    named = _named(store, written)
+    loose = [uri for uri in sorted(written, key=_staging_first) if not _is_named(uri, named)]
+    orphans = [uri for uri in loose if started - written[uri] >= grace_s]
+    if not dry_run and orphans:
+        named = _named(store, [entry.uri for entry in _objects(store)])  # a version may have come meanwhile
+        orphans = [uri for uri in orphans if not _is_named(uri, named)]
+        failpoint("gc.before_first_delete")
+        for number, uri in enumerate(orphans):
+            storage.delete(uri)
+            if number == 0:
+                failpoint("gc.after_first_delete")
+    return GcReport(tuple(orphans), len(loose) - len(orphans), deleted=not dry_run)
+
+
+def _objects(store: str) -> list[storage.ObjectInfo]:
+    """Everything below the corpora of a store, what dead writers left under temporary names too."""
+    return storage.list_objects(storage.join(store, "corpora"), temporary=True)
+
+
+def _staging_first(uri: str) -> tuple[bool, str]:
+    """Records of finished shards go before the shards, so that no rerun trusts a record whose shard is gone."""
+    return "/staging/" not in uri, uri
+
+
+def _named(store: str, uris: Iterable[str]) -> set[str]:
+    """Every object that some version names, and the folders of their reports."""
+    named: set[str] = set()
+    for match in filter(None, map(_COMMIT.search, uris)):
+        name, version = match[1], int(match[2])
+        uri = corpus_uri(store, name)
+        manifest = load_manifest(store, f"{name}@{version}")
+        named |= {version_uri(uri, version), storage.join(uri, load_commit(uri, version).key)}
+        named |= {storage.join(uri, key) for key in _keys(manifest)}
+    return named
+
+
+def _keys(manifest: CorpusManifest) -> Iterator[str]:
+    for shard in manifest.shards:
+        yield from (file.key for file in shard.files)
+    for increment in manifest.increments:
+        if increment.report_key is not None:
+            yield increment.report_key
+
+
+def _is_named(uri: str, named: set[str]) -> bool:
+    return uri in named or uri.rpartition("/")[0] in named
+
+
+def _short(value: object) -> str:
+    """A setting for people: long ones by their beginning."""
+    text = ", ".join(map(str, value)) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 80 else text[:77] + "…"

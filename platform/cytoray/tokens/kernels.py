@@ -1,0 +1,248 @@
+"""From packed cells to tokens in one pass a cell: decode, bin, sample, hide, pad; compiled."""
+
+# R cells asked for, N genes of a cell, E edges
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.tokens.binning import TIE_BITS, Workspace, make_workspace, spread_counts, spread_expression
+from cytoray.tokens.cells import Float32, Int32, Int64, UInt64
+from cytoray.tokens.coding import UInt8, UInt32, decode_gaps, mix_into
+from cytoray.tokens.compiling import Scalar, compiled
+from cytoray.tokens.keys import Float64
+
+Array = npt.NDArray[Any]
+FIELD_BITS = 20  # of the numbers that sample and split
+COUNTS, EXPRESSION, BINS = 0, 1, 2
+PLAIN, MASKED, MASKED_EXACTLY, SPLIT = 0, 1, 2, 3
+
+# A token while it is made: gene id in bits 0 - 27, bin in 28 - 43, the split field in 44 - 63.
+_GENE_BITS, _SPLIT_SHIFT = np.uint64(28), np.uint64(44)
+_GENE_MASK, _BIN_MASK = np.uint64(2**28 - 1), np.uint64(2**16 - 1)
+_SPLIT_MASK = np.uint64((2**20 - 1) << 44)
+_TIE_BITS, _TIE_MASK = np.uint64(TIE_BITS), np.uint64(2**TIE_BITS - 1)
+_FIELD_BITS, _FIELD_MASK = np.uint64(FIELD_BITS), np.uint64(2**FIELD_BITS - 1)
+
+
+class Streams(NamedTuple):
+    """Packed cells as plain arrays; those that ``kind`` has no use for are empty."""
+
+    kind: int  # COUNTS, EXPRESSION or BINS
+    genes: UInt8
+    gene_starts: Int64
+    indptr: Int64
+    counts: UInt8
+    large: UInt32
+    large_starts: Int64
+    expression: Float32
+    bins: UInt8
+    table: Int32  # gene id of each number in the gene streams, or empty: they hold gene ids
+
+
+class Request(NamedTuple):
+    """Which cells, with what randomness, and where their tokens go."""
+
+    rows: Int64  # (R,)
+    identities: UInt64  # (R,)
+    ratios: Float64  # (R,) share of genes masked or split off, or empty
+    starts: Int64  # (R,) into the outputs
+    widths: Int64  # (R,)
+    unknown_starts: Int64  # (R,) or empty
+    unknown_widths: Int64
+
+
+class Rules(NamedTuple):
+    """What a token is."""
+
+    quantiles: Float64  # (E,)
+    max_genes: int
+    style: int  # PLAIN, MASKED, MASKED_EXACTLY or SPLIT
+
+
+class Outputs(NamedTuple):
+    """Flat arrays for the tokens; those that the style has no use for are empty."""
+
+    gene_ids: Array
+    values: Array
+    masked: Array
+    unknown_gene_ids: Array
+    unknown_values: Array
+    specials: Array  # gene ids of <cls> and <pad>
+    special_values: Array  # values of <cls>, padding and mask
+
+
+@compiled
+def fill_tokens(streams: Streams, request: Request, rules: Rules, outputs: Outputs) -> Scalar:
+    """Write the tokens of the cells asked for; returns the first bad row, -1 if all streams are sound."""
+    room = 1
+    for row in request.rows:
+        room = max(room, streams.gene_starts[row + 1] - streams.gene_starts[row] + 1)
+    gene_ids, tokens = np.empty(room, np.int32), np.empty(room, np.uint64)
+    ranks, spare = np.empty(room, np.uint32), np.empty(room, np.uint64)
+    work = make_workspace(room)
+    for place in range(request.rows.size):
+        row = request.rows[place]
+        size = _decode(streams, row, gene_ids)
+        if size < 0:
+            return row
+        _spread(streams, row, rules.quantiles, work)
+        _draw(request.identities[place], gene_ids[:size], work.spreads[:size], tokens[:size], ranks[:size])
+        kept = size
+        if size > rules.max_genes:
+            kept = rules.max_genes
+            _select(tokens[:size], ranks[:size], kept)
+        _emit(place, tokens[:kept], spare, request, rules.style, outputs)
+    return -1
+
+
+@compiled
+def bin_genes(streams: Streams, rows: Int64, identities: UInt64, quantiles: Float64, bins: npt.NDArray[Any]) -> Scalar:
+    """Write the bin of every gene of the cells ``rows``, end to end; returns the first bad row or -1."""
+    room = 1
+    for row in rows:
+        room = max(room, streams.gene_starts[row + 1] - streams.gene_starts[row] + 1)
+    gene_ids, tokens = np.empty(room, np.int32), np.empty(room, np.uint64)
+    ranks, work, end = np.empty(room, np.uint32), make_workspace(room), 0
+    for place in range(rows.size):
+        size = _decode(streams, rows[place], gene_ids)
+        if size < 0:
+            return rows[place]
+        _spread(streams, rows[place], quantiles, work)
+        _draw(identities[place], gene_ids[:size], work.spreads[:size], tokens[:size], ranks[:size])
+        target = bins[end : end + size]
+        for gene in range(size):
+            target[gene] = (tokens[gene] >> _GENE_BITS) & _BIN_MASK
+        end += size
+    return -1
+
+
+@compiled
+def _decode(streams: Streams, row: int, gene_ids: Int32) -> Scalar:
+    """Gene ids of a cell; returns how many, -1 if its streams do not fit together."""
+    stream = streams.genes[streams.gene_starts[row] : streams.gene_starts[row + 1]]
+    size = decode_gaps(stream, gene_ids)
+    if streams.table.size > 0:
+        if size > 0 and gene_ids[size - 1] >= streams.table.size:
+            return -1
+        for place in range(size):
+            gene_ids[place] = streams.table[gene_ids[place]]
+    num_large = streams.large_starts[row + 1] - streams.large_starts[row]
+    return size if size == streams.indptr[row + 1] - streams.indptr[row] and num_large <= size else -1
+
+
+@compiled
+def _spread(streams: Streams, row: int, quantiles: Float64, work: Workspace) -> None:
+    """Which bins are open to each gene of a cell, into ``work.spreads``."""
+    start, stop = streams.indptr[row], streams.indptr[row + 1]
+    if streams.kind == COUNTS:
+        large = streams.large[streams.large_starts[row] : streams.large_starts[row + 1]]
+        spread_counts(streams.counts[start:stop], large, quantiles, work)
+    elif streams.kind == EXPRESSION:
+        spread_expression(streams.expression[start:stop], quantiles, work)
+    else:
+        bins, spreads = streams.bins[start:stop], work.spreads[: stop - start]
+        for gene in range(bins.size):
+            spreads[gene] = bins[gene]
+
+
+@compiled
+def _draw(identity: Scalar, gene_ids: Int32, spreads: UInt32, tokens: UInt64, ranks: UInt32) -> None:
+    """One random word for each gene: choose its bin, and set its rank in the draw for a place (see ``_select``)."""
+    size = gene_ids.size
+    for gene in range(size):
+        word = mix_into(identity, np.uint64(gene_ids[gene]))
+        spread = np.uint64(spreads[gene])
+        value = (spread & _BIN_MASK) - (((word & _TIE_MASK) * (spread >> np.uint64(16))) >> _TIE_BITS)
+        tokens[gene] = (word & _SPLIT_MASK) | value << _GENE_BITS | np.uint64(gene_ids[gene])
+        ranks[gene] = (((word >> _TIE_BITS) & _FIELD_MASK) * np.uint64(size - gene)) >> _FIELD_BITS
+
+
+@compiled
+def _select(tokens: UInt64, ranks: UInt32, num_kept: int) -> None:
+    """Move a random ``num_kept`` of the tokens to the front, in order.
+
+    Knuth's Algorithm S: with ``need`` still to be found among the ``left`` that remain, a gene is kept with
+    probability need / left. No branch: the sign of a difference moves the cursor.
+    """
+    need, kept = np.uint32(num_kept), np.uint64(0)
+    for gene in range(tokens.size):
+        chosen = np.uint32(ranks[gene] < need)
+        tokens[kept] = tokens[gene]
+        kept += np.uint64(chosen)
+        need = np.uint32(need - chosen)
+
+
+@compiled
+def _emit(place: int, tokens: UInt64, spare: UInt64, request: Request, style: int, outputs: Outputs) -> None:
+    """Write one cell's tokens, as the style has it, and pad them."""
+    start, stop = request.starts[place], request.starts[place] + request.widths[place]
+    gene_ids, values = outputs.gene_ids[start:stop], outputs.values[start:stop]
+    num_known: Scalar = tokens.size
+    if style == SPLIT:
+        num_hidden = np.int64(tokens.size * request.ratios[place])
+        num_known -= num_hidden
+        _split(tokens, spare, num_hidden)
+        low, high = request.unknown_starts[place], request.unknown_starts[place] + request.unknown_widths[place]
+        _write(spare[:num_hidden], outputs.unknown_gene_ids[low:high], outputs.unknown_values[low:high], outputs)
+    gene_ids[0], values[0] = outputs.specials[0], outputs.special_values[0]
+    _write(tokens[:num_known], gene_ids[1:], values[1:], outputs)
+    if style == MASKED:
+        _mask(tokens, values, outputs.masked[start:stop], request.ratios[place], outputs.special_values[2])
+    elif style == MASKED_EXACTLY:
+        _mask_exactly(tokens, values, outputs.masked[start:stop], request.ratios[place], outputs.special_values[2])
+
+
+@compiled
+def _write(tokens: UInt64, gene_ids: Array, values: Array, outputs: Outputs) -> None:
+    """Unpack tokens and pad the rest. In plain loops: assigning to slices is five times slower."""
+    size, pad, pad_value = tokens.size, outputs.specials[1], outputs.special_values[1]
+    for gene in range(size):
+        gene_ids[gene] = tokens[gene] & _GENE_MASK
+        values[gene] = (tokens[gene] >> _GENE_BITS) & _BIN_MASK
+    for gene in range(size, gene_ids.size):
+        gene_ids[gene] = pad
+        values[gene] = pad_value
+
+
+@compiled
+def _split(tokens: UInt64, chosen_tokens: UInt64, num_chosen: Scalar) -> None:
+    """Move a random ``num_chosen`` of the tokens to ``chosen_tokens`` and the rest to the front, both in order."""
+    need, chosen_end, end = np.uint32(num_chosen), np.uint64(0), np.uint64(0)
+    size = tokens.size
+    for gene in range(size):
+        token = tokens[gene]
+        chosen = np.uint32((((token >> _SPLIT_SHIFT) * np.uint64(size - gene)) >> _FIELD_BITS) < need)
+        chosen_tokens[chosen_end] = token
+        tokens[end] = token
+        chosen_end += np.uint64(chosen)
+        end += np.uint64(1) - np.uint64(chosen)
+        need = np.uint32(need - chosen)
+
+
+@compiled
+def _mask(tokens: UInt64, values: Array, masked: Array, ratio: float, mask_value: Scalar) -> None:
+    """Copy ``values``, each gene's hidden with probability ``ratio``; ``<cls>`` before the genes and padding stay."""
+    size, threshold = tokens.size, np.uint64(np.ceil(ratio * 2.0**FIELD_BITS))
+    masked[0] = values[0]
+    after, source = masked[1:], values[1:]
+    for gene in range(size):
+        after[gene] = mask_value if tokens[gene] >> _SPLIT_SHIFT < threshold else source[gene]
+    for gene in range(size, after.size):
+        after[gene] = source[gene]
+
+
+@compiled
+def _mask_exactly(tokens: UInt64, values: Array, masked: Array, ratio: float, mask_value: Scalar) -> None:
+    """Copy ``values``, a random ``int(N * ratio)`` of the N genes' hidden."""
+    size = tokens.size
+    need = np.uint64(size * ratio)
+    for place in range(masked.size):
+        masked[place] = values[place]
+    for gene in range(size):
+        if ((tokens[gene] >> _SPLIT_SHIFT) * np.uint64(size - gene)) >> _FIELD_BITS < need:
+            masked[gene + 1] = mask_value
+            need -= np.uint64(1)

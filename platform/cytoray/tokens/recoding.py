@@ -1,0 +1,80 @@
+"""Number the genes of packed cells among those that occur, rather than in the vocabulary: a sixth fewer bytes at rest.
+
+A data set knows some 20,000 of the vocabulary's 60,000 genes. The gaps between vocabulary ids then say where the
+others lie, cell after cell; the gaps between places in the table of genes that occur do not. The order stays the same.
+"""
+
+# C cells, G genes that occur
+
+from __future__ import annotations
+
+import numpy as np
+
+from cytoray.tokens.cells import Int32, Int64
+from cytoray.tokens.coding import ESCAPE, UInt8
+from cytoray.tokens.compiling import as_input, compiled
+
+
+def genes_that_occur(genes: UInt8, gene_starts: Int64) -> Int32:
+    """The ids in the gene streams of C cells, ascending, shape (G,)."""
+    seen = np.zeros(1 << 16, np.uint8)  # the vocabulary fits; peaks may not
+    while not _mark(as_input(genes, np.uint8), as_input(gene_starts, np.int64), seen):
+        seen = np.zeros(4 * len(seen), np.uint8)
+    return np.flatnonzero(seen).astype(np.int32)
+
+
+def number_genes(genes: UInt8, gene_starts: Int64, table: Int32) -> tuple[UInt8, Int64]:
+    """Gene streams that hold gene ids as streams that hold places in ``table`` (G,), and where each cell's starts."""
+    places = np.full(int(table.max(initial=-1)) + 1, -1, np.int32)
+    places[table] = np.arange(len(table), dtype=np.int32)
+    return name_genes(genes, gene_starts, places)
+
+
+def name_genes(genes: UInt8, gene_starts: Int64, table: Int32) -> tuple[UInt8, Int64]:
+    """Undo ``number_genes``: gap streams of numbers as gap streams of ``table[number]``, which ascends as they do."""
+    most = len(genes) + (len(gene_starts) - 1) * (int(table.max(initial=-1)) // ESCAPE + 1)
+    recoded, ends = np.empty(most, np.uint8), np.zeros_like(gene_starts)
+    inputs = as_input(genes, np.uint8), as_input(gene_starts, np.int64), as_input(table, np.int32)
+    assert _recode(*inputs, recoded, ends), "a number that is not in the table"
+    return recoded[: ends[-1]], ends  # what lies beyond was never touched, and takes no memory
+
+
+@compiled
+def _mark(genes: UInt8, starts: Int64, seen: UInt8) -> bool:
+    """Set ``seen`` at every id of the gap streams; False where one is beyond it."""
+    for cell in range(starts.size - 1):
+        place = np.int64(-1)
+        for byte in genes[starts[cell] : starts[cell + 1]]:
+            place += byte
+            if byte != ESCAPE:
+                place += 1
+                if place >= seen.size:
+                    return False
+                seen[place] = 1
+    return True
+
+
+@compiled
+def _recode(genes: UInt8, starts: Int64, table: Int32, recoded: UInt8, ends: Int64) -> bool:
+    """Fill ``recoded`` and where each cell's part of it ends; False where a number is beyond the table."""
+    end = 0
+    for cell in range(starts.size - 1):
+        place, previous = np.int32(-1), np.int32(-1)
+        for at in range(starts[cell], starts[cell + 1]):
+            byte = genes[at]
+            place += np.int32(byte)
+            if byte == ESCAPE:
+                continue
+            place += np.int32(1)
+            if place >= table.size:
+                return False
+            gap = table[place] - previous - np.int32(1)
+            previous = table[place]
+            while gap >= ESCAPE:
+                recoded[end] = ESCAPE
+                end += 1
+                gap -= np.int32(ESCAPE)
+            recoded[end] = gap
+            end += 1
+        ends[cell + 1] = end
+    return True
