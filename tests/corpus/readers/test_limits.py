@@ -91,7 +91,7 @@ def peak_of_reading(open_reader, path: Path) -> int:
                 ("triples-parquet", "csr"),
                 ("triples-arrow", "csr"),
                 ("h5mu", "csr"),
-            ]  # fmt: skip
+            ]
         ),
     ],
 )
