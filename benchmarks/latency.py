@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.stream import FOR_EVER, SECONDS, measure_direct, open_masked
-from cytoray.corpus.batches import StepBatch
+from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.tokens.collator import widen
 from cytoray.tokens.vocabulary import GeneVocabulary
 

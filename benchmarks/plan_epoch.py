@@ -22,8 +22,8 @@ from cytoray.corpus.manifest import (
     commit_manifest,
     corpus_uri,
 )
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import TrainerState

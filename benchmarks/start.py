@@ -20,11 +20,11 @@ from benchmarks import common
 from benchmarks.stream import open_masked
 from cytoray import storage
 from cytoray.cluster import connected
+from cytoray.corpus.ingesting.obs_tables import to_parquet
 from cytoray.corpus.manifest import CorpusManifest, FileRecord, ShardRecord, commit_manifest, corpus_uri, find_manifest
-from cytoray.corpus.obs_tables import to_parquet
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.shards import encode_shard
 from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.packed import PackedCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -35,7 +35,7 @@ STORE = str(common.CACHE / "store-start")
 CORPUS = f"shards-{NUM_SHARDS}"
 NUM_STEPS, BATCH_CELLS = 60_000, 32
 DIRECT = (
-    "from cytoray.corpus.options import StreamOptions; from cytoray.corpus.stream import open_stream; "
+    "from cytoray.corpus.streaming.options import StreamOptions; from cytoray.corpus.stream import open_stream; "
     "from cytoray.tokens.tokenizer import TokenizerConfig; "
     f"next(open_stream({STORE!r}, {CORPUS!r}, StreamOptions(TokenizerConfig(), 1, {BATCH_CELLS})).read_steps(0, 9))"
 )

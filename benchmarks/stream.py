@@ -17,9 +17,9 @@ import numpy as np
 from benchmarks import common
 from benchmarks.anchors import annbatch_rows, scgpt_path
 from benchmarks.stored import STORE, stored_corpus
-from cytoray.corpus.batches import StepBatch
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.batches import StepBatch
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 SECONDS, ROUNDS = (2, 2) if common.QUICK else (6, 5)

@@ -4,7 +4,7 @@ import gc
 
 import numpy as np
 
-from cytoray.corpus.blocks import MAX_SPARE, BlockPool
+from cytoray.corpus.streaming.blocks import MAX_SPARE, BlockPool
 
 WANTED = [(1000, np.dtype(np.uint16)), (333, np.dtype(np.int8)), (0, np.dtype(np.int8)), (7, np.dtype(np.float32))]
 

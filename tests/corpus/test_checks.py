@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cytoray.corpus import checks as checks_module
-from cytoray.corpus.checks import (
+from cytoray.corpus.checking import checks as checks_module
+from cytoray.corpus.checking.checks import (
     CheckedRows,
     RowChecks,
     check_rows,
@@ -17,8 +17,8 @@ from cytoray.corpus.checks import (
     refuse_unrecoverable,
     split_mask,
 )
+from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.config import CheckConfig, RuleConfig, SourceConfig
-from cytoray.corpus.profile import SourceProfile
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cytoray.corpus.counts import recover_counts
+from cytoray.corpus.checking.counts import recover_counts
 
 SEEDS = st.integers(0, 2**32)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cytoray.corpus import deal
-from cytoray.corpus.batches import StepBatch
 from cytoray.corpus.deal import DealtSteps, iterate_steps, steps_dataset
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.batches import StepBatch
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
 from cytoray.tokens.tokenizer import TokenizerConfig
 
@@ -89,8 +89,8 @@ def receive(iterators, num_ranks: int) -> dict[int, list[StepBatch]]:
 
 @pytest.mark.ray
 def test_two_ranks_receive_their_minibatches_through_ray_data_in_order(ray_cluster, corpus, monkeypatch):
-    monkeypatch.setattr("cytoray.corpus.order.WINDOW_CELLS", 200)  # several tasks
-    monkeypatch.setattr("cytoray.corpus.order.WINDOW_STEPS", 1)
+    monkeypatch.setattr("cytoray.corpus.streaming.order.WINDOW_CELLS", 200)  # several tasks
+    monkeypatch.setattr("cytoray.corpus.streaming.order.WINDOW_STEPS", 1)
     stream = open_cells(corpus, label_key="kind", style="generative", ratios=(0.25, 0.75))
     start, stop = 3, 60  # several epochs
     dataset = steps_dataset(stream, start, stop)

@@ -27,8 +27,8 @@ from cytoray.cluster import user_error
 from cytoray.corpus import ingest as ingest_module
 from cytoray.corpus.config import CheckConfig, IngestConfig, ModalityConfig, RuleConfig, SourceConfig
 from cytoray.corpus.ingest import IngestResult, ingest
+from cytoray.corpus.ingesting.planning import dry_run, plan_ingest
 from cytoray.corpus.manifest import find_manifest, load_manifest
-from cytoray.corpus.planning import dry_run, plan_ingest
 from cytoray.corpus.shards import decode_shard
 from cytoray.corpus.versions import verify
 from cytoray.errors import ConfigError, ConflictError, CorpusError, StorageError
@@ -313,7 +313,7 @@ def test_of_equal_cells_the_first_stays_in_a_file_and_across_files(write, tmp_pa
 def test_copies_are_found_however_many_parts_the_cells_are_compared_in(write, tmp_path, in_process, monkeypatch):
     uris = (write("b", list(range(30))), write("a", list(range(20, 60))))
     whole = ingest(configure(tmp_path / "1", uris, checks=CheckConfig()))
-    monkeypatch.setattr("cytoray.corpus.dedupe.CELLS_PER_BUCKET", 7)
+    monkeypatch.setattr("cytoray.corpus.ingesting.dedupe.CELLS_PER_BUCKET", 7)
     parts = ingest(configure(tmp_path / "2", uris, checks=CheckConfig()))
     assert parts.manifest.digest == whole.manifest.digest
     assert whole.manifest.num_cells == 60

@@ -42,7 +42,7 @@ ingest.ingest(IngestConfig.model_validate_json(sys.argv[1], strict=False))
 
 def test_every_failpoint_of_ingest_and_gc_is_tried_here():
     folder = Path(cytoray.corpus.__file__).parent
-    found = {name for path in folder.glob("*.py") for name in re.findall(r'failpoint\("(.+?)"\)', path.read_text())}
+    found = {name for path in folder.rglob("*.py") for name in re.findall(r'failpoint\("(.+?)"\)', path.read_text())}
     assert {name for name in found if name.startswith(("ingest.", "gc."))} == {*INGEST, *GC}
 
 
@@ -116,7 +116,7 @@ def test_killed_at_any_point_and_run_again_it_is_the_same_corpus(
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Which ranges of rows are read from now on."""
-    from cytoray.corpus import read_pass
+    from cytoray.corpus.ingesting import read_pass
 
     reads: list[int] = []
     check = read_pass.check_rows
@@ -191,7 +191,7 @@ def test_a_source_that_changes_while_rows_are_read_is_refused(
     path = tmp_path / "moving.h5ad"
     save(build_adata(plant(1, num_cells=60)), path)
     config = configure(tmp_path, (SourceConfig(uri=str(path)),))
-    from cytoray.corpus import read_pass
+    from cytoray.corpus.ingesting import read_pass
 
     check = read_pass.check_rows
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cytoray.corpus.ledger import Ledger, LedgerEntries, load_ledger, prove_epochs
-from cytoray.corpus.members import ObsWeights
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.members import ObsWeights
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cytoray.corpus.members import MemberOptions, Members, ObsWeights, find_members
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.members import MemberOptions, Members, ObsWeights, find_members
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
 from cytoray.tokens.tokenizer import TokenizerConfig
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cytoray.corpus.order import ReadingOrder
+from cytoray.corpus.streaming.order import ReadingOrder
 
 SIZES = {
     "small": [70, 41, 0, 59],

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from cytoray.corpus.checks import RowChecks, check_rows, map_source_genes
-from cytoray.corpus.config import CheckConfig, SourceConfig
-from cytoray.corpus.profile import (
+from cytoray.corpus.checking.checks import RowChecks, check_rows, map_source_genes
+from cytoray.corpus.checking.profile import (
     LABEL_VALUES,
     NUM_DEPTH_BINS,
     OTHER,
@@ -23,6 +22,7 @@ from cytoray.corpus.profile import (
     log2_histogram,
     merge_profiles,
 )
+from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.readers.opening import open_source
 
 CHECKS = CheckConfig(min_genes=90)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from cytoray import storage
+from cytoray.corpus.checking.profile import NUM_DEPTH_BINS, GeneOverlap, SourceProfile, log2_histogram
 from cytoray.corpus.config import RuleConfig
-from cytoray.corpus.profile import NUM_DEPTH_BINS, GeneOverlap, SourceProfile, log2_histogram
 from cytoray.corpus.readers.base import SourceDescription
-from cytoray.corpus.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
-from cytoray.corpus.report_page import render_page
-from cytoray.corpus.report_text import file_lines, refused_line, report_lines, size_text
+from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
+from cytoray.corpus.reporting.report_page import render_page
+from cytoray.corpus.reporting.report_text import file_lines, refused_line, report_lines, size_text
 from cytoray.errors import CorpusError, NotFoundError
 
 VOID = {"meta", "img", "br", "link"}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cytoray.corpus.checks import RowChecks, check_rows, corpus_values, map_source_genes
+from cytoray.corpus.checking.checks import RowChecks, check_rows, corpus_values, map_source_genes
 from cytoray.corpus.config import CheckConfig, RuleConfig, SourceConfig
 from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.readers.values import sample_ranges

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytoray.corpus.selection import select_rows, selected_columns
+from cytoray.corpus.checking.selection import select_rows, selected_columns
 from cytoray.errors import CorpusError
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cytoray import storage
-from cytoray.corpus.batches import StepBatch, StepChunk
 from cytoray.corpus.manifest import corpus_uri
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.shards import encode_shard
 from cytoray.corpus.stream import CorpusStream, load_cells, open_stream
+from cytoray.corpus.streaming.batches import StepBatch, StepChunk
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError, DigestError
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.packed import pack

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.torch_dataset import CorpusDataset
 from cytoray.tokens.tokenizer import TokenizerConfig
 

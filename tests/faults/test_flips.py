@@ -13,8 +13,8 @@ from cytoray import storage
 from cytoray.corpus import shards
 from cytoray.corpus.ingest import IngestResult
 from cytoray.corpus.manifest import corpus_uri, load_commit, load_manifest
-from cytoray.corpus.obs import read_tables
 from cytoray.corpus.shards import open_shard, read_shard
+from cytoray.corpus.streaming.obs import read_tables
 from cytoray.corpus.synthetic import SynthConfig, synthesise
 from cytoray.corpus.versions import verify
 from cytoray.errors import CorpusError, DigestError, NotFoundError, StorageError

@@ -14,9 +14,9 @@ from fault_proxy import Fault, FaultProxy
 from cytoray import storage
 from cytoray.corpus.ingest import IngestResult
 from cytoray.corpus.manifest import corpus_uri, load_manifest
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.versions import verify
 from cytoray.errors import ConflictError, CorpusError, DigestError, StorageError
 from cytoray.tokens.tokenizer import TokenizerConfig

@@ -15,8 +15,8 @@ import pytest
 
 from cytoray import storage
 from cytoray.corpus import ingest as ingest_module
-from cytoray.corpus import read_pass
 from cytoray.corpus.ingest import IngestResult
+from cytoray.corpus.ingesting import read_pass
 from cytoray.corpus.manifest import find_manifest, load_manifest
 from cytoray.corpus.stream import load_cells
 from cytoray.corpus.synthetic import SynthConfig, synthesise

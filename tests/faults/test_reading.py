@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from cytoray.corpus.deal import DealtSteps, iterate_steps, steps_dataset
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]

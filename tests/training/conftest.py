@@ -13,8 +13,8 @@ import pytest
 from scipy import sparse
 
 from cytoray.corpus.config import IngestConfig, SourceConfig
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig

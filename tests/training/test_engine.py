@@ -16,8 +16,8 @@ import torch
 from reference_training import train
 from safetensors.torch import load_file
 
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.vocabulary import GeneVocabulary

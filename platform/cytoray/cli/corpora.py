@@ -54,7 +54,7 @@ def ingest(
 def _show_dry_run(settings: object) -> None:
     """Print what an ingest would do."""
     from cytoray.corpus.config import IngestConfig
-    from cytoray.corpus.planning import dry_run
+    from cytoray.corpus.ingesting.planning import dry_run
 
     assert isinstance(settings, IngestConfig)
     run = dry_run(settings)

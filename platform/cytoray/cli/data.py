@@ -49,8 +49,8 @@ def validate(
     """Check files of cells without writing any: what they hold, what an ingest would leave out, and why."""
     from cytoray import progress
     from cytoray.config import build_config
-    from cytoray.corpus.report import write_report
-    from cytoray.corpus.report_text import report_lines
+    from cytoray.corpus.reporting.report import write_report
+    from cytoray.corpus.reporting.report_text import report_lines
     from cytoray.corpus.validate import ValidateConfig
     from cytoray.corpus.validate import validate as validate_sources
     from cytoray.errors import CorpusError

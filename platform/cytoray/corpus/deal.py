@@ -13,9 +13,9 @@ import pyarrow as pa
 import ray.data
 from ray.train import DataConfig
 
-from cytoray.corpus.background import start_daemon
-from cytoray.corpus.batches import StepBatch, StepChunk
 from cytoray.corpus.stream import CorpusStream
+from cytoray.corpus.streaming.background import start_daemon
+from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 
 TASK_CPUS = 0.25  # what a read task reserves beside training workers
 TASKS_AT_A_TIME = 2  # of one rank: each makes far more than a rank takes, and what is ready waits in the object store

@@ -19,12 +19,12 @@ import pandas as pd
 import pyarrow as pa
 
 from cytoray import progress, storage
+from cytoray.corpus.checking.selection import select_rows, selected_columns
 from cytoray.corpus.export_files import CsrWriter, open_target, write_frame
+from cytoray.corpus.ingesting.obs_tables import OWN_COLUMNS
 from cytoray.corpus.manifest import CellFileRecord, CorpusManifest, ShardRecord, corpus_uri, load_manifest
-from cytoray.corpus.obs import read_tables
-from cytoray.corpus.obs_tables import OWN_COLUMNS
-from cytoray.corpus.selection import select_rows, selected_columns
 from cytoray.corpus.shards import open_shard
+from cytoray.corpus.streaming.obs import read_tables
 from cytoray.errors import CorpusError
 from cytoray.tokens.gene_table import load_human_genes
 from cytoray.tokens.packed import PackedCells, packed_counts, packed_gene_ids, take

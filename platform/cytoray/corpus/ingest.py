@@ -22,9 +22,13 @@ from ray.exceptions import RayError
 import cytoray
 from cytoray import progress, storage
 from cytoray.cluster import user_error
-from cytoray.corpus.checks import refuse_unrecoverable
+from cytoray.corpus.checking.checks import refuse_unrecoverable
+from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.config import IngestConfig
-from cytoray.corpus.dedupe import CopiesRecord, find_copies, num_buckets, round_of
+from cytoray.corpus.ingesting.dedupe import CopiesRecord, find_copies, num_buckets, round_of
+from cytoray.corpus.ingesting.planning import IngestPlan, describe_source, dry_run, plan_ingest, quarantine
+from cytoray.corpus.ingesting.read_pass import close_sources, load_spill, spill_rows
+from cytoray.corpus.ingesting.write_pass import PartitionRecord, Round, section_items, write_shard
 from cytoray.corpus.manifest import (
     CorpusManifest,
     IncrementRecord,
@@ -36,12 +40,8 @@ from cytoray.corpus.manifest import (
     find_manifest,
     load_manifest,
 )
-from cytoray.corpus.planning import IngestPlan, describe_source, dry_run, plan_ingest, quarantine
-from cytoray.corpus.profile import SourceProfile
-from cytoray.corpus.read_pass import close_sources, load_spill, spill_rows
 from cytoray.corpus.readers.opening import open_source
-from cytoray.corpus.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
-from cytoray.corpus.write_pass import PartitionRecord, Round, section_items, write_shard
+from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
 from cytoray.errors import ConflictError, CorpusError, NotFoundError
 from cytoray.tokens.vocabulary import GeneVocabulary
 

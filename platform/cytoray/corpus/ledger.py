@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cytoray import storage
-from cytoray.corpus.batches import Int32, StepBatch
 from cytoray.corpus.stream import CorpusStream
+from cytoray.corpus.streaming.batches import Int32, StepBatch
 from cytoray.tokens.cells import Int64, UInt64
 
 _SEGMENT = re.compile(r"/steps-(\d+)-(\d+)-rank-(\d+)-of-(\d+)\.npz$")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytoray.corpus.checks import RowChecks, check_rows, corpus_values, map_source_genes
+from cytoray.corpus.checking.checks import RowChecks, check_rows, corpus_values, map_source_genes
 from cytoray.corpus.config import CheckConfig, RuleConfig, SourceConfig
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError

@@ -4,7 +4,7 @@
     for batch in open_stream("s3://bucket/store", "human", options).read_steps(0, 1000):
         ...  # batch.gene_ids (64, L) uint16, batch.values (64, L) int8, batch.lengths (64,)
 
-The order is a pure function of (manifest, seed, step), see ``corpus.order``; tokens are one of (seed, epoch, cell). So
+The order is a pure function of (manifest, seed, step), see ``corpus.streaming.order``; tokens are one of (seed, epoch, cell). So
 a stream starts at any step at once, and the union over ranks of a step is the same for any number of ranks.
 """
 
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from cytoray import storage
-from cytoray.corpus.batches import StepBatch, StepChunk
-from cytoray.corpus.filling import ChunkFiller, LoadedUnit
 from cytoray.corpus.manifest import CorpusManifest, corpus_uri, load_manifest
-from cytoray.corpus.members import Members, find_members
-from cytoray.corpus.options import StreamOptions
-from cytoray.corpus.order import OrderedCells, ReadingOrder
-from cytoray.corpus.pipeline import Job, fill_ahead, fill_in_turn
 from cytoray.corpus.shards import open_shard, read_shard
+from cytoray.corpus.streaming.batches import StepBatch, StepChunk
+from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
+from cytoray.corpus.streaming.members import Members, find_members
+from cytoray.corpus.streaming.options import StreamOptions
+from cytoray.corpus.streaming.order import OrderedCells, ReadingOrder
+from cytoray.corpus.streaming.pipeline import Job, fill_ahead, fill_in_turn
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.packed import concatenate, unpack

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cytoray.corpus.batches import StepBatch
 from cytoray.corpus.stream import CorpusStream
+from cytoray.corpus.streaming.batches import StepBatch
 
 SIGNED = {"u2": np.int32, "u4": np.int64, "u8": np.int64}  # torch computes with none of them; ids keep their bits
 

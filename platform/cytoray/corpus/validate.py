@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from cytoray import progress
 from cytoray.config import Config
-from cytoray.corpus.checks import (
+from cytoray.corpus.checking.checks import (
     SLAB_ROWS,
     RowChecks,
     check_rows,
@@ -22,11 +22,11 @@ from cytoray.corpus.checks import (
     refuse_unrecoverable,
     source_findings,
 )
+from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.config import CheckConfig, SourceConfig
-from cytoray.corpus.profile import SourceProfile
 from cytoray.corpus.readers.base import CellReader, Format
 from cytoray.corpus.readers.opening import expand_sources, open_source
-from cytoray.corpus.report import DataReport, FileReport, Quarantined
+from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 from cytoray.errors import CorpusError, CytorayError
 from cytoray.tokens.cells import Int64, UInt64
 from cytoray.tokens.vocabulary import GeneVocabulary

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 from cytoray import storage
-from cytoray.corpus.checks import HELD_OUT_SHARE, map_source_genes
+from cytoray.corpus.checking.checks import HELD_OUT_SHARE, map_source_genes
 from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.ingest import describe_source
 from cytoray.corpus.readers.base import CellReader

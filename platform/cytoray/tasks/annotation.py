@@ -14,10 +14,10 @@ from scipy import sparse
 
 from cytoray import progress, storage
 from cytoray.corpus.manifest import CorpusManifest, load_manifest
-from cytoray.corpus.obs import read_obs
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.reading import NamedCells
 from cytoray.corpus.stream import load_cells, open_stream
+from cytoray.corpus.streaming.obs import read_obs
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from cytoray import storage
-from cytoray.corpus.batches import StepBatch
 from cytoray.corpus.deal import iterate_steps
 from cytoray.corpus.ledger import Ledger
+from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.errors import TrainingError
 from cytoray.failpoints import failpoint
 from cytoray.model.config import ModelConfig

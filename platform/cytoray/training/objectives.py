@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cytoray.corpus.batches import StepBatch
+from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.losses import SummedLoss, classification_loss, expression_loss
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import GenerativeMinibatch, Minibatch, widen

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cytoray import progress
-from cytoray.corpus.options import StreamOptions
 from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import PretrainConfig
 from cytoray.training.export import BundleRecord, export_bundle

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cytoray.corpus.counts import RECOVERABLE_SAMPLE_SHARE, recover_counts
+from cytoray.corpus.checking.counts import RECOVERABLE_SAMPLE_SHARE, recover_counts
 from cytoray.corpus.readers.base import ValueKind
 
 INTEGER_TOLERANCE = 1e-3  # counts that went through floats

@@ -24,9 +24,9 @@ from pydantic import Field
 
 from cytoray import storage
 from cytoray.config import Config
-from cytoray.corpus.planning import IngestPlan
-from cytoray.corpus.read_pass import COPIES, SpillRecord, load_spill, partition_of, spill_uri
-from cytoray.corpus.spill import CONTENT, SectionIndex, from_section, read_section, write_sections
+from cytoray.corpus.ingesting.planning import IngestPlan
+from cytoray.corpus.ingesting.read_pass import COPIES, SpillRecord, load_spill, partition_of, spill_uri
+from cytoray.corpus.ingesting.spill import CONTENT, SectionIndex, from_section, read_section, write_sections
 from cytoray.errors import CorpusError
 from cytoray.failpoints import failpoint
 from cytoray.tokens.cells import UInt64

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cytoray.corpus.batches import Layout
-from cytoray.corpus.members import MemberOptions, ObsWeights
+from cytoray.corpus.streaming.batches import Layout
+from cytoray.corpus.streaming.members import MemberOptions, ObsWeights
 from cytoray.tokens.keys import Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
 

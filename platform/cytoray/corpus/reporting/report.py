@@ -10,7 +10,7 @@ from typing import Any
 
 import cytoray
 from cytoray import storage
-from cytoray.corpus.profile import SourceProfile, merge_profiles
+from cytoray.corpus.checking.profile import SourceProfile, merge_profiles
 from cytoray.corpus.readers.base import SourceDescription
 from cytoray.errors import CytorayError, StorageError
 
@@ -92,7 +92,7 @@ class DataReport:
 
 def write_report(folder_uri: str, report: DataReport) -> None:
     """Write ``report.html`` (one file, nothing fetched from elsewhere) and ``report.json`` into a folder or prefix."""
-    from cytoray.corpus.report_page import render_page  # matplotlib: only where a report is written
+    from cytoray.corpus.reporting.report_page import render_page  # matplotlib: only where a report is written
 
     storage.write_bytes(storage.join(folder_uri, JSON_NAME), json.dumps(report.to_json(), indent=1).encode())
     storage.write_bytes(storage.join(folder_uri, HTML_NAME), render_page(report).encode())

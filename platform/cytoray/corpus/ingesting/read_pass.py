@@ -15,12 +15,12 @@ from pydantic import Field
 
 from cytoray import storage
 from cytoray.config import Config
-from cytoray.corpus.checks import CheckedRows, RowChecks, check_rows, map_source_genes
-from cytoray.corpus.obs_tables import obs_arrays, obs_schema, own_arrays
-from cytoray.corpus.planning import IngestPlan, PlannedSource, refused
+from cytoray.corpus.checking.checks import CheckedRows, RowChecks, check_rows, map_source_genes
+from cytoray.corpus.ingesting.obs_tables import obs_arrays, obs_schema, own_arrays
+from cytoray.corpus.ingesting.planning import IngestPlan, PlannedSource, refused
+from cytoray.corpus.ingesting.spill import SectionIndex, split_by, stream_fields, to_arrays, to_section, write_sections
 from cytoray.corpus.readers.base import CellReader
 from cytoray.corpus.readers.opening import open_source
-from cytoray.corpus.spill import SectionIndex, split_by, stream_fields, to_arrays, to_section, write_sections
 from cytoray.errors import CorpusError
 from cytoray.failpoints import failpoint
 from cytoray.tokens.cells import UInt64

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytoray.corpus.background import start_daemon
-from cytoray.corpus.batches import StepChunk
-from cytoray.corpus.filling import ChunkFiller, LoadedUnit
-from cytoray.corpus.order import OrderedCells
+from cytoray.corpus.streaming.background import start_daemon
+from cytoray.corpus.streaming.batches import StepChunk
+from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
+from cytoray.corpus.streaming.order import OrderedCells
 from cytoray.tokens.cells import Int64
 
 FILLED_AHEAD = 2  # chunks of about 15 MB

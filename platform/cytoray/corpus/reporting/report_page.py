@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 
 import cytoray
+from cytoray.corpus.checking.profile import GeneOverlap, SourceProfile, histogram_median
 from cytoray.corpus.config import RuleConfig
-from cytoray.corpus.profile import GeneOverlap, SourceProfile, histogram_median
 from cytoray.corpus.readers.base import SourceDescription
-from cytoray.corpus.report import DataReport, FileReport
-from cytoray.corpus.report_plots import line_colours, plot_bins, plot_log_histograms
-from cytoray.corpus.report_text import HOW_WORDS, KIND_WORDS, size_text
+from cytoray.corpus.reporting.report import DataReport, FileReport
+from cytoray.corpus.reporting.report_plots import line_colours, plot_bins, plot_log_histograms
+from cytoray.corpus.reporting.report_text import HOW_WORDS, KIND_WORDS, size_text
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 MOST_FILES = 300  # rows of the tables; all of them are in report.json
@@ -65,7 +65,7 @@ def render_page(report: DataReport) -> str:
 @functools.cache
 def _template() -> jinja2.Template:
     """The packaged template; whatever comes from a file is escaped."""
-    loader = jinja2.PackageLoader("cytoray.corpus", "templates")
+    loader = jinja2.PackageLoader("cytoray.corpus.reporting", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

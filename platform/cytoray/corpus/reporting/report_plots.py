@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from cytoray.corpus.profile import BINS_PER_OCTAVE
+from cytoray.corpus.checking.profile import BINS_PER_OCTAVE
 from cytoray.tokens.cells import Int64
 
 # Matthew Petroff's cycle: the colours are told apart by the colour-blind as well.

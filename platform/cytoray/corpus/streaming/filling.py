@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytoray.corpus.batches import UNKNOWN, Array, Ragged, StepChunk
-from cytoray.corpus.blocks import BlockPool
-from cytoray.corpus.members import Members
-from cytoray.corpus.options import StreamOptions
-from cytoray.corpus.order import OrderedCells
+from cytoray.corpus.streaming.batches import UNKNOWN, Array, Ragged, StepChunk
+from cytoray.corpus.streaming.blocks import BlockPool
+from cytoray.corpus.streaming.members import Members
+from cytoray.corpus.streaming.options import StreamOptions
+from cytoray.corpus.streaming.order import OrderedCells
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
 from cytoray.tokens.tokenizer import CellTokenizer, TokenBuffers, TokenPlan

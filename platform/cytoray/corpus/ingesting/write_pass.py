@@ -16,13 +16,13 @@ from pydantic import Field
 
 from cytoray import storage
 from cytoray.config import Config
-from cytoray.corpus.dedupe import CopiesRecord, copies_of
+from cytoray.corpus.ingesting.dedupe import CopiesRecord, copies_of
+from cytoray.corpus.ingesting.obs_tables import obs_schema, to_parquet
+from cytoray.corpus.ingesting.planning import IngestPlan
+from cytoray.corpus.ingesting.read_pass import spill_schema, spill_uri
+from cytoray.corpus.ingesting.spill import CELL_ID, from_section, from_table
 from cytoray.corpus.manifest import CellFileRecord, FileRecord, ShardRecord, content_key
-from cytoray.corpus.obs_tables import obs_schema, to_parquet
-from cytoray.corpus.planning import IngestPlan
-from cytoray.corpus.read_pass import spill_schema, spill_uri
 from cytoray.corpus.shards import Values, encode_shard
-from cytoray.corpus.spill import CELL_ID, from_section, from_table
 from cytoray.errors import NotFoundError
 from cytoray.failpoints import failpoint
 from cytoray.tokens.keys import Purpose, combine

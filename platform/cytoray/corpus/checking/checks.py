@@ -13,20 +13,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cytoray.corpus.config import CheckConfig, RuleConfig
-from cytoray.corpus.counts import recover_counts
-from cytoray.corpus.observe import Observer
-from cytoray.corpus.profile import SourceProfile
-from cytoray.corpus.readers.base import CellReader
-from cytoray.corpus.scan import NEGATIVE, NON_INTEGER, NOT_FINITE, RowScan, first_fault, scan_rows
-from cytoray.corpus.selection import Mask, select_rows
-from cytoray.corpus.source_checks import (
+from cytoray.corpus.checking.counts import recover_counts
+from cytoray.corpus.checking.observe import Observer
+from cytoray.corpus.checking.profile import SourceProfile
+from cytoray.corpus.checking.scan import NEGATIVE, NON_INTEGER, NOT_FINITE, RowScan, first_fault, scan_rows
+from cytoray.corpus.checking.selection import Mask, select_rows
+from cytoray.corpus.checking.source_checks import (
     COUNT_KINDS,
     Values,
     corpus_values,
     map_source_genes,
     source_findings,
 )
+from cytoray.corpus.config import CheckConfig, RuleConfig
+from cytoray.corpus.readers.base import CellReader
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import Int64, UInt64
 from cytoray.tokens.keys import Purpose, cell_id, combine, uniform

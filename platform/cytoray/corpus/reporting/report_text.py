@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cytoray.corpus.profile import SourceProfile, histogram_median
+from cytoray.corpus.checking.profile import SourceProfile, histogram_median
 from cytoray.corpus.readers.base import SourceDescription
-from cytoray.corpus.report import DataReport, FileReport, Quarantined
+from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 
 KIND_WORDS = {
     "counts": "raw counts",

@@ -16,15 +16,15 @@ import numpy as np
 
 import cytoray
 from cytoray import storage
-from cytoray.corpus.checks import SLAB_ROWS, RowChecks, check_rows
+from cytoray.corpus.checking.checks import SLAB_ROWS, RowChecks, check_rows
+from cytoray.corpus.checking.source_checks import corpus_values, map_source_genes, source_findings
 from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.corpus.ingesting.obs_tables import column_types, unite_types
 from cytoray.corpus.manifest import CorpusManifest, FileRecord, QuarantineRecord, corpus_uri, find_manifest
-from cytoray.corpus.obs_tables import column_types, unite_types
 from cytoray.corpus.readers.base import CellReader, SourceDescription
 from cytoray.corpus.readers.opening import expand_sources, open_source
-from cytoray.corpus.report import Quarantined
+from cytoray.corpus.reporting.report import Quarantined
 from cytoray.corpus.shards import Values
-from cytoray.corpus.source_checks import corpus_values, map_source_genes, source_findings
 from cytoray.errors import CorpusError
 from cytoray.tokens.mapping import GeneMapping
 from cytoray.tokens.vocabulary import GeneVocabulary

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.corpus.manifest import CorpusManifest
-from cytoray.corpus.obs import Coder, read_tables
+from cytoray.corpus.streaming.obs import Coder, read_tables
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.coding import UInt8
@@ -126,7 +126,10 @@ def find_members(store: str, manifest: CorpusManifest, options: MemberOptions, *
 
 def _read(store: str, manifest: CorpusManifest, options: MemberOptions) -> tuple[npt.NDArray[np.bool_], Coder, Coder]:
     """One pass over obs: what the selection keeps (N,), the labels, the classes of the weights."""
-    from cytoray.corpus.selection import select_rows, selected_columns  # pandas: a third of a second in every worker
+    from cytoray.corpus.checking.selection import (  # pandas: a third of a second in every worker
+        select_rows,
+        selected_columns,
+    )
 
     where = f"obs of corpus {manifest.name!r}"
     columns = [] if options.select is None else list(selected_columns(options.select, where=where))

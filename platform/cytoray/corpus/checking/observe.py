@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from cytoray.corpus.profile import (
+from cytoray.corpus.checking.profile import (
     NUM_DEPTH_BINS,
     NUM_GENE_BINS,
     NUM_VALUE_BINS,
@@ -21,8 +21,8 @@ from cytoray.corpus.profile import (
     describing_columns,
     log2_histogram,
 )
+from cytoray.corpus.checking.scan import count_genes
 from cytoray.corpus.readers.base import CellReader
-from cytoray.corpus.scan import count_genes
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.mapping import GeneMapping
 from cytoray.tokens.packed import PackedCells, take

@@ -1,0 +1,1 @@
+"""The parts of an ingest: its plan, its two passes, what lies between them."""
