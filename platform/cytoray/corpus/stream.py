@@ -4,8 +4,8 @@
     for batch in open_stream("s3://bucket/store", "human", options).read_steps(0, 1000):
         ...  # batch.gene_ids (64, L) uint16, batch.values (64, L) int8, batch.lengths (64,)
 
-The order is a pure function of (manifest, seed, step), see ``corpus.streaming.order``; tokens are one of (seed, epoch, cell). So
-a stream starts at any step at once, and the union over ranks of a step is the same for any number of ranks.
+The order is a pure function of (manifest, seed, step), see ``corpus.streaming.order``; tokens are one of (seed, epoch,
+cell). So a stream starts at any step at once, and the union over ranks of a step is the same for any number of ranks.
 """
 
 from __future__ import annotations
