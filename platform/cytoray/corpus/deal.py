@@ -61,7 +61,7 @@ class DealtSteps(DataConfig):
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=self._task_cpus,
-            concurrency=TASKS_AT_A_TIME,
+            compute=ray.data.TaskPoolStrategy(size=TASKS_AT_A_TIME),
         )
         # "Splitting" in one moves Ray Data's executor to an actor; in the worker its thread would slow every step.
         return dealt.streaming_split(1, equal=False)[0]
