@@ -107,7 +107,7 @@ def _write_shard(uri: str, number: int, cells: PackedCells) -> ShardRecord:
     encoded, obs = encode_shard(cells, values="counts"), to_parquet(pa.table({"_cell_id": cells.cell_ids}))
     record = encoded.record(f"shards/{number:06d}.parquet")
     storage.write_bytes(storage.join(uri, record.key), encoded.data)
-    digest = storage.write_bytes(storage.join(uri, f"obs/{number:06d}.parquet"), obs)
+    digest = storage.write_digested(storage.join(uri, f"obs/{number:06d}.parquet"), obs)
     table = FileRecord(key=f"obs/{number:06d}.parquet", sha256=digest, num_bytes=len(obs))
     cell_id_sum = int(cells.cell_ids.sum(dtype=np.uint64))
     return ShardRecord(**record.model_dump(), obs=table, cell_id_sum=cell_id_sum)

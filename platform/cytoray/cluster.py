@@ -62,6 +62,7 @@ def connected(*, num_cpus: int = 2) -> Iterator[None]:
             remedy="Check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to start Ray here.",
         ) from error
     _quiet()
+    _hasten()
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
@@ -91,6 +92,16 @@ def _quiet() -> None:
         **dict.fromkeys(TRACEBACK_LOGGERS, logging.CRITICAL),
     }.items():
         logging.getLogger(name).setLevel(level)
+
+
+def _hasten() -> None:
+    """Let Ray Data 2.60 look again soon for what the cluster has.
+
+    When a pipeline starts it does not know yet, and runs one task; it would look again after a second.
+    """
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.05
 
 
 def user_error(error: BaseException) -> CytorayError | None:

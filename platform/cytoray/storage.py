@@ -212,8 +212,7 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
     for attempt in range(2):
         with _explained(uri):
             data = cast("bytes", _call(system, "cat_file", path, start=start, end=end))
-        seen = hashlib.sha256(data).hexdigest()
-        if sha256 is None or seen == sha256:
+        if sha256 is None or (seen := hashlib.sha256(data).hexdigest()) == sha256:
             return data
         logger.warning("%s: digest differs at attempt %d", uri, attempt + 1)
     raise DigestError(
@@ -238,8 +237,8 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     return parts
 
 
-def write_bytes(uri: str, data: bytes) -> str:
-    """Write a whole object, visible only when complete; returns its SHA-256 (hex)."""
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole object, visible only when complete."""
     system, path = _resolve(uri)
     with _explained(uri):
         if is_remote(uri):
@@ -250,6 +249,11 @@ def write_bytes(uri: str, data: bytes) -> str:
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def write_digested(uri: str, data: bytes) -> str:
+    """As ``write_bytes``; returns the SHA-256 (hex) of what was written."""
+    write_bytes(uri, data)
     return hashlib.sha256(data).hexdigest()
 
 

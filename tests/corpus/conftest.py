@@ -172,7 +172,7 @@ def write_corpus(vocabulary, tmp_path_factory) -> Callable[..., Written]:
             storage.write_bytes(f"{uri}/shard-{number}", encoded.data)
             table = {"_cell_id": pa.array(ids), "kind": pa.array(here, pa.string()), "batch": pa.array([1] * size)}
             pq.write_table(pa.table(table), obs)
-            digest = storage.write_bytes(f"{uri}/obs-{number}", obs.getvalue())
+            digest = storage.write_digested(f"{uri}/obs-{number}", obs.getvalue())
             shards.append(
                 ShardRecord(
                     **encoded.record(f"shard-{number}").model_dump(),

@@ -27,8 +27,8 @@ def sha256(data: bytes) -> str:
 @pytest.mark.parametrize("data", [b"", b"cells", random.Random(0).randbytes(300_000)])
 def test_what_is_written_comes_back(store, data: bytes):
     uri = storage.join(store.uri, "deep/er", "object")
-    assert storage.write_bytes(uri, b"older") == sha256(b"older")
-    assert storage.write_bytes(uri, data) == sha256(data)
+    assert storage.write_digested(uri, b"older") == sha256(b"older")
+    assert storage.write_digested(uri, data) == sha256(data)
     assert store.get("deep/er/object") == data
     assert storage.read_bytes(uri) == data
     assert storage.read_bytes(uri, sha256=sha256(data)) == data
@@ -75,7 +75,7 @@ def test_an_open_file_seeks_over_many_blocks(store):
 @pytest.mark.parametrize("bad", [b"celLs", b"", b"cells and more"])
 def test_changed_bytes_are_refused_by_name(store, bad: bytes):
     uri = storage.join(store.uri, "shard")
-    good = storage.write_bytes(uri, b"cells")
+    good = storage.write_digested(uri, b"cells")
     store.put("shard", bad)
     with pytest.raises(DigestError) as caught:
         storage.read_bytes(uri, sha256=good)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +24,10 @@ from cytoray import progress, storage
 from cytoray.cluster import user_error
 from cytoray.corpus.checking.checks import refuse_unrecoverable
 from cytoray.corpus.checking.profile import SourceProfile
-from cytoray.corpus.config import IngestConfig
+from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.corpus.ingesting.dedupe import CopiesRecord, find_copies, num_buckets, round_of
 from cytoray.corpus.ingesting.planning import IngestPlan, describe_source, dry_run, plan_ingest, quarantine
-from cytoray.corpus.ingesting.read_pass import close_sources, load_spill, spill_rows
+from cytoray.corpus.ingesting.read_pass import close_sources, load_spill, spill_ranges
 from cytoray.corpus.ingesting.write_pass import PartitionRecord, Round, section_items, write_shard
 from cytoray.corpus.manifest import (
     CorpusManifest,
@@ -45,9 +45,13 @@ from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport,
 from cytoray.errors import ConflictError, CorpusError, NotFoundError
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-__all__ = ["IngestResult", "describe_source", "dry_run", "find_corpus", "ingest", "plan_ingest"]
+__all__ = ["IngestResult", "describe_source", "dry_run", "find_corpus", "ingest", "plan_in_tasks"]
 logger = logging.getLogger(__name__)
 TASK_CPUS = 0.5  # two tasks share a core: half of a task's time waits for the store
+# Ranges of one source that a task reads one after another: between two tasks a worker waits for 0.2 s, and opens.
+RANGES_A_TASK = 4
+TASKS_A_WORKER = 4  # at least, or the last one to finish keeps the others waiting
+FEW_SOURCES = 4  # that are opened in this process: a task's first start takes longer
 READ_SHARE = 0.75  # of an ingest's time goes into the first pass (benchmarks/ingest.py)
 
 
@@ -68,7 +72,7 @@ class _Spill:
     start: int
     num_cells: int
     borders: npt.NDArray[np.int64]
-    digests: tuple[bytes, ...]
+    checks: npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,11 @@ def ingest(
 ) -> IngestResult:
     """Ingest the sources of ``config`` into one committed corpus; a version committed by an equal ingest is returned.
 
-    ``plan`` is what ``plan_ingest(config)`` gave, if that was asked before. ``advance`` is told of cells: three
+    ``plan`` is what ``plan_in_tasks(config)`` gave, if that was asked before. ``advance`` is told of cells: three
     quarters of a cell when it is read, the rest when it is in its shard. Raises CorpusError for bad sources or a name
     taken by another ingest, ConflictError for a lost race.
     """
-    plan = plan_ingest(config) if plan is None else plan
+    plan = plan_in_tasks(config) if plan is None else plan
     there = find_corpus(plan)
     if there is not None:
         return IngestResult(there, plan.uri, skipped=True)
@@ -104,6 +108,28 @@ def ingest(
         close_sources()  # tasks that ran in this very process may have left one open
     storage.delete_prefix(plan.staging)
     return IngestResult(manifest, plan.uri, skipped=False)
+
+
+def plan_in_tasks(config: IngestConfig) -> IngestPlan:
+    """``plan_ingest``, the sources being opened by Ray's tasks where there are several."""
+
+    def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
+        if len(sources) < FEW_SOURCES:
+            yield from map(describe, sources)
+            return
+        work = ray.put(describe)
+        for described in [_call.remote(work, source) for source in sources]:
+            try:
+                yield ray.get(described)
+            except RayError as error:
+                raise user_error(error) or error from error
+
+    return plan_ingest(config, run=run)
+
+
+@ray.remote(num_cpus=1)
+def _call(work: Callable[[SourceConfig], Any], source: SourceConfig) -> Any:
+    return work(source)
 
 
 def find_corpus(plan: IngestPlan) -> CorpusManifest | None:
@@ -157,13 +183,15 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
 
 def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
     """First pass: read, check and spill row ranges; put bad sources in quarantine."""
-    items = []
-    for index, planned in enumerate(plan.sources):
-        for start in range(0, planned.description.num_cells, plan.config.rows_per_task):
-            stop = min(start + plan.config.rows_per_task, planned.description.num_cells)
-            items.append({"source": index, "start": start, "stop": stop})
+    ranges = [_cut_rows(planned.description.num_cells, plan.config.rows_per_task) for planned in plan.sources]
+    together = min(RANGES_A_TASK, max(1, sum(map(len, ranges)) // (TASKS_A_WORKER * plan.config.read_concurrency)))
+    items = [
+        {"source": source, "borders": borders[first : first + together + 1]}
+        for source, borders in enumerate(ranges)
+        for first in range(0, len(borders) - 1, together)
+    ]
     bad: dict[int, tuple[int, QuarantineRecord]] = {}
-    for row in _map_tasks(items, functools.partial(spill_rows, plan=plan), plan.config.read_concurrency):
+    for row in _map_tasks(items, functools.partial(spill_ranges, plan=plan), plan.config.read_concurrency):
         source, start = int(row["source"]), int(row["start"])
         if row["refused"] and (source not in bad or start < bad[source][0]):
             bad[source] = start, QuarantineRecord.model_validate_json(row["refused"])
@@ -171,16 +199,21 @@ def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
     quarantined = list(plan.quarantined)
     for _, (_, record) in sorted(bad.items()):
         quarantined.append(quarantine(plan.config, record, so_far=len(quarantined)))
-    kept = [item for item in items if item["source"] not in bad]
     spills, profiles = [], {source: SourceProfile() for source in range(len(plan.sources)) if source not in bad}
-    for item in kept:
-        spill = load_spill(plan, item["source"], item["start"])
+    for source, start in ((source, start) for source in profiles for start in ranges[source][:-1]):
+        spill = load_spill(plan, source, start)
         borders = np.array(spill.sections.borders, np.int64)
-        digests = tuple(bytes.fromhex(digest) for digest in spill.sections.digests)
-        spills.append(_Spill(spill.source, spill.start, spill.num_cells, borders, digests))
+        checks = np.array(spill.sections.checks, np.uint32)
+        spills.append(_Spill(spill.source, spill.start, spill.num_cells, borders, checks))
         profiles[spill.source] = profiles[spill.source].merge(SourceProfile.from_json(spill.profile))
     _refuse_unrecoverable(plan, profiles)
     return _FirstPass(tuple(spills), profiles, tuple(quarantined))
+
+
+def _cut_rows(num_rows: int, at_most: int) -> list[int]:
+    """Borders of equal ranges that cover the rows of a source; without any row there is no range."""
+    num_ranges = -(-num_rows // at_most)
+    return [num_rows * number // num_ranges for number in range(num_ranges + 1)] if num_rows else []
 
 
 def _refuse_unrecoverable(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> None:
@@ -215,7 +248,7 @@ def _write_all(
         section_items(
             partition,
             [(spill.borders[partition], spill.borders[partition + 1]) for spill in spills],
-            [spill.digests[partition] for spill in spills],
+            [spill.checks[partition] for spill in spills],
         )
         for partition in range(plan.num_partitions)
     ]

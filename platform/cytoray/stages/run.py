@@ -10,7 +10,7 @@ from typing import Any
 
 from cytoray import progress, provenance, storage
 from cytoray.corpus.config import IngestConfig
-from cytoray.corpus.ingest import ingest, plan_ingest
+from cytoray.corpus.ingest import ingest, plan_in_tasks
 from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import DigestError
 from cytoray.model.bundle import ModelBundle, load_bundle
@@ -102,7 +102,7 @@ def _fetch(config: ModelStageConfig, scratch: Path) -> Path:
 
 
 def _summarise_ingest(config: IngestConfig) -> dict[str, Any]:
-    plan = plan_ingest(config)
+    plan = plan_in_tasks(config)
     with progress.stage("ingest", total=plan.num_cells, unit="cells") as advance:
         result = ingest(config, plan=plan, advance=advance)
     manifest = result.manifest

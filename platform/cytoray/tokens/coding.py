@@ -78,9 +78,12 @@ def copy_parts(stream: npt.NDArray[Any], starts: Int64, rows: Int64, target: npt
 
 
 @compiled
-def sum_entry_hashes(genes: UInt8, gene_starts: Int64, indptr: Int64, values: Any, sums: UInt64) -> None:
+def sum_entry_hashes(
+    genes: UInt8, gene_starts: Int64, indptr: Int64, table: Int32, values: Any, sums: UInt64
+) -> None:
     """Sum of ``combine(gene id, value bits)`` over each cell's entries.
 
+    ``table`` is that of the gene streams, or empty.
     ``values`` = (one byte a gene, or none; float32 bits where there is no byte or where it is 255, starts of those in
     each cell, float32 bits of each byte).
     """
@@ -89,6 +92,9 @@ def sum_entry_hashes(genes: UInt8, gene_starts: Int64, indptr: Int64, values: An
     gene_ids, words = np.empty(room, np.int32), np.empty(room, np.uint32)
     for cell in range(sums.size):
         size = decode_gaps(genes[gene_starts[cell] : gene_starts[cell + 1]], gene_ids)
+        if table.size > 0:
+            for place in range(size):
+                gene_ids[place] = table[gene_ids[place]]
         taken = wide_starts[cell]
         if counts.size == 0:
             for place in range(size):

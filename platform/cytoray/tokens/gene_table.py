@@ -74,6 +74,7 @@ def human_symbols() -> frozenset[str]:
     return frozenset(name for gene in load_human_genes() for name in (*gene.symbols, *gene.previous_symbols))
 
 
+@functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def unversioned(name: str) -> str:
     """The bare id of a versioned gene id (``ENSG00000167286.12``); empty when ``name`` is no gene id."""
     match = _GENE_ID.fullmatch(name)
@@ -83,12 +84,17 @@ def unversioned(name: str) -> str:
 def guess_id_type(names: Sequence[str]) -> IdType:
     """Whether ``names`` are symbols, gene ids, both (each above a tenth), or mostly neither."""
     num_ids = sum(bool(unversioned(name)) for name in names)
-    num_symbols = sum(bool(_SYMBOL.fullmatch(name)) for name in names) - num_ids
+    num_symbols = sum(map(_looks_like_symbol, names)) - num_ids
     if num_ids + num_symbols <= len(names) / 2:
         return "unknown"
     if min(num_ids, num_symbols) * 10 > len(names):
         return "mixed"
     return "ensembl" if num_ids > num_symbols else "symbol"
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _looks_like_symbol(name: str) -> bool:
+    return bool(_SYMBOL.fullmatch(name))
 
 
 def guess_species(names: Sequence[str]) -> str:

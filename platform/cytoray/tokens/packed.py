@@ -63,15 +63,21 @@ def pack(cells: SparseCells, *, counts: bool = True) -> PackedCells:
     return _pack((cells.values, cells.gene_ids, cells.indptr), identity, cells.cell_ids, counts=counts)
 
 
-def pack_rows(matrix: Any, gene_ids: Int32, cell_ids: UInt64, *, counts: bool) -> PackedCells:
+def pack_rows(
+    matrix: Any, gene_ids: Int32, cell_ids: UInt64, *, counts: bool, table: Int32 | None = None
+) -> PackedCells:
     """Pack the C rows of a scipy CSR matrix (C, G), whose column g holds gene ``gene_ids[g]`` (-1: unknown, dropped).
 
     Columns may come in any order; several columns of one gene are summed, zeros dropped. Values must be finite and
     not negative. With ``counts`` each must be an integer, and ValueError names the first row where one is not or
-    where a gene's sum exceeds 4,294,967,295.
+    where a gene's sum exceeds 4,294,967,295. With a ``table`` of ascending gene ids, which has all of ``gene_ids``,
+    the streams hold places in it.
     """
     assert matrix.shape == (len(cell_ids), len(gene_ids)), "one id for each row, one gene id for each column"
-    return _pack((matrix.data, matrix.indices, matrix.indptr), gene_ids, cell_ids, counts=counts)
+    if table is not None:
+        gene_ids = recoding.places_in(table, gene_ids)
+    packed = _pack((matrix.data, matrix.indices, matrix.indptr), gene_ids, cell_ids, counts=counts)
+    return replace(packed, table=table)
 
 
 def unpack(packed: PackedCells) -> SparseCells:
@@ -99,8 +105,9 @@ def packed_gene_ids(packed: PackedCells) -> Int32:
 
 
 def with_table(packed: PackedCells) -> PackedCells:
-    """The same cells, their streams holding places in the table of the genes that occur."""
-    packed = without_table(packed)
+    """The same cells, their streams holding places in a table: the one they have, or that of the genes that occur."""
+    if packed.table is not None:
+        return packed
     table = recoding.genes_that_occur(packed.genes, packed.gene_starts)
     genes, gene_starts = recoding.number_genes(packed.genes, packed.gene_starts, table)
     return replace(packed, genes=genes, gene_starts=gene_starts, table=table)
@@ -147,7 +154,7 @@ def concatenate(parts: Sequence[PackedCells]) -> PackedCells:
 
 def content_hashes(packed: PackedCells) -> UInt64:
     """A hash of each cell's (gene id, value) pairs, shape (C,): ``keys.content_keys`` of the unpacked cells."""
-    packed = without_table(packed)
+    table = np.empty(0, np.int32) if packed.table is None else packed.table
     counts: npt.NDArray[Any] = np.empty(0, np.uint8)
     wide, starts = packed.values, packed.indptr
     if packed.holds_counts:
@@ -155,7 +162,7 @@ def content_hashes(packed: PackedCells) -> UInt64:
     bits = np.arange(256, dtype=np.float32).view(np.uint32)
     values = (as_input(counts, np.uint8), as_input(wide.view(np.uint32), np.uint32), as_input(starts, np.int64), bits)
     sums = np.empty(packed.num_cells, np.uint64)
-    coding.sum_entry_hashes(*_gene_streams(packed), values, sums)
+    coding.sum_entry_hashes(*_gene_streams(packed), as_input(table, np.int32), values, sums)
     return combine(sums, packed.num_genes_per_cell)
 
 

@@ -9,6 +9,7 @@ others lie, cell after cell; the gaps between places in the table of genes that 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from cytoray.tokens.cells import Int32, Int64
 from cytoray.tokens.coding import ESCAPE, UInt8
@@ -25,9 +26,14 @@ def genes_that_occur(genes: UInt8, gene_starts: Int64) -> Int32:
 
 def number_genes(genes: UInt8, gene_starts: Int64, table: Int32) -> tuple[UInt8, Int64]:
     """Gene streams that hold gene ids as streams that hold places in ``table`` (G,), and where each cell's starts."""
-    places = np.full(int(table.max(initial=-1)) + 1, -1, np.int32)
+    return name_genes(genes, gene_starts, places_in(table, np.arange(int(table.max(initial=-1)) + 1)))
+
+
+def places_in(table: Int32, gene_ids: npt.NDArray[np.integer]) -> Int32:
+    """The place in ``table`` (G,), ascending, of each gene id; -1 where it is -1 or not there."""
+    places = np.full(int(max(table.max(initial=-1), gene_ids.max(initial=-1))) + 2, -1, np.int32)  # the last is of -1
     places[table] = np.arange(len(table), dtype=np.int32)
-    return name_genes(genes, gene_starts, places)
+    return places[gene_ids]
 
 
 def name_genes(genes: UInt8, gene_starts: Int64, table: Int32) -> tuple[UInt8, Int64]:

@@ -65,9 +65,9 @@ def save_checkpoint(
     uri = storage.join(folder, f"step-{state.step:09d}")
     storage.delete(storage.join(uri, COMMIT))
     files = {
-        WEIGHTS: storage.write_bytes(storage.join(uri, WEIGHTS), save_tensors(weights)),
-        MOMENTS: storage.write_bytes(storage.join(uri, MOMENTS), save_tensors(moments)),
-        STATE: storage.write_bytes(storage.join(uri, STATE), state.model_dump_json().encode()),
+        WEIGHTS: storage.write_digested(storage.join(uri, WEIGHTS), save_tensors(weights)),
+        MOMENTS: storage.write_digested(storage.join(uri, MOMENTS), save_tensors(moments)),
+        STATE: storage.write_digested(storage.join(uri, STATE), state.model_dump_json().encode()),
     }
     failpoint("checkpoint.before_commit")
     checkpoint = Checkpoint(uri=uri, state=state, files=files)

@@ -28,7 +28,7 @@ from cytoray.corpus.checking.source_checks import (
 from cytoray.corpus.config import CheckConfig, RuleConfig
 from cytoray.corpus.readers.base import CellReader
 from cytoray.errors import CorpusError
-from cytoray.tokens.cells import Int64, UInt64
+from cytoray.tokens.cells import Int32, Int64, UInt64
 from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
 from cytoray.tokens.packed import PackedCells, concatenate, content_hashes, pack_rows, take
 from cytoray.tokens.vocabulary import GeneMapping
@@ -80,6 +80,7 @@ class RowChecks:
     checks: CheckConfig = field(default_factory=CheckConfig)
     filter: str | None = None  # of the ingest; that of the source holds besides
     values: Values = "counts"
+    genes: Int32 | None = None  # ascending gene ids: the table of the packed cells; None: they have none
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +261,8 @@ def _check_slab(
 
 def _packed(slab: _Slab, matrix: sparse.csr_matrix, mapping: GeneMapping, ids: UInt64) -> PackedCells:
     try:
-        return pack_rows(matrix, mapping.ids, ids, counts=slab.options.values == "counts")
+        counts = slab.options.values == "counts"
+        return pack_rows(matrix, mapping.ids, ids, counts=counts, table=slab.options.genes)
     except ValueError as error:  # the values are checked: what is left is a sum beyond 32 bits
         raise CorpusError(
             f"{slab.reader.source.uri}: {slab.reader.matrix}, rows from {slab.start:,}: {error}.",

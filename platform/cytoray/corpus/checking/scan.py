@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from cytoray.tokens.cells import Int64
-from cytoray.tokens.coding import ESCAPE
-from cytoray.tokens.compiling import compiled
+from cytoray.tokens.coding import decode_gaps, longest
+from cytoray.tokens.compiling import as_input, compiled
 from cytoray.tokens.packed import PackedCells
 
 NOT_FINITE, NEGATIVE, NON_INTEGER = 1, 2, 4  # bits of ``RowScan.faults``
@@ -56,8 +56,14 @@ def first_fault(values: npt.NDArray[Any], fault: int) -> int:
 
 def count_genes(cells: PackedCells, num_genes: int) -> Int64:
     """Cells that express each gene, shape (V,), straight from the gap streams: see ``PackedCells``."""
-    counts = np.zeros(num_genes, np.int64)
-    _count_genes(cells.genes, cells.gene_starts, counts)
+    if cells.table is None:
+        counts = np.zeros(num_genes, np.int64)
+        _count_genes(as_input(cells.genes, np.uint8), as_input(cells.gene_starts, np.int64), counts)
+        return counts
+    counts, places = np.zeros(num_genes, np.int64), np.zeros(len(cells.table), np.int64)
+    _count_genes(as_input(cells.genes, np.uint8), as_input(cells.gene_starts, np.int64), places)
+    known = cells.table < num_genes
+    counts[cells.table[known]] = places[known]
     return counts
 
 
@@ -131,10 +137,8 @@ def _scan_row(
 def _count_genes(
     genes: npt.NDArray[np.uint8], gene_starts: Int64, counts: Int64
 ) -> None:  # pragma: no cover - compiled
+    gene_ids = np.empty(longest(gene_starts) + 1, np.int32)
     for cell in range(len(gene_starts) - 1):
-        gene = np.int64(-1)
-        for place in range(gene_starts[cell], gene_starts[cell + 1]):
-            gap = np.int64(genes[place])
-            gene += gap + np.int64(gap < ESCAPE)
-            if gap < ESCAPE:
-                counts[gene] += 1
+        size = decode_gaps(genes[gene_starts[cell] : gene_starts[cell + 1]], gene_ids)
+        for place in range(size):
+            counts[gene_ids[place]] += 1

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from cytoray.corpus.readers.opening import expand_sources, open_source
 from cytoray.corpus.reporting.report import Quarantined
 from cytoray.corpus.shards import Values
 from cytoray.errors import CorpusError
+from cytoray.tokens.cells import Int32
 from cytoray.tokens.mapping import GeneMapping
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -48,6 +50,12 @@ class PlannedSource:
     whole: dict[str, bool]  # whether a sample of each further modality holds integers only
 
 
+Described = tuple[PlannedSource, Int32]  # with the ids of its genes, ascending
+Run = Callable[
+    [Callable[[SourceConfig], Described | CorpusError], Sequence[SourceConfig]], Iterable[Described | CorpusError]
+]
+
+
 @dataclass(frozen=True)
 class Modality:
     """A further matrix of the corpus."""
@@ -66,6 +74,7 @@ class IngestPlan:
     values: Values
     modalities: dict[str, Modality]
     obs_types: dict[str, str]
+    genes: Int32  # ascending ids of the genes that a source has: what the streams of the shards count from 0
     num_partitions: int
     uri: str
     staging: str
@@ -91,15 +100,16 @@ class DryRun:
     seconds: float
 
 
-def plan_ingest(config: IngestConfig) -> IngestPlan:
+def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
     """Open every source's metadata, refuse what cannot be used, lay out the work.
 
     With ``append``, the sources that the corpus has are left out, and what is new must fit it. Raises CorpusError for
-    a bad source unless ``checks.max_bad_files`` lets it be quarantined.
+    a bad source unless ``checks.max_bad_files`` lets it be quarantined. ``run`` calls a function with each source, as
+    ``map`` does: opening one takes a tenth of a second, and there may be thousands.
     """
     parent = find_manifest(config.store, config.corpus) if config.append else None
     sources = sorted(expand_sources(config.sources), key=lambda source: source.uri)
-    planned, quarantined = _describe_all(config, _unknown(sources, parent))
+    planned, quarantined, genes = _describe_all(config, _unknown(sources, parent), run)
     values = corpus_values([p.description.value_kind for p in planned], config.checks)
     if parent is not None and planned:
         _refuse_misfit(config, values, parent)
@@ -115,6 +125,7 @@ def plan_ingest(config: IngestConfig) -> IngestPlan:
         values=values,
         modalities=_unite_modalities(planned, parent),
         obs_types=unite_types([parent.obs_columns if parent else {}, *(p.obs_types for p in planned)]),
+        genes=genes,
         num_partitions=max(1, round(num_cells / config.cells_per_shard)),
         uri=uri,
         staging=storage.join(uri, "staging", hashlib.sha256(identity.encode()).hexdigest()[:16]),
@@ -202,24 +213,36 @@ def _unknown(sources: Sequence[SourceConfig], parent: CorpusManifest | None) -> 
 
 
 def _describe_all(
-    config: IngestConfig, sources: Sequence[SourceConfig]
-) -> tuple[list[PlannedSource], list[QuarantineRecord]]:
+    config: IngestConfig, sources: Sequence[SourceConfig], run: Run
+) -> tuple[list[PlannedSource], list[QuarantineRecord], Int32]:
+    """Those that can be used, the others, and the ids of all genes that a usable one has, ascending."""
     planned: list[PlannedSource] = []
     quarantined: list[QuarantineRecord] = []
-    for source in sources:
-        try:
-            planned.append(_describe(config, source))
-        except CorpusError as error:
+    genes = np.empty(0, np.int32)
+    for source, outcome in zip(sources, run(functools.partial(_describe_or_refuse, config), sources), strict=True):
+        if isinstance(outcome, CorpusError):
             if config.checks.max_bad_files == 0:
-                raise
-            quarantined.append(quarantine(config, refused(source.uri, error), so_far=len(quarantined)))
+                raise outcome
+            quarantined.append(quarantine(config, refused(source.uri, outcome), so_far=len(quarantined)))
+            continue
+        described, its_genes = outcome
+        logger.info("%s: %s", source.uri, describe_source(described.description, described.num_matched_genes))
+        planned.append(described)
+        genes = np.union1d(genes, its_genes)
     counts = Counter(p.source.identity for p in planned)
     assert not counts or max(counts.values()) == 1, "expand_sources refuses equal identities"
-    return planned, quarantined
+    return planned, quarantined, genes
 
 
-def _describe(config: IngestConfig, source: SourceConfig) -> PlannedSource:
-    """Open one source; CorpusError where it cannot be used."""
+def _describe_or_refuse(config: IngestConfig, source: SourceConfig) -> Described | CorpusError:
+    try:
+        return _describe(config, source)
+    except CorpusError as error:
+        return error
+
+
+def _describe(config: IngestConfig, source: SourceConfig) -> Described:
+    """Open one source: what it is, and the ids of its genes, ascending; CorpusError where it cannot be used."""
     vocabulary = GeneVocabulary.load_default()
     with open_source(source) as reader:
         description = reader.describe()
@@ -230,12 +253,12 @@ def _describe(config: IngestConfig, source: SourceConfig) -> PlannedSource:
         for column in config.obs_columns:
             if column not in reader.obs:
                 reader.labels(column)  # raises with the columns there
+        genes = np.unique(mapping.ids[mapping.ids >= 0])
         num_matched = int((mapping.ids >= 0).sum())
         features = {name: tuple(reader.modality_features(name)) for name in description.modalities}
         whole = {name: _is_whole(reader, name, description.num_cells) for name in features}
         obs_types = column_types(reader.obs, config.obs_columns)
-    logger.info("%s: %s", source.uri, describe_source(description, num_matched))
-    return PlannedSource(source, description, num_matched, obs_types, features, whole)
+    return PlannedSource(source, description, num_matched, obs_types, features, whole), genes
 
 
 def _refuse_negative(reader: CellReader, mapping: GeneMapping, config: IngestConfig, num_cells: int) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,23 +68,31 @@ def partition_of(plan: IngestPlan, cell_ids: UInt64) -> UInt64:
     return combine(plan.config.seed, int(Purpose.PARTITION), cell_ids) % np.uint64(plan.num_partitions)
 
 
-def spill_rows(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
-    """Read and check one range of rows and leave its cells in the staging area, unless that was done before.
+def spill_ranges(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
+    """Read and check neighbouring ranges of rows and leave their cells in the staging area, unless that was done before.
 
     Returns how many rows that were, and why the source cannot be used, if the plan leaves room for a bad one.
     """
-    source, start, stop = int(item["source"]), int(item["start"]), int(item["stop"])
-    done = {"source": source, "start": start, "num_rows": stop - start, "refused": ""}
+    source, borders = int(item["source"]), [int(border) for border in item["borders"]]
+    done = {"source": source, "num_rows": borders[-1] - borders[0]}
+    for start, stop in itertools.pairwise(borders):
+        try:
+            _spill_range(plan, source, start, stop)
+        except CorpusError as error:
+            if plan.config.checks.max_bad_files == 0 or error.details.get("rule") == "changed":
+                raise
+            record = refused(plan.sources[source].source.uri, error)
+            return {**done, "start": start, "refused": record.model_dump_json()}
+    return {**done, "start": borders[0], "refused": ""}
+
+
+def _spill_range(plan: IngestPlan, source: int, start: int, stop: int) -> None:
+    """One range of rows, unless it was done before."""
     uri = spill_uri(plan, source, start)
     if storage.exists(f"{uri}.json"):
-        return done
-    try:
-        with _opened(plan.sources[source], plan) as (reader, mapping):
-            table, checked = _read(reader, mapping, plan, start, stop)
-    except CorpusError as error:
-        if plan.config.checks.max_bad_files == 0 or error.details.get("rule") == "changed":
-            raise
-        return {**done, "refused": refused(plan.sources[source].source.uri, error).model_dump_json()}
+        return
+    with _opened(plan.sources[source], plan) as (reader, mapping):
+        table, checked = _read(reader, mapping, plan, start, stop)
     failpoint("ingest.before_spill")
     partitions = split_by(table, partition_of(plan, checked.cells.cell_ids), plan.num_partitions)
     copies = pa.record_batch([checked.content, checked.cells.cell_ids, checked.rows], schema=COPIES)
@@ -95,7 +104,6 @@ def spill_rows(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
     storage.write_bytes(f"{uri}.json", record.model_dump_json().encode())
     failpoint("ingest.after_spill")
     pa.default_memory_pool().release_unused()  # a worker that waits for its next task keeps nothing
-    return done
 
 
 @dataclass
@@ -160,7 +168,7 @@ def _read(
     reader: CellReader, mapping: GeneMapping, plan: IngestPlan, start: int, stop: int
 ) -> tuple[pa.Table, CheckedRows]:
     """The kept cells of a range as a table of ``spill_schema``."""
-    options = RowChecks(plan.config.checks, plan.config.filter, plan.values)
+    options = RowChecks(plan.config.checks, plan.config.filter, plan.values, plan.genes)
     checked = check_rows(reader, mapping, options, start=start, stop=stop)
     frame, cells = reader.obs.iloc[checked.rows], checked.cells
     arrays = [

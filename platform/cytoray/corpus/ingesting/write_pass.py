@@ -20,7 +20,7 @@ from cytoray.corpus.ingesting.dedupe import CopiesRecord, copies_of
 from cytoray.corpus.ingesting.obs_tables import obs_schema, to_parquet
 from cytoray.corpus.ingesting.planning import IngestPlan
 from cytoray.corpus.ingesting.read_pass import spill_schema, spill_uri
-from cytoray.corpus.ingesting.spill import CELL_ID, from_section, from_table
+from cytoray.corpus.ingesting.spill import CELL_ID, from_section, from_table, read_checked
 from cytoray.corpus.manifest import CellFileRecord, FileRecord, ShardRecord, content_key
 from cytoray.corpus.shards import Values, encode_shard
 from cytoray.errors import NotFoundError
@@ -52,7 +52,7 @@ class Round:
 def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dict[str, Any]:
     """Gather one partition, put it in its keyed order, write shard, modalities and obs, unless that was done before.
 
-    The item holds the partition and, for each spill, where its section lies and its digest.
+    The item holds the partition and, for each spill, where its section lies and its check.
     """
     partition = int(item["partition"])
     where = storage.join(plan.staging, f"shard-{round_.name}-{partition:05d}.json")
@@ -90,12 +90,12 @@ def _gather(plan: IngestPlan, round_: Round, item: dict[str, Any]) -> pa.Table:
     """The cells of one partition, spill after spill."""
     schema = spill_schema(plan)
     places = np.frombuffer(item["places"], np.int64).reshape(-1, 2)
-    digests = [item["digests"][start : start + 32] for start in range(0, len(item["digests"]), 32)]
+    checks = np.frombuffer(item["checks"], np.uint32)
 
     def fetch(number: int) -> pa.RecordBatch:
         start, stop = places[number].tolist()
         uri = spill_uri(plan, *round_.spills[number])
-        return from_section(storage.read_bytes(uri, start=start, end=stop, sha256=digests[number].hex()), schema)
+        return from_section(read_checked(uri, start, stop, int(checks[number])), schema)
 
     with ThreadPoolExecutor(READERS, "gather") as pool:
         return pa.Table.from_batches(pool.map(fetch, range(len(places))), schema)
@@ -104,7 +104,7 @@ def _gather(plan: IngestPlan, round_: Round, item: dict[str, Any]) -> pa.Table:
 def _write(plan: IngestPlan, partition: int, table: pa.Table) -> ShardRecord:
     """Write the files of a shard, each under a name that carries its content."""
     stem = f"{plan.version:06d}-{partition:05d}"
-    cells = from_table(table, counts=plan.values == "counts")
+    cells = from_table(table, counts=plan.values == "counts", gene_table=plan.genes)
     if plan.config.binning == "stored":
         tokenizer = CellTokenizer(GeneVocabulary.load_default(), plan.config.tokenizer)
         cells = with_bins(cells, tokenizer.bin_cells(cells, epoch=0))
@@ -136,10 +136,10 @@ def _write_cells(plan: IngestPlan, folder: str, stem: str, cells: PackedCells, v
     return record
 
 
-def section_items(partition: int, places: Sequence[tuple[int, int]], digests: Sequence[bytes]) -> dict[str, Any]:
+def section_items(partition: int, places: Sequence[tuple[int, int]], checks: Sequence[int]) -> dict[str, Any]:
     """The item of ``write_shard`` for one partition."""
     return {
         "partition": partition,
         "places": np.array(places, np.int64).tobytes(),
-        "digests": b"".join(digests),
+        "checks": np.array(checks, np.uint32).tobytes(),
     }

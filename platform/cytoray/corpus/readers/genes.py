@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cytoray.corpus.config import SourceConfig
@@ -56,9 +57,10 @@ def _column(var: pd.DataFrame, column: str, uri: str) -> pd.Series[Any]:
     return var[column]
 
 
-def _texts(values: Iterable[object]) -> list[str]:
+def _texts(values: pd.Series[Any] | pd.Index[Any]) -> list[str]:
     """Values as text, a missing one as none."""
-    return ["" if pd.isna(value) else str(value) for value in values]  # type: ignore[call-overload]
+    objects = np.asarray(values, dtype=object)
+    return ["" if missing else str(value) for value, missing in zip(objects, pd.isna(objects), strict=True)]
 
 
 def _share_of_ids(names: Sequence[str]) -> float:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cytoray.corpus.streaming.windows import Lanes, lay_out
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Purpose, combine, uniform
 
@@ -111,22 +112,20 @@ class ReadingOrder:
     def _window(self, epoch: int, begin: int, end: int) -> _Window:
         """Interleave the lanes of a window, then put each step's cells lane by lane."""
         order, ends = self._epoch(epoch)
-        lanes = range(int(np.searchsorted(ends, begin, "right")), int(np.searchsorted(ends, end, "left")) + 1)
-        places, units = [], []
-        for lane in lanes:
-            unit = int(order[lane])
-            start = int(ends[lane] - self.counts[unit])
-            part = self._unit(epoch, unit)[max(begin - start, 0) : end - start]
-            places.append(part)
-            units.append(np.full(len(part), unit, np.int64))
-        lengths = np.array([len(part) for part in places])
-        lane_of = np.repeat(np.arange(len(lanes)), lengths)
-        starts = uniform(combine(self.seed, int(Purpose.ORDER), epoch, begin, order[lanes.start : lanes.stop]))
-        within = np.arange(end - begin) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        turn = np.argsort((within + np.repeat(starts, lengths)) / np.repeat(lengths, lengths), kind="stable")
-        steps = (epoch * self.num_cells + begin + np.arange(end - begin)) // self.cells_per_step
-        turn = turn[np.argsort((steps - steps[0]) * len(lanes) + lane_of[turn], kind="stable")]
-        return _Window(np.concatenate(units)[turn], np.concatenate(places)[turn])
+        first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end, "left")
+        units, stops = order[first : last + 1], ends[first : last + 1]
+        counts = self.counts[units]
+        starts = stops - counts
+        lanes = Lanes(
+            keys=combine(self.seed, int(Purpose.ORDER), epoch, units + 1),
+            counts=counts,
+            low=np.maximum(begin - starts, 0),
+            high=np.minimum(end - starts, counts),
+            shifts=uniform(combine(self.seed, int(Purpose.ORDER), epoch, begin, units)),
+        )
+        lane_of, places = np.empty(end - begin, np.int64), np.empty(end - begin, np.int64)
+        lay_out(lanes, epoch * self.num_cells + begin, self.cells_per_step, lane_of, places)
+        return _Window(units[lane_of], places)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def _epoch(self, epoch: int) -> tuple[Int64, Int64]:
@@ -135,8 +134,3 @@ class ReadingOrder:
         order = np.argsort(keys, kind="stable")
         order = order[self.counts[order] > 0]
         return order, np.cumsum(self.counts[order])
-
-    def _unit(self, epoch: int, unit: int) -> Int64:
-        """The order of the cells inside a unit."""
-        places = np.arange(self.counts[unit], dtype=np.uint64)
-        return np.argsort(combine(self.seed, int(Purpose.ORDER), epoch, unit + 1, places), kind="stable")
