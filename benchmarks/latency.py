@@ -1,8 +1,9 @@
 """How long a consumer at half the peak rate waits for a minibatch: ``python -m benchmarks.latency``.
 
 A consumer takes a minibatch, widens it to the int64 / float32 tensors of a model, and sleeps until its next one is due,
-at half the rate that the direct reader reached just before. What is timed is from asking to having the tensors; what
-the machine itself adds shows when the minibatches are in memory already.
+at half the rate that the direct reader reached just before. The claim is about the wait for the minibatch. Told beside
+it: from asking to having the tensors, which is the consumer's own work, on cores that it shares with the threads that
+fill; and the same with minibatches that are in memory already, which is what the machine itself adds.
 """
 
 from __future__ import annotations
@@ -41,17 +42,19 @@ def main() -> None:
     batches.close()  # type: ignore[attr-defined]
     common.report(
         "latency",
-        value=float(np.quantile(ready, 0.999)),
-        baseline=float(np.median(ready)),
+        value=float(np.quantile(waits, 0.999)),
+        baseline=float(np.median(waits)),
         settings={
             "batch": BATCH_CELLS,
             "cells_per_s": round(peak / 2),
             "batches": len(ready),
-            "max_ms": round(float(ready.max()), 2),
-            "next_median_ms": round(float(np.median(waits)), 4),
-            "next_p999_ms": round(float(np.quantile(waits, 0.999)), 3),
-            "machine_p999_ms": round(float(np.quantile(floor, 0.999)), 3),
+            "max_ms": round(float(waits.max()), 2),
+            "tensors_median_ms": round(float(np.median(ready)), 4),
+            "tensors_p999_ms": round(float(np.quantile(ready, 0.999)), 3),
+            "tensors_p999_ms_of_minibatches_in_memory": round(float(np.quantile(floor, 0.999)), 3),
         },
+        note=f"until its tensors are there: p99.9 {np.quantile(ready, 0.999):.2g} ms, median {np.median(ready):.2g} ms "
+        "(the consumer waits for a core while two threads fill on two)",
     )
 
 

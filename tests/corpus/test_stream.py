@@ -110,7 +110,7 @@ def test_the_genes_of_a_generative_cell_are_known_or_unknown_by_the_share_of_the
     plain = {cell: pairs for batch in open_cells(corpus).read_steps(0, 8) for cell, pairs in cells_of(batch)}
     stream = open_cells(corpus, style="generative", ratios=(0.25, 0.5, 0.75))
     for step in range(8):
-        ratio = stream.options.ratio(step)
+        ratio = stream.options.ratios_at(np.array([step]))[0]
         whole = {}
         for world_size in (1, 3):
             for batch in read(stream, step, world_size):
@@ -125,7 +125,7 @@ def test_the_genes_of_a_generative_cell_are_known_or_unknown_by_the_share_of_the
                         g for g, _ in plain_cell(plain, cell)[1:]
                     ]
                     assert whole.setdefault(cell, (known, unknown)) == (known, unknown)  # whatever the number of ranks
-    assert len({stream.options.ratio(step) for step in range(30)}) == 3
+    assert len(set(stream.options.ratios_at(np.arange(30)))) == 3
 
 
 def plain_cell(plain, cell):

@@ -229,7 +229,7 @@ class _Window(io.RawIOBase):
     """A file of which only some bytes are there: enough for a reader that asks for nothing else."""
 
     def __init__(self, data: bytes, offset: int, num_bytes: int) -> None:
-        self._data, self._offset, self._num_bytes = data, offset, num_bytes
+        self._data, self._offset, self._num_bytes = memoryview(data), offset, num_bytes
         self._place = 0
 
     def readable(self) -> bool:
@@ -250,8 +250,8 @@ class _Window(io.RawIOBase):
         """The place in the whole file."""
         return self._place
 
-    def read(self, size: int | None = -1) -> bytes:
-        """Bytes from this place on; asking for others than those that are there is a mistake of ours."""
+    def read(self, size: int | None = -1) -> memoryview:  # type: ignore[override]
+        """Bytes from this place on, not copied; asking for others than those that are there is a mistake of ours."""
         stop = self._num_bytes if size is None or size < 0 else min(self._place + size, self._num_bytes)
         start, self._place = self._place, stop
         assert start >= self._offset, "bytes before the window are asked for"

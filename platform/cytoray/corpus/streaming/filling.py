@@ -80,7 +80,7 @@ class ChunkFiller:
         num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
         ratios = None
         if self.options.style != "plain":
-            ratios = np.repeat([self.options.ratio(int(step)) for step in steps], cells.units.shape[1])
+            ratios = np.repeat(self.options.ratios_at(steps), cells.units.shape[1])
         known, unknown = self.tokenizer.num_tokens(num_genes, ratios if self.options.style == "generative" else None)
         order = np.lexsort((known, np.repeat(steps, cells.units.shape[1])))
         heads, borders = self._cut(steps, (known + unknown)[order].reshape(cells.units.shape))

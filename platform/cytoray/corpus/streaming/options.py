@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from cytoray.corpus.streaming.batches import Layout
 from cytoray.corpus.streaming.members import MemberOptions, ObsWeights
-from cytoray.tokens.keys import Purpose, combine
+from cytoray.tokens.cells import Int64
+from cytoray.tokens.keys import Float64, Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 Style = Literal["plain", "masked", "generative"]
@@ -44,6 +47,7 @@ class StreamOptions:
         """What decides which cells come."""
         return MemberOptions(self.label_key, self.select, self.weights)
 
-    def ratio(self, step: int) -> float:
-        """The share of genes hidden at a step."""
-        return self.ratios[int(combine(self.seed, int(Purpose.MASKING), step)) % len(self.ratios)]
+    def ratios_at(self, steps: Int64) -> Float64:
+        """The share of genes hidden at each of the steps (T,)."""
+        keys = combine(self.seed, int(Purpose.MASKING), steps)
+        return np.array(self.ratios)[keys % np.uint64(len(self.ratios))]
