@@ -22,6 +22,7 @@ class Handler(BaseHTTPRequestHandler):
 
     root: Path
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body waits 40 ms for the client to acknowledge the head
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""

@@ -41,11 +41,11 @@ def is_shared() -> bool:
 
 
 @contextlib.contextmanager
-def connected(*, num_cpus: int = 2) -> Iterator[None]:
+def connected(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
     """Be connected to Ray inside the block.
 
     With ``RAY_ADDRESS`` set (as in a submitted job) that cluster is used; otherwise one with ``num_cpus`` logical CPUs
-    is started here and stopped at the end.
+    and an object store of ``object_store_bytes`` is started here and stopped at the end.
     """
     prepare_auth()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -53,7 +53,7 @@ def connected(*, num_cpus: int = 2) -> Iterator[None]:
 
     local: dict[str, Any] = {}
     if not is_shared():
-        local = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        local = {"num_cpus": num_cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=False, **local)
     except ConnectionError as error:
@@ -101,7 +101,7 @@ def _hasten() -> None:
     """
     from ray.data._internal.execution.resource_manager import ResourceManager
 
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.05
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.05  # type: ignore[assignment]
 
 
 def user_error(error: BaseException) -> CytorayError | None:

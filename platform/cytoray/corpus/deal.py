@@ -33,9 +33,10 @@ def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Datas
 class DealtSteps(DataConfig):
     """Gives each rank a pipeline of its own: splitting one among ranks deals its blocks first come, first served."""
 
-    def __init__(self, stream: CorpusStream, *, task_cpus: float = TASK_CPUS) -> None:
+    def __init__(self, stream: CorpusStream, *, task_cpus: float = TASK_CPUS, num_tasks: int = TASKS_AT_A_TIME) -> None:
+        """``num_tasks`` tasks of a rank work at a time, each reserving ``task_cpus``."""
         super().__init__(datasets_to_split="all")
-        self._stream, self._task_cpus = stream, task_cpus
+        self._stream, self._task_cpus, self._num_tasks = stream, task_cpus, num_tasks
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
@@ -61,7 +62,7 @@ class DealtSteps(DataConfig):
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=self._task_cpus,
-            compute=ray.data.TaskPoolStrategy(size=TASKS_AT_A_TIME),
+            compute=ray.data.TaskPoolStrategy(size=self._num_tasks),
         )
         # "Splitting" in one moves Ray Data's executor to an actor; in the worker its thread would slow every step.
         return dealt.streaming_split(1, equal=False)[0]

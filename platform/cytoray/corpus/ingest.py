@@ -200,8 +200,7 @@ def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
     for _, (_, record) in sorted(bad.items()):
         quarantined.append(quarantine(plan.config, record, so_far=len(quarantined)))
     spills, profiles = [], {source: SourceProfile() for source in range(len(plan.sources)) if source not in bad}
-    for source, start in ((source, start) for source in profiles for start in ranges[source][:-1]):
-        spill = load_spill(plan, source, start)
+    for spill in (load_spill(plan, source, start) for source in profiles for start in ranges[source][:-1]):
         borders = np.array(spill.sections.borders, np.int64)
         checks = np.array(spill.sections.checks, np.uint32)
         spills.append(_Spill(spill.source, spill.start, spill.num_cells, borders, checks))

@@ -250,7 +250,7 @@ class _Window(io.RawIOBase):
         """The place in the whole file."""
         return self._place
 
-    def read(self, size: int | None = -1) -> memoryview:  # type: ignore[override]
+    def read(self, size: int | None = -1) -> memoryview:
         """Bytes from this place on, not copied; asking for others than those that are there is a mistake of ours."""
         stop = self._num_bytes if size is None or size < 0 else min(self._place + size, self._num_bytes)
         start, self._place = self._place, stop

@@ -78,9 +78,7 @@ def copy_parts(stream: npt.NDArray[Any], starts: Int64, rows: Int64, target: npt
 
 
 @compiled
-def sum_entry_hashes(
-    genes: UInt8, gene_starts: Int64, indptr: Int64, table: Int32, values: Any, sums: UInt64
-) -> None:
+def sum_entry_hashes(genes: UInt8, gene_starts: Int64, indptr: Int64, table: Int32, values: Any, sums: UInt64) -> None:
     """Sum of ``combine(gene id, value bits)`` over each cell's entries.
 
     ``table`` is that of the gene streams, or empty.

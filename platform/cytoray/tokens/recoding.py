@@ -33,7 +33,7 @@ def places_in(table: Int32, gene_ids: npt.NDArray[np.integer]) -> Int32:
     """The place in ``table`` (G,), ascending, of each gene id; -1 where it is -1 or not there."""
     places = np.full(int(max(table.max(initial=-1), gene_ids.max(initial=-1))) + 2, -1, np.int32)  # the last is of -1
     places[table] = np.arange(len(table), dtype=np.int32)
-    return places[gene_ids]
+    return np.asarray(places[gene_ids])
 
 
 def name_genes(genes: UInt8, gene_starts: Int64, table: Int32) -> tuple[UInt8, Int64]:

@@ -69,7 +69,7 @@ def partition_of(plan: IngestPlan, cell_ids: UInt64) -> UInt64:
 
 
 def spill_ranges(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
-    """Read and check neighbouring ranges of rows and leave their cells in the staging area, unless that was done before.
+    """Read and check neighbouring ranges of rows and leave their cells in the staging area, unless they are there.
 
     Returns how many rows that were, and why the source cannot be used, if the plan leaves room for a bad one.
     """

@@ -27,7 +27,7 @@ class BlockPool:
         sizes = [-(-length * dtype.itemsize // ALIGNMENT) * ALIGNMENT for length, dtype in wanted]
         block = self._take(sum(sizes))
         # Views have this array as their base, not the block behind it: it goes when the last of them does.
-        lease = np.frombuffer(memoryview(block), np.uint8)
+        lease = np.frombuffer(block.data, np.uint8)
         weakref.finalize(lease, self._give_back, block).atexit = False
         ends = np.cumsum(sizes).tolist()
         return [

@@ -50,4 +50,4 @@ class StreamOptions:
     def ratios_at(self, steps: Int64) -> Float64:
         """The share of genes hidden at each of the steps (T,)."""
         keys = combine(self.seed, int(Purpose.MASKING), steps)
-        return np.array(self.ratios)[keys % np.uint64(len(self.ratios))]
+        return np.asarray(np.array(self.ratios)[keys % np.uint64(len(self.ratios))])

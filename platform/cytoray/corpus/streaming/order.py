@@ -24,6 +24,7 @@ from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Purpose, combine, uniform
 
 WINDOW_CELLS = 16_384  # 50 MB at 1,500 genes; every step draws from the eight or nine row groups of a window
+RUN_WINDOWS = 2  # of a run: at its ends row groups are read that another run reads as well
 WINDOW_STEPS = 64  # at least: a window's end costs some reading twice
 
 
@@ -84,12 +85,12 @@ class ReadingOrder:
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Cut the steps ``start`` to ``stop`` where windows begin, into runs that read hardly anything twice.
 
-        The small windows of a small corpus are taken together, up to the size of a whole one.
+        A run is as near as it gets to ``RUN_WINDOWS`` whole windows; those of a small corpus are small.
         """
         first = start
         for epoch, begin, _ in self._windows(start * self.cells_per_step, stop * self.cells_per_step):
             border = -(-(epoch * self.num_cells + begin) // self.cells_per_step)
-            if border > first and (border - first) * self.cells_per_step * 2 > self.window_cells:
+            if (border - first) * self.cells_per_step > (RUN_WINDOWS - 0.5) * self.window_cells:
                 yield first, min(border, stop)
                 first = border
         if first < stop:
