@@ -13,6 +13,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -26,10 +27,13 @@ from cytoray.cli.main import app
 from cytoray.cluster import user_error
 from cytoray.corpus import ingest as ingest_module
 from cytoray.corpus.config import CheckConfig, IngestConfig, ModalityConfig, RuleConfig, SourceConfig
-from cytoray.corpus.ingest import IngestResult, ingest
+from cytoray.corpus.ingest import IngestResult, ingest, plan_in_tasks
 from cytoray.corpus.ingesting.planning import dry_run, plan_ingest
 from cytoray.corpus.manifest import find_manifest, load_manifest
 from cytoray.corpus.shards import decode_shard
+from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.obs import read_tables
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.versions import verify
 from cytoray.errors import ConfigError, ConflictError, CorpusError, StorageError
 from cytoray.tokens.packed import unpack
@@ -244,6 +248,25 @@ def test_a_rerun_finds_the_corpus_and_another_ingest_is_refused(base, sources):
             ingest(config.model_copy(update=change))
         assert "another corpus name" in caught.value.remedy
     assert find_manifest(config.store, "cells") == result.manifest
+
+
+@pytest.mark.ray
+def test_tasks_plan_what_one_process_plans(ray_cluster, plant, build_adata, save, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        save(build_adata(plant(number)), tmp_path / f"in/{number}.h5ad")
+    (tmp_path / "in/bad.h5ad").write_bytes(b"no HDF5")
+    source = SourceConfig(uri=f"{tmp_path}/in/")
+    lenient = IngestConfig(
+        store=str(tmp_path / "s"), corpus="c", sources=(source,), checks=CheckConfig(max_bad_files=1)
+    )
+    plan, other = plan_in_tasks(lenient), plan_ingest(lenient)
+    assert len(plan.sources) == 5
+    assert plan.genes.tolist() == other.genes.tolist() == sorted(set(plan.genes.tolist()))
+    assert replace(plan, genes=other.genes) == other
+    with pytest.raises(CorpusError, match=r"bad\.h5ad: this looks like plain text") as caught:
+        plan_in_tasks(lenient.model_copy(update={"checks": CheckConfig()}))
+    assert type(caught.value) is CorpusError  # not one of Ray's wrappers
 
 
 @pytest.mark.ray
@@ -500,6 +523,26 @@ def test_an_append_adds_cells_and_shares_the_shards_that_are_there(write, tmp_pa
         again = ingest(configure(tmp_path, uris, checks=CheckConfig(), append=True))
         assert (again.skipped, again.manifest) == (True, second.manifest)
     assert ingest(configure(tmp_path, (one,), checks=CheckConfig())).skipped
+
+
+def test_cells_of_before_an_append_have_its_new_columns_as_missing(plant, build_adata, save, tmp_path, in_process):
+    old, new = build_adata(plant(1)), build_adata(plant(2))
+    old.obs["dose"] = np.arange(old.n_obs) % 3
+    new.obs["dose"] = "high"
+    new.obs["treated"] = np.arange(new.n_obs) % 2 == 0
+    uris = (save(old, tmp_path / "old.h5ad"), save(new, tmp_path / "new.h5ad"))
+    ingest(configure(tmp_path / "store", uris[:1]))
+    result = ingest(configure(tmp_path / "store", uris, append=True))
+    tables = pa.concat_tables(read_tables(str(tmp_path / "store"), result.manifest, ["dose", "treated"]))
+    kept = result.manifest.sources[0].num_kept_cells, result.manifest.sources[1].num_kept_cells
+    assert tables.column("dose").to_pylist().count("high") == kept[1]
+    assert set(tables.column("dose").to_pylist()) == {"0", "1", "2", "high"}
+    assert tables.column("treated").null_count == kept[0]
+    options = StreamOptions(TokenizerConfig(), seed=1, cells_per_step=8, select="treated == True")
+    assert 0 < open_stream(str(tmp_path / "store"), "cells", options).num_cells <= kept[1]
+    with pytest.raises(CorpusError, match="no column 'dosis'") as caught:
+        list(read_tables(str(tmp_path / "store"), result.manifest, ["dosis"]))
+    assert "treated" in caught.value.remedy
 
 
 def test_an_append_to_nothing_is_an_ingest(write, tmp_path, in_process):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cytoray.corpus.streaming.order import ReadingOrder
+from cytoray.tokens.keys import Purpose, combine, uniform
 
 SIZES = {
     "small": [70, 41, 0, 59],
@@ -38,6 +39,36 @@ def test_every_cell_comes_once_an_epoch_and_epochs_follow_without_a_gap(sizes, c
         part = cells[epoch * order.num_cells : (epoch + 1) * order.num_cells]
         assert {one[0] for one in part} == {epoch}
         assert sorted(one[1:] for one in part) == everything
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_the_order_is_the_documented_one(sizes):
+    order = make_order(sizes, cells_per_step=10)
+    total = order.num_cells
+    cells = [(unit, place) for _, unit, place in flat(order, 0, total // 10)]
+    units = np.argsort(combine(3, int(Purpose.ORDER), 0, np.arange(len(sizes)))).tolist()
+    lined_up = [
+        (unit, place)
+        for unit in units
+        for place in np.argsort(combine(3, int(Purpose.ORDER), 0, unit + 1, np.arange(sizes[unit]))).tolist()
+    ]
+    for begin in range(0, total, order.window_cells):
+        window = lined_up[begin : begin + order.window_cells]
+        lanes = {
+            unit: [cell for cell in window if cell[0] == unit] for unit in dict.fromkeys(unit for unit, _ in window)
+        }
+        shifts = {unit: float(uniform(combine(3, int(Purpose.ORDER), 0, begin, unit))) for unit in lanes}
+        turns = {
+            cell: (number + shifts[unit]) / len(lane)
+            for unit, lane in lanes.items()
+            for number, cell in enumerate(lane)
+        }
+        window.sort(key=turns.__getitem__)
+        ranks = {unit: rank for rank, unit in enumerate(lanes)}
+        for start in range(0, len(window) // 10 * 10, 10):
+            expected = sorted(window[start : start + 10], key=lambda cell: ranks[cell[0]])
+            assert cells[begin + start : begin + start + 10] == expected
+    assert len(cells) == total // 10 * 10
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
+from cytoray.corpus.checking.scan import count_genes
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.packed import (
     PackedCells,
     concatenate,
     content_hashes,
     pack,
+    pack_rows,
     packed_counts,
     packed_gene_ids,
     take,
@@ -65,6 +68,20 @@ def test_what_is_done_with_cells_sees_no_difference():
     assert concatenate([numbered, numbered]).table is numbered.table
     assert np.array_equal(unpack(numbered).gene_ids, unpack(packed).gene_ids)
     assert np.array_equal(packed_counts(numbered), packed_counts(packed))
+
+
+def test_rows_can_be_packed_into_a_table_of_more_genes_at_once():
+    genes, table = np.array([700, -1, 5, 60_000], np.int32), np.array([3, 5, 9, 700, 701, 60_000], np.int32)
+    matrix = sparse.csr_matrix(np.array([[2.0, 9, 300, 0], [0, 7, 0, 0], [0, 0, 1, 4]]))
+    ids = np.arange(3, dtype=np.uint64)
+    numbered, packed = (pack_rows(matrix, genes, ids, counts=True, table=one) for one in (table, None))
+    assert numbered.table is table
+    assert packed_gene_ids(numbered).tolist() == [5, 700, 5, 60_000]
+    assert np.array_equal(packed_counts(numbered), packed_counts(packed))
+    same(without_table(numbered), packed)
+    assert np.array_equal(content_hashes(numbered), content_hashes(packed))
+    assert np.array_equal(count_genes(numbered, 60_001), count_genes(packed, 60_001))
+    assert with_table(numbered) is numbered
 
 
 @pytest.mark.parametrize("stored", [False, True])

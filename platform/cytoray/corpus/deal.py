@@ -7,15 +7,17 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import ray.data
 from ray.train import DataConfig
 
-from cytoray.corpus.stream import CorpusStream
 from cytoray.corpus.streaming.background import start_daemon
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
+
+if TYPE_CHECKING:  # Ray Data's executor loads this module, and has no use for the half a second of kernels and readers
+    from cytoray.corpus.stream import CorpusStream
 
 TASK_CPUS = 0.25  # what a read task reserves beside training workers
 TASKS_AT_A_TIME = 2  # of one rank: each makes far more than a rank takes, and what is ready waits in the object store

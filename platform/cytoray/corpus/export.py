@@ -184,7 +184,7 @@ def _select(store: str, manifest: CorpusManifest, expression: str | None) -> Ite
 
 
 def _genes(store: str, manifest: CorpusManifest) -> npt.NDArray[np.int32]:
-    """The ids of the genes that occur, from the tables in the shards' footers."""
+    """The ids of the genes that the corpus knows, from the tables in the shards' footers."""
     uri = corpus_uri(store, manifest.name)
     tables = [open_shard(storage.join(uri, shard.key), shard).genes() for shard in manifest.shards]
     return np.unique(np.concatenate([np.empty(0, np.int32), *tables]))

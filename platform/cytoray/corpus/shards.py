@@ -17,7 +17,7 @@ large      binary  uint32, the counts of 255 and more, in order
 bins       binary  one byte a gene, only where bins are stored
 =========  ======  =====================================================================================
 
-The table of the genes that occur stands in the file's metadata, base64 of the gap stream of a cell that has them all.
+The table of the genes stands in the file's metadata, base64 of the gap stream of a cell that has them all.
 The streams are those of ``PackedCells``: reading copies nothing but what zstd unpacks. docs/corpus-format.md describes
 the whole for other languages.
 """
@@ -196,7 +196,7 @@ class ShardReader:
             return _decode(file.read_row_group(group, use_threads=False), uri=self.uri)
 
     def genes(self) -> npt.NDArray[np.int32]:
-        """The ids of the genes that occur in the file, ascending, shape (G,)."""
+        """The table of genes, ids ascending, shape (G,): those that occur in the file, and maybe more."""
         return _table_from_text(self._footer().metadata[b"cytoray.genes"])
 
     def _footer(self) -> pq.FileMetaData:

@@ -23,7 +23,10 @@ AHEAD = 4 * READERS
 
 
 def read_tables(store: str, manifest: CorpusManifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The named columns of obs, one table a shard, aligned with the shard's cells; CorpusError if one is absent."""
+    """The named columns of obs, one table a shard, aligned with the shard's cells; CorpusError if the corpus lacks one.
+
+    Shards of before an append may lack a column, whose values are then missing, or have it in a narrower type.
+    """
     with ThreadPoolExecutor(READERS, "obs") as pool:
         # A few tables ahead, not all of them: 33 million rows of obs do not fit.
         ahead = [pool.submit(_read_table, store, manifest, shard, columns) for shard in manifest.shards[:AHEAD]]
@@ -38,14 +41,22 @@ def _read_table(store: str, manifest: CorpusManifest, shard: ShardRecord, column
     uri = storage.join(corpus_uri(store, manifest.name), shard.obs.key)
     file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri, sha256=shard.obs.sha256)))
     there = file.schema_arrow.names
+    known = [*there, *(name for name in manifest.obs_columns if name not in there)]
     for column in columns:
-        if column not in there:
+        if column not in known:
             raise CorpusError(
                 f"Corpus {manifest.name!r}: obs has no column {column!r}.",
-                remedy=f"Columns there: {', '.join(there)}.",
-                columns=there,
+                remedy=f"Columns there: {', '.join(known)}.",
+                columns=known,
             )
-    return file.read(columns=list(columns), use_threads=False)
+    table = file.read(columns=[column for column in columns if column in there], use_threads=False)
+    for place, column in enumerate(columns):
+        kind = manifest.obs_columns.get(column)
+        if column not in there:
+            table = table.add_column(place, column, pa.nulls(shard.num_cells, pa.type_for_alias(kind)))
+        elif kind is not None and table.column(place).type != pa.type_for_alias(kind):
+            table = table.set_column(place, column, table.column(place).cast(pa.type_for_alias(kind)))
+    return table
 
 
 def read_obs(store: str, manifest: CorpusManifest, column: str) -> list[list[Any]]:
