@@ -17,6 +17,7 @@ from typing import Any
 
 import boto3
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -82,8 +83,12 @@ def head(tmp_path: Path) -> Iterator[Head]:
         _wait_for(url)
         yield Head(url, environment)
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        head = psutil.Process(process.pid)
+        family = [head, *head.children(recursive=True)]  # asked to end, they take half a minute over it
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=30)
+        process.wait(timeout=30)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
