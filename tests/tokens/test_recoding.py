@@ -81,7 +81,10 @@ def test_rows_can_be_packed_into_a_table_of_more_genes_at_once():
     same(without_table(numbered), packed)
     assert np.array_equal(content_hashes(numbered), content_hashes(packed))
     assert np.array_equal(count_genes(numbered, 60_001), count_genes(packed, 60_001))
-    assert with_table(numbered) is numbered
+    tight = with_table(numbered)
+    assert tight.table.tolist() == [5, 700, 60_000]
+    same(without_table(tight), packed)
+    assert with_table(tight) is tight
 
 
 @pytest.mark.parametrize("stored", [False, True])

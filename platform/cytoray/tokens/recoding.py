@@ -2,6 +2,7 @@
 
 A data set knows some 20,000 of the vocabulary's 60,000 genes. The gaps between vocabulary ids then say where the
 others lie, cell after cell; the gaps between places in the table of genes that occur do not. The order stays the same.
+A table may hold some genes that do not occur: to recode cells for the last of them costs more than it saves.
 """
 
 # C cells, G genes that occur
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.tokens.cells import Int32, Int64
-from cytoray.tokens.coding import ESCAPE, UInt8
+from cytoray.tokens.coding import ESCAPE, UInt8, decode_gaps, longest
 from cytoray.tokens.compiling import as_input, compiled
 
 
@@ -48,15 +49,13 @@ def name_genes(genes: UInt8, gene_starts: Int64, table: Int32) -> tuple[UInt8, I
 @compiled
 def _mark(genes: UInt8, starts: Int64, seen: UInt8) -> bool:
     """Set ``seen`` at every id of the gap streams; False where one is beyond it."""
+    gene_ids = np.empty(longest(starts) + 1, np.int32)
     for cell in range(starts.size - 1):
-        place = np.int64(-1)
-        for byte in genes[starts[cell] : starts[cell + 1]]:
-            place += byte
-            if byte != ESCAPE:
-                place += 1
-                if place >= seen.size:
-                    return False
-                seen[place] = 1
+        size = decode_gaps(genes[starts[cell] : starts[cell + 1]], gene_ids)
+        if size > 0 and gene_ids[size - 1] >= seen.size:
+            return False
+        for place in range(size):
+            seen[gene_ids[place]] = 1
     return True
 
 
