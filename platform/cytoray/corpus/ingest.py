@@ -114,7 +114,7 @@ def plan_in_tasks(config: IngestConfig) -> IngestPlan:
     """``plan_ingest``, the sources being opened by Ray's tasks where there are several."""
 
     def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
-        if len(sources) < FEW_SOURCES:
+        if len(sources) < FEW_SOURCES or not ray.is_initialized():
             yield from map(describe, sources)
             return
         work = ray.put(describe)
