@@ -88,3 +88,18 @@ GOALS: dict[str, Goal] = {
     "bytes_33m": Goal("PROJECTION: corpus of 33 M cells", "GB"),
     "hours_33m": Goal("PROJECTION: ingest of 33 M cells on this machine", "h"),
 }
+
+_ORIGINAL = "the original's path re-created in torch"
+# Of the model: each script prints its own lines, they are not part of `make bench-data`.
+GOALS |= {
+    "embed": Goal("embed real cells, 12 x 512", "cells/s", _ORIGINAL, at_least=4, of_ratio=True),
+    "embed_masked": Goal(
+        "embed real cells, 12 x 512", "cells/s", f"{_ORIGINAL}, its fused layers off", at_least=4, of_ratio=True
+    ),
+    "tokenise": Goal("counts to packed tokens, per core", "cells/s", _ORIGINAL, at_least=25, of_ratio=True),
+    "tokenise_by_content": Goal("the same, keyed by content", "cells/s", _ORIGINAL, at_least=25, of_ratio=True),
+    "tokenise_padded": Goal("counts to padded tokens, per core", "cells/s", _ORIGINAL, at_least=25, of_ratio=True),
+    "train_step_full": Goal("training step, 1,200 tokens", "cells/s", _ORIGINAL, at_least=2.5, of_ratio=True),
+    "train_step_real": Goal("training step, real lengths", "cells/s", _ORIGINAL, at_least=4, of_ratio=True),
+    "invariance": Goal("largest change of an embedding", "", at_most=1e-5),
+}

@@ -65,7 +65,7 @@ def test_loaded_model_can_be_trained(saved: Path) -> None:
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = model.decoder.fc[0].weight.detach().clone()
-    model.decoder(torch.ones(1, 1, 16)).sum().backward()
+    model.decoder(torch.ones(1, 1, 16)).value.sum().backward()
     optimizer.step()
     assert not torch.equal(model.decoder.fc[0].weight, before)
 

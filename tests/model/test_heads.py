@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from cytoray.model.encoders import ValueEncoder
 from cytoray.model.heads import CellClassifier, ExpressionDecoder
-from cytoray.model.transformer import ScGPT, ValueEncoder
+from cytoray.model.transformer import ScGPT
 
 Array = npt.NDArray[np.float64]
 
@@ -56,7 +57,7 @@ def test_expression_decoder() -> None:
     for name in ("fc.0", "fc.2"):
         x = _linear(x, w, name)
         x = np.where(x > 0, x, 0.01 * x)
-    got = decoder(torch.from_numpy(hidden)).numpy()
+    got = decoder(torch.from_numpy(hidden)).value.numpy()
     np.testing.assert_allclose(got, _linear(x, w, "fc.4")[..., 0], rtol=1e-10)
 
 

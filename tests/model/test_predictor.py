@@ -13,6 +13,7 @@ import torch
 
 from cytoray.errors import ModelError
 from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
+from cytoray.model.layout import Layout
 from cytoray.model.predictor import CellPredictor, group_by_length
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.cells import SparseCells
@@ -32,8 +33,8 @@ def _plainly(bundle: ModelBundle, cells: SparseCells) -> tuple[np.ndarray, np.nd
         model = bundle.model
         with torch.no_grad():
             hidden = model.encoder(genes) + model.value_encoder(values)
-            hidden = model.transformer_encoder(hidden, padding_mask_BL=torch.zeros_like(genes, dtype=torch.bool))
-            cell = hidden[0, 0]
+            hidden = model.transformer_encoder(hidden[0], layout=Layout.of((genes.shape[1],), device=hidden.device))
+            cell = hidden[0]
             embeddings.append((cell / cell.square().sum().sqrt()).numpy())
             if bundle.labels:
                 probabilities.append(torch.softmax(model.cls_decoder(cell), -1).numpy())

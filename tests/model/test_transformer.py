@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cytoray.model.config import ModelConfig
+from cytoray.model.layout import Layout
 from cytoray.model.transformer import EncoderLayer, GenerativeOutput, ScGPT
 from cytoray.tokens.collator import GenerativeMinibatch, Minibatch
 
@@ -78,8 +79,8 @@ def test_layer_equals_torchs_post_norm_encoder_layer(config: ModelConfig, traini
     hidden = torch.randn(3, 6, 16, dtype=torch.float64)
     padding = torch.arange(6) >= torch.tensor([6, 4, 1])[:, None]
     want = theirs(hidden, src_key_padding_mask=padding)
-    got = layer(hidden, known_BL=~padding)
-    torch.testing.assert_close(got[~padding], want[~padding], rtol=1e-10, atol=1e-10)
+    got = layer(hidden[~padding], layout=Layout.of((6, 4, 1), device=hidden.device))
+    torch.testing.assert_close(got, want[~padding], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("cell_embedding", ["cls", "mean"])
@@ -137,7 +138,7 @@ def test_an_unknown_gene_is_seen_by_itself_alone(
     changed = torch.zeros(2, 4, dtype=torch.bool)
     changed[0, 2] = True
     assert torch.equal(after.cells_BD, before.cells_BD)
-    for name in ("expression_BG", "cell_conditioned_BG"):
+    for name in ("expression", "cell_conditioned"):
         old, new = getattr(before, name), getattr(after, name)
         assert torch.equal(new[~changed], old[~changed])
         assert new[0, 2] != old[0, 2]
@@ -147,7 +148,7 @@ def test_targets_are_never_read(build_model: BuildModel, make_generative: MakeGe
     model, batch = build_model(), make_generative([5, 2], [4, 1])
     before = model.forward_generative(batch)
     blind = model.forward_generative(replace(batch, unknown_targets=torch.full_like(batch.unknown_targets, 1e6)))
-    assert torch.equal(before.expression_BG, blind.expression_BG)
+    assert torch.equal(before.expression, blind.expression)
 
 
 def test_generative_padding_and_neighbours_change_nothing(
@@ -170,8 +171,8 @@ def test_generative_padding_and_neighbours_change_nothing(
             unknown_padding_mask=batch.unknown_padding_mask[1:, :2],
         )
     )
-    _assert_close(alone.expression_BG[0], together.expression_BG[1, :2])
-    _assert_close(alone.cell_conditioned_BG[0], together.cell_conditioned_BG[1, :2])
+    _assert_close(alone.expression[0], together.expression[1, :2])
+    _assert_close(alone.cell_conditioned[0], together.cell_conditioned[1, :2])
     _assert_close(alone.cells_BD[0], together.cells_BD[1])
 
 
@@ -190,7 +191,7 @@ def test_cells_too_small_to_hide_a_gene_predict_nothing(build_model: BuildModel,
     model, known = build_model(), make_batch([1, 1])
     nothing = torch.empty(2, 0)
     output = model.forward_generative(GenerativeMinibatch(known, nothing.long(), nothing, nothing.bool()))
-    assert output.expression_BG.shape == output.cell_conditioned_BG.shape == (2, 0)
+    assert output.expression.shape == output.cell_conditioned.shape == (2, 0)
     assert torch.equal(output.cells_BD, model.embed(known))
 
 
@@ -202,7 +203,7 @@ def test_cell_conditioned_expression_is_the_published_inner_product(
     genes = model.encoder(batch.unknown_gene_ids)
     head = model.mvc_decoder
     want = (head.W(torch.sigmoid(head.gene2query(genes))) * output.cells_BD[:, None]).sum(-1)
-    _assert_close(output.cell_conditioned_BG, want)
+    _assert_close(output.cell_conditioned, want)
 
 
 def test_second_pass_reads_the_cell_embedding_instead_of_cls(
@@ -214,9 +215,9 @@ def test_second_pass_reads_the_cell_embedding_instead_of_cls(
     genes = batch.known.gene_ids.clone()
     genes[:, 0] = 7  # what stands at <cls> is no longer read
     other = replace(batch, known=replace(batch.known, gene_ids=genes))
-    assert torch.equal(second.expression_BG, model.forward_generative(other, cell_embedding_BD=cells_BD).expression_BG)
-    assert not torch.allclose(second.expression_BG, model.forward_generative(batch).expression_BG)
-    second.expression_BG.sum().backward()
+    assert torch.equal(second.expression, model.forward_generative(other, cell_embedding_BD=cells_BD).expression)
+    assert not torch.allclose(second.expression, model.forward_generative(batch).expression)
+    second.expression.sum().backward()
     assert cells_BD.grad is not None
     assert cells_BD.grad.abs().min() > 0
 
@@ -227,7 +228,7 @@ def test_every_parameter_but_those_unread_gets_a_gradient(
     model = build_model(num_labels=3)
     output: GenerativeOutput = model.forward_generative(make_generative([5, 3], [4, 2]))
     logits = model.classify(output.cells_BD)
-    (output.expression_BG.sum() + output.cell_conditioned_BG.sum() + logits.square().sum()).backward()
+    (output.expression.sum() + output.cell_conditioned.sum() + logits.square().sum()).backward()
     unread = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert unread == set()
     assert model.flag_encoder.weight.grad[0].abs().max() == 0

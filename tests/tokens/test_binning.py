@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,31 @@ def test_original_collator_gives_the_same_bins():
         sampled = ours.keys() & known.keys()
         assert len(sampled) >= 30
         assert {gene: ours[gene] for gene in sampled} == {gene: known[gene] for gene in sampled}
+
+
+def _original_rows(values: np.ndarray, indptr: np.ndarray, n_bins: int) -> np.ndarray:
+    """The original's binning written out: NumPy's quantiles, digitised from both sides, one draw a value."""
+    bins = []
+    for start, stop in itertools.pairwise(indptr):
+        row = values[start:stop].astype(np.float64)
+        edges = np.quantile(row, np.linspace(0, 1, n_bins - 1)) if len(row) else np.empty(0)
+        upto, below = np.digitize(row, edges), np.digitize(row, edges, right=True)
+        bins.append(np.ceil(np.random.rand(len(row)) * (below - upto) + upto))  # noqa: NPY002
+    return np.concatenate(bins).astype(np.int64)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(1, 9), max_size=30), min_size=1, max_size=6), st.integers(2, 60))
+def test_rows_are_binned_by_the_global_generator_as_the_original_does(rows: list[list[int]], n_bins: int) -> None:
+    values = np.concatenate([np.empty(0), *rows]).astype(np.float32)
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    np.random.seed(7)  # noqa: NPY002
+    want = _original_rows(values, indptr, n_bins)
+    np.random.seed(7)  # noqa: NPY002
+    assert binning.bin_rows(values, indptr, n_bins=n_bins).tolist() == want.tolist()
+
+
+def test_draws_may_be_given() -> None:
+    values, indptr = np.ones(4, np.float32), np.array([0, 4])
+    draws = np.array([0.0, 0.25, 0.5, 0.999])
+    assert binning.bin_rows(values, indptr, draws=draws).tolist() == [50, 38, 25, 1]

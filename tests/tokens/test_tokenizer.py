@@ -152,6 +152,7 @@ def test_take_and_concatenate_move_whole_cells(tokenizer, random_cells):
 def test_defaults_are_the_released_models_and_typos_are_refused():
     assert TokenizerConfig().model_dump() == {
         "n_bins": 51, "max_length": 1200, "cls_value": -2.0, "pad_value": -2.0, "mask_value": -1.0, "seed": 0,
+        "ties": "keyed",
     }  # fmt: skip
     for mistake in ({"n_bin": 51}, {"n_bins": 1}, {"max_length": 1}, {"seed": -1}):
         with pytest.raises(ValidationError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cytoray.cli import corpora
+from cytoray.cli import corpora, models
 from cytoray.errors import CytorayError
 
 app = typer.Typer(
@@ -23,8 +23,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at and check configuration files.", no_args_is_help=True)
 tracking_app = typer.Typer(help="The run journals and MLflow.", no_args_is_help=True)
-models_app = typer.Typer(help="Registered models.", no_args_is_help=True)
-for name, group in (("data", corpora.app), ("config", config_app), ("tracking", tracking_app), ("models", models_app)):
+for name, group in (("data", corpora.app), ("config", config_app), ("tracking", tracking_app), ("models", models.app)):
     app.add_typer(group, name=name)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file of one stage.", show_default=False)]
@@ -168,19 +167,6 @@ def tracking_sync(
         typer.echo(f"error: {journal}: {why}", err=True)
     if report.failed:
         raise typer.Exit(CytorayError.exit_code)
-
-
-@models_app.command("ls")
-def models_list(
-    model: Annotated[str, typer.Argument(help="Name of the registered model.")],
-    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
-) -> None:
-    """List the versions of a model, their aliases and bundle digests."""
-    from cytoray.registry.models import list_versions
-    from cytoray.tracking import TrackingConfig
-
-    for version in list_versions(model, tracking=TrackingConfig(uri=uri)):
-        typer.echo(f"{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}")
 
 
 @app.command()

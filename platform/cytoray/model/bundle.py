@@ -91,7 +91,7 @@ def load_bundle(folder: Path) -> ModelBundle:
 
 def _serialise(bundle: ModelBundle) -> dict[str, bytes]:
     state = bundle.model.state_dict()
-    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+    weights = {name: _stored(tensor) for name, tensor in state.items()}
     return {
         "config.json": _canonical(bundle.model.config.model_dump(mode="json")),
         "labels.json": _canonical(list(bundle.labels)),
@@ -100,6 +100,12 @@ def _serialise(bundle: ModelBundle) -> dict[str, bytes]:
         "preprocessing.json": _canonical(bundle.tokenizer_config.model_dump(mode="json")),
         "vocab.json": bundle.vocabulary.to_json().encode(),
     }
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Numbers in fp32, counters as they are."""
+    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", kind).contiguous()
 
 
 def _canonical(value: Any) -> bytes:

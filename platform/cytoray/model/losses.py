@@ -35,3 +35,37 @@ def classification_loss(logits_BK: Tensor, labels_B: Tensor) -> SummedLoss:
     logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
     total = F.cross_entropy(logits_BK, labels_B, reduction="sum")
     return SummedLoss(total, labels_B.new_tensor(labels_B.numel()))
+
+
+def nonzero_loss(probability_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
+    """Negative log-likelihood of a value being above zero or not, where ``counted_BL`` is True (zero log-likelihood).
+
+    ``probability_BL`` is that of NOT being zero, as the decoders tell it.
+    """
+    probability = probability_BL.to(torch.promote_types(probability_BL.dtype, torch.float32))
+    terms_BL = F.binary_cross_entropy(probability, (target_BL > 0).to(probability.dtype), reduction="none")
+    return SummedLoss(torch.where(counted_BL, terms_BL, 0.0).sum(), counted_BL.sum())
+
+
+def similarity_loss(cells_BD: Tensor, *, threshold: float) -> SummedLoss:
+    """Elastic cell similarity (ECS): cosines of the minibatch's cells pushed away from ``threshold``.
+
+    The mean over all B * B pairs of ``1 - (cosine - threshold)^2``, a cell's cosine with itself, and negative ones,
+    counting as 0. It depends on which cells share a minibatch.
+    """
+    normed_BD = F.normalize(cells_BD.float(), dim=1)
+    cosines_BB = F.relu((normed_BD @ normed_BD.T).fill_diagonal_(0.0))
+    terms_BB = 1 - (cosines_BB - threshold) ** 2
+    return SummedLoss(terms_BB.sum(), torch.tensor(terms_BB.numel(), device=terms_BB.device))
+
+
+def contrastive_loss(first_BD: Tensor, second_BD: Tensor, *, temperature: float = 0.5) -> SummedLoss:
+    """Contrastive cell embedding (CCE): of B cells, each seen twice, the two views are to be most alike."""
+    cosines_BB = F.normalize(first_BD.float(), dim=1) @ F.normalize(second_BD.float(), dim=1).T
+    return classification_loss(cosines_BB / temperature, torch.arange(len(cosines_BB), device=cosines_BB.device))
+
+
+def relative_error(predicted_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
+    """Sum of ``|predicted - target| / (target + 1e-6)`` where ``counted_BL`` is True; to be logged, not minimised."""
+    terms_BL = (predicted_BL - target_BL).abs() / (target_BL + 1e-6)
+    return SummedLoss(torch.where(counted_BL, terms_BL, 0.0).sum(), counted_BL.sum())

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 
 from cytoray.errors import ModelError
 from cytoray.model.bundle import ModelBundle
+from cytoray.model.config import Pooling
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.collator import collate
-from cytoray.tokens.tokenizer import CellTokenizer, TokenizedCells
+from cytoray.tokens.collator import collate_cells
+from cytoray.tokens.packed import PackedCells
+from cytoray.tokens.tokenizer import CellTokenizer
 
 Float32 = npt.NDArray[np.float32]
 
@@ -34,39 +37,58 @@ class Predictions:
 class CellPredictor:
     """Embed and, where the bundle has labels, classify cells; a cell's result does not depend on its neighbours."""
 
-    def __init__(self, bundle: ModelBundle, *, batch_tokens: int = 16384) -> None:
-        """``batch_tokens`` bounds the tokens of a minibatch, padding included; a longer single cell goes alone."""
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        *,
+        batch_tokens: int = 4096,
+        pooling: Pooling | None = None,
+        empty_cells: Literal["error", "nan"] = "error",
+    ) -> None:
+        """``batch_tokens`` bounds the tokens of a minibatch; a longer single cell goes alone.
+
+        ``pooling`` is how hidden states become an embedding, by default the model's own way. ``empty_cells`` tells
+        what becomes of cells without any gene: a ModelError, or NaN in all their results.
+        """
         self._bundle = bundle
+        # Small minibatches stay in the CPU's cache: 4,096 tokens run 1.5 times as fast as 65,536 (12 x 512).
         self._batch_tokens = batch_tokens
+        self._pooling = pooling
+        self._empty_cells = empty_cells
         self._tokenizer = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
 
-    def predict(self, cells: SparseCells) -> Predictions:
-        """Predict for every cell; raises ModelError that names the rows of cells without any gene."""
-        _refuse_empty_cells(cells)
-        bundle, config = self._bundle, self._bundle.model.config
-        embeddings = np.empty((cells.num_cells, config.width), np.float32)
-        probabilities = np.empty((cells.num_cells, config.num_labels), np.float32)
-        bundle.model.eval()
-        if cells.num_cells:
-            tokens = self._tokenizer(cells)
-            with torch.inference_mode():
-                for rows in group_by_length(tokens.lengths, batch_tokens=self._batch_tokens):
-                    cells_BD = self._embed(tokens.take(rows))
-                    embeddings[rows] = F.normalize(cells_BD.float(), dim=-1).cpu().numpy()
-                    if bundle.labels:
-                        probabilities[rows] = bundle.model.classify(cells_BD).float().softmax(dim=-1).cpu().numpy()
-        return Predictions(embeddings, probabilities if bundle.labels else None, bundle.labels)
+    def predict(
+        self, cells: SparseCells | PackedCells, *, advance: Callable[[int], object] = lambda cells: None
+    ) -> Predictions:
+        """Predict for every cell; ``advance`` is told how many are done.
 
-    def _embed(self, tokens: TokenizedCells) -> Tensor:
-        """Run one minibatch on the device the model lives on."""
-        bundle = self._bundle
-        device = bundle.model.flag_encoder.weight.device
-        batch = collate(tokens, pad_id=bundle.vocabulary.pad_id, pad_value=bundle.tokenizer_config.pad_value)
-        return bundle.model.embed(batch.to(device))
+        Raises ModelError that names the rows of cells without any gene, unless they are to be NaN.
+        """
+        if self._empty_cells == "error":
+            _refuse_empty_cells(cells)
+        model, labels, tokenizer = self._bundle.model.eval(), self._bundle.labels, self._tokenizer
+        embeddings = np.full((cells.num_cells, model.config.width), np.nan, np.float32)
+        probabilities = np.full((cells.num_cells, model.config.num_labels), np.nan, np.float32)
+        packed = tokenizer.pack(cells)
+        identities = tokenizer.identities(packed)
+        filled = np.flatnonzero(cells.num_genes_per_cell > 0)
+        lengths, _ = tokenizer.num_tokens(cells.num_genes_per_cell[filled])
+        advance(cells.num_cells - len(filled))
+        with torch.inference_mode():
+            for places in group_by_length(lengths, batch_tokens=self._batch_tokens):
+                rows = filled[places]
+                batch = collate_cells(tokenizer, packed, rows, identities=identities).to(model.device)
+                cells_BD = model.embed(batch, pooling=self._pooling)
+                embeddings[rows] = _host(F.normalize(cells_BD.float(), dim=-1))
+                if labels:
+                    own_BD = cells_BD if self._pooling is None else model.embed(batch)
+                    probabilities[rows] = _host(model.classify(own_BD).float().softmax(dim=-1))
+                advance(len(rows))
+        return Predictions(embeddings, probabilities if labels else None, labels)
 
 
 def group_by_length(lengths: npt.NDArray[np.integer], *, batch_tokens: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield rows of similar length whose padded size (rows x longest) stays within ``batch_tokens``."""
+    """Yield rows of similar length whose tokens, were they padded (rows x longest), stay within ``batch_tokens``."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     for stop in range(1, len(order) + 1):
@@ -76,7 +98,12 @@ def group_by_length(lengths: npt.NDArray[np.integer], *, batch_tokens: int) -> I
             start = stop
 
 
-def _refuse_empty_cells(cells: SparseCells) -> None:
+def _host(tensor: Tensor) -> Float32:
+    array: Float32 = tensor.cpu().numpy()
+    return array
+
+
+def _refuse_empty_cells(cells: SparseCells | PackedCells) -> None:
     empty = np.flatnonzero(cells.num_genes_per_cell == 0)
     if len(empty):
         first = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")

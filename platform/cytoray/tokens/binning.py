@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cytoray.tokens.cells import Float32, UInt64
+from cytoray.tokens.cells import Float32, Int64, UInt64
 from cytoray.tokens.coding import ESCAPE, UInt8, UInt32, sort_words
-from cytoray.tokens.compiling import Scalar, compiled
+from cytoray.tokens.compiling import Scalar, as_input, compiled
 from cytoray.tokens.keys import Float64
 
 TIE_BITS = 24
@@ -30,6 +30,35 @@ class Workspace(NamedTuple):
     table: UInt32  # (256,) spread of each count below 255
     words: UInt64  # (2 * N,) uint64, for sorting
     spreads: UInt32  # (N,)
+
+
+def bin_rows(values: Float32, indptr: Int64, *, n_bins: int = 51, draws: Float64 | None = None) -> Int64:
+    """Bins (N,), 1 .. n_bins - 1, of the values above zero of C cells in compressed rows, in the order they are given.
+
+    A value equal to edges i .. j takes one of their bins as ``draws`` (N,), uniform in [0, 1), has it. Without them
+    NumPy's global generator is asked, one number a value, row by row: bit for bit the original's draw.
+    """
+    assert not len(values) or values.min() > 0, "zeros have no bin to draw, negative values none at all"
+    spreads = np.empty(len(values), np.uint32)
+    rows = as_input(values, np.float32), as_input(indptr, np.int64)
+    _spread_rows(*rows, np.linspace(0, 1, n_bins - 1), spreads)
+    upto, width = (spreads & 0xFFFF).astype(np.int64), (spreads >> 16).astype(np.int64)
+    drawn = np.random.rand(len(values)) if draws is None else draws  # noqa: NPY002 - the original's generator
+    return np.ceil(drawn * -width + upto).astype(np.int64)
+
+
+@compiled
+def _spread_rows(values: Float32, indptr: Int64, quantiles: Float64, spreads: UInt32) -> None:
+    """Spread (see ``spread_of_run``) of each value of each row."""
+    room = 1
+    for row in range(indptr.size - 1):
+        room = max(room, indptr[row + 1] - indptr[row])
+    work = make_workspace(room)
+    for row in range(indptr.size - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        if stop > start:
+            spread_expression(values[start:stop], quantiles, work)
+            spreads[start:stop] = work.spreads[: stop - start]
 
 
 @compiled

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ from pydantic import Field
 
 from cytoray.config import Config
 from cytoray.tokens import kernels
+from cytoray.tokens.binning import bin_rows
 from cytoray.tokens.cells import Float32, Int32, Int64, SparseCells, UInt64
 from cytoray.tokens.compiling import as_input
 from cytoray.tokens.keys import Float64, combine
-from cytoray.tokens.packed import PackedCells, content_hashes, pack, with_bins
+from cytoray.tokens.packed import PackedCells, content_hashes, pack, packed_counts, with_bins
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 Int16 = npt.NDArray[np.int16]
@@ -41,6 +42,11 @@ class TokenizerConfig(Config):
     pad_value: float = Field(-2.0, description="Value that padding carries.")
     mask_value: float = Field(-1.0, description="Value that stands in for a hidden expression.")
     seed: int = Field(0, ge=0, description="Seed of tie breaking and sampling.")
+    ties: Literal["keyed", "global_rng"] = Field(
+        "keyed",
+        description="Which bin a tied value takes: by (seed, cell), or, for parity with the original, by NumPy's "
+        "global generator in the order in which cells and their genes (ascending ids) come.",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,24 +158,39 @@ class CellTokenizer:
         With an ``epoch`` ties and samples are drawn anew in every epoch, by cell id; without one they go by the
         content of the cell, so that the same cell always gets the same tokens.
         """
-        packed = _packed(cells)
-        packed = packed if bins is None else with_bins(packed, bins)
+        packed = self.pack(cells) if bins is None else with_bins(_packed(cells), bins)
         known, _ = self.num_tokens(packed.num_genes_per_cell)
         num_tokens = int(known.sum())
         buffers = TokenBuffers(np.empty(num_tokens, np.int32), np.empty(num_tokens, np.float32))
         rows = np.arange(packed.num_cells)
-        self._fill(packed, rows, self._identities(packed, epoch), TokenPlan.packed(known), buffers)
+        self.fill_as(packed, rows, self.identities(packed, epoch), TokenPlan.packed(known), buffers)
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(known)])
         return TokenizedCells(buffers.gene_ids, buffers.values, indptr, cells.cell_ids)
 
     def bin_cells(self, cells: SparseCells | PackedCells, *, epoch: int | None = None) -> Int16:
         """The bins (shape (N,)) that a call with the same ``epoch`` would use."""
         packed = _packed(cells)
+        if self.config.ties == "global_rng":
+            values = packed_counts(packed).astype(np.float32)
+            return bin_rows(values, packed.indptr, n_bins=self.config.n_bins).astype(np.int16)
         bins = np.empty(len(packed.values), np.int16)
-        rows, identities = np.arange(packed.num_cells), self._identities(packed, epoch)
+        rows, identities = np.arange(packed.num_cells), self.identities(packed, epoch)
         bad = kernels.bin_genes(_streams(packed), rows, identities, self._quantiles, bins)
         assert bad < 0, f"the streams of cell {bad} disagree"
         return bins
+
+    def identities(self, packed: PackedCells, epoch: int | None = None) -> UInt64:
+        """What makes the draws of each cell (C,): seed and content, or with an ``epoch`` seed, epoch and cell id."""
+        if epoch is None:
+            return combine(self.config.seed, content_hashes(packed))
+        return combine(self.config.seed, epoch, packed.cell_ids)
+
+    def pack(self, cells: SparseCells | PackedCells) -> PackedCells:
+        """Cells as streams, with bins where these have to be drawn in the order of the cells."""
+        packed = _packed(cells)
+        if packed.bins is None and self.config.ties == "global_rng":
+            return with_bins(packed, self.bin_cells(packed))
+        return packed
 
     def num_tokens(self, num_genes: Int64, ratios: Float64 | None = None) -> tuple[Int64, Int64]:
         """Known tokens (``<cls>`` included) and unknown genes of cells with ``num_genes`` genes, both of its shape.
@@ -185,12 +206,14 @@ class CellTokenizer:
 
         Releases Python's lock while it works. Stored bins are used where ``packed`` has them.
         """
+        assert self.config.ties == "keyed" or packed.bins is not None, "a stream has no order for a global generator"
         identities = combine(self.config.seed, epochs, packed.cell_ids[rows])
-        self._fill(packed, rows, identities, plan, buffers)
+        self.fill_as(packed, rows, identities, plan, buffers)
 
-    def _fill(
+    def fill_as(
         self, packed: PackedCells, rows: Int64, identities: UInt64, plan: TokenPlan, buffers: TokenBuffers
     ) -> None:
+        """Like ``fill``, with what makes the cells' draws, ``identities`` (R,), told."""
         assert not len(rows) or rows.min() >= 0, "rows count from the start"
         self._check(packed.num_genes_per_cell[rows], plan, buffers)
         request = kernels.Request(
@@ -244,11 +267,6 @@ class CellTokenizer:
             assert _inside(unknown, *places, buffers.unknown_gene_ids, buffers.unknown_values)
         elif plan.ratios is not None:
             assert _inside(known, plan.starts, plan.widths, buffers.gene_ids, buffers.masked)
-
-    def _identities(self, packed: PackedCells, epoch: int | None) -> UInt64:
-        if epoch is None:
-            return combine(self.config.seed, content_hashes(packed))
-        return combine(self.config.seed, epoch, packed.cell_ids)
 
 
 def _packed(cells: SparseCells | PackedCells) -> PackedCells:

@@ -70,13 +70,12 @@ class GenerativeObjective:
         """Summed squared errors: ``masked``, ``cell_conditioned`` and, when it is on, ``second_pass``."""
         assert isinstance(prepared, GenerativeMinibatch)
         first = model.forward_generative(prepared)
-        losses = {
-            "masked": self._error(first.expression_BG, prepared),
-            "cell_conditioned": self._error(first.cell_conditioned_BG, prepared),
-        }
+        losses = {"masked": self._error(first.expression, prepared)}
+        if first.cell_conditioned is not None:
+            losses["cell_conditioned"] = self._error(first.cell_conditioned, prepared)
         if step >= self.config.second_pass_after:
             second = model.forward_generative(prepared, cell_embedding_BD=first.cells_BD.detach())
-            losses["second_pass"] = self._error(second.expression_BG, prepared)
+            losses["second_pass"] = self._error(second.expression, prepared)
         return {name: loss.total for name, loss in losses.items()}
 
     @staticmethod

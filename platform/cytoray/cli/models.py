@@ -1,0 +1,115 @@
+"""``cytoray models …``: registered versions, and models to and from the public scGPT layout."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(help="Models: registered versions; import and export of scGPT's layout.", no_args_is_help=True)
+
+
+@app.command("ls")
+def list_(
+    model: Annotated[str, typer.Argument(help="Name of the registered model.")],
+    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
+) -> None:
+    """List the versions of a model, their aliases and bundle digests."""
+    from cytoray.registry.models import list_versions
+    from cytoray.tracking import TrackingConfig
+
+    for version in list_versions(model, tracking=TrackingConfig(uri=uri)):
+        typer.echo(f"{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}")
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[str, typer.Argument(help="Folder or s3://… with best_model.pt, args.json, vocab.json.")],
+    out: Annotated[Path, typer.Option(help="Local folder for the bundle; must not exist.", show_default=False)],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="num_heads=8, cell_embedding=mean, …; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default, nothing mutates it
+    label: Annotated[list[str], typer.Option(help="Name of the classifier's next output; repeatable.")] = [],  # noqa: B006
+    labels: Annotated[Path | None, typer.Option(help="File with these names instead, one a line.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Let a head that is there in part start from initial values.")
+    ] = False,
+) -> None:
+    """Turn a public scGPT checkpoint into a bundle; tells what became of each tensor, runs nothing of it."""
+    from cytoray.model.bundle import save_bundle
+    from cytoray.model.public_checkpoint import load_public_checkpoint
+
+    fields, names = _fields(overrides), _names(label, labels)
+    with _local(folder) as path:
+        checkpoint = load_public_checkpoint(path, overrides=fields, allow_missing=allow_missing)
+    digest = save_bundle(checkpoint.to_bundle(names), out)
+    typer.echo(checkpoint.report.text())
+    typer.echo(f"bundle {out}  {digest}")
+
+
+@app.command()
+def export(
+    bundle: Annotated[str, typer.Argument(help="Folder or s3://… of a bundle.")],
+    out: Annotated[Path, typer.Option(help="Local folder for the checkpoint; must not exist.", show_default=False)],
+    layout: Annotated[
+        Literal["flash", "wrapper", "torch"],
+        typer.Option(help="How attention is named: flash as released, wrapper as scGPT main, torch without flash."),
+    ] = "flash",
+) -> None:
+    """Write a bundle in the layout that scGPT and helical read: best_model.pt, args.json, vocab.json."""
+    from cytoray.model.bundle import load_bundle
+    from cytoray.model.public_checkpoint import export_bundle
+
+    with _local(bundle) as path:
+        loaded = load_bundle(path)
+    export_bundle(loaded, out, layout=layout)
+    typer.echo(f"checkpoint {out}  layout {layout}  of bundle {loaded.digest}")
+
+
+@contextmanager
+def _local(uri: str) -> Iterator[Path]:
+    """The folder itself, or a copy of it that lasts as long as it is used."""
+    from cytoray import storage
+
+    if not storage.is_remote(uri):
+        yield storage.local_path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="cytoray-") as folder:
+        storage.download_folder(uri, Path(folder) / "copy")
+        yield Path(folder) / "copy"
+
+
+def _fields(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["num_heads=8"]`` as ``{"num_heads": 8}``; values are read as YAML."""
+    import yaml
+
+    from cytoray.errors import ConfigError
+
+    fields = {}
+    for override in overrides:
+        field, separator, text = override.partition("=")
+        if not separator or not field:
+            raise ConfigError(f"--set {override}: expected FIELD=VALUE.", remedy="For example --set num_heads=8.")
+        try:
+            fields[field] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML.", remedy="Quote it.") from error
+    return fields
+
+
+def _names(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
+    """The names of labels, from one of the two places they can come from."""
+    from cytoray.errors import ConfigError
+
+    if file is None:
+        return tuple(given)
+    if given:
+        raise ConfigError("Both --label and --labels name labels.", remedy="Give one of them.")
+    try:
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot read these names ({error}).", remedy="Check the path.") from error

@@ -1,0 +1,111 @@
+"""Where each cell's tokens stand in a packed minibatch: known ones cell after cell, then the unknown ones."""
+
+# B cells, T tokens = all known ones, then all unknown ones; L, G the most known and unknown tokens of a cell
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Runs of rows that follow one another, one run a cell."""
+
+    lengths: tuple[int, ...]  # (B,)
+    device: torch.device
+
+    @property
+    def total(self) -> int:
+        """Rows of all cells."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest run."""
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Lengths as int64 (B,)."""
+        return torch.tensor(self.lengths, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """First row of each cell, int64 (B,)."""
+        return self.counts.cumsum(0) - self.counts
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each cell starts and the last ends, int32 (B + 1,): what varlen kernels take."""
+        return torch.nn.functional.pad(self.counts.cumsum(0), (1, 0)).to(torch.int32)
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """The cell of each row, int64 (T,)."""
+        numbers = torch.arange(len(self.lengths), device=self.device)
+        return torch.repeat_interleave(numbers, self.counts, output_size=self.total)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each row stands among B x longest padded ones, int64 (T,)."""
+        within = torch.arange(self.total, device=self.device) - self.starts[self.cells]
+        return self.cells * self.longest + within
+
+    @cached_property
+    def real(self) -> Tensor:
+        """bool (B, longest): True where a padded row is a real one."""
+        return torch.arange(self.longest, device=self.device) < self.counts[:, None]
+
+    @cached_property
+    def are_equal(self) -> bool:
+        """Whether all runs have one length, so that padding is a change of shape."""
+        return len(set(self.lengths)) == 1
+
+    def pad(self, rows_TD: Tensor) -> Tensor:
+        """Rows as (B, longest, …), zero where there is none."""
+        if self.are_equal:
+            return rows_TD.unflatten(0, (len(self.lengths), self.longest))
+        padded = rows_TD.new_zeros(len(self.lengths) * self.longest, *rows_TD.shape[1:])
+        padded = padded.index_copy(0, self.places, rows_TD)
+        return padded.view(len(self.lengths), self.longest, *rows_TD.shape[1:])
+
+    def unpad(self, padded_BLD: Tensor) -> Tensor:
+        """Undo ``pad``."""
+        rows_TD = padded_BLD.flatten(0, 1)
+        return rows_TD if self.are_equal else rows_TD.index_select(0, self.places)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows of a packed minibatch: T = known.total + unknown.total."""
+
+    known: Segments
+    unknown: Segments | None = None
+
+    @staticmethod
+    def of(known: tuple[int, ...], unknown: tuple[int, ...] | None = None, *, device: torch.device) -> Layout:
+        """The layout of cells with these numbers of known and of unknown tokens."""
+        return Layout(Segments(known, device), None if unknown is None else Segments(unknown, device))
+
+    @cached_property
+    def cls_known(self) -> Segments:
+        """What is left of the known rows where only the first of each cell is asked for."""
+        return Segments(tuple(min(length, 1) for length in self.known.lengths), self.known.device)
+
+    @cached_property
+    def known_and_self(self) -> Segments:
+        """The keys of unknown tokens: the known ones of their cell, and one more for themselves."""
+        return Segments(tuple(length + 1 for length in self.known.lengths), self.known.device)
+
+    @cached_property
+    def cls_rows(self) -> Tensor:
+        """Rows that the last layer has to answer for: the first of each cell, and every unknown one."""
+        first = self.known.starts[self.known.counts > 0]
+        if self.unknown is None:
+            return first
+        known, unknown = self.known.total, self.unknown.total
+        return torch.cat([first, torch.arange(known, known + unknown, device=first.device)])
