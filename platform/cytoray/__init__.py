@@ -1,3 +1,20 @@
 """cytoray: single-cell foundation models from a bucket of count matrices to a served answer."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cytoray.api import scGPT, scGPTConfig, scGPTFineTuningModel
+
 __version__ = "0.1.0"
+__all__ = ["scGPT", "scGPTConfig", "scGPTFineTuningModel"]
+
+
+def __getattr__(name: str) -> Any:
+    """The Python face, imported when it is first asked for: ``import cytoray`` loads neither torch nor anndata."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cytoray import api
+
+    return getattr(api, name)

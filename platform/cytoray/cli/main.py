@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -95,9 +96,33 @@ for _name, _help in {
     "finetune": "A pretrained run to a cell-type annotation model.",
     "evaluate": "Scores and plots on held-out cells, beside simple baselines.",
     "promote": "Register a run's bundle in MLflow and move an alias to it.",
-    "embed": "Embed and annotate the cells of a file offline.",
 }.items():
     app.command(_name)(_stage_command(_name, _help))
+
+
+@app.command()
+def embed(
+    uris: Annotated[list[str] | None, typer.Argument(help="Files, s3://… objects, or prefixes ending in '/'.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or s3:// prefix for the parquet files.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Bundle or public checkpoint (folder or s3://), models:/NAME@ALIAS, or run:NAME."),
+    ] = None,
+    h5ad: Annotated[bool, typer.Option("--h5ad", help="Also an h5ad file a source, with obsm X_scGPT.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file; what else is given here overrides it.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
+    num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+) -> None:
+    """Embed and annotate the cells of files offline, any number of them; a killed run goes on where it was."""
+    from cytoray.config import build_config, load_config
+    from cytoray.stages.config import EmbedConfig
+
+    given = {"out": out, "model": model, "h5ad": h5ad or None, "data": [{"uri": uri} for uri in uris or ()] or None}
+    sets = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None] + overrides
+    settings = load_config(EmbedConfig, config, overrides=sets) if config else build_config(EmbedConfig, overrides=sets)
+    from cytoray.stages.job import print_result, run_configured
+
+    print_result(run_configured("embed", settings, num_cpus=num_cpus))
 
 
 @app.command()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 ROWS_AT_A_TIME = 4_096
 # Bins depend on ranks only, so cells of a question may be normalised ones, which a corpus would not take.
 _CHECKS = CheckConfig(rules=RuleConfig(not_counts="warn"))
+# Who asks for an answer to every cell is told of those without genes by name, so they stay.
+_KEEP_ALL = CheckConfig(rules=RuleConfig(not_counts="warn", empty_cell="warn", too_few_genes="warn"))
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,28 @@ class NamedCells:
     labels: tuple[str | None, ...]  # (C,), all None when no label was asked for
 
 
-def read_cells(source: SourceConfig, *, start: int = 0, stop: int | None = None) -> NamedCells:
-    """Read, check and map the cells of a row range of one source; CorpusError names what is wrong."""
-    return _read(source, start=start, stop=stop, label_key=None)
+def read_cells(
+    source: SourceConfig,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    vocabulary: GeneVocabulary | None = None,
+    keep_empty: bool = False,
+) -> NamedCells:
+    """Read, check and map the cells of a row range of one source; CorpusError names what is wrong.
+
+    ``vocabulary`` is the default one if it is not told. Cells without any of its genes are left out, unless asked for
+    by ``keep_empty``.
+    """
+    checks = _KEEP_ALL if keep_empty else _CHECKS
+    with _Reading(source, vocabulary or GeneVocabulary.load_default(), checks) as reading:
+        return reading.read(start=start, stop=stop)
 
 
 def read_labelled_cells(source: SourceConfig, label_key: str) -> NamedCells:
     """Read all cells of one source that carry a label in the column ``label_key`` of obs."""
-    named = _read(source, start=0, stop=None, label_key=label_key)
+    with _Reading(source, GeneVocabulary.load_default(), _CHECKS) as reading:
+        named = reading.read(label_key=label_key)
     rows = np.flatnonzero([label is not None for label in named.labels])
     if len(rows) == 0:
         raise CorpusError(f"{source.uri}: no cell has a label in {label_key!r}.", remedy="Name another column.")
@@ -46,20 +63,33 @@ def read_labelled_cells(source: SourceConfig, label_key: str) -> NamedCells:
     )
 
 
-def _read(source: SourceConfig, *, start: int, stop: int | None, label_key: str | None) -> NamedCells:
-    """The common part: in ranges, so that only checked cells stay in memory."""
-    parts, rows = [], []
-    with open_source(source) as reader:
+class _Reading:
+    """One source, open, with its genes mapped."""
+
+    def __init__(self, source: SourceConfig, vocabulary: GeneVocabulary, checks: CheckConfig) -> None:
+        self._reader = open_source(source)
+        self._vocabulary, self._checks = vocabulary, checks
+
+    def __enter__(self) -> _Reading:
+        self._reader.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._reader.__exit__(*error)
+
+    def read(self, *, start: int = 0, stop: int | None = None, label_key: str | None = None) -> NamedCells:
+        """The cells of a row range: in slabs, so that only checked cells stay in memory."""
+        reader = self._reader
         num_cells = reader.describe().num_cells
         stop = num_cells if stop is None else min(stop, num_cells)
         labels = reader.labels(label_key) if label_key is not None else [None] * num_cells
-        mapping = map_source_genes(reader, GeneVocabulary.load_default(), _CHECKS)
-        options = RowChecks(_CHECKS, values=corpus_values([reader.value_kind], _CHECKS))
+        mapping = map_source_genes(reader, self._vocabulary, self._checks)
+        options = RowChecks(self._checks, values=corpus_values([reader.value_kind], self._checks))
+        parts, rows = [], []
         for first in range(start, stop, ROWS_AT_A_TIME):
-            last = min(first + ROWS_AT_A_TIME, stop)
-            checked = check_rows(reader, mapping, options, start=first, stop=last)
+            checked = check_rows(reader, mapping, options, start=first, stop=min(first + ROWS_AT_A_TIME, stop))
             parts.append(unpack(checked.cells))
             rows.append(checked.rows)
         kept = np.concatenate(rows) if rows else np.empty(0, np.int64)
         names = tuple(str(reader.obs.index[row]) for row in kept)
-    return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept))
+        return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept))

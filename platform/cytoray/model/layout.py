@@ -68,14 +68,14 @@ class Segments:
     def pad(self, rows_TD: Tensor) -> Tensor:
         """Rows as (B, longest, …), zero where there is none."""
         if self.are_equal:
-            return rows_TD.unflatten(0, (len(self.lengths), self.longest))
+            return rows_TD.view(len(self.lengths), self.longest, *rows_TD.shape[1:])
         padded = rows_TD.new_zeros(len(self.lengths) * self.longest, *rows_TD.shape[1:])
         padded = padded.index_copy(0, self.places, rows_TD)
         return padded.view(len(self.lengths), self.longest, *rows_TD.shape[1:])
 
     def unpad(self, padded_BLD: Tensor) -> Tensor:
         """Undo ``pad``."""
-        rows_TD = padded_BLD.flatten(0, 1)
+        rows_TD: Tensor = padded_BLD.flatten(0, 1)
         return rows_TD if self.are_equal else rows_TD.index_select(0, self.places)
 
 

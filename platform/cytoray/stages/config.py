@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location, read_tree, validate_tree
 from cytoray.corpus.config import IngestConfig, SourceConfig
@@ -47,14 +47,34 @@ class PromoteConfig(ModelStageConfig):
     alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="Alias moved to the new version.")
 
 
-class EmbedConfig(ModelStageConfig):
+class EmbedConfig(Config):
     """Embedding any number of cells offline."""
 
     kind: Literal["embed"] = Field("embed", description="Which stage this file configures.")
-    data: SourceConfig = Field(description="The cells.")
+    model: str = Field(min_length=1, description=f"{MODEL[:-1]}, or a public scGPT checkpoint's folder.")
+    store: Location | None = Field(None, description="Root of everything cytoray keeps; for run:NAME.")
+    tracking: TrackingConfig | None = Field(None, description="MLflow and the run journal; for models:/….")
+    cache_folder: Location = Field("~/.cache/cytoray/models", description="Local folder for bundles from the registry.")
+    data: tuple[SourceConfig, ...] = Field(
+        min_length=1, description="The cells: one source or a list; a uri that ends in / is all files below it."
+    )
     out: Location = Field(description="Folder or s3:// prefix for the parquet files.")
-    rows_per_task: int = Field(4_096, ge=1, description="Rows of the file that one parquet file covers.")
+    h5ad: bool = Field(False, description="Also write an h5ad file a source, embeddings in obsm[X_scGPT].")
+    rows_per_task: int = Field(4_096, ge=1, description="Rows of a source that one parquet file covers.")
     num_actors: int = Field(1, ge=1, description="Processes that hold the model.")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, data: Any) -> Any:
+        return tuple(data) if isinstance(data, list | tuple) else (data,)
+
+    @model_validator(mode="after")
+    def _model_can_be_found(self) -> Self:
+        if self.model.startswith("run:") and self.store is None:
+            raise ValueError("model run:NAME needs store")
+        if self.model.startswith("models:/") and self.tracking is None:
+            raise ValueError("model models:/NAME needs tracking")
+        return self
 
 
 STAGES: dict[str, type[Config]] = {

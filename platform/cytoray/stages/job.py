@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cytoray.cluster import connected
-from cytoray.config import load_config
+from cytoray.config import Config, load_config
 from cytoray.errors import CytorayError
 from cytoray.stages.config import STAGES
 
@@ -39,7 +39,11 @@ def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None =
 
 def run_stage(stage: str, path: Path, *, overrides: Sequence[str], num_cpus: int) -> dict[str, Any]:
     """Check the configuration, connect to Ray, run the stage; what of its result is worth printing."""
-    config = load_config(STAGES[stage], path, overrides=overrides)
+    return run_configured(stage, load_config(STAGES[stage], path, overrides=overrides), num_cpus=num_cpus)
+
+
+def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, Any]:
+    """Connect to Ray and run a stage; what of its result is worth printing."""
     with connected(num_cpus=num_cpus):
         from cytoray.stages import run  # after the configuration is known to be good: this takes seconds
 

@@ -13,10 +13,11 @@ from cytoray.corpus.config import IngestConfig
 from cytoray.corpus.ingest import ingest, plan_in_tasks
 from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import DigestError
-from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
+from cytoray.model.public_checkpoint import load_public_checkpoint
 from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.models import Lineage, register, resolve
-from cytoray.serving.offline import EmbedResult, EmbedTask, embed_source
+from cytoray.serving.offline import EmbedResult, EmbedTask, embed_sources
 from cytoray.serving.schemas import ModelInfo
 from cytoray.stages.config import EmbedConfig, EvaluateConfig, ModelStageConfig, PromoteConfig
 from cytoray.tasks import annotation
@@ -57,38 +58,50 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
 
 
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
-    """Cells of a file to parquet files of embeddings and labels."""
-    _, model = load_model(config)
-    # A place that every worker can read, whatever the model was named by.
-    bundle = storage.join(config.store, "bundles", model.digest)
-    if not storage.exists(storage.join(bundle, "digests.json")):
-        with tempfile.TemporaryDirectory(prefix="cytoray-embed-") as scratch:
-            storage.upload_folder(_fetch(config, Path(scratch)), bundle)
-    task = EmbedTask(config.data, bundle, model, config.out, config.rows_per_task, config.num_actors)
-    return embed_source(task, advance=advance)
+    """Cells of files to parquet files of embeddings and labels."""
+    with tempfile.TemporaryDirectory(prefix="cytoray-embed-") as scratch:
+        folder, model = _fetch_described(config, Path(scratch))
+        # A place that every worker can read, whatever the model was named by.
+        bundle = storage.join(config.store or config.out, "bundles", model.digest)
+        if not storage.exists(storage.join(bundle, "digests.json")):
+            storage.upload_folder(folder, bundle)
+    task = EmbedTask(config.data, bundle, model, config.out, config.rows_per_task, config.num_actors, config.h5ad)
+    return embed_sources(task, advance=advance)
 
 
 def load_model(config: ModelStageConfig) -> tuple[ModelBundle, ModelInfo]:
     """The bundle that ``config.model`` names, verified, and what identifies it."""
-    if config.model.startswith(REGISTERED):
-        bundle, version = resolve(config.model, tracking=config.tracking, cache_folder=Path(config.cache_folder))
-        return bundle, ModelInfo(name=version.name, version=str(version.version), digest=version.digest)
     with tempfile.TemporaryDirectory(prefix="cytoray-model-") as scratch:
-        bundle = load_bundle(_fetch(config, Path(scratch)))
-    assert bundle.digest is not None, "a loaded bundle has a digest"
-    return bundle, ModelInfo(name=config.model, version="unregistered", digest=bundle.digest)
+        folder, model = _fetch_described(config, Path(scratch))
+        return load_bundle(folder), model
 
 
-def _fetch(config: ModelStageConfig, scratch: Path) -> Path:
-    """A local folder with the bundle that ``config.model`` names."""
+def _fetch_described(config: ModelStageConfig | EmbedConfig, scratch: Path) -> tuple[Path, ModelInfo]:
+    """A local folder with the bundle that ``config.model`` names, and what identifies it."""
     if config.model.startswith(REGISTERED):
+        assert config.tracking is not None, "validated"
         _, version = resolve(config.model, tracking=config.tracking, cache_folder=Path(config.cache_folder))
-        return Path(config.cache_folder).expanduser() / version.digest
+        folder = Path(config.cache_folder).expanduser() / version.digest
+        return folder, ModelInfo(name=version.name, version=str(version.version), digest=version.digest)
+    folder = _fetch(config, scratch)
+    digest = hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest()
+    return folder, ModelInfo(name=config.model, version="unregistered", digest=digest)
+
+
+def _fetch(config: ModelStageConfig | EmbedConfig, scratch: Path) -> Path:
+    """A local folder with the bundle of a run, of a folder, or made of a public checkpoint."""
+    if config.model.startswith(REGISTERED):
+        return _fetch_described(config, scratch)[0]
     uri, expected = config.model, None
     if config.model.startswith(RUN):
+        assert config.store is not None, "validated"
         record = find_bundle(config.store, config.model.removeprefix(RUN))
         uri, expected = record.uri, record.digest
     storage.download_folder(uri, scratch / "bundle")
+    if (scratch / "bundle" / "best_model.pt").exists():
+        save_bundle(load_public_checkpoint(scratch / "bundle").to_bundle(), scratch / "imported")
+        return scratch / "imported"
+    load_bundle(scratch / "bundle")  # verifies
     seen = hashlib.sha256((scratch / "bundle" / "digests.json").read_bytes()).hexdigest()
     if expected is not None and seen != expected:
         raise DigestError(
@@ -155,7 +168,14 @@ def _summarise_promote(config: PromoteConfig) -> dict[str, Any]:
 def _summarise_embed(config: EmbedConfig) -> dict[str, Any]:
     with progress.stage("embed", total=0, unit="cells") as advance:
         result = embed(config, advance=advance)
-    return {"out": config.out, "num_cells": result.num_cells, "files": result.num_files, "skipped": result.skipped}
+    return {
+        "out": config.out,
+        "num_cells": result.num_cells,
+        "num_empty": result.num_empty,
+        "files": result.num_files,
+        "h5ad": list(result.h5ad),
+        "skipped": result.skipped,
+    }
 
 
 #: What jobs and commands call, by the configuration's ``kind``: the stage, and what of its result is worth printing.

@@ -1,0 +1,100 @@
+"""``scGPTConfig``: the arguments of the model card, and where the weights come from; every mistake told by its name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from cytoray.config import Config
+from cytoray.errors import ConfigError
+
+EmptyCells = Literal["nan", "error"]
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+class scGPTConfig(Config):
+    """How cells become embeddings. With ``model``, what is not given here is as the weights have it.
+
+    Raises ConfigError that names each wrong argument and what is allowed.
+    """
+
+    model: str | Path | None = Field(
+        None,
+        description="Weights: a bundle's or public checkpoint's folder, the s3:// URI of either, models:/NAME@ALIAS or "
+        "models:/NAME/VERSION; None: random weights, of use for trials only.",
+    )
+    tracking_uri: str | None = Field(None, description="MLflow of a models:/ name; default: $MLFLOW_TRACKING_URI.")
+    cache_folder: str | Path = Field("~/.cache/cytoray/models", description="Where models:/ bundles are kept.")
+    batch_size: int = Field(24, ge=1, description="Most cells of a minibatch; no result depends on it.")
+    emb_mode: Literal["cell", "cls", "gene"] = Field(
+        "cell", description="An embedding: mean over the cell's genes, hidden state of <cls>, or one for each gene."
+    )
+    nlayers: int = Field(12, ge=1, le=1024, description="Transformer layers.")
+    nheads: int = Field(8, ge=1, description="Attention heads; must divide embsize.")
+    embsize: int = Field(512, ge=1, le=65_536, description="Embedding width D.")
+    d_hid: int = Field(512, ge=1, le=262_144, description="Hidden width of the feed-forward.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of random weights and in fine-tuning.")
+    n_layers_cls: int = Field(3, ge=1, le=64, description="Linear layers of the fine-tuning head.")
+    pad_token: Literal["<pad>"] = Field("<pad>", description="The only padding token there is.")
+    mask_value: float = Field(-1.0, allow_inf_nan=False, description="Value that stands in for a hidden expression.")
+    pad_value: float = Field(-2.0, allow_inf_nan=False, description="Value of padding; with random weights of <cls>.")
+    max_length: int = Field(1200, ge=2, description="Most tokens of a cell, <cls> included; longer cells are sampled.")
+    binning_seed: int = Field(123, ge=0, description="Seed of tie breaking and sampling.")
+    empty_cells: EmptyCells = Field("nan", description="Cells without a known gene: NaN in every result, or an error.")
+    seed: int = Field(0, ge=0, description="Seed of random weights, of a new head and of training.")
+    device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or mps.")
+    world_size: int = Field(8, ge=1, description="Accepted as in helical, without effect: this face is one process.")
+    accelerator: bool = Field(False, description="Accepted as in helical, without effect.")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise mistakes(error, type(self)) from None
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the arguments that the user set."""
+        return frozenset(self.model_fields_set)
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _named_device(cls, device: Any) -> Any:
+        """A ``torch.device`` is as good as its name."""
+        return str(device) if type(device).__name__ == "device" else device
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.embsize % self.nheads:
+            raise ValueError(f"embsize {self.embsize} is not a multiple of nheads {self.nheads}")
+        return self
+
+
+def checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
+    """Validate ``values`` as ``kind``; ConfigError that names each wrong argument."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise mistakes(error, kind) from None
+
+
+def mistakes(error: ValidationError, kind: type[Config]) -> ConfigError:
+    """All mistakes in one error: argument, what is allowed, what was given."""
+    lines, arguments = [], []
+    for detail in error.errors():
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        arguments.append(name)
+        if detail["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, kind.model_fields, n=1)
+            lines.append(f"there is no argument {name}" + (f" (did you mean {near[0]}?)" if near else ""))
+        else:
+            text = detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {text}, got {detail['input']!r}" if name else text)
+    meant = [f"{name}: {kind.model_fields[name].description}" for name in arguments if name in kind.model_fields]
+    unknown = any(name and name not in kind.model_fields for name in arguments)
+    remedy = f"Arguments: {', '.join(kind.model_fields)}." if unknown else " ".join(dict.fromkeys(meant))
+    return ConfigError(f"{kind.__name__}: {'; '.join(lines)}.", remedy=remedy, arguments=arguments)

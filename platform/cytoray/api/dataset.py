@@ -1,0 +1,185 @@
+"""``scGPTDataset``: checked cells over the vocabulary of a model, and the report of how its genes were found."""
+
+# C cells, G genes of the source
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.api.config import EmptyCells
+from cytoray.api.reading import CheckedReading
+from cytoray.api.sources import open_cells
+from cytoray.api.variable_genes import Flavor, select_genes
+from cytoray.corpus.readers.base import CellReader
+from cytoray.corpus.readers.problems import no_column
+from cytoray.errors import ModelError
+from cytoray.tokens.cells import Int32, SparseCells
+from cytoray.tokens.packed import PackedCells, pack, take, unpack
+from cytoray.tokens.vocabulary import GeneMapping, GeneVocabulary
+
+logger = logging.getLogger(__name__)
+BATCH_COLUMNS = ("batch", "batch_key", "batch_id")
+SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class GeneReport:
+    """How G genes were matched to the vocabulary, and which cells have none of them."""
+
+    num_genes: int
+    matched: dict[str, int]  # genes by the kind of name that was found: symbol, ensembl, previous, alias
+    unknown: tuple[str, ...]  # genes that the model does not know, left out
+    duplicates: dict[str, list[str]]  # gene of the vocabulary -> the names whose values were summed
+    empty_cells: tuple[str, ...]  # names of cells without a single known gene
+    id_type: str
+    species: str
+    selected: tuple[str, ...] | None = None  # the highly variable genes that were kept, None: all
+
+    def text(self) -> str:
+        """The report in a few lines."""
+        found = ", ".join(f"{count:,} by {kind}" for kind, count in self.matched.items() if count) or "none"
+        lines = [f"{sum(self.matched.values()):,} of {self.num_genes:,} genes are in the vocabulary ({found})"]
+        if self.unknown:
+            lines.append(f"{len(self.unknown):,} unknown genes were left out: {some(self.unknown)}")
+        if self.duplicates:
+            names = [f"{gene} ({', '.join(group)})" for gene, group in self.duplicates.items()]
+            lines.append(f"values were summed for {len(names):,} genes with several columns: {some(names)}")
+        if self.selected is not None:
+            lines.append(f"{len(self.selected):,} highly variable genes were kept")
+        if self.empty_cells:
+            lines.append(f"{len(self.empty_cells):,} cells have no known gene: {some(self.empty_cells)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class scGPTDataset:
+    """C cells, ready for a model with the same vocabulary."""
+
+    cells: PackedCells
+    obs_names: tuple[str, ...]  # (C,)
+    report: GeneReport
+    vocabulary: GeneVocabulary
+    batch_labels: tuple[str | None, ...] | None = None  # (C,), None where none were asked for
+
+    def __len__(self) -> int:
+        return len(self.obs_names)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> scGPTDataset:
+        """The cells at ``rows``, in that order; the report stays that of all cells."""
+        labels = None if self.batch_labels is None else tuple(self.batch_labels[row] for row in rows)
+        names = tuple(self.obs_names[row] for row in rows)
+        return replace(self, cells=take(self.cells, rows), obs_names=names, batch_labels=labels)
+
+    @property
+    def empty_rows(self) -> npt.NDArray[np.int64]:
+        """Rows of the cells without a known gene."""
+        return np.flatnonzero(self.cells.num_genes_per_cell == 0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``process_data`` was asked for."""
+
+    gene_names: str
+    matrix: str
+    counts: bool
+    batch_labels: bool | str
+    n_top_genes: int | None  # None: all genes
+    flavor: Flavor
+    empty_cells: EmptyCells
+
+
+def build_dataset(
+    cells: Any, vocabulary: GeneVocabulary, request: Request, *, advance: Callable[[float], object]
+) -> scGPTDataset:
+    """Read, check and map ``cells``, some rows at a time; see ``scGPT.process_data``."""
+    with open_cells(cells, matrix=request.matrix, gene_names=request.gene_names) as reader:
+        names = [str(name) for name in reader.obs.index]
+        batches = _batch_labels(reader, request.batch_labels)
+        mapping = vocabulary.map_genes(reader.gene_names, ensembl_ids=reader.ensembl_ids)
+        _refuse_strangers(reader, mapping)
+        packed, whole = CheckedReading(cells, reader, request.counts).read(mapping, advance)
+    selected = None
+    if request.n_top_genes is not None:
+        chosen = select_genes(packed, request.n_top_genes, request.flavor, counts=whole)
+        selected = tuple(vocabulary.tokens[gene] for gene in chosen)
+        packed = _restricted(packed, chosen)
+    empty = tuple(names[row] for row in np.flatnonzero(packed.num_genes_per_cell == 0))
+    report = _report(mapping, empty=empty, selected=selected)
+    logger.info(report.text())
+    dataset = scGPTDataset(packed, tuple(names), report, vocabulary, batches)
+    report_empty_cells(dataset, request.empty_cells)
+    return dataset
+
+
+def report_empty_cells(dataset: scGPTDataset, empty_cells: EmptyCells) -> None:
+    """A warning, or a ModelError, that names the cells without a known gene."""
+    names = [dataset.obs_names[row] for row in dataset.empty_rows]
+    if not names:
+        return
+    problem = f"{len(names):,} of {len(dataset):,} cells have no gene that the model knows: {some(names)}."
+    if empty_cells == "error":
+        raise ModelError(problem, remedy="Remove these cells, or set empty_cells='nan'.", cells=names)
+    warnings.warn(f"{problem} Their results will be NaN.", UserWarning, stacklevel=4)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+
+
+def _batch_labels(reader: CellReader, wanted: bool | str) -> tuple[str | None, ...] | None:
+    """One label a cell from the column that is asked for; None if none is."""
+    if wanted is False:
+        return None
+    columns = [str(name) for name in reader.obs.columns]
+    column = wanted if isinstance(wanted, str) else next((name for name in BATCH_COLUMNS if name in columns), None)
+    if column is None:
+        raise no_column(reader.source.uri, "obs", BATCH_COLUMNS[0], columns)
+    return tuple(reader.labels(column))
+
+
+def _refuse_strangers(reader: CellReader, mapping: GeneMapping) -> None:
+    """ModelError where the model knows none of the genes."""
+    if (mapping.ids >= 0).any():
+        return
+    species = "" if mapping.species == "unknown" else f"{mapping.species} "
+    raise ModelError(
+        f"{reader.source.uri}: the model knows none of the {len(mapping.ids):,} genes; the first are "
+        f"{', '.join(reader.gene_names[:3])} (they look like {species}genes, id type {mapping.id_type}).",
+        remedy="Name the column of var that holds symbols or Ensembl ids of the model's species with gene_names; map "
+        "genes of another species to their orthologs first.",
+        genes=reader.gene_names[:3],
+        species=mapping.species,
+        id_type=mapping.id_type,
+    )
+
+
+def _restricted(cells: PackedCells, genes: Int32) -> PackedCells:
+    """The cells with no other than ``genes`` (ascending ids); their values stay."""
+    sparse = unpack(cells)
+    kept = np.isin(sparse.gene_ids, genes)
+    starts = np.concatenate([[0], np.cumsum(kept)])[sparse.indptr].astype(np.int64)
+    chosen = SparseCells(sparse.gene_ids[kept], sparse.values[kept], starts, sparse.cell_ids)
+    return pack(chosen, counts=cells.holds_counts)
+
+
+def _report(mapping: GeneMapping, *, empty: tuple[str, ...], selected: tuple[str, ...] | None) -> GeneReport:
+    matched = {str(kind): count for kind, count in mapping.how.items() if kind != "unknown"}
+    return GeneReport(
+        num_genes=len(mapping.ids),
+        matched=matched,
+        unknown=mapping.unknown,
+        duplicates=mapping.duplicates,
+        empty_cells=empty,
+        id_type=mapping.id_type,
+        species=mapping.species,
+        selected=selected,
+    )

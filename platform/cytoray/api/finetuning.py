@@ -1,0 +1,210 @@
+"""``scGPTFineTuningModel``: a pretrained model and a head of its own, trained on labelled cells."""
+
+# C cells, K outputs
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytoray.api.config import checked, scGPTConfig
+from cytoray.api.dataset import scGPTDataset, some
+from cytoray.api.fitting import Examples, Fit, FitConfig, Head, hold_out
+from cytoray.api.inference import watched
+from cytoray.api.labels import UNUSED, Classes, aligned, is_unused, numbers
+from cytoray.api.model import scGPT
+from cytoray.api.weights import refuse_conditions, with_head
+from cytoray.errors import ConfigError, ModelError
+from cytoray.model.bundle import ModelBundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.transformer import ScGPT
+
+Float32 = npt.NDArray[np.float32]
+_HEAD, _KIND = "head", "label_type"  # keys of the lineage
+
+
+class scGPTFineTuningModel(scGPT):
+    """scGPT with a head of K outputs on the cell embedding that its weights were made for (``<cls>``, mostly).
+
+    ``history`` has one record for each epoch of the last training.
+    """
+
+    def __init__(
+        self,
+        scGPT_config: scGPTConfig | None = None,
+        fine_tuning_head: Head = "classification",
+        output_size: int | None = None,
+    ) -> None:
+        """Load the weights of ``scGPT_config`` as scGPT does and give them a head of ``output_size`` outputs.
+
+        The head is random by ``scGPT_config.seed``, or that of the weights where these have one of this kind and
+        size; then ``output_size`` may be left out. Raises ConfigError that names the argument.
+        """
+        super().__init__(scGPT_config)
+        self._give_head(fine_tuning_head, output_size)
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: ModelBundle,
+        *,
+        configurer: scGPTConfig | None = None,
+        fine_tuning_head: Head = "classification",
+        output_size: int | None = None,
+    ) -> Self:
+        """The same from a bundle in memory, which is not changed."""
+        self = super().from_bundle(bundle, configurer=configurer)
+        self._give_head(fine_tuning_head, output_size)
+        return self
+
+    def train(
+        self,
+        train_input_data: scGPTDataset,
+        train_labels: Any,
+        *,
+        validation_fraction: float = 0.1,
+        validation_input_data: scGPTDataset | None = None,
+        validation_labels: Any = None,
+        epochs: int = 1,
+        learning_rate: float = 1e-4,
+        batch_size: int | None = None,
+        patience: int | None = None,
+        freeze_layers: int = 0,
+        seed: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train all weights but the frozen ones with AdamW, keep the best epoch's, and return the history.
+
+        ``train_labels``: one text or whole number a cell, or for regression numbers (C,) or (C, K); a Series whose
+        index has the cells' names is matched by name. Whole numbers below K are the numbers of the outputs. Epochs
+        are judged by the loss on ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class
+        its share; with neither, the last epoch stays. Cells without a known gene are left out, with a warning.
+
+        Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
+        TrainingError where the loss is not finite. Whatever happens, the model ends in eval mode.
+        """
+        settings = {"epochs": epochs, "learning_rate": learning_rate, "patience": patience, "seed": seed}
+        settings |= {"batch_size": batch_size, "validation_fraction": validation_fraction}
+        defaults = {"batch_size": self.config.batch_size, "seed": self.config.seed}
+        given = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
+        config = checked(FitConfig, given | {"freeze_layers": freeze_layers})
+        if (validation_input_data is None) != (validation_labels is None):
+            raise ConfigError("validation_input_data and validation_labels go together.", remedy="Give both or none.")
+        targets = self._learn_labels(aligned(train_labels, train_input_data, what="train_labels"), config)
+        train, validation = self._examples(train_input_data, targets), None
+        if validation_input_data is None:
+            train, validation = self._split(train, config)
+        else:
+            labels = aligned(validation_labels, validation_input_data, what="validation_labels")
+            validation = self._examples(validation_input_data, self._targets(labels, seen=targets))
+        if patience is not None and validation is None:
+            raise ConfigError("patience needs validation.", remedy="Set validation_fraction above 0, or leave it out.")
+        with watched("train", total=config.epochs * len(train.targets)) as advance:
+            self.history = Fit(self.bundle, self.head, config).run(train, validation, advance=advance)
+        return self.history
+
+    def get_outputs(self, dataset: scGPTDataset) -> Float32:
+        """What the head says of each cell, float32 (C, K): logits, or numbers; NaN for cells without a known gene."""
+        self._check(dataset)
+        with watched("predict", total=len(dataset)) as advance:
+            return self._inference(dataset, advance).logits()
+
+    def predict(self, dataset: scGPTDataset) -> npt.NDArray[Any]:
+        """The label of each cell (C,), None where it has no known gene; of regression the outputs, (C,) or (C, K)."""
+        outputs = self.get_outputs(dataset)
+        if self.head == "regression":
+            return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+        if all(map(is_unused, self.bundle.labels)):
+            raise ModelError("This head has not been trained.", remedy="Call train first.")
+        return self._classes.decode(outputs)
+
+    @property
+    def _classes(self) -> Classes:
+        return Classes(self.bundle.labels, numbers=self.bundle.lineage.get(_KIND) == "int")
+
+    def _give_head(self, head: Head, output_size: int | None) -> None:
+        """Make the bundle one of our own, with a head."""
+        if head not in get_args(Head):
+            raise ConfigError(f"fine_tuning_head is {head!r}.", remedy=f"Choose one of {', '.join(get_args(Head))}.")
+        self.head, self.history = head, list[dict[str, Any]]()
+        bundle = self.bundle
+        there = len(bundle.labels) if bundle.lineage.get(_HEAD, "classification") == head else 0
+        size = there if output_size is None else output_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(
+                f"output_size is {output_size!r}.",
+                remedy="Give the number of classes, or of numbers a cell, 1 or more.",
+            )
+        refuse_conditions(bundle.model.config)
+        if size == there:
+            self.bundle = replace(bundle, model=self._with_head(size, seed=self.config.seed, keep=True))
+            return
+        name = UNUSED if head == "classification" else "value_{}"
+        names = tuple(name.format(number + (head == "classification")) for number in range(size))
+        self._replace_head(names, {_HEAD: head}, seed=self.config.seed)
+
+    def _with_head(self, size: int, *, seed: int, keep: bool) -> ScGPT:
+        """A copy of the model with a head of ``size`` outputs."""
+        config, given = self.bundle.model.config, self.config.given
+        changes: dict[str, Any] = {"num_labels": size}
+        if "dropout" in given:
+            changes["dropout"] = self.config.dropout
+        if "n_layers_cls" in given:
+            changes["num_classifier_layers"] = self.config.n_layers_cls
+        shape = ModelConfig.model_validate(config.model_dump() | changes)
+        return with_head(self.bundle, shape, seed=seed, keep=keep)
+
+    def _replace_head(self, names: tuple[str, ...], lineage: dict[str, str], *, seed: int) -> None:
+        """Give the model a new head, random by ``seed``, whose outputs have ``names``."""
+        bundle = self.bundle
+        model = self._with_head(len(names), seed=seed, keep=False)
+        parent = bundle.lineage.get("parent_bundle_digest") or bundle.digest or ""
+        told = {**bundle.lineage, "parent_bundle_digest": parent, **lineage}
+        self.bundle = ModelBundle(model, bundle.vocabulary, bundle.tokenizer_config, names, told)
+
+    def _learn_labels(self, labels: npt.NDArray[Any], config: FitConfig) -> npt.NDArray[Any]:
+        """Targets of the training labels; a head that knew other classes before is replaced."""
+        if len(labels) == 0:
+            raise ModelError("There are no cells to train with.", remedy="Give some.")
+        size = self.bundle.model.config.num_labels
+        if self.head == "regression":
+            self.bundle.digest = None
+            return numbers(labels, size, what="train_labels")
+        classes = Classes.of(labels, size)
+        lineage = {_HEAD: self.head, _KIND: "int" if classes.numbers else "str"}
+        if classes.names != self.bundle.labels:
+            trained = not all(map(is_unused, self.bundle.labels))
+            if trained or config.seed != self.config.seed:
+                self._replace_head(classes.names, lineage, seed=config.seed)
+        told = {**self.bundle.lineage, **lineage}
+        self.bundle = replace(self.bundle, labels=classes.names, lineage=told, digest=None)
+        return classes.codes(labels)
+
+    def _targets(self, labels: npt.NDArray[Any], *, seen: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Targets of validation labels; classes that training has not ``seen`` are refused."""
+        if self.head == "regression":
+            return numbers(labels, self.bundle.model.config.num_labels, what="validation_labels")
+        return self._classes.codes(labels, known={self.bundle.labels[code] for code in np.unique(seen)})
+
+    def _examples(self, dataset: scGPTDataset, targets: npt.NDArray[Any]) -> Examples:
+        """The cells that have a gene, with their targets; a warning names the others."""
+        self._check(dataset)
+        empty = [dataset.obs_names[row] for row in dataset.empty_rows]
+        if empty:
+            text = f"{len(empty):,} cells have no gene that the model knows and are left out: {some(empty)}."
+            warnings.warn(text, UserWarning, stacklevel=3)
+        rows = np.flatnonzero(dataset.cells.num_genes_per_cell > 0)
+        if len(rows) == 0:
+            raise ModelError("No cell has a gene that the model knows.", remedy="Look at dataset.report.")
+        return Examples(dataset.cells, torch.from_numpy(targets)).take(rows)
+
+    def _split(self, train: Examples, config: FitConfig) -> tuple[Examples, Examples | None]:
+        """Training and held-out examples; None where no cell is held out."""
+        one = np.zeros(len(train.targets), np.int64)
+        strata = train.targets.numpy() if self.head == "classification" else one
+        rows, held = hold_out(strata, fraction=config.validation_fraction, seed=config.seed)
+        return train.take(rows), train.take(held) if len(held) else None

@@ -1,0 +1,201 @@
+"""Fit a model with a head to labelled cells in plain torch: keyed shuffling, micro-batches, the best epoch kept."""
+
+# C cells, B cells of one micro-batch, K outputs
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from cytoray import progress
+from cytoray.api.inference import MOST_TOKENS
+from cytoray.api.weights import seeded
+from cytoray.config import Config
+from cytoray.errors import ConfigError, TrainingError
+from cytoray.model.bundle import ModelBundle
+from cytoray.model.losses import classification_loss
+from cytoray.model.predictor import group_by_length
+from cytoray.model.transformer import ScGPT
+from cytoray.tokens.collator import PackedMinibatch, collate_packed
+from cytoray.tokens.keys import Purpose, combine
+from cytoray.tokens.packed import PackedCells, take
+from cytoray.tokens.tokenizer import CellTokenizer
+
+Head = Literal["classification", "regression"]
+Int64 = npt.NDArray[np.int64]
+CLIP_NORM = 1.0
+
+
+class FitConfig(Config):
+    """How a model is fitted."""
+
+    epochs: int = Field(1, ge=1, description="Passes over the training cells.")
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="AdamW's learning rate.")
+    batch_size: int = Field(24, ge=1, description="Cells of one step of the optimizer.")
+    patience: int | None = Field(None, ge=1, description="Stop after so many epochs without a better validation loss.")
+    freeze_layers: int = Field(0, ge=0, description="First transformer layers that stay, with the gene embeddings.")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of cells held out to judge epochs.")
+    seed: int = Field(0, ge=0, description="Seed of the hold-out, the order of cells, ties and dropout.")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """C cells, each with a gene at least, and what is to be learned of them."""
+
+    cells: PackedCells
+    targets: Tensor  # int64 (C,) classes, or float32 (C, K)
+
+    def take(self, rows: Int64) -> Examples:
+        """The examples at ``rows``."""
+        return Examples(take(self.cells, rows), self.targets[torch.from_numpy(rows)])
+
+
+def hold_out(strata: Int64, *, fraction: float, seed: int) -> tuple[Int64, Int64]:
+    """Rows to train with and rows held out, by (seed, row): of each stratum (C,) its share, and never the last one."""
+    keys = combine(int(Purpose.SPLIT), seed, np.arange(len(strata)))
+    held = []
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        count = min(round(fraction * len(rows)), len(rows) - 1)
+        held.append(rows[np.argsort(keys[rows], kind="stable")[:count]])
+    chosen = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
+    return np.setdiff1d(np.arange(len(strata)), chosen), chosen
+
+
+class Fit:
+    """Fits the model of one bundle, in place."""
+
+    def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
+        """Raises ConfigError where more layers are to be frozen than there are."""
+        self._model, self._head, self._config = bundle.model, head, config
+        self._tokenizer = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
+        num_layers = bundle.model.config.num_layers
+        if config.freeze_layers > num_layers:
+            raise ConfigError(
+                f"freeze_layers is {config.freeze_layers}.", remedy=f"This model has {num_layers} layers to freeze."
+            )
+
+    def run(self, train: Examples, validation: Examples | None, *, advance: progress.Advance) -> list[dict[str, Any]]:
+        """Train, and return a record an epoch; the model ends in eval mode with the weights of its best epoch.
+
+        The best epoch has the lowest validation loss; without validation the last one stays. Raises TrainingError
+        where a loss is not finite.
+        """
+        history: list[dict[str, Any]] = []
+        best: tuple[int, dict[str, Tensor]] | None = None
+        with _trained(self._model, self._config.freeze_layers), seeded(self._config.seed, self._model.device):
+            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=self._config.learning_rate)
+            for epoch in range(self._config.epochs):
+                history.append({"epoch": epoch, "train_loss": self._epoch(train, epoch, optimizer, advance)})
+                if validation is None:
+                    continue
+                history[-1] |= self.judge(validation)
+                losses = [record["validation_loss"] for record in history]
+                if losses[-1] < min(losses[:-1], default=math.inf):
+                    best = epoch, _snapshot(self._model)
+                if best is not None and self._config.patience and epoch - best[0] >= self._config.patience:
+                    break
+        if best is not None:
+            self._model.load_state_dict(best[1])
+        return history
+
+    def judge(self, examples: Examples) -> dict[str, float]:
+        """``validation_loss`` and, of classes, ``accuracy``; in eval mode, without gradients."""
+        self._model.eval()
+        rows = np.arange(len(examples.targets))
+        loss, right = 0.0, 0
+        with torch.inference_mode():
+            for places, batch in self._micro_batches(examples, rows, epoch=None):
+                outputs_BK, targets = self._outputs(batch), self._targets(examples, places)
+                loss += self._loss(outputs_BK, targets).item()
+                right += int((outputs_BK.argmax(dim=1) == targets).sum()) if self._head == "classification" else 0
+        found = {"validation_loss": _finite(loss / len(rows), self._config)}
+        return found | ({"accuracy": right / len(rows)} if self._head == "classification" else {})
+
+    def _epoch(self, train: Examples, epoch: int, optimizer: torch.optim.Optimizer, advance: progress.Advance) -> float:
+        """One pass over all cells in a new order; returns the mean loss of a cell."""
+        self._model.train()
+        keys = combine(int(Purpose.ORDER), self._config.seed, epoch, np.arange(len(train.targets)))
+        order = np.argsort(keys, kind="stable")
+        total = 0.0
+        for start in range(0, len(order), self._config.batch_size):
+            rows = order[start : start + self._config.batch_size]
+            loss = self._step(train, rows, epoch, optimizer)
+            total += loss * len(rows)
+            advance(len(rows), f"epoch {epoch + 1}, loss {loss:.4f}")
+        return total / len(order)
+
+    def _step(self, train: Examples, rows: Int64, epoch: int, optimizer: torch.optim.Optimizer) -> float:
+        """One step on the mean loss of the cells at ``rows``, gathered over micro-batches."""
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for places, batch in self._micro_batches(train, rows, epoch=epoch):
+            loss = self._loss(self._outputs(batch), self._targets(train, places)) / len(rows)
+            loss.backward()
+            total += loss.item()
+        _finite(total, self._config)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), CLIP_NORM)
+        optimizer.step()
+        return total
+
+    def _micro_batches(
+        self, examples: Examples, rows: Int64, *, epoch: int | None
+    ) -> Iterator[tuple[Int64, PackedMinibatch]]:
+        """Rows and tokens of cells of similar length, ties and samples drawn anew in every epoch."""
+        for start in range(0, len(rows), MOST_TOKENS):
+            some = rows[start : start + MOST_TOKENS]
+            tokens = self._tokenizer(take(examples.cells, some), epoch=epoch)
+            for places in group_by_length(tokens.lengths, batch_tokens=MOST_TOKENS):
+                yield some[places], collate_packed(tokens.take(places)).to(self._model.device)
+
+    def _outputs(self, batch: PackedMinibatch) -> Tensor:
+        return self._model.classify(self._model.embed(batch))
+
+    def _targets(self, examples: Examples, rows: Int64) -> Tensor:
+        return examples.targets[torch.from_numpy(rows)].to(self._model.device)
+
+    def _loss(self, outputs_BK: Tensor, targets: Tensor) -> Tensor:
+        """Summed over cells: cross-entropy, or squared error averaged over outputs."""
+        if self._head == "classification":
+            return classification_loss(outputs_BK, targets).total
+        return F.mse_loss(outputs_BK.float(), targets, reduction="sum") / outputs_BK.shape[1]
+
+
+@contextmanager
+def _trained(model: ScGPT, freeze_layers: int) -> Iterator[None]:
+    """Freeze the first layers within the block; whatever happens in it, the model ends unfrozen and in eval mode."""
+    frozen = [model.encoder, *list(model.transformer_encoder.layers)[:freeze_layers]] if freeze_layers else []
+    parameters = [parameter for module in frozen for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        model.zero_grad(set_to_none=True)
+        model.eval()
+
+
+def _snapshot(model: ScGPT) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+
+def _finite(loss: float, config: FitConfig) -> float:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The loss is {loss}.",
+            remedy=f"Train with a learning_rate below {config.learning_rate:g}, or scale labels.",
+        )
+    return loss

@@ -1,0 +1,189 @@
+"""``scGPT``: from an AnnData, or a file of cells, to embeddings in three lines."""
+
+# C cells, L tokens of a cell, D width, H heads
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cytoray.api.config import scGPTConfig
+from cytoray.api.dataset import Request, build_dataset, report_empty_cells, scGPTDataset
+from cytoray.api.inference import MOST_TOKENS, Inference, watched
+from cytoray.api.variable_genes import FLAVORS, Flavor
+from cytoray.api.weights import adapted, load_weights, on_device, refuse_conditions
+from cytoray.errors import ConfigError, CorpusError, ModelError
+from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.config import Pooling
+from cytoray.model.predictor import CellPredictor
+
+if TYPE_CHECKING:
+    import anndata
+    from matplotlib.figure import Figure
+
+Float32 = npt.NDArray[np.float32]
+KEY = "X_scGPT"
+_POOLING: dict[str, Pooling] = {"cell": "mean", "cls": "cls"}
+
+
+class scGPT:
+    """A model with its vocabulary and tokens (``bundle``), and how to use it (``config``)."""
+
+    def __init__(self, configurer: scGPTConfig | None = None) -> None:
+        """Load the weights that ``configurer.model`` names; without one, random weights and a UserWarning.
+
+        Raises ConfigError, NotFoundError, DigestError, RegistryError or ModelError that names what is wrong.
+        """
+        self.config = configurer or scGPTConfig()
+        self.bundle = load_weights(self.config)
+
+    @classmethod
+    def from_bundle(cls, bundle: ModelBundle, *, configurer: scGPTConfig | None = None) -> Self:
+        """The face of a bundle in memory, which is not changed; ``configurer.model`` counts for nothing."""
+        self = cls.__new__(cls)
+        self.config = configurer or scGPTConfig()
+        self.bundle = on_device(adapted(bundle, self.config), self.config)
+        return self
+
+    def process_data(
+        self,
+        adata: anndata.AnnData | str | Path,
+        gene_names: str = "index",
+        fine_tuning: bool = False,
+        n_top_genes: int = 1800,
+        flavor: Flavor = "seurat_v3",
+        use_batch_labels: bool | str = False,
+        use_raw_counts: bool = True,
+        *,
+        matrix: str = "X",
+    ) -> scGPTDataset:
+        """Check C cells and map their genes to the model's; the AnnData is not changed, nor made dense.
+
+        ``adata``: an AnnData (CSR, CSC or dense; in memory or backed), or the path or s3:// URI of a file that cytoray
+        reads. Values are looked at some 2,000 cells at a time; CSC in memory is turned into CSR once, which takes a
+        copy of it. ``matrix`` is X, raw.X or layers/NAME. ``gene_names``: "index", or the column of var with symbols
+        or Ensembl ids (symbols or ids that stand beside them are found and used as well); genes that share a symbol
+        are summed. ``fine_tuning`` keeps the ``n_top_genes`` most variable genes by ``flavor``; their values stay.
+        ``use_batch_labels``: column of obs, or True for ``batch``. ``use_raw_counts`` False takes any values from
+        zero on: bins depend on ranks only.
+
+        Raises CorpusError that names cell and gene of the first value that is not finite, negative or no integer, or
+        the columns where the one asked for is not there; ModelError where no gene is known, or by ``empty_cells``.
+        """
+        if n_top_genes < 1 or flavor not in FLAVORS:
+            raise ConfigError(
+                f"n_top_genes is {n_top_genes}, flavor {flavor!r}.",
+                remedy=f"n_top_genes is at least 1, flavor one of {', '.join(FLAVORS)}.",
+            )
+        request = Request(
+            gene_names=gene_names,
+            matrix=matrix,
+            counts=use_raw_counts,
+            batch_labels=use_batch_labels,
+            n_top_genes=n_top_genes if fine_tuning else None,
+            flavor=flavor,
+            empty_cells=self.config.empty_cells,
+        )
+        with watched("process", total=0) as advance:
+            return build_dataset(adata, self.bundle.vocabulary, request, advance=advance)
+
+    def get_embeddings(
+        self,
+        dataset: scGPTDataset,
+        output_attentions: bool = False,
+        output_genes: bool = False,
+        attn_layer: int = -1,
+    ) -> Any:
+        """Embeddings by ``emb_mode``, float32 (C, D), each of length 1; NaN for empty cells.
+
+        With emb_mode "gene": for each cell a pandas Series of hidden states (D,), as they are, by gene symbol. With
+        ``output_attentions`` or ``output_genes`` a tuple that goes on with a list of attention weights (H, L, L) of
+        layer ``attn_layer``, and with a list of each cell's L token names, ``<cls>`` first. A cell's result depends
+        neither on other cells nor on batch_size. Raises ModelError for a data set of another vocabulary.
+        """
+        self._check(dataset)
+        layers = self.bundle.model.config.num_layers
+        if not -layers <= attn_layer < layers:
+            raise ConfigError(f"attn_layer is {attn_layer}.", remedy=f"This model has layers 0 to {layers - 1}.")
+        embeddings = self._gene_states(dataset) if self.config.emb_mode == "gene" else self._embeddings(dataset)
+        further: list[Any] = []
+        if output_attentions:
+            with watched("attention", total=len(dataset)) as advance:
+                further.append(self._inference(dataset, advance).attentions(layer=attn_layer))
+        if output_genes:
+            further.append(self._inference(dataset).genes())
+        return (embeddings, *further) if further else embeddings
+
+    def embed(self, adata: anndata.AnnData, key: str = KEY, **options: Any) -> Float32:
+        """Write the embeddings (C, D) of an AnnData to its ``obsm[key]``, its only change, and return them.
+
+        ``options`` are those of ``process_data``.
+        """
+        if isinstance(adata, str | Path):
+            raise CorpusError("embed writes into an AnnData.", remedy="Read the file first, or use get_embeddings.")
+        embeddings = self._embeddings(self.process_data(adata, **options))
+        adata.obsm[key] = embeddings
+        return embeddings
+
+    def plot_embeddings(
+        self,
+        adata: anndata.AnnData,
+        color: str | None = None,
+        key: str = KEY,
+        file: str | Path | None = None,
+        **options: Any,
+    ) -> Figure:
+        """Draw the UMAP plane of ``obsm[key]``, or of embeddings made here where that is not there, on a copy.
+
+        ``color`` is a column of obs or a gene; ``file`` takes the figure as well. ``options`` as in ``process_data``.
+        """
+        from cytoray.api.plotting import plot_plane
+
+        there = key in adata.obsm
+        embeddings = adata.obsm[key] if there else self._embeddings(self.process_data(adata, **options))
+        return plot_plane(adata, np.asarray(embeddings, np.float32), color=color, file=file)
+
+    def save(self, folder: str | Path) -> str:
+        """Write the bundle as a new folder, which serving and ``scGPTConfig(model=…)`` take; return its digest."""
+        return save_bundle(self.bundle, Path(folder))
+
+    def _embeddings(self, dataset: scGPTDataset) -> Float32:
+        """One vector a cell (C, D), whatever its genes' would be."""
+        if self.config.emb_mode == "gene":
+            raise ConfigError("emb_mode 'gene' has no embedding of a cell.", remedy="Set emb_mode to 'cell' or 'cls'.")
+        self._check(dataset)
+        wanted = _POOLING[self.config.emb_mode]
+        # Where it is the model's own way, the predictor runs once for embeddings and labels.
+        pooling = None if wanted == self.bundle.model.config.cell_embedding else wanted
+        predictor = CellPredictor(
+            self.bundle, batch_tokens=self._batch_tokens, pooling=pooling, empty_cells=self.config.empty_cells
+        )
+        with watched("embed", total=len(dataset)) as advance:
+            return predictor.predict(dataset.cells, advance=advance).embeddings
+
+    def _gene_states(self, dataset: scGPTDataset) -> list[pd.Series[Any]]:
+        with watched("embed", total=len(dataset)) as advance:
+            return self._inference(dataset, advance).gene_states()
+
+    def _inference(self, dataset: scGPTDataset, advance: Any = lambda cells: None) -> Inference:
+        return Inference(self.bundle, dataset, batch_tokens=self._batch_tokens, advance=advance)
+
+    @property
+    def _batch_tokens(self) -> int:
+        """Tokens of a minibatch that holds no more than about ``batch_size`` of the longest cells."""
+        return min(MOST_TOKENS, self.config.batch_size * self.bundle.tokenizer_config.max_length)
+
+    def _check(self, dataset: scGPTDataset) -> None:
+        """Refuse what this model cannot take."""
+        if dataset.vocabulary is not self.bundle.vocabulary and dataset.vocabulary != self.bundle.vocabulary:
+            raise ModelError(
+                "This data set was made for a model with another vocabulary.",
+                remedy="Call process_data of the model that is to use it.",
+            )
+        refuse_conditions(self.bundle.model.config)
+        if self.config.empty_cells == "error":
+            report_empty_cells(dataset, "error")

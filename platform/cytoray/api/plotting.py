@@ -1,0 +1,64 @@
+"""Draw cell embeddings in UMAP's plane, coloured by what an AnnData knows of its cells, without touching it."""
+
+# C cells, D width
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.errors import CorpusError, ModelError
+from cytoray.evaluation.report import replace_file
+
+if TYPE_CHECKING:
+    import anndata
+    from matplotlib.figure import Figure
+
+FEWEST_CELLS = 10  # below which UMAP has no neighbours to speak of
+DPI = 150
+
+
+def plot_plane(
+    adata: anndata.AnnData, embeddings: npt.NDArray[np.float32], *, color: str | None, file: str | Path | None
+) -> Figure:
+    """Draw embeddings (C, D) of the cells of ``adata`` that have one; those of empty cells are NaN and left out.
+
+    Raises CorpusError where ``color`` is neither a column of obs nor a gene, ModelError for fewer than ten cells.
+    """
+    import anndata
+    import scanpy
+    from matplotlib import pyplot
+
+    _check_color(adata, color)
+    rows = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
+    if len(rows) < FEWEST_CELLS:
+        raise ModelError(f"Only {len(rows)} cells have an embedding.", remedy=f"Plot {FEWEST_CELLS} or more.")
+    colors = [] if color is None else [color]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap's, of threads and missing libraries: nothing that a user could mend
+        obs = scanpy.get.obs_df(adata, colors).iloc[rows] if colors else adata.obs[[]].iloc[rows]
+        copy = anndata.AnnData(obs=obs.copy(), obsm={"X_scGPT": embeddings[rows]})
+        scanpy.pp.neighbors(copy, use_rep="X_scGPT", n_neighbors=min(15, len(rows) - 1), random_state=0)
+        scanpy.tl.umap(copy, random_state=0)
+        figure: Figure = scanpy.pl.umap(copy, color=color, show=False, return_fig=True)
+        pyplot.close(figure)  # pyplot would keep it, and show it twice in a notebook
+        if file is not None:
+            picture = io.BytesIO()
+            figure.savefig(picture, format=Path(file).suffix.removeprefix(".") or "png", dpi=DPI, bbox_inches="tight")
+            replace_file(Path(file), picture.getvalue())
+    return figure
+
+
+def _check_color(adata: anndata.AnnData, color: str | None) -> None:
+    if color is not None and color not in adata.obs and color not in adata.var_names:
+        columns = [str(name) for name in adata.obs.columns]
+        raise CorpusError(
+            f"color: {color!r} is neither a column of obs nor a gene.",
+            remedy=f"Columns of obs: {', '.join(columns) or 'none'}.",
+            columns=columns,
+        )

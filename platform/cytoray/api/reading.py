@@ -1,0 +1,93 @@
+"""Read cells range by range: every value is looked at, and the first bad one is named by cell and gene."""
+
+# C cells (rows read), G genes of the source
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from cytoray.api.sources import matrix_with_counts
+from cytoray.corpus.checking.scan import NEGATIVE, NON_INTEGER, NOT_FINITE, first_fault, scan_rows
+from cytoray.corpus.readers.base import CellReader
+from cytoray.errors import CorpusError
+from cytoray.tokens.keys import cell_id
+from cytoray.tokens.packed import PackedCells, concatenate, pack_rows
+from cytoray.tokens.vocabulary import GeneMapping
+
+ROWS_AT_A_TIME = 2_048
+_FAULTS = {NOT_FINITE: "is not finite", NEGATIVE: "is negative", NON_INTEGER: "is no integer"}
+
+
+@dataclass(frozen=True)
+class CheckedReading:
+    """One pass over all cells of ``reader``, which was opened on ``cells``."""
+
+    cells: Any
+    reader: CellReader
+    counts: bool  # whether values must be integers
+
+    def read(self, mapping: GeneMapping, advance: Callable[[float], object]) -> tuple[PackedCells, bool]:
+        """The cells over the vocabulary, and whether all their values are integers; CorpusError for the first bad one.
+
+        ``advance`` is told how many cells are done.
+        """
+        num_cells = self.reader.describe().num_cells
+        ids = cell_id("", [str(name) for name in self.reader.obs.index])
+        parts, whole = [], True
+        for start in range(0, max(num_cells, 1), ROWS_AT_A_TIME):
+            stop = min(start + ROWS_AT_A_TIME, num_cells)
+            matrix = self._checked(start, stop)
+            whole = whole and (self.counts or bool(np.array_equal(matrix.data, np.rint(matrix.data))))
+            try:
+                parts.append(pack_rows(matrix, mapping.ids, ids[start:stop], counts=self.counts))
+            except ValueError as error:
+                raise CorpusError(
+                    f"{self._where()}, rows {start:,} to {stop:,}: {error}.",
+                    remedy="Check the matrix, or set use_raw_counts=False.",
+                ) from error
+            advance(stop - start)
+        return concatenate(parts), whole
+
+    def _checked(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows ``start`` to ``stop`` (C, G) without a fault; counts that went through floats are exact again."""
+        matrix = self.reader.read_rows(start, stop)
+        scan = scan_rows(matrix, counts=self.counts)
+        if scan.faults.any():
+            row = int(np.flatnonzero(scan.faults)[0])
+            fault = next(fault for fault in _FAULTS if scan.faults[row] & fault)
+            cell = slice(matrix.indptr[row], matrix.indptr[row + 1])
+            entry = cell.start + first_fault(matrix.data[cell], fault)
+            raise self._refusal(start + row, int(matrix.indices[entry]), float(matrix.data[entry]), fault)
+        if scan.rounded.any():
+            matrix.data = np.rint(matrix.data)
+        return matrix
+
+    def _refusal(self, row: int, column: int, value: float, fault: int) -> CorpusError:
+        cell, gene = str(self.reader.obs.index[row]), self.reader.gene_names[column]
+        return CorpusError(
+            f"{self._where()}: the value of cell {cell!r} (row {row:,}), gene {gene!r} {_FAULTS[fault]}: {value:g}.",
+            remedy=self._remedy(fault),
+            cell=cell,
+            row=row,
+            gene=gene,
+        )
+
+    def _remedy(self, fault: int) -> str:
+        if fault == NOT_FINITE:
+            return "Replace or remove such values (a missing count is a zero)."
+        found = matrix_with_counts(self.cells)
+        other = found if found is not None and found != self.reader.matrix else None
+        counts = f"{other} holds raw counts: name it with matrix={other!r}" if other else ""
+        if fault == NEGATIVE:
+            return (
+                counts or "Scaled values are no expression: name the counts with matrix='layers/NAME' or 'raw.X'"
+            ) + "."
+        return f"{counts}{', or s' if counts else 'S'}et use_raw_counts=False: bins depend on ranks only."
+
+    def _where(self) -> str:
+        return f"{self.reader.source.uri}: {self.reader.matrix}"
