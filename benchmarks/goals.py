@@ -101,5 +101,6 @@ GOALS |= {
     "tokenise_padded": Goal("counts to padded tokens, per core", "cells/s", _ORIGINAL, at_least=25, of_ratio=True),
     "train_step_full": Goal("training step, 1,200 tokens", "cells/s", _ORIGINAL, at_least=2.5, of_ratio=True),
     "train_step_real": Goal("training step, real lengths", "cells/s", _ORIGINAL, at_least=4, of_ratio=True),
+    "embed_memory": Goal("embed 100,000 cells of a backed h5ad: memory grown by", "GiB", at_most=1),
     "invariance": Goal("largest change of an embedding", "", at_most=1e-5),
 }

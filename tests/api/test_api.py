@@ -129,6 +129,17 @@ def test_in_memory_backed_view_and_file_agree(face: scGPT, make_adata: MakeAnnDa
     backed.file.close()
 
 
+def test_a_file_is_read_while_it_is_open_backed(face: scGPT, make_adata: MakeAnnData, tmp_path: Path):
+    path = tmp_path / "cells.h5ad"
+    make_adata(9).write_h5ad(path)
+    backed = anndata.read_h5ad(path, backed="r")
+    try:
+        both = face.process_data(path), face.process_data(backed)
+    finally:
+        backed.file.close()
+    assert np.array_equal(*(face.get_embeddings(dataset) for dataset in both))
+
+
 def test_cells_and_weights_from_an_object_store(face: scGPT, make_adata: MakeAnnData, tmp_path: Path, s3_uri: str):
     adata = make_adata()
     adata.write_h5ad(tmp_path / "cells.h5ad")

@@ -149,6 +149,18 @@ def test_attention_dropout_acts_in_training_only() -> None:
 
 
 def test_auto_goes_cell_by_cell_where_cells_are_long() -> None:
-    assert choose_backend(_layout((900, 800), None), device=CPU, backend="auto") == "cell"
-    assert choose_backend(_layout((9, 80), None), device=CPU, backend="auto") == "sdpa"
-    assert choose_backend(_layout((9, 80), None), device=CPU, backend="flex") == "flex"
+    like = torch.empty(0)
+    assert choose_backend(_layout((900, 800), None), like=like, backend="auto") == "cell"
+    assert choose_backend(_layout((9, 80), None), like=like, backend="auto") == "sdpa"
+    assert choose_backend(_layout((9, 80), None), like=like, backend="flex") == "flex"
+
+
+@pytest.mark.parametrize("backend", GRADIENT_KERNELS)
+def test_half_precision_under_autocast_agrees_to_its_rounding(backend: Any) -> None:
+    torch.manual_seed(0)
+    attention, layout = SelfAttention(16, num_heads=2, backend=backend), _layout()
+    hidden = torch.randn(sum(KNOWN) + sum(UNKNOWN), 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = attention(hidden, layout=layout)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), attention(hidden, layout=layout), rtol=0.05, atol=0.03)

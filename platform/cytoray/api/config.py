@@ -44,6 +44,11 @@ class scGPTConfig(Config):
     pad_value: float = Field(-2.0, allow_inf_nan=False, description="Value of padding; with random weights of <cls>.")
     max_length: int = Field(1200, ge=2, description="Most tokens of a cell, <cls> included; longer cells are sampled.")
     binning_seed: int = Field(123, ge=0, description="Seed of tie breaking and sampling.")
+    ties: Literal["keyed", "global_rng"] = Field(
+        "keyed",
+        description="Which bin a tied value takes: by binning_seed and cell, or as the original draws it, by NumPy's "
+        "global generator when the data are processed.",
+    )
     empty_cells: EmptyCells = Field("nan", description="Cells without a known gene: NaN in every result, or an error.")
     seed: int = Field(0, ge=0, description="Seed of random weights, of a new head and of training.")
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or mps.")

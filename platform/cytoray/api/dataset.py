@@ -94,6 +94,7 @@ class Request:
     n_top_genes: int | None  # None: all genes
     flavor: Flavor
     empty_cells: EmptyCells
+    drawn_bins: int | None = None  # bins to be drawn by NumPy's global generator while reading
 
 
 def build_dataset(
@@ -105,7 +106,9 @@ def build_dataset(
         batches = _batch_labels(reader, request.batch_labels)
         mapping = vocabulary.map_genes(reader.gene_names, ensembl_ids=reader.ensembl_ids)
         _refuse_strangers(reader, mapping)
-        packed, whole = CheckedReading(cells, reader, request.counts).read(mapping, advance)
+        if request.drawn_bins is not None:
+            _refuse_changed_values(reader, mapping, request)
+        packed, whole = CheckedReading(cells, reader, request.counts, request.drawn_bins).read(mapping, advance)
     selected = None
     if request.n_top_genes is not None:
         chosen = select_genes(packed, request.n_top_genes, request.flavor, counts=whole)
@@ -117,6 +120,18 @@ def build_dataset(
     dataset = scGPTDataset(packed, tuple(names), report, vocabulary, batches)
     report_empty_cells(dataset, request.empty_cells)
     return dataset
+
+
+def _refuse_changed_values(reader: CellReader, mapping: GeneMapping, request: Request) -> None:
+    """ModelError where bins drawn for the columns would not be those of the genes."""
+    reason = "genes are selected first" if request.n_top_genes is not None else None
+    if mapping.duplicates:
+        reason = f"several columns go onto gene {next(iter(mapping.duplicates))!r}"
+    if reason is not None:
+        raise ModelError(
+            f"{reader.source.uri}: ties='global_rng' draws a bin for each value as it stands, but {reason}.",
+            remedy="Prepare the data so that each column is one gene to be embedded, or use ties='keyed'.",
+        )
 
 
 def report_empty_cells(dataset: scGPTDataset, empty_cells: EmptyCells) -> None:

@@ -79,6 +79,7 @@ class scGPT:
                 f"n_top_genes is {n_top_genes}, flavor {flavor!r}.",
                 remedy=f"n_top_genes is at least 1, flavor one of {', '.join(FLAVORS)}.",
             )
+        tokens = self.bundle.tokenizer_config
         request = Request(
             gene_names=gene_names,
             matrix=matrix,
@@ -87,6 +88,7 @@ class scGPT:
             n_top_genes=n_top_genes if fine_tuning else None,
             flavor=flavor,
             empty_cells=self.config.empty_cells,
+            drawn_bins=tokens.n_bins if tokens.ties == "global_rng" else None,
         )
         with watched("process", total=0) as advance:
             return build_dataset(adata, self.bundle.vocabulary, request, advance=advance)

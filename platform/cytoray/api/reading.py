@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import sparse
 
 from cytoray.api.sources import matrix_with_counts
 from cytoray.corpus.checking.scan import NEGATIVE, NON_INTEGER, NOT_FINITE, first_fault, scan_rows
 from cytoray.corpus.readers.base import CellReader
 from cytoray.errors import CorpusError
+from cytoray.tokens.binning import bin_rows
+from cytoray.tokens.cells import Int32
 from cytoray.tokens.keys import cell_id
-from cytoray.tokens.packed import PackedCells, concatenate, pack_rows
+from cytoray.tokens.packed import PackedCells, concatenate, pack_rows, packed_counts, with_bins
 from cytoray.tokens.vocabulary import GeneMapping
 
 ROWS_AT_A_TIME = 2_048
@@ -30,6 +33,7 @@ class CheckedReading:
     cells: Any
     reader: CellReader
     counts: bool  # whether values must be integers
+    drawn_bins: int | None = None  # bins drawn by NumPy's global generator, in the order of rows and columns
 
     def read(self, mapping: GeneMapping, advance: Callable[[float], object]) -> tuple[PackedCells, bool]:
         """The cells over the vocabulary, and whether all their values are integers; CorpusError for the first bad one.
@@ -44,7 +48,10 @@ class CheckedReading:
             matrix = self._checked(start, stop)
             whole = whole and (self.counts or bool(np.array_equal(matrix.data, np.rint(matrix.data))))
             try:
-                parts.append(pack_rows(matrix, mapping.ids, ids[start:stop], counts=self.counts))
+                packed = pack_rows(matrix, mapping.ids, ids[start:stop], counts=self.counts)
+                if self.drawn_bins is not None:
+                    packed = with_bins(packed, _draw_bins(matrix, mapping.ids, self.drawn_bins))
+                parts.append(packed)
             except ValueError as error:
                 raise CorpusError(
                     f"{self._where()}, rows {start:,} to {stop:,}: {error}.",
@@ -91,3 +98,17 @@ class CheckedReading:
 
     def _where(self) -> str:
         return f"{self.reader.source.uri}: {self.reader.matrix}"
+
+
+def _draw_bins(matrix: sparse.csr_matrix, ids: Int32, n_bins: int) -> npt.NDArray[np.integer]:
+    """Bins of the entries of known genes, drawn row by row in the order of the columns, as the original draws them.
+
+    They come in the order in which packed cells hold their entries.
+    """
+    known = np.flatnonzero(ids >= 0)
+    rows = sparse.csr_matrix(matrix[:, known], dtype=np.float32)
+    rows.eliminate_zeros()
+    bins = bin_rows(rows.data, rows.indptr.astype(np.int64), n_bins=n_bins)
+    binned = sparse.csr_matrix((bins, rows.indices, rows.indptr), shape=rows.shape)
+    numbers = np.zeros(rows.shape[0], np.uint64)
+    return packed_counts(pack_rows(binned, ids[known], numbers, counts=True)).astype(np.int64)

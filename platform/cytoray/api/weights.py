@@ -34,7 +34,7 @@ _ARCHITECTURE = {
     "d_hid": "feedforward_width",
     "n_layers_cls": "num_classifier_layers",
 }
-_TOKENS = {name: name for name in ("max_length", "pad_value", "mask_value")} | {"binning_seed": "seed"}
+_TOKENS = {name: name for name in ("max_length", "pad_value", "mask_value", "ties")} | {"binning_seed": "seed"}
 
 
 def load_weights(config: scGPTConfig) -> ModelBundle:

@@ -51,9 +51,11 @@ def read_cells(
         return reading.read(start=start, stop=stop)
 
 
-def read_labelled_cells(source: SourceConfig, label_key: str) -> NamedCells:
+def read_labelled_cells(
+    source: SourceConfig, label_key: str, *, vocabulary: GeneVocabulary | None = None
+) -> NamedCells:
     """Read all cells of one source that carry a label in the column ``label_key`` of obs."""
-    with _Reading(source, GeneVocabulary.load_default(), _CHECKS) as reading:
+    with _Reading(source, vocabulary or GeneVocabulary.load_default(), _CHECKS) as reading:
         named = reading.read(label_key=label_key)
     rows = np.flatnonzero([label is not None for label in named.labels])
     if len(rows) == 0:

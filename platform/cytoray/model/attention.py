@@ -76,12 +76,16 @@ class SelfAttention(nn.Module):
         return weights_HLL
 
 
-def choose_backend(layout: Layout, *, device: torch.device, backend: AttentionBackend) -> AttentionBackend:
-    """What ``auto`` means: packed kernels on a GPU; on a CPU cell by cell, or padded where cells are short."""
+def choose_backend(layout: Layout, *, like: Tensor, backend: AttentionBackend) -> AttentionBackend:
+    """What ``auto`` means for queries ``like`` these.
+
+    On a GPU packed flash attention, which half precision needs, else padded; on a CPU cell by cell, or padded where
+    cells are short.
+    """
     if backend != "auto":
         return backend
-    if device.type == "cuda":
-        return "varlen" if torch.get_autocast_dtype("cuda") != torch.float32 else "flex"
+    if like.device.type == "cuda":
+        return "varlen" if like.dtype in (torch.bfloat16, torch.float16) else "sdpa"
     return "cell" if layout.known.total > _SHORT * len(layout.known.lengths) else "sdpa"
 
 
@@ -96,7 +100,7 @@ def attend(
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention (Q, H, d) of the queries: ``asking`` known ones, cell after cell, then every unknown token."""
-    chosen = choose_backend(layout, device=q_QHd.device, backend=backend)
+    chosen = choose_backend(layout, like=q_QHd, backend=backend)
     if chosen == "flex":
         from cytoray.model.flex_attention import attend_flex
 
@@ -107,7 +111,7 @@ def attend(
     compute, scale = _KERNELS[chosen], q_QHd.shape[-1] ** -0.5
     outputs = [compute(q_parts[0], k_parts[0], v_parts[0], _Call(asking, layout.known, scale, dropout))]
     if layout.unknown is not None and layout.unknown.total:
-        own_UH1 = (q_parts[1] * k_parts[1]).sum(-1, keepdim=True)
+        own_UH1 = (q_parts[1] * k_parts[1]).sum(-1, keepdim=True).to(q_QHd.dtype)  # autocast sums in fp32
         spare = 0 if q_QHd.device.type == "cpu" else -(q_QHd.shape[-1] + 1) % _HEAD_MULTIPLE
         query = F.pad(torch.cat([q_parts[1], own_UH1], dim=-1), (0, spare))
         keys, values = (_with_extra_row(part[0], layout.known, spare=spare) for part in (k_parts, v_parts))

@@ -290,10 +290,9 @@ class ScGPT(nn.Module):
         if isinstance(self.decoder, AffineExpressionDecoder):
             assert part.values_T is not None, "the affine decoder needs values"
             values_T, segments = part.values_T, part.segments
-            totals_B = segments.pad(values_T).sum(1) / segments.pad((values_T != 0).to(values_T.dtype)).sum(1).clamp(
-                min=1
-            )
-            affine: Expression = self.decoder(hidden_TD, values_T=values_T, cell_means_T=totals_B[segments.cells])
+            counts_B = segments.pad((values_T != 0).to(values_T.dtype)).sum(dim=1)
+            means_B = segments.pad(values_T).sum(dim=1) / counts_B.clamp(min=1)
+            affine: Expression = self.decoder(hidden_TD, values_T=values_T, cell_means_T=means_B[segments.cells])
             return affine
         conditions_TD = self._token_conditions(part)
         inputs_TE = hidden_TD if conditions_TD is None else torch.cat([hidden_TD, conditions_TD], dim=-1)

@@ -141,7 +141,7 @@ def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDes
 
 def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, tuple[int, int]]:
     """Cells, and those of them without genes, by file; what is there already is only counted."""
-    there = set(storage.list_files(task.out))
+    there = {uri.rpartition("/")[2] for uri in storage.list_files(task.out)}
     counts = {}
     missing = []
     for item in ranges:

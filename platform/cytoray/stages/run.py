@@ -33,7 +33,7 @@ RUN, REGISTERED = "run:", "models:/"
 def evaluate(config: EvaluateConfig) -> AnnotationReport:
     """Held-out cells to scores beside the baselines, and plots."""
     bundle, _ = load_model(config)
-    held_out = read_labelled_cells(config.data, config.label_key)
+    held_out = read_labelled_cells(config.data, config.label_key, vocabulary=bundle.vocabulary)
     baseline = Baseline(config.store, config.baseline_corpus, config.label_key)
     return annotation.evaluate(bundle, held_out, baseline, folder=Path(config.folder))
 

@@ -24,14 +24,24 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_CACHE_BYTES = 32 * 2**20  # a dense matrix's chunks straddle the pieces it is read in
 
 
+def _open(place: Any) -> h5py.File:
+    """Without a lock: many tasks read one file, and it may lie on a disk that knows no locks."""
+    try:
+        return h5py.File(place, "r", locking=False, rdcc_nbytes=CHUNK_CACHE_BYTES)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        # This process has the file open already (a backed AnnData): HDF5 wants the same choice as then.
+        return h5py.File(place, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
+
+
 def open_h5(info: storage.ObjectInfo, stack: contextlib.ExitStack) -> h5py.File:
     """Open an HDF5 file for reading, closed by ``stack``; CorpusError in plain words where HDF5 would not."""
     place: Any = RangeFile(info.uri, info.num_bytes)
     if not storage.is_remote(info.uri):
         place = str(storage.local_path(info.uri))
     try:
-        # No lock: many tasks read one file, and it may lie on a disk that knows no locks.
-        return stack.enter_context(h5py.File(place, "r", locking=False, rdcc_nbytes=CHUNK_CACHE_BYTES))
+        return stack.enter_context(_open(place))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         problem = f"the file cannot be opened as HDF5 ({reason})"

@@ -1,0 +1,127 @@
+"""Offline embedding by Ray Data: every cell of every file, the Python face's numbers, and going on where it was."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from scipy import sparse
+
+from cytoray.api import scGPT, scGPTConfig
+from cytoray.config import build_config
+from cytoray.corpus.config import SourceConfig
+from cytoray.errors import ConfigError
+from cytoray.model.bundle import save_bundle
+from cytoray.model.public_checkpoint import save_public_checkpoint
+from cytoray.serving.offline import EmbedTask, embed_sources
+from cytoray.serving.schemas import ModelInfo
+from cytoray.stages.config import EmbedConfig
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+SIZES = {"a.h5ad": 130, "b.h5ad": 50}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Two files below one prefix, each with a cell without genes."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for seed, (name, num_cells) in enumerate(SIZES.items()):
+        counts = np.random.default_rng(seed).poisson(0.8, (num_cells, 30)).astype(np.float32)
+        counts[7] = 0
+        obs = pd.DataFrame(index=[f"{name[0]}{row}" for row in range(num_cells)])
+        var = pd.DataFrame(index=[f"GENE{gene:02d}" for gene in range(30)])
+        anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=var).write_h5ad(folder / name)
+    return folder
+
+
+@pytest.fixture
+def task(files: Path, build_bundle: Any, tmp_path: Path) -> EmbedTask:
+    digest = save_bundle(build_bundle(), tmp_path / "bundle")
+    model = ModelInfo(name="tiny", version="7", digest=digest)
+    sources = (SourceConfig(uri=f"{files}/"),)
+    return EmbedTask(sources, str(tmp_path / "bundle"), model, str(tmp_path / "out"), rows_per_file=64, h5ad=True)
+
+
+def _read(task: EmbedTask, pattern: str = "part-*.parquet") -> pd.DataFrame:
+    return pd.concat([pq.read_table(path).to_pandas() for path in sorted(Path(task.out).glob(pattern))])
+
+
+def test_every_cell_is_there_and_equals_the_python_face(task: EmbedTask, files: Path) -> None:
+    seen: list[float] = []
+    result = embed_sources(task, advance=seen.append)
+    assert (result.num_cells, result.num_empty, result.num_files) == (180, 2, 4)
+    assert sum(seen) == 180
+    table = _read(task)
+    assert table["obs_name"].tolist() == [f"a{row}" for row in range(130)] + [f"b{row}" for row in range(50)]
+    assert set(table["source"]) == set(SIZES)
+    face = scGPT(scGPTConfig(model=task.bundle, emb_mode="cls"))
+    for number, name in enumerate(SIZES):
+        with pytest.warns(UserWarning, match="no gene that the model knows"):
+            wanted = face.get_embeddings(face.process_data(files / name))
+        got = np.stack(table[table["source"] == name]["embedding"])
+        np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
+        assert np.isnan(got[7]).all()
+        written = anndata.read_h5ad(Path(task.out) / f"{number:05d}-{name}")
+        np.testing.assert_array_equal(written.obsm["X_scGPT"], got)
+        assert written.obs_names[0] == f"{name[0]}0"
+        assert written.uns["cytoray_model"]["digest"] == task.model.digest
+        assert pd.isna(written.obs["label"].iloc[7])
+    metadata = pq.read_schema(next(Path(task.out).glob("part-*"))).metadata
+    assert metadata[b"cytoray.model_digest"].decode() == task.model.digest
+
+
+def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
+    embed_sources(task)
+    parts = sorted(Path(task.out).glob("part-*"))
+    before = {path.name: path.stat().st_mtime_ns for path in parts}
+    whole = [path.read_bytes() for path in parts]
+    assert embed_sources(task).skipped
+    (Path(task.out) / "manifest.json").unlink()
+    parts[1].unlink()
+    again = embed_sources(task)
+    assert not again.skipped
+    assert (again.num_cells, again.num_empty) == (180, 2)
+    after = {path.name: path.stat().st_mtime_ns for path in sorted(Path(task.out).glob("part-*"))}
+    assert {name for name in before if after[name] != before[name]} == {parts[1].name}
+    tables = [pq.read_table(io.BytesIO(data)) for data in whole]
+    assert pq.read_table(parts[1]).equals(tables[1])
+
+
+def test_another_model_makes_other_files(task: EmbedTask, build_bundle: Any, tmp_path: Path) -> None:
+    embed_sources(task)
+    digest = save_bundle(build_bundle(labels=()), tmp_path / "other")
+    model = ModelInfo(name="tiny", version="8", digest=digest)
+    other = EmbedTask(task.sources, str(tmp_path / "other"), model, task.out, rows_per_file=64)
+    assert not embed_sources(other).skipped
+    assert len(list(Path(task.out).glob("part-*"))) == 8
+
+
+def test_a_stage_takes_a_public_checkpoint_and_a_list_of_files(
+    task: EmbedTask, build_bundle: Any, tmp_path: Path
+) -> None:
+    from cytoray.stages.run import embed
+
+    bundle = build_bundle(labels=())
+    save_public_checkpoint(bundle.model, bundle.vocabulary, bundle.tokenizer_config, tmp_path / "public")
+    config = EmbedConfig(
+        model=str(tmp_path / "public"),
+        data=[{"uri": f"{tmp_path}/raw/{name}"} for name in SIZES],
+        out=str(tmp_path / "embedded"),
+    )
+    result = embed(config)
+    assert (result.num_cells, result.num_files) == (180, 2)
+
+
+def test_what_a_model_needs_is_told_before_anything_starts() -> None:
+    sets = ['data={"uri": "x.h5ad"}', "out=o"]
+    with pytest.raises(ConfigError, match="run:NAME needs store"):
+        build_config(EmbedConfig, overrides=[*sets, "model=run:a"])
+    with pytest.raises(ConfigError, match="needs tracking"):
+        build_config(EmbedConfig, overrides=[*sets, "model=models:/a@b"])
