@@ -37,18 +37,26 @@ def _settings(config: PretrainConfig, model: ModelConfig, objective: Objective) 
 
 
 def _run_ranks(
-    settings: WorkerSettings, stream: CorpusStream, world_size: int, folder: Path
+    settings: WorkerSettings,
+    stream: CorpusStream,
+    world_size: int,
+    folder: Path,
+    *,
+    stop: int = NUM_STEPS,
+    resume: tuple[Path, int] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Run ``NUM_STEPS`` on real processes; full weights and moments."""
-    (folder / "settings").write_bytes(pickle.dumps((settings, stream, NUM_STEPS)))
+    """Run steps up to ``stop`` on real processes, from those of ``resume`` on; full weights and moments."""
+    folder.mkdir(exist_ok=True)
+    (folder / "settings").write_bytes(pickle.dumps((settings, stream, stop)))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     out = folder / "out.safetensors"
     script = Path(__file__).parents[1] / "helpers" / "training_rank.py"
+    more = [] if resume is None else [str(argument) for argument in resume]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(folder / "settings"), str(rank), str(world_size), port, str(out)],
+            [sys.executable, str(script), str(folder / "settings"), str(rank), str(world_size), port, str(out), *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -65,6 +73,7 @@ def _run_ranks(
         (2, 1, 1, "two passes"),
         (2, 1, 4, "two passes"),
         (2, 0, 2, "one pass"),
+        (2, 3, 4, "two passes"),
         (1, 1, 1, "classification"),
         (2, 1, 1, "classification"),
     ],
@@ -104,6 +113,36 @@ def test_steps_equal_a_plain_torch_loop(
         torch.testing.assert_close(
             result[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [((2, 3), (1, 1)), ((2, 2), (2, 3)), ((1, 0), (2, 3))],
+    ids=lambda value: "x".join(map(str, value)),
+)
+def test_a_run_goes_on_at_another_world_size_and_stage(
+    first: tuple[int, int],
+    then: tuple[int, int],
+    pretrain_config: Callable[..., PretrainConfig],
+    stream: CorpusStream,
+    tmp_path: Path,
+) -> None:
+    """Two steps, then one by other workers (number, ZeRO stage): the weights of three plain steps."""
+    vocabulary = GeneVocabulary.load_default()
+    objective = GenerativeObjective(GenerativeConfig(), vocabulary.pad_id)
+    base = pretrain_config("restore")
+    model = base.model.build(vocabulary_size=vocabulary.size, num_labels=0)
+    for number, (world_size, stage) in enumerate((first, then)):
+        config = pretrain_config("restore", workers={"num_workers": world_size, "zero_stage": stage})
+        settings = _settings(config, model, objective)
+        resume = (tmp_path / "0" / "out.safetensors", 2) if number else None
+        folder = tmp_path / str(number)
+        result = _run_ranks(settings, stream, world_size, folder, stop=2 + number, resume=resume)
+    torch.manual_seed(base.train.seed)
+    plain = ScGPT(model, pad_id=vocabulary.pad_id)
+    train(plain, objective, stream, base, NUM_STEPS)
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(result[name], expected, rtol=1e-5, atol=2e-6)
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cytoray.cli import corpora, models
+from cytoray.cli import corpora, models, train
 from cytoray.errors import CytorayError
 
 app = typer.Typer(
@@ -24,7 +24,14 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at and check configuration files.", no_args_is_help=True)
 tracking_app = typer.Typer(help="The run journals and MLflow.", no_args_is_help=True)
-for name, group in (("data", corpora.app), ("config", config_app), ("tracking", tracking_app), ("models", models.app)):
+_GROUPS = {
+    "data": corpora.app,
+    "train": train.app,
+    "models": models.app,
+    "config": config_app,
+    "tracking": tracking_app,
+}
+for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file of one stage.", show_default=False)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from pydantic import Field
 from safetensors.torch import load as load_tensors
@@ -75,6 +76,31 @@ def save_checkpoint(
     storage.put_if_absent(storage.join(uri, COMMIT), json.dumps(commit).encode())
     failpoint("checkpoint.after_commit")
     return checkpoint
+
+
+class CheckpointWriter:
+    """Writes checkpoints one after another in a thread of its own, so that training need not wait for the store."""
+
+    def __init__(self, folder: str, *, keep: int) -> None:
+        """``folder`` of the checkpoints, the newest ``keep`` of which stay."""
+        self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cytoray-checkpoint")
+        self._pending: Future[None] | None = None
+
+    def submit(self, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainerState) -> None:
+        """Have a checkpoint written; waits for the one before, and raises what went wrong with that."""
+        self.wait()
+        self._pending = self._thread.submit(self._write, weights, moments, state)
+
+    def wait(self) -> None:
+        """Wait until everything is committed; raises what went wrong."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainerState) -> None:
+        save_checkpoint(self._folder, weights, moments, state)
+        sweep(self._folder, keep=self._keep)
 
 
 def latest_checkpoint(store: str, run: str) -> Checkpoint | None:

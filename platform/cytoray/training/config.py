@@ -60,7 +60,9 @@ class WorkersConfig(Config):
     use_gpu: bool = Field(False, description="One GPU a worker.")
     cpus_per_worker: float = Field(0.5, gt=0, description="Logical CPUs a worker reserves in Ray.")
     threads_per_worker: int = Field(1, gt=0, description="Torch threads of a worker.")
-    zero_stage: Literal[0, 1] = Field(1, description="DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser, 2 gradients too, 3 weights too."
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Compute precision; the optimiser keeps fp32.")
     max_failures: int = Field(2, ge=0, description="Restarts from the last checkpoint before giving up.")
     collective_timeout_s: int = Field(300, gt=0, description="A collective that takes longer is an error.")

@@ -96,15 +96,42 @@ def _named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether DeepSpeed holds this parameter, or its optimiser state, in slices: ZeRO 1 and 2, or 3."""
+    return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
+
+
 def gather_weights(engine: Any) -> dict[str, Tensor]:
-    """Full fp32 weights by name, on the host. Collective: every rank must call it."""
+    """Full fp32 weights and buffers by name, on the host. Collective: every rank must call it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {name: tensor.detach() for name, tensor in engine.module.model.state_dict().items()}
     for name, parameter in _named_parameters(engine):
-        full = safe_get_full_fp32_param(parameter) if hasattr(parameter, "_hp_mapping") else parameter.detach()
-        weights[name] = full
-    return {name: tensor.float().cpu().clone().contiguous() for name, tensor in weights.items()}
+        weights[name] = safe_get_full_fp32_param(parameter) if _is_sharded(parameter) else parameter.detach()
+    return {name: _on_host(tensor) for name, tensor in weights.items()}
+
+
+def gather_gradients(engine: Any) -> dict[str, Tensor]:
+    """Full fp32 gradients by name, after the reduction and before the update. Collective: every rank must call it."""
+    return {name: _on_host(_full_gradient(parameter)) for name, parameter in _named_parameters(engine)}
+
+
+def _full_gradient(parameter: Any) -> Tensor:
+    """The reduced gradient, wherever the stage keeps it; ``parameter.grad`` is one rank's under ZeRO."""
+    gradient: Tensor = (
+        parameter._z3_optimizer.get_fp32_grad_for_param(parameter)
+        if hasattr(parameter, "ds_id")
+        else parameter.get_full_hp_grad()
+        if hasattr(parameter, "_hp_mapping")
+        else parameter.grad
+    )
+    return gradient
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """A copy in fp32; counters stay as they are."""
+    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", kind, copy=True).contiguous()
 
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
@@ -114,30 +141,43 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
     moments = {}
     for name, parameter in _named_parameters(engine):
         for moment in MOMENTS:
-            if hasattr(parameter, "_hp_mapping"):
+            if _is_sharded(parameter):
                 full = safe_get_full_optimizer_state(parameter, moment)
             else:
                 full = engine.optimizer.state[parameter][moment]
-            moments[f"{moment}.{name}"] = full.detach().float().cpu().clone().contiguous()
+            moments[f"{moment}.{name}"] = _on_host(full)
     return moments
 
 
 def restore_moments(engine: Any, moments: dict[str, Tensor], *, step: int) -> None:
     """Put Adam moments and the step count back, at any world size, before the first step of the engine."""
-    from deepspeed.utils import safe_set_full_optimizer_state
-
     base = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    for group in base.param_groups:
-        for flat in group["params"]:
-            zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-            base.state[flat] = {"step": torch.tensor(float(step)), **zeros}
+    grouped = [flat for group in base.param_groups for flat in group["params"]]
+    # Stage 3 puts its slices into the groups only while it steps.
+    for flat in getattr(engine.optimizer, "fp32_partitioned_groups_flat", grouped):
+        zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+        base.state[flat] = {"step": torch.tensor(float(step)), **zeros}
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # ties each parameter to its slice of the flat moments
     for name, parameter in _named_parameters(engine):
         for moment in MOMENTS:
-            value = moments[f"{moment}.{name}"].to(parameter.device)
-            if hasattr(parameter, "_hp_mapping"):
-                safe_set_full_optimizer_state(parameter, value, moment)
+            value = moments[f"{moment}.{name}"]
+            if _is_sharded(parameter):
+                _set_sharded(parameter, value, moment)
             else:
                 base.state[parameter][moment].copy_(value)
     engine.global_steps = step
+
+
+def _set_sharded(parameter: Any, value: Tensor, moment: str) -> None:
+    """Put this rank's slice of a full moment where DeepSpeed keeps it."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if not hasattr(parameter, "ds_id"):
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
+        return
+    # Slices of stage 3 are padded to one length; setting a full state whose size is no multiple of it fails there.
+    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
+    padded = value.new_zeros(size * torch.distributed.get_world_size())
+    padded[: value.numel()] = value.flatten()
+    safe_set_local_optimizer_state(parameter, padded[rank * size : (rank + 1) * size].to(parameter.device), moment)

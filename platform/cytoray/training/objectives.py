@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cytoray.corpus.streaming.batches import StepBatch
+from cytoray.model.config import ModelConfig
+from cytoray.model.flops import embedding_flops, generative_flops
 from cytoray.model.losses import SummedLoss, classification_loss, expression_loss
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import GenerativeMinibatch, Minibatch, widen
@@ -42,6 +44,9 @@ class Objective(Protocol):
     def num_terms(self, prepared: Prepared) -> int:
         """By how many terms, summed over all ranks, the losses are divided."""
 
+    def amounts(self, model: ModelConfig, prepared: Prepared, step: int) -> tuple[int, int, int]:
+        """Cells, real tokens, and operations that a training step on them needs."""
+
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
         """Summed losses by name; training minimises their sum."""
 
@@ -65,6 +70,17 @@ class GenerativeObjective:
         """Unknown genes of the minibatch."""
         assert isinstance(prepared, GenerativeMinibatch)
         return int((~prepared.unknown_padding_mask).sum())
+
+    def amounts(self, model: ModelConfig, prepared: Prepared, step: int) -> tuple[int, int, int]:
+        """Cells, known and unknown tokens, and operations of one or two passes and their way back."""
+        assert isinstance(prepared, GenerativeMinibatch)
+        known = (~prepared.known.padding_mask).sum(dim=1).tolist()
+        unknown = (~prepared.unknown_padding_mask).sum(dim=1).tolist()
+        flops = generative_flops(model, known, unknown).total
+        if step >= self.config.second_pass_after:
+            alone = model.model_copy(update={"cell_conditioned_decoder": "none"})
+            flops += generative_flops(alone, known, unknown).total
+        return len(known), sum(known) + sum(unknown), 3 * flops
 
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
         """Summed squared errors: ``masked``, ``cell_conditioned`` and, when it is on, ``second_pass``."""
@@ -99,6 +115,12 @@ class ClassificationObjective:
         """Cells of the minibatch."""
         assert isinstance(prepared, LabelledMinibatch)
         return len(prepared.labels)
+
+    def amounts(self, model: ModelConfig, prepared: Prepared, step: int) -> tuple[int, int, int]:
+        """Cells, tokens, and operations of embedding them and the way back."""
+        assert isinstance(prepared, LabelledMinibatch)
+        lengths = (~prepared.cells.padding_mask).sum(dim=1).tolist()
+        return len(lengths), sum(lengths), 3 * embedding_flops(model, lengths).total
 
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
         """Summed cross-entropy: ``classification``."""

@@ -1,0 +1,59 @@
+"""One rank that computes the gradients of one step by many DeepSpeed engines, one after another, without Ray.
+
+python gradient_rank.py CASES.pickle RANK WORLD PORT OUT: CASES holds ``(stream, {name: WorkerSettings})``; rank 0
+writes ``OUT`` with every parameter's full gradient as ``<case>/<parameter>``, after the reduction and before clipping.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from cytoray.corpus.stream import CorpusStream
+from cytoray.training import engine as engines
+from cytoray.training.loop import WorkerSettings, _build_module, _train_step
+
+
+def main() -> None:
+    cases_path, rank, world_size, port, out = sys.argv[1:]
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    torch.set_num_threads(1)
+    stream, cases = pickle.loads(Path(cases_path).read_bytes())  # noqa: S301 - written by the test itself
+    dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
+    found: dict[str, torch.Tensor] = {}
+    for name, settings in cases.items():
+        gradients = _gradients(stream, settings, int(rank), int(world_size))
+        found |= {f"{name}/{parameter}": gradient for parameter, gradient in gradients.items()}
+    if rank == "0":
+        save_file(found, out)
+    dist.barrier()
+
+
+def _gradients(stream: CorpusStream, settings: WorkerSettings, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Gradients of step 0 by one engine."""
+    engine = engines.build_engine(_build_module(settings, None), settings.config, world_size)
+    found: dict[str, torch.Tensor] = {}
+    update = engine.step
+
+    def look_then_update(*arguments: Any, **options: Any) -> Any:
+        if engine.is_gradient_accumulation_boundary():
+            found.update(engines.gather_gradients(engine))
+        return update(*arguments, **options)
+
+    engine.step = look_then_update
+    _train_step(engine, stream.read_step(0, rank=rank, world_size=world_size), settings)
+    engine.step = update
+    engine.destroy()
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Every ZeRO stage, world size, accumulation and objective gives the gradients of a plain torch loop."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.options import StreamOptions
+from cytoray.model.transformer import ScGPT
+from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.config import GenerativeConfig, PretrainConfig
+from cytoray.training.loop import WorkerSettings
+from cytoray.training.objectives import GenerativeObjective
+
+pytestmark = pytest.mark.ray  # the corpus is ingested through Ray
+STAGES, ACCUMULATIONS = (0, 1, 2, 3), (1, 4)
+PASSES = {"one": 10**9, "two": 0}  # step from which on there is a second pass
+BOUND = 1e-6  # of the gradient as a whole
+PARAMETER_BOUND = 5e-6  # of each parameter's: in a norm's weight large terms cancel, 1.5e-6 is seen in all stages
+
+
+def _run(cases: object, world_size: int, folder: Path) -> dict[str, torch.Tensor]:
+    """Gradients by ``world_size`` processes."""
+    (folder / "cases").write_bytes(pickle.dumps(cases))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script, out = Path(__file__).parents[1] / "helpers" / "gradient_rank.py", folder / "out.safetensors"
+    command = [sys.executable, str(script), str(folder / "cases")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(world_size), port, str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [rank.communicate(timeout=280)[0].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size, outputs[0][-4000:] + outputs[-1][-4000:]
+    return load_file(out)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_gradients_equal_a_plain_torch_loop(
+    world_size: int,
+    pretrain_config: Callable[..., PretrainConfig],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    vocabulary = GeneVocabulary.load_default()
+    base = pretrain_config("gradients")
+    stream = open_stream(
+        base.store, "cells", StreamOptions(base.tokenizer, 42, 16, style="generative", ratios=(0.25, 0.5, 0.75))
+    )
+    model = base.model.build(vocabulary_size=vocabulary.size, num_labels=0)
+    cases, plain = {}, {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks have it: another order of additions is worth 1e-6 by itself
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    for passes, start in PASSES.items():
+        objective = GenerativeObjective(GenerativeConfig(second_pass_after=start), vocabulary.pad_id)
+        torch.manual_seed(base.train.seed)
+        reference = ScGPT(model, pad_id=vocabulary.pad_id)
+        prepared = objective.prepare(stream.read_step(0, rank=0, world_size=1))
+        losses = objective.losses(reference, prepared, 0)
+        (sum(losses.values(), torch.zeros(())) / objective.num_terms(prepared)).backward()
+        plain[passes] = {name: parameter.grad for name, parameter in reference.named_parameters()}
+        for stage, accumulation in itertools.product(STAGES, ACCUMULATIONS):
+            workers = {"num_workers": world_size, "zero_stage": stage}
+            config = pretrain_config("gradients", train={"accumulation": accumulation}, workers=workers)
+            settings = WorkerSettings(
+                config, model, vocabulary.pad_id, objective, "manifest", "config", "uuid", None, None
+            )
+            cases[f"stage {stage}, accumulation {accumulation}, {passes}"] = settings
+    found = _run((stream, cases), world_size, tmp_path)
+    far = {}
+    for case in cases:
+        wanted = plain[case.rpartition(" ")[2]]
+        got = {name: found[f"{case}/{name}"] for name in wanted}
+        errors = {name: _relative([got[name]], [wanted[name]]) for name in wanted}
+        errors = {name: error for name, error in errors.items() if not error <= PARAMETER_BOUND}
+        whole = _relative(list(got.values()), list(wanted.values()))
+        far |= {f"{case}: {name}": error for name, error in errors.items()}
+        if not whole <= BOUND:
+            far[case] = whole
+    assert far == {}
+    assert len(found) == len(cases) * len(plain["one"])
+
+
+def _relative(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """Length of the difference over the length of what is wanted; 1e-5 stands for none, which is rounding."""
+    difference = torch.cat([(a - b).flatten() for a, b in zip(got, wanted, strict=True)]).norm()
+    return float(difference / torch.cat([b.flatten() for b in wanted]).norm().clamp(min=1e-5))
