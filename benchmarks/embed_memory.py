@@ -28,7 +28,7 @@ NUM_CELLS = 2_000 if common.QUICK else 100_000
 
 def main() -> None:
     """Print one JSON line."""
-    (path,) = common.synthetic_files(NUM_CELLS, num_files=1, compression="lzf")
+    (path,) = common.synthetic_files(NUM_CELLS, num_files=1, compression="fast")
     warnings.simplefilter("ignore")
     face = scGPT(scGPTConfig(nlayers=1, embsize=512, d_hid=512, max_length=256, emb_mode="cls"))
     small = anndata.read_h5ad(path, backed="r")[:64].to_memory()
