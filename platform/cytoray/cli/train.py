@@ -50,7 +50,7 @@ def plan(
     typer.echo(f"tokens       {made.num_tokens:,} ({made.tokens_per_cell:,.0f} a cell)")
     typer.echo(f"operations   {made.flops:.3g}, padding and masked scores not counted")
     hours = made.seconds / 3600
-    typer.echo(f"time         {hours:,.2f} h ({made.how})")
+    typer.echo(f"time         {f'{hours:,.2f} h' if hours >= 0.1 else f'{made.seconds:,.1f} s'} ({made.how})")
     if hardware.num_gpus:
         typer.echo(f"GPU-hours    {hours * hardware.num_gpus:,.0f}")
         if price is not None:
