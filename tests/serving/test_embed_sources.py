@@ -16,7 +16,7 @@ from scipy import sparse
 from cytoray.api import scGPT, scGPTConfig
 from cytoray.config import build_config
 from cytoray.corpus.config import SourceConfig
-from cytoray.errors import ConfigError
+from cytoray.errors import ConfigError, CorpusError
 from cytoray.model.bundle import save_bundle
 from cytoray.model.public_checkpoint import save_public_checkpoint
 from cytoray.serving.offline import EmbedTask, embed_sources
@@ -85,13 +85,24 @@ def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
     assert embed_sources(task).skipped
     (Path(task.out) / "manifest.json").unlink()
     parts[1].unlink()
+    parts[2].write_bytes(whole[2][:-20])
     again = embed_sources(task)
     assert not again.skipped
     assert (again.num_cells, again.num_empty) == (180, 2)
     after = {path.name: path.stat().st_mtime_ns for path in sorted(Path(task.out).glob("part-*"))}
-    assert {name for name in before if after[name] != before[name]} == {parts[1].name}
+    assert {name for name in before if after[name] != before[name]} == {parts[1].name, parts[2].name}
     tables = [pq.read_table(io.BytesIO(data)) for data in whole]
-    assert pq.read_table(parts[1]).equals(tables[1])
+    assert all(pq.read_table(parts[number]).equals(tables[number]) for number in (1, 2))
+
+
+def test_a_bad_value_is_told_by_cell_and_gene_and_what_was_done_stays(task: EmbedTask, files: Path) -> None:
+    bad = anndata.read_h5ad(files / "a.h5ad")
+    bad.X.data[bad.X.indptr[100]] = -1.0
+    bad.write_h5ad(files / "a.h5ad")
+    with pytest.raises(CorpusError, match="negative") as caught:
+        embed_sources(task)
+    assert caught.value.details["cell"] == "a100"
+    assert not (Path(task.out) / "manifest.json").exists()
 
 
 def test_another_model_makes_other_files(task: EmbedTask, build_bundle: Any, tmp_path: Path) -> None:

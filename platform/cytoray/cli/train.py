@@ -36,9 +36,10 @@ def plan(
     hardware = Hardware.parse(gpus) if gpus else Hardware()
     try:
         manifest = load_manifest(settings.store, settings.corpus)
-    except (CorpusError, StorageError):
+    except (CorpusError, StorageError) as error:
         manifest = None
-        typer.echo(f"corpus       {settings.corpus} is not there: {genes_per_cell:,.0f} genes a cell are assumed")
+        typer.echo(f"corpus       {settings.corpus} cannot be read, {genes_per_cell:,.0f} genes a cell are assumed")
+        typer.echo(f"             ({error.problem})")
     made = plan_pretraining(settings, hardware, manifest=manifest, genes_per_cell=genes_per_cell)
     parts = ", ".join(f"{name} {number:,}" for name, number in made.parameters.items() if number)
     typer.echo(f"parameters   {sum(made.parameters.values()):,} ({parts})")

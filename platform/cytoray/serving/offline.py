@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from cytoray import progress, storage
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.base import SourceDescription
 from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.readers.ranges import RangeFile
 from cytoray.corpus.reading import read_cells
 from cytoray.model.bundle import load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
@@ -30,6 +32,7 @@ from cytoray.serving.schemas import ModelInfo
 from cytoray.serving.service import Predictor
 from cytoray.tokens.cells import SparseCells, UInt64
 
+logger = logging.getLogger(__name__)
 _NUM_EMPTY = b"cytoray.num_empty"
 
 
@@ -141,16 +144,11 @@ def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDes
 
 def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, tuple[int, int]]:
     """Cells, and those of them without genes, by file; what is there already is only counted."""
-    there = {uri.rpartition("/")[2] for uri in storage.list_files(task.out)}
-    counts = {}
-    missing = []
-    for item in ranges:
-        if item.file not in there:
-            missing.append(item)
-            continue
-        metadata = pq.read_metadata(io.BytesIO(storage.read_bytes(storage.join(task.out, item.file))))
-        counts[item.file] = metadata.num_rows, int(metadata.metadata[_NUM_EMPTY])
-        advance(item.stop - item.start)
+    there = {entry.uri.rpartition("/")[2]: entry for entry in storage.list_objects(task.out)}
+    found = {item.file: _read_counts(there[item.file]) for item in ranges if item.file in there}
+    counts = {file: count for file, count in found.items() if count is not None}
+    missing = [item for item in ranges if item.file not in counts]
+    advance(sum(item.stop - item.start for item in ranges if item.file in counts))
     if missing:
         numbers = [{"number": number} for number in range(len(missing))]
         dataset = ray.data.from_items(numbers, override_num_blocks=len(missing))
@@ -160,6 +158,16 @@ def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advan
             counts[row["file"]] = row["num_cells"], row["num_empty"]
             advance(row["num_rows"])
     return counts
+
+
+def _read_counts(entry: storage.ObjectInfo) -> tuple[int, int] | None:
+    """What a table's footer tells of it; None, said aloud, where it is no table any more."""
+    try:
+        metadata = pq.read_metadata(RangeFile(entry.uri, entry.num_bytes))
+        return metadata.num_rows, int(metadata.metadata[_NUM_EMPTY])
+    except (pa.ArrowInvalid, KeyError, TypeError):
+        logger.warning("%s is damaged and is made again", entry.uri)
+        return None
 
 
 class _RangeEmbedder:

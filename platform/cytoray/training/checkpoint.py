@@ -94,9 +94,9 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Wait until everything is committed; raises what went wrong."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _write(self, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainerState) -> None:
         save_checkpoint(self._folder, weights, moments, state)
