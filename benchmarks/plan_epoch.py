@@ -10,8 +10,10 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from benchmarks import common
 from cytoray.corpus.manifest import (
@@ -29,17 +31,18 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import TrainerState
 
 CELLS_PER_GROUP, GROUPS_PER_SHARD = 2048, 20
-NUM_SHARDS = 33_000_000 // (CELLS_PER_GROUP * GROUPS_PER_SHARD) + 1
-CELLS_PER_STEP = 512
+CELLS_PER_SHARD = CELLS_PER_GROUP * GROUPS_PER_SHARD
+NUM_CELLS, CELLS_PER_STEP = 33_000_000, 512
 
 
 def main() -> None:
     """Print the JSON lines of the planning goals."""
     with tempfile.TemporaryDirectory() as store:
         commit_manifest(corpus_uri(store, "atlas"), make_manifest())
-        base = _in_process(None)
-        planned = _in_process(store)
-    settings = {"cells": planned["num_cells"], "shards": NUM_SHARDS, "runs": planned["num_runs"]}
+        base = in_fresh_process(_plan, None)
+        planned = in_fresh_process(_plan, store)
+    shards = planned["num_cells"] // CELLS_PER_SHARD
+    settings = {"cells": planned["num_cells"], "shards": shards, "runs": planned["num_runs"]}
     common.report("plan_time", value=planned["seconds"], settings=settings)
     common.report("plan_memory", value=(planned["peak_bytes"] - base["peak_bytes"]) / 2**30, settings=settings)
     state = TrainerState(step=10**6, manifest_digest="0" * 64, config_digest="0" * 64, history=())
@@ -48,8 +51,8 @@ def main() -> None:
     )
 
 
-def make_manifest() -> CorpusManifest:
-    """The manifest of a corpus of 33 million cells that is not there."""
+def make_manifest(num_cells: int = NUM_CELLS) -> CorpusManifest:
+    """The manifest of a corpus that is not there, of ``num_cells`` cells and what fills its last shard."""
     size = 3_300_000
     groups = tuple(
         RowGroupRecord(
@@ -73,7 +76,7 @@ def make_manifest() -> CorpusManifest:
             obs=FileRecord(key=f"obs/{number:06d}.parquet", sha256="0" * 64, num_bytes=10**6),
             cell_id_sum=number,
         )
-        for number in range(NUM_SHARDS)
+        for number in range(-(-num_cells // CELLS_PER_SHARD))
     )
     return CorpusManifest(
         name="atlas",
@@ -87,19 +90,29 @@ def make_manifest() -> CorpusManifest:
     )
 
 
-def _in_process(store: str | None) -> dict[str, float]:
-    """What ``_plan`` says in a fresh process."""
+def in_fresh_process(work: Callable[[Any], dict[str, Any]], argument: object) -> dict[str, Any]:
+    """What ``work`` says of ``argument`` in a process of its own, and the highest memory of that (``peak_bytes``)."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_plan, args=(store, theirs))
+    process = context.Process(target=_work, args=(work, argument, theirs))
     process.start()
-    said = ours.recv()
+    theirs.close()  # or a process that died would be waited for
+    said: dict[str, Any] = ours.recv()
     process.join()
-    return dict(said)
+    return said
 
 
-def _plan(store: str | None, out: Connection) -> None:
-    """Plan an epoch (or, without a store, nothing) and tell how long it took and the highest memory."""
+def _work(work: Callable[[Any], dict[str, Any]], argument: object, out: Connection) -> None:
+    """Do the work, then say what it was and the highest memory."""
+    figures = work(argument)
+    # Not ru_maxrss, which begins with that of the parent.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak_bytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    out.send({**figures, "peak_bytes": peak_bytes})
+
+
+def _plan(store: str | None) -> dict[str, Any]:
+    """Plan an epoch (or, without a store, nothing) and tell how long it took."""
     started, figures = time.perf_counter(), {}
     if store is not None:
         stream = open_stream(store, "atlas", StreamOptions(TokenizerConfig(), 1, CELLS_PER_STEP))
@@ -108,11 +121,7 @@ def _plan(store: str | None, out: Connection) -> None:
         stream.order.cells(0, 1)
         stream.order.cells(num_steps - 1, num_steps, rank=3, world_size=8)
         figures["num_cells"] = stream.num_cells
-    figures["seconds"] = time.perf_counter() - started
-    # Not ru_maxrss, which begins with that of the parent.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    figures["peak_bytes"] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-    out.send(figures)
+    return {**figures, "seconds": time.perf_counter() - started}
 
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ class TrainingError(CytorayError):
     """A training run that cannot start, go on or be resumed."""
 
 
+class TrainingStoppedError(TrainingError):
+    """A training run that was asked to stop and has committed a checkpoint; run it again to go on."""
+
+    exit_code = 75  # EX_TEMPFAIL: not a failure, try again
+
+
 class RegistryError(CytorayError):
     """A registered model, version or alias that cannot be found, written or trusted."""
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 LINE_EVERY_S = 5.0
+RATE_OVER_S = 60.0  # what is left is judged by this much of the past
+_SETTLED_S = 5.0  # of work after which the time before the first of it, the start-up, no longer counts
+_SAMPLE_EVERY_S = 1.0
 
 
 class Advance(Protocol):
     """Reports ``amount`` more done, with an optional short note (a loss, a file name)."""
 
-    def __call__(self, amount: float, note: str = "") -> None:
-        """Move the stage on."""
+    def __call__(self, amount: float, note: str = "", *, already: bool = False) -> None:
+        """Move the stage on; with ``already`` it was done before this stage began, so it took none of its time."""
 
 
-def silent(amount: float, note: str = "") -> None:
+def silent(amount: float, note: str = "", *, already: bool = False) -> None:
     """Report nothing: the default where nobody watches."""
 
 
@@ -36,6 +40,63 @@ def stage(title: str, *, total: float, unit: str) -> Iterator[Advance]:
         yield from _lines(title, total, unit)
 
 
+def time_text(seconds: float) -> str:
+    """A duration as a person reads it: ``34 s``, ``4 min 10 s``, ``12 min``, ``1 h 12 min``."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class _Pace:
+    """How far a stage is and how fast it has lately been."""
+
+    def __init__(self, total: float) -> None:
+        self.total, self.done = total, 0.0
+        self._now = time.monotonic()
+        self._samples = deque([(self._now, 0.0)])  # when, and how much was done then; the first is the start
+        self._first: float | None = None  # when the first work was reported, until the start is forgotten
+        self._started = False
+
+    def add(self, amount: float, *, already: bool) -> None:
+        """Take in ``amount`` more; what was ``already`` done changes the place but not the rate."""
+        self._now = time.monotonic()
+        self.done += amount
+        if already:
+            self._samples = deque((when, done + amount) for when, done in self._samples)
+            if not self._started:
+                self._samples = deque([(self._now, self.done)])
+            return
+        if not self._started:
+            self._started, self._first = True, self._now
+        if len(self._samples) == 1 or self._now - self._samples[-1][0] >= _SAMPLE_EVERY_S:
+            self._samples.append((self._now, self.done))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the start once there is work enough to judge by, and what is older than the window."""
+        if self._first is not None and self._now - self._first >= _SETTLED_S:
+            self._samples.popleft()
+            self._first = None
+        while len(self._samples) > 2 and self._now - self._samples[1][0] >= RATE_OVER_S:
+            self._samples.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Units a second, up to the newest report; 0 before there is one."""
+        when, done = self._samples[0]
+        return (self.done - done) / (self._now - when) if self._now > when else 0.0
+
+    @property
+    def left(self) -> str:
+        """How long the rest will take, as a text; empty where that is not known."""
+        rate = self.rate
+        return f"{time_text((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+
+
 def _bar(console: Console, title: str, total: float, unit: str) -> Iterator[Advance]:
     """A rich progress bar."""
     columns = (
@@ -44,32 +105,32 @@ def _bar(console: Console, title: str, total: float, unit: str) -> Iterator[Adva
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}  {task.fields[note]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
+    pace = _Pace(total)
     with RichProgress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total or None, unit=unit, note="")
+        task = bar.add_task(title, total=total or None, unit=unit, note="", left="")
 
-        def advance(amount: float, note: str = "") -> None:
-            bar.update(task, advance=amount, note=note)
+        def advance(amount: float, note: str = "", *, already: bool = False) -> None:
+            pace.add(amount, already=already)
+            bar.update(task, completed=pace.done, note=note, left=pace.left)
 
         yield advance
 
 
 def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
     """One line every ``LINE_EVERY_S`` seconds, and one at the end."""
-    started = last = time.monotonic()
-    done = 0.0
+    pace, last = _Pace(total), time.monotonic()
 
     def show(note: str) -> None:
-        elapsed = time.monotonic() - started
-        rate = done / elapsed if elapsed > 0 else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if 0 < done < total and rate > 0 else ""
+        left = f", {pace.left}" if pace.left else ""
         of = f"/{total:.0f}" if total else ""
-        print(f"  {title}: {done:.0f}{of} {unit}, {rate:.1f}/s{left} {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+        rate = f"{pace.rate:.1f}" if pace.rate >= 1 or not pace.rate else f"{pace.rate:.2g}"
+        print(f"  {title}: {pace.done:.0f}{of} {unit}, {rate}/s{left} {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
 
-    def advance(amount: float, note: str = "") -> None:
-        nonlocal done, last
-        done += amount
+    def advance(amount: float, note: str = "", *, already: bool = False) -> None:
+        nonlocal last
+        pace.add(amount, already=already)
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
             show(note)

@@ -1,6 +1,6 @@
 """One rank that computes the gradients of one step by many DeepSpeed engines, one after another, without Ray.
 
-python gradient_rank.py CASES.pickle RANK WORLD PORT OUT: CASES holds ``(stream, {name: WorkerSettings})``; rank 0
+python gradient_rank.py CASES.pickle RANK WORLD PORT OUT: CASES holds ``{name: (WorkerSettings, stream)}``; rank 0
 writes ``OUT`` with every parameter's full gradient as ``<case>/<parameter>``, after the reduction and before clipping.
 """
 
@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from cytoray.corpus.stream import CorpusStream
 from cytoray.training import engine as engines
-from cytoray.training.loop import WorkerSettings, _build_module, _train_step
+from cytoray.training.loop import WorkerSettings, _build_module
+from cytoray.training.steps import train_step
 
 
 def main() -> None:
@@ -26,10 +27,10 @@ def main() -> None:
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
-    stream, cases = pickle.loads(Path(cases_path).read_bytes())  # noqa: S301 - written by the test itself
+    cases = pickle.loads(Path(cases_path).read_bytes())  # noqa: S301 - written by the test itself
     dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
     found: dict[str, torch.Tensor] = {}
-    for name, settings in cases.items():
+    for name, (settings, stream) in cases.items():
         gradients = _gradients(stream, settings, int(rank), int(world_size))
         found |= {f"{name}/{parameter}": gradient for parameter, gradient in gradients.items()}
     if rank == "0":
@@ -41,16 +42,15 @@ def _gradients(stream: CorpusStream, settings: WorkerSettings, rank: int, world_
     """Gradients of step 0 by one engine."""
     engine = engines.build_engine(_build_module(settings, None), settings.config, world_size)
     found: dict[str, torch.Tensor] = {}
-    update = engine.step
+    update = engine._take_model_step  # after the reduction, which the step begins with
 
     def look_then_update(*arguments: Any, **options: Any) -> Any:
-        if engine.is_gradient_accumulation_boundary():
-            found.update(engines.gather_gradients(engine))
+        found.update(engines.gather_gradients(engine))
         return update(*arguments, **options)
 
-    engine.step = look_then_update
-    _train_step(engine, stream.read_step(0, rank=rank, world_size=world_size), settings)
-    engine.step = update
+    engine._take_model_step = look_then_update
+    train_step(engine, stream.read_step(0, rank=rank, world_size=world_size), settings)
+    engine._take_model_step = update
     engine.destroy()
     return found
 

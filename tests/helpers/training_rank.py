@@ -16,7 +16,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from cytoray.training import engine as engines
-from cytoray.training.loop import _build_module, _train_step
+from cytoray.training.loop import _build_module
+from cytoray.training.steps import train_step
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     if resume:
         engines.restore_moments(engine, stored, step=start)
     for step in range(start, num_steps):
-        _train_step(engine, stream.read_step(step, rank=int(rank), world_size=int(world_size)), settings)
+        train_step(engine, stream.read_step(step, rank=int(rank), world_size=int(world_size)), settings)
     weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
     if rank == "0":
         save_file(weights | moments, out)

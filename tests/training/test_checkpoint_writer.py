@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cytoray.errors import StorageError
-from cytoray.training.checkpoint import CheckpointWriter, TrainerState, checkpoints_uri, latest_checkpoint
+from cytoray.training.checkpoint import CheckpointWriter, Snapshot, TrainerState, checkpoints_uri, latest_checkpoint
 
 
 def _state(step: int) -> TrainerState:
@@ -18,7 +18,7 @@ def _state(step: int) -> TrainerState:
 def test_the_newest_are_kept_and_found(tmp_path: Path) -> None:
     writer = CheckpointWriter(checkpoints_uri(str(tmp_path), "run"), keep=2)
     for step in (1, 2, 3):
-        writer.submit({"w": torch.full((3,), float(step))}, {}, _state(step))
+        writer.submit(Snapshot({"w": torch.full((3,), float(step))}, {}), _state(step))
     writer.wait()
     found = latest_checkpoint(str(tmp_path), "run")
     assert found is not None
@@ -33,9 +33,9 @@ def test_the_newest_are_kept_and_found(tmp_path: Path) -> None:
 def test_what_went_wrong_is_raised_before_the_next_and_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where a folder should be")
     writer = CheckpointWriter(str(tmp_path / "file" / "checkpoints"), keep=2)
-    writer.submit({"w": torch.zeros(1)}, {}, _state(1))
+    writer.submit(Snapshot({"w": torch.zeros(1)}, {}), _state(1))
     with pytest.raises(StorageError):
-        writer.submit({"w": torch.zeros(1)}, {}, _state(2))
-    writer.submit({"w": torch.zeros(1)}, {}, _state(2))
+        writer.submit(Snapshot({"w": torch.zeros(1)}, {}), _state(2))
+    writer.submit(Snapshot({"w": torch.zeros(1)}, {}), _state(2))
     with pytest.raises(StorageError):
         writer.wait()

@@ -121,7 +121,11 @@ def verify(corpus: Corpus, store: Store) -> None:
 
     total = load_manifest(store, corpus).num_bytes
     with progress.stage("verify", total=total / 1e6, unit="MB") as advance:
-        report = verify_corpus(store, corpus, advance=lambda amount, note="": advance(amount / 1e6, note))
+        report = verify_corpus(
+            store,
+            corpus,
+            advance=lambda amount, note="", *, already=False: advance(amount / 1e6, note, already=already),
+        )
     for damage in report.damaged:
         typer.echo(f"damaged: {damage.uri}: {damage.problem}", err=True)
     good = "all good" if not report.damaged else f"{len(report.damaged)} damaged"

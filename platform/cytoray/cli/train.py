@@ -1,4 +1,4 @@
-"""``cytoray train …``: what a run would take."""
+"""``cytoray train …``: what a run would take, and going on with one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Training runs: plan one before it starts.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keep ``plan`` a command of its own while it is the only one."""
+app = typer.Typer(help="Training runs: plan one before it starts, resume one that was stopped.", no_args_is_help=True)
 
 
 @app.command()
@@ -56,3 +51,22 @@ def plan(
         typer.echo(f"GPU-hours    {hours * hardware.num_gpus:,.0f}")
         if price is not None:
             typer.echo(f"cost         {hours * hardware.num_gpus * price:,.0f} at {price:g} a GPU-hour")
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    store: Annotated[str, typer.Option(help="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")],
+    overrides: Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change one key; repeatable.")] = [],  # noqa: B006
+    allow: Annotated[list[str], typer.Option(help="Key that may differ from the run's; repeatable.")] = [],  # noqa: B006
+    num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+) -> None:
+    """Go on with a run from its newest intact checkpoint, with the configuration that it was started with.
+
+    Keys that change no result (workers, how often is saved, where the journal lies) may be set freely, others by name.
+    """
+    from cytoray.stages.job import print_result, run_configured
+    from cytoray.stages.resume import load_resumed_config
+
+    config = load_resumed_config(store, run, overrides=overrides, allow=tuple(allow))
+    print_result(run_configured(config.kind, config, num_cpus=num_cpus))

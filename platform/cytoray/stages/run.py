@@ -22,9 +22,11 @@ from cytoray.serving.schemas import ModelInfo
 from cytoray.stages.config import EmbedConfig, EvaluateConfig, ModelStageConfig, PromoteConfig
 from cytoray.tasks import annotation
 from cytoray.tasks.annotation import AnnotationReport, Baseline, finetune
+from cytoray.tasks.pretraining import judge_pretraining
 from cytoray.training.config import FinetuneConfig, PretrainConfig
 from cytoray.training.export import find_bundle
 from cytoray.training.pretraining import pretrain
+from cytoray.training.report import save_card
 
 __all__ = ["SUMMARIES", "embed", "evaluate", "finetune", "ingest", "load_model", "pretrain", "promote"]
 RUN, REGISTERED = "run:", "models:/"
@@ -137,13 +139,21 @@ def _summarise_ingest(config: IngestConfig) -> dict[str, Any]:
 def _summarise_pretrain(config: PretrainConfig) -> dict[str, Any]:
     with progress.stage("pretrain", total=config.train.num_steps, unit="steps") as advance:
         result, bundle = pretrain(config, advance=advance)
-    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest}
+    scores = judge_pretraining(config, bundle) if config.validation is not None else {}
+    card = save_card(config, result, bundle=bundle, scores=scores)
+    return result.summary() | {
+        "bundle": bundle.uri,
+        "bundle_digest": bundle.digest,
+        "held_out": {name: dict(row) for name, row in scores.items()},
+        "card": card,
+    }
 
 
 def _summarise_finetune(config: FinetuneConfig) -> dict[str, Any]:
     with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
         result, bundle = finetune(config, advance=advance)
-    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest}
+    card = save_card(config, result, bundle=bundle)
+    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
 
 
 def _summarise_evaluate(config: EvaluateConfig) -> dict[str, Any]:

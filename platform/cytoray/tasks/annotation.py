@@ -27,11 +27,12 @@ from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.training.checkpoint import require_checkpoint
+from cytoray.training.checkpoint import best_checkpoint, require_checkpoint
 from cytoray.training.config import FinetuneConfig
-from cytoray.training.export import BundleRecord, export_bundle, find_bundle
+from cytoray.training.export import BundleRecord, export_bundles, find_bundle
 from cytoray.training.objectives import ClassificationObjective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
+from cytoray.training.validation import held_in, open_held_out
 
 
 def finetune(
@@ -39,20 +40,21 @@ def finetune(
 ) -> tuple[TrainingResult, BundleRecord]:
     """Fine-tune the last checkpoint of ``initial_run`` on the labelled cells of a corpus; ``advance`` counts steps."""
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
-    stream = open_stream(config.store, config.corpus, options)
+    stream = open_stream(config.store, config.corpus, held_in(options, config))
     if len(stream.labels) < 2:
         raise CorpusError(
             f"Corpus {config.corpus!r}: {config.label_key!r} has only the label {stream.labels[0]!r}.",
             remedy="Name a column that tells at least two kinds of cells apart.",
         )
-    initial = require_checkpoint(config.store, config.initial_run)
+    initial = best_checkpoint(config.store, config.initial_run) or require_checkpoint(config.store, config.initial_run)
     parent = find_bundle(config.store, config.initial_run)
     model = _load(parent).model.config.model_copy(update={"num_labels": len(stream.labels)})
     vocabulary = GeneVocabulary.load_default()
     objective = ClassificationObjective(vocabulary.pad_id)
-    spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial)
+    held_out = open_held_out(options, config, labels=stream.labels)
+    spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial, held_out)
     result = run_training(spec, advance=advance)
-    return result, export_bundle(config, result, model=model, labels=stream.labels, parent=parent.digest)
+    return result, export_bundles(config, result, model=model, labels=stream.labels, parent=parent.digest)
 
 
 def _load(record: BundleRecord) -> ModelBundle:

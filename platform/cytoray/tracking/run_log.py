@@ -27,6 +27,7 @@ class RunLog:
         self.folder = Path(config.journal_folder)
         self._uri = config.uri
         self._journal = Journal(self.folder / f"{run_uuid}.jsonl")
+        self._goes_on = not self._journal.is_new
         if self._journal.is_new:
             self._journal.write(
                 "start",
@@ -60,6 +61,14 @@ class RunLog:
         """Go on with the run ``run_uuid`` after a restart, on this node or another: the same one MLflow run."""
         log = cls(config, run_uuid=run_uuid, run_name=None)
         log._write("resume")
+        return log
+
+    @classmethod
+    def open(cls, config: TrackingConfig, *, run_uuid: str, run_name: str) -> RunLog:
+        """``run_uuid`` for the first time, or gone on with where its journal is here: the same one MLflow run."""
+        log = cls(config, run_uuid=run_uuid, run_name=run_name)
+        if log._goes_on:
+            log._write("resume")
         return log
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cytoray.training.checkpoint import Snapshot
 from cytoray.training.config import OptimizerConfig, RunConfig
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,15 @@ def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> floa
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """The DeepSpeed dictionary, derived; users never write it."""
-    train, optimizer, workers = config.train, config.optimizer, config.workers
-    micro_cells, rest = divmod(train.cells_per_step, world_size * train.accumulation)
-    assert rest == 0, "cells_per_step must divide by world size x accumulation"
+    optimizer, workers = config.optimizer, config.workers
     bf16 = workers.precision == "bf16"
     return {
-        "train_batch_size": train.cells_per_step,
-        "train_micro_batch_size_per_gpu": micro_cells,
-        "gradient_accumulation_steps": train.accumulation,
+        # Every backward accumulates and every step updates: the loop decides how many micro-batches a step has, and
+        # divides losses by what all ranks counted, so that these sizes mean nothing.
+        "managed_gradient_accumulation": False,
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.gradient_clipping,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
@@ -80,7 +82,34 @@ def build_engine(module: nn.Module, config: RunConfig, world_size: int) -> Any:
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=parameters, config=deepspeed_config(config, world_size)
     )
+    if config.workers.zero_stage == 0:
+        _leave_out_what_is_not_finite(engine, config.optimizer.gradient_clipping)
     return engine
+
+
+def _leave_out_what_is_not_finite(engine: Any, bound: float) -> None:
+    """Let an engine of stage 0 skip an update whose gradient is not finite and tell the norm, as other stages do."""
+    optimizer = engine.optimizer
+    step = optimizer.step
+
+    def clip() -> None:
+        engine._global_grad_norm = nn.utils.clip_grad_norm_(engine.module.parameters(), bound)
+
+    def step_if_finite() -> None:
+        optimizer.overflow = not bool(torch.isfinite(engine._global_grad_norm))
+        if not optimizer.overflow:
+            step()
+
+    engine.clip_fp32_gradients, optimizer.step = clip, step_if_finite
+
+
+def update(engine: Any) -> bool:
+    """Update the weights by the gradients accumulated since the last time; False where these are not finite.
+
+    Nothing has changed then, at any stage, and the gradients are cleared in either case.
+    """
+    engine.step()
+    return bool(engine.was_step_applied())
 
 
 def set_learning_rate(engine: Any, value: float) -> None:
@@ -147,6 +176,15 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
                 full = engine.optimizer.state[parameter][moment]
             moments[f"{moment}.{name}"] = _on_host(full)
     return moments
+
+
+def take_snapshot(engine: Any, *, averages: dict[str, Tensor] | None = None) -> Snapshot:
+    """Copies on the host of all that a checkpoint holds. Collective; only rank 0 keeps them."""
+    weights, moments = gather_weights(engine), gather_moments(engine)
+    if torch.distributed.get_rank():
+        return Snapshot({}, {})
+    copies = None if averages is None else {name: _on_host(tensor) for name, tensor in averages.items()}
+    return Snapshot(weights, moments, copies)
 
 
 def restore_moments(engine: Any, moments: dict[str, Tensor], *, step: int) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any, Literal
+
+import ray
 
 import cytoray
 from cytoray import provenance, storage
@@ -16,6 +19,8 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
 from cytoray.training.trainer import TrainingResult
 
+Which = Literal["best", "last"]  # by the error on the cells held out; without any, the best is the last
+
 
 class BundleRecord(Config):
     """Where a run's bundle lies, its digest, and what it came from."""
@@ -26,16 +31,39 @@ class BundleRecord(Config):
     mlflow_run_id: str | None
 
 
-def export_bundle(
+def export_bundles(
     config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
 ) -> BundleRecord:
-    """Write the bundle of a run's last checkpoint, once; a bundle exported before is returned."""
-    uri = _record_uri(config.store, config.run)
+    """Write the bundles of a run's best and last checkpoint, each in a Ray task of its own; returns the best one's."""
+    exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
+    options = {"model": model, "labels": labels, "parent": parent}
+    whiches: tuple[Which, ...] = ("best", "last")
+    records: list[BundleRecord] = ray.get(
+        [exporting.remote(config, result, which=which, **options) for which in whiches]
+    )
+    return records[0]
+
+
+def export_bundle(
+    config: RunConfig,
+    result: TrainingResult,
+    *,
+    model: ModelConfig,
+    labels: tuple[str, ...],
+    parent: str = "",
+    which: Which = "best",
+) -> BundleRecord:
+    """Write the bundle of a run's best or last checkpoint, once; a bundle exported before is returned.
+
+    It has the averaged weights where the run keeps them.
+    """
+    uri = _record_uri(config.store, config.run, which)
     if storage.exists(uri):
-        return find_bundle(config.store, config.run)
+        return find_bundle(config.store, config.run, which=which)
+    checkpoint = result.best if which == "best" else result.checkpoint
     vocabulary = GeneVocabulary.load_default()
     network = ScGPT(model, pad_id=vocabulary.pad_id)
-    network.load_state_dict(result.checkpoint.load_weights())
+    network.load_state_dict(checkpoint.load_best_weights())
     lineage = {
         "run": config.run,
         "corpus": config.corpus,
@@ -43,8 +71,8 @@ def export_bundle(
         "config_digest": result.config_digest,
         "git_revision": provenance.git_revision(),
         "code_version": cytoray.__version__,
-        "checkpoint": result.checkpoint.uri,
-        "step": str(result.checkpoint.state.step),
+        "checkpoint": checkpoint.uri,
+        "step": str(checkpoint.state.step),
         "parent_bundle_digest": parent,
     }
     bundle = ModelBundle(network, vocabulary, config.tokenizer, labels, lineage)
@@ -56,14 +84,14 @@ def export_bundle(
     try:
         storage.put_if_absent(uri, record.model_dump_json().encode())
     except ConflictError:
-        return find_bundle(config.store, config.run)
+        return find_bundle(config.store, config.run, which=which)
     return record
 
 
-def find_bundle(store: str, run: str) -> BundleRecord:
+def find_bundle(store: str, run: str, *, which: Which = "best") -> BundleRecord:
     """The bundle that a run has exported; TrainingError if it has none."""
     try:
-        return BundleRecord.model_validate_json(storage.read_bytes(_record_uri(store, run)))
+        return BundleRecord.model_validate_json(storage.read_bytes(_record_uri(store, run, which)))
     except NotFoundError as error:
         raise TrainingError(
             f"Run {run!r} has exported no bundle in {store}.",
@@ -71,5 +99,5 @@ def find_bundle(store: str, run: str) -> BundleRecord:
         ) from error
 
 
-def _record_uri(store: str, run: str) -> str:
-    return storage.join(store, "runs", run, "BUNDLE.json")
+def _record_uri(store: str, run: str, which: Which) -> str:
+    return storage.join(store, "runs", run, "BUNDLE.json" if which == "best" else "BUNDLE-last.json")

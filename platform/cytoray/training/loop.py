@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +17,27 @@ import torch.distributed as dist
 from cytoray import storage
 from cytoray.corpus.deal import iterate_steps
 from cytoray.corpus.ledger import Ledger
+from cytoray.corpus.stream import CorpusStream
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.errors import TrainingError
 from cytoray.failpoints import failpoint
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
-from cytoray.tokens.keys import combine
 from cytoray.tracking import RunLog
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
+from cytoray.training.averaging import WeightAverage
 from cytoray.training.config import RunConfig
+from cytoray.training.hardware import describe_worker, package_versions
 from cytoray.training.meter import Meter
-from cytoray.training.objectives import Objective, ObjectiveModule, Prepared
+from cytoray.training.objectives import Objective, ObjectiveModule
+from cytoray.training.steps import StepResult, StepRunner
+from cytoray.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 HISTORY_POINTS = 200
 SHOWN_CELLS = 5
+ASK_EVERY_S = 5.0  # between looks at whether a node is about to be taken away, which all workers do together
 
 
 @dataclass(frozen=True)
@@ -47,62 +53,204 @@ class WorkerSettings:
     run_uuid: str
     initial: checkpoints.Checkpoint | None
     board: Any  # actor handle that is told of each step
+    held_out: CorpusStream | None = None
+    attempt: str = ""  # of the driver; with the restart it names what this group of workers writes
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """Train until ``num_steps``; rank 0 logs, and writes checkpoints that all ranks gather while they go on."""
+    """Train until ``num_steps`` or a request to stop; an error that a restart would meet again goes to the board."""
     settings: WorkerSettings = arguments["settings"]
-    config, context = settings.config, ray.train.get_context()
-    torch.set_num_threads(config.workers.threads_per_worker)
-    saved = checkpoints.latest_checkpoint(config.store, config.run)
-    step, history = (saved.state.step, list(saved.state.history)) if saved is not None else (0, [])
-    batches = _read_steps(step, config.train.num_steps)
-    engine = engines.build_engine(_build_module(settings, saved), config, context.get_world_size())
-    if saved is not None:
-        engines.restore_moments(engine, saved.load_moments(), step=step)
-        logger.info("run %s goes on at step %d", config.run, step)
-    is_first = context.get_world_rank() == 0
-    log = _open_log(settings) if is_first else None
-    ledger = Ledger() if config.train.ledger else None
-    folder = checkpoints.checkpoints_uri(config.store, config.run)
-    writer = checkpoints.CheckpointWriter(folder, keep=config.train.keep_checkpoints) if is_first else None
-    meter, saved_step = Meter(), step
-    while (batch := meter.take(batches)) is not None:
-        assert batch.step == step, f"data is at step {batch.step}, training at {step}"
-        done = _train_step(engine, batch, settings)
-        step += 1
-        if ledger is not None:
-            ledger.record(batch)
-        if step % max(1, config.train.num_steps // HISTORY_POINTS) == 0 or step == config.train.num_steps:
-            history.append({"step": float(step), **done.losses})
-        if step % config.train.checkpoint_every == 0 or step == config.train.num_steps:
-            with meter.stalled():
-                if ledger is not None:
-                    place = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
-                    ledger.save(ledger_uri(config), start=saved_step, stop=step, **place)
-                _save(engine, settings, writer, checkpoint_state(settings, step, history))
-            saved_step = step
-        if log is not None:
-            _tell(settings, log, step, done, meter)
-        failpoint("train.after_step")
-    if writer is not None:
-        writer.wait()
-    dist.barrier()  # no rank is done before the last checkpoint is committed
-    if log is not None:
-        log.finish()
-        ray.get(settings.board.end.remote(log.mlflow_run_id))
+    torch.set_num_threads(settings.config.workers.threads_per_worker)
+    try:
+        Trainer.start(settings).run()
+    except TrainingError as error:
+        ray.get(settings.board.fail.remote(error))
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimiser step told, over all ranks."""
+class Trainer:
+    """One rank of a run. Every rank does the same; rank 0 also logs and commits checkpoints."""
 
-    losses: dict[str, float]  # means; ``loss`` is their sum
-    learning_rate: float
-    gradient_norm: float | None  # before clipping; None where DeepSpeed does not tell
-    cells: int
-    tokens: int  # real ones
-    flops: int  # that the objective needs, see model.flops
+    def __init__(self, settings: WorkerSettings, saved: checkpoints.Checkpoint | None) -> None:
+        config = settings.config
+        self.settings, self.config = settings, config
+        self.state = saved.state if saved is not None else _first_state(settings)
+        self.step, self.saved_step = self.state.step, self.state.step
+        self.skipped = list(self.state.skipped)
+        self.history, self.validation = list(self.state.history), list(self.state.validation)
+        self.elapsed_before, self.started = self.state.elapsed_s, time.monotonic()
+        self.engine = engines.build_engine(_build_module(settings, saved), config, dist.get_world_size())
+        if saved is not None:
+            updates = self.step if saved.state.num_updates is None else saved.state.num_updates
+            engines.restore_moments(self.engine, saved.load_moments(), step=updates)
+            logger.info("run %s goes on at step %d", config.run, self.step)
+        model = self.engine.module.model
+        self.average = (
+            None
+            if config.train.ema_decay is None
+            else WeightAverage(model, decay=config.train.ema_decay, saved=saved.load_ema() if saved else None)
+        )
+        self.runner = StepRunner(self.engine, config, settings.model, settings.objective)
+        self.validator = None if settings.held_out is None else Validator.read(settings.held_out, settings.objective)
+        self.log = _open_log(settings) if dist.get_rank() == 0 else None
+        self.ledger = Ledger() if config.train.ledger else None
+        folder = checkpoints.checkpoints_uri(config.store, config.run)
+        keep = config.train.keep_checkpoints
+        self.writer = checkpoints.CheckpointWriter(folder, keep=keep) if dist.get_rank() == 0 else None
+        self.meter = Meter()
+        self.in_a_row = 0  # steps left out one after the other
+        self.said: Any = None  # the board's answer to the newest post
+        self.asked = time.monotonic()
+
+    @staticmethod
+    def start(settings: WorkerSettings) -> Trainer:
+        """From the newest intact checkpoint, which rank 0 finds for all."""
+        config = settings.config
+        found = [checkpoints.latest_checkpoint(config.store, config.run) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, src=0)
+        return Trainer(settings, found[0])
+
+    def run(self) -> None:
+        """Train; at the end, and where it is stopped, a checkpoint is committed before any rank is done."""
+        batches, stopping = self._batches(), False
+        self._hello()
+        while not stopping and (batch := self.meter.take(batches)) is not None:
+            assert batch.step == self.step, f"data is at step {batch.step}, training at {self.step}"
+            plan = self.runner.plan(batch, self._is_told_to_stop(), self._wants_to_ask())
+            stopping, asking = plan.signals
+            done = self.runner.take(batch, plan)
+            self.step += 1
+            self._note(batch, done)
+            self._tell(done)
+            leaving = asking and self._is_node_leaving()
+            if self.step % self.config.train.checkpoint_every == 0 or self._is_last or stopping or leaving:
+                self._save()
+            failpoint("train.after_step")
+        if self.writer is not None:
+            self.writer.wait()
+        dist.barrier()  # no rank is done before the last checkpoint is committed
+        self._goodbye()
+
+    @property
+    def _is_last(self) -> bool:
+        return self.step == self.config.train.num_steps
+
+    def _batches(self) -> Iterator[StepBatch]:
+        """This rank's minibatches, being read from now on; none when the run is already done."""
+        return iterate_steps(ray.train.get_dataset_shard("train")) if not self._is_last else iter(())
+
+    def _note(self, batch: StepBatch, done: StepResult) -> None:
+        """Take in what a step did; TrainingError where too many in a row had to be left out."""
+        if self.ledger is not None:
+            self.ledger.record(batch)
+        if self.average is not None:
+            self.average.update()
+        self.in_a_row = 0 if done.applied else self.in_a_row + 1
+        if done.applied:
+            return
+        self.skipped.append(batch.step)
+        if self.in_a_row > self.config.train.max_skipped_steps:
+            if self.writer is not None:
+                self.writer.wait()
+            _give_up(batch, done, self.in_a_row)
+        if dist.get_rank() == 0:
+            event = f"step {batch.step} was left out: its gradient is not finite (losses {done.losses})"
+            self.settings.board.note.remote(event)
+
+    def _save(self) -> None:
+        """Judge the model if cells are held out, copy what this rank holds, and have it written meanwhile."""
+        with self.meter.stalled():
+            if self.ledger is not None:
+                place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+                self.ledger.save(ledger_uri(self.config), start=self.saved_step, stop=self.step, **place)
+        if self.validator is not None:
+            with self.meter.validating():
+                self._judge(self.validator)
+        with self.meter.stalled():
+            averages = None if self.average is None else self.average.weights()
+            snapshot = engines.take_snapshot(self.engine, averages=averages)
+            if self.writer is not None:
+                self.writer.submit(snapshot, self._state())
+        self.saved_step = self.step
+
+    def _judge(self, validator: Validator) -> None:
+        """Note how good the weights (their average, where one is kept) are on the cells held out."""
+        if self.average is None:
+            found = validator.judge(self.engine)
+        else:
+            with self.average.swapped_in():
+                found = validator.judge(self.engine)
+        self.validation = [point for point in self.validation if point["step"] < self.step]
+        self.validation.append({"step": float(self.step), **found})
+        if self.log is not None:
+            self.log.log_metrics({f"validation_{name}": value for name, value in found.items()}, step=self.step)
+
+    def _state(self) -> checkpoints.TrainerState:
+        """What a checkpoint of now has to say of the run."""
+        metric = None
+        if self.validation and self.validation[-1]["step"] == self.step:
+            metric = list(self.validation[-1].values())[1]
+        return checkpoints.TrainerState(
+            step=self.step,
+            manifest_digest=self.settings.manifest_digest,
+            config_digest=self.settings.config_digest,
+            history=tuple(self.history),
+            validation=tuple(self.validation),
+            num_updates=self.step - len(self.skipped),
+            skipped=tuple(self.skipped),
+            metric=metric if metric is None or math.isfinite(metric) else None,
+            versions=package_versions(),
+            world_size=dist.get_world_size(),
+            zero_stage=self.config.workers.zero_stage,
+            elapsed_s=self.elapsed_before + time.monotonic() - self.started,
+        )
+
+    def _tell(self, done: StepResult) -> None:
+        """Journal one step, keep about 200 of a run in its checkpoints, and tell whoever watches."""
+        if self.log is None:
+            return
+        figures = self.meter.end_step(done.amounts, self.engine.device)
+        norm = {} if done.gradient_norm is None else {"gradient_norm": done.gradient_norm}
+        values = {**done.losses, "learning_rate": done.learning_rate, **norm, **figures}
+        if not done.applied:
+            values["skipped"] = 1.0
+        self.log.log_metrics(values, step=self.step)
+        if self.step % max(1, self.config.train.num_steps // HISTORY_POINTS) == 0 or self._is_last:
+            kept = {name: value for name, value in values.items() if math.isfinite(value)}
+            self.history.append({"step": float(self.step), **kept})
+        self.said = self.settings.board.post.remote(self.step, done.losses["loss"])
+
+    def _is_told_to_stop(self) -> bool:
+        """Whether the driver has said so, as far as rank 0 knows without waiting for it."""
+        if self.said is None or not ray.wait([self.said], timeout=0)[0]:
+            return False
+        return bool(ray.get(self.said))
+
+    def _wants_to_ask(self) -> bool:
+        """Whether it is time, by rank 0's clock, to look for nodes that are about to be taken away."""
+        now = time.monotonic()
+        if dist.get_rank() or now - self.asked < ASK_EVERY_S:
+            return False
+        self.asked = now
+        return True
+
+    @staticmethod
+    def _is_node_leaving() -> bool:
+        """Whether a node is about to be taken away. All ranks must ask."""
+        return ray.train.get_preemption_info() is not None
+
+    def _hello(self) -> None:
+        """Tell the board what trains, and from where on."""
+        described: list[dict[str, str] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(described, describe_worker(self.engine.device))
+        if self.log is not None:
+            ray.get(self.settings.board.begin.remote(self.step, described))
+
+    def _goodbye(self) -> None:
+        """Close the log; the run is over only if no step is left."""
+        if self.log is None:
+            return
+        self.log.finish("FINISHED" if self._is_last else "KILLED")
+        ray.get(self.settings.board.end.remote(self.log.mlflow_run_id))
 
 
 def ledger_uri(config: RunConfig) -> str:
@@ -110,9 +258,11 @@ def ledger_uri(config: RunConfig) -> str:
     return storage.join(config.store, "runs", config.run, "ledger")
 
 
-def _read_steps(start: int, stop: int) -> Iterator[StepBatch]:
-    """This rank's minibatches, being read from now on; none when the run is already done."""
-    return iterate_steps(ray.train.get_dataset_shard("train")) if start < stop else iter(())
+def _first_state(settings: WorkerSettings) -> checkpoints.TrainerState:
+    """Nothing done yet."""
+    return checkpoints.TrainerState(
+        step=0, manifest_digest=settings.manifest_digest, config_digest=settings.config_digest, history=()
+    )
 
 
 def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None) -> ObjectiveModule:
@@ -121,7 +271,8 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
     model = ScGPT(settings.model, pad_id=settings.pad_id)
     start = saved or settings.initial
     if start is not None:
-        missing, unexpected = model.load_state_dict(start.load_weights(), strict=False)
+        weights = start.load_weights() if saved is not None else start.load_best_weights()
+        missing, unexpected = model.load_state_dict(weights, strict=False)
         new_head = [name for name in missing if not name.startswith("cls_decoder.")]
         if unexpected or new_head or (saved is not None and missing):
             raise TrainingError(
@@ -131,60 +282,16 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
     return ObjectiveModule(model, settings.objective)
 
 
-def _train_step(engine: Any, batch: StepBatch, settings: WorkerSettings) -> StepResult:
-    """One optimiser step; losses are means over all ranks.
-
-    Losses are divided by the number of terms over all ranks and micro-batches, so the result depends on neither.
-    """
-    config, rank, world_size = settings.config, dist.get_rank(), dist.get_world_size()
-    micro_batches = [settings.objective.prepare(part) for part in batch.split(config.train.accumulation)]
-    amounts = _total_amounts(micro_batches, settings, batch.step)
-    device = engine.device
-    terms = torch.tensor(max(amounts["terms"], 1.0), device=device)
-    rate = engines.learning_rate(config.optimizer, batch.step, config.train.num_steps)
-    engines.set_learning_rate(engine, rate)
-    sums: dict[str, torch.Tensor] = {}
-    for index, micro in enumerate(micro_batches):
-        torch.manual_seed(int(combine(config.train.seed, batch.step, rank, index)) % 2**63)
-        losses = engine(micro.to(device), batch.step)
-        total = torch.stack(list(losses.values())).sum()
-        # DeepSpeed divides by ranks and by micro-batches; what is wanted is the sum over both.
-        engine.backward(total * (world_size * config.train.accumulation) / terms)
-        engine.step()
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + loss.detach()
-    means = torch.stack(list(sums.values())) / terms
-    dist.all_reduce(means)
-    values = dict(zip(sums, means.tolist(), strict=True))
-    _refuse_infinite(values, batch)
-    norm = engine.get_global_grad_norm()
-    return StepResult(
-        {"loss": sum(values.values()), **values},
-        rate,
-        None if norm is None else float(norm),
-        int(amounts["cells"]),
-        int(amounts["tokens"]),
-        int(amounts["flops"]),
-    )
-
-
-def _total_amounts(micro_batches: list[Prepared], settings: WorkerSettings, step: int) -> dict[str, float]:
-    """Terms, cells, tokens and needed operations of a step over all ranks and micro-batches."""
-    objective, names = settings.objective, ("terms", "cells", "tokens", "flops")
-    parts = [(objective.num_terms(micro), *objective.amounts(settings.model, micro, step)) for micro in micro_batches]
-    totals = torch.tensor(parts, dtype=torch.float64).sum(dim=0)
-    dist.all_reduce(totals)
-    return dict(zip(names, totals.tolist(), strict=True))
-
-
-def _refuse_infinite(losses: dict[str, float], batch: StepBatch) -> None:
-    """TrainingError that names the first cells of a step whose loss is not finite."""
-    if all(math.isfinite(value) for value in losses.values()):
-        return
-    cells = [f"{cell:016x}" for cell in batch.cell_ids[:SHOWN_CELLS]]
+def _give_up(batch: StepBatch, done: StepResult, in_a_row: int) -> None:
+    """TrainingError that names the cells of a step whose gradient is not finite, of all ranks."""
+    parts: list[list[str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, [f"{cell:016x}" for cell in batch.cell_ids])
+    cells = [cell for part in parts for cell in part or ()]
     raise TrainingError(
-        f"The loss is not finite at step {batch.step}: {losses}.",
-        remedy="Lower optimizer.learning_rate; the last committed checkpoint is intact.",
+        f"The gradient is not finite at step {batch.step}, the last of {in_a_row} in a row (losses {done.losses}). "
+        f"Cells of that step: {', '.join(cells[:SHOWN_CELLS])}{', ...' if len(cells) > SHOWN_CELLS else ''}.",
+        remedy="Lower optimizer.learning_rate or look at these cells (column _cell_id of the corpus's obs); "
+        "weights and the last committed checkpoint are intact.",
         step=batch.step,
         cells=cells,
     )
@@ -193,7 +300,7 @@ def _refuse_infinite(losses: dict[str, float], batch: StepBatch) -> None:
 def _open_log(settings: WorkerSettings) -> RunLog:
     """The run's log, new or gone on with."""
     config = settings.config
-    log = RunLog(config.tracking, run_uuid=settings.run_uuid, run_name=config.run)
+    log = RunLog.open(config.tracking, run_uuid=settings.run_uuid, run_name=config.run)
     log.set_tags(
         {
             "cytoray.corpus_manifest": settings.manifest_digest,
@@ -202,33 +309,3 @@ def _open_log(settings: WorkerSettings) -> RunLog:
         }
     )
     return log
-
-
-def _tell(settings: WorkerSettings, log: RunLog, step: int, done: StepResult, meter: Meter) -> None:
-    """Journal one step and tell whoever watches."""
-    figures = meter.end_step(cells=done.cells, tokens=done.tokens, flops=done.flops)
-    norm = {} if done.gradient_norm is None else {"gradient_norm": done.gradient_norm}
-    log.log_metrics({**done.losses, "learning_rate": done.learning_rate, **norm, **figures}, step=step)
-    settings.board.post.remote(step, done.losses["loss"])
-
-
-def checkpoint_state(settings: WorkerSettings, step: int, history: list[dict[str, float]]) -> checkpoints.TrainerState:
-    """What a checkpoint after ``step`` steps has to say of its run."""
-    return checkpoints.TrainerState(
-        step=step,
-        manifest_digest=settings.manifest_digest,
-        config_digest=settings.config_digest,
-        history=tuple(history),
-    )
-
-
-def _save(
-    engine: Any,
-    settings: WorkerSettings,
-    writer: checkpoints.CheckpointWriter | None,
-    state: checkpoints.TrainerState,
-) -> None:
-    """Gather copies on all ranks, and have rank 0 write them while training goes on."""
-    weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
-    if writer is not None:
-        writer.submit(weights, moments, state)

@@ -7,6 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch
+import torch.distributed as dist
+
+from cytoray.training.hardware import memory_bytes, peak_flops
+from cytoray.training.objectives import Amounts
+
 Item = TypeVar("Item")
 
 
@@ -15,7 +21,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
-        self._waited_s = self._stalled_s = 0.0
+        self._waited_s = self._stalled_s = self._validated_s = 0.0
 
     def take(self, batches: Iterator[Item]) -> Item | None:
         """The next minibatch, None after the last; what it takes counts as waiting for data."""
@@ -33,17 +39,32 @@ class Meter:
         finally:
             self._stalled_s += time.perf_counter() - started
 
-    def end_step(self, *, cells: int, tokens: int, flops: int) -> dict[str, float]:
-        """Figures of the step that ends now, given its cells, real tokens and needed operations over all ranks."""
+    @contextlib.contextmanager
+    def validating(self) -> Iterator[None]:
+        """What the block takes is told by itself and is no part of the step."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._validated_s += time.perf_counter() - started
+
+    def end_step(self, amounts: Amounts, device: torch.device | str) -> dict[str, float]:
+        """Figures of the step that ends now, given what it held over all ranks."""
         now = time.perf_counter()
-        seconds = max(now - self._last, 1e-9)
+        seconds = max(now - self._last - self._validated_s, 1e-9)
         figures = {
-            "cells_per_s": cells / seconds,
-            "tokens_per_s": tokens / seconds,
-            "needed_flops_per_s": flops / seconds,
+            "cells_per_s": amounts.cells / seconds,
+            "tokens_per_s": amounts.tokens / seconds,
+            "needed_flops_per_s": amounts.flops / seconds,
             "data_wait_share": self._waited_s / seconds,
             "checkpoint_stall_share": self._stalled_s / seconds,
             "step_s": seconds,
+            "memory_bytes": float(memory_bytes(device)),
         }
-        self._last, self._waited_s, self._stalled_s = now, 0.0, 0.0
+        if self._validated_s:
+            figures["validation_s"] = self._validated_s
+        peak = peak_flops(device)
+        if peak is not None:  # of what the objective needs: no padding, no masked scores
+            figures["mfu"] = amounts.flops / seconds / (peak * dist.get_world_size())
+        self._last, self._waited_s, self._stalled_s, self._validated_s = now, 0.0, 0.0, 0.0
         return figures

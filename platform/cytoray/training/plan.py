@@ -17,8 +17,8 @@ from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedGenerativeMinibatch, PackedMinibatch
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import PretrainConfig
+from cytoray.training.hardware import PEAK_FLOPS
 
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16
 ASSUMED_MFU = 0.25  # solid for this model; 0.35 would be excellent, published runs reached 0.03
 _STATE_BYTES = {"fp32": (4, 4), "bf16": (6, 4)}  # weights (bf16 with an fp32 master) and gradients, a parameter
 _MOMENT_BYTES = 8  # Adam's two, fp32
@@ -80,7 +80,7 @@ def plan_pretraining(
         genes_per_cell = manifest.num_entries / max(1, manifest.num_cells)
     tokens = min(genes_per_cell + 1, config.tokenizer.max_length)
     train, workers = config.train, config.workers
-    world_size = hardware.num_gpus or workers.num_workers
+    world_size = hardware.num_gpus or workers.most
     num_cells = train.num_steps * train.cells_per_step
     flops = num_cells * _flops_per_cell(config, model, round(tokens))
     if hardware.num_gpus:
@@ -116,7 +116,7 @@ def plan_pretraining(
 
 def measure_step(config: PretrainConfig, model: ModelConfig, tokens: int, *, repeats: int = 3) -> float:
     """Seconds of one worker's share of an optimiser step on this machine: the median of some, after one to warm up."""
-    share = config.train.cells_per_step // config.workers.num_workers
+    share = config.train.cells_per_step // config.workers.most
     before = torch.get_num_threads()
     torch.set_num_threads(config.workers.threads_per_worker)
     try:
@@ -142,7 +142,7 @@ def _time_step(
         losses = [first.expression.square().mean()]
         if first.cell_conditioned is not None:
             losses.append(first.cell_conditioned.square().mean())
-        if config.objective.second_pass_after < config.train.num_steps:
+        if config.objective.has_second_pass(config.train.num_steps - 1):
             second = network.forward_generative(batch, cell_embedding_BD=first.cells_BD.detach())
             losses.append(second.expression.square().mean())
         torch.stack(losses).sum().backward()
@@ -164,7 +164,9 @@ def _random_batch(cells: int, tokens: int, ratio: float) -> PackedGenerativeMini
 def _flops_per_cell(config: PretrainConfig, model: ModelConfig, tokens: int) -> float:
     """Operations of training on one cell, over the shares of unknown genes and with the second passes that are on."""
     alone = model.model_copy(update={"cell_conditioned_decoder": "none"})
-    second = max(0, config.train.num_steps - config.objective.second_pass_after) / config.train.num_steps
+    second = 0.0
+    if config.objective.has_second_pass(config.train.num_steps - 1):
+        second = 1 - (config.objective.second_pass_after or 0) / config.train.num_steps
     found = []
     for ratio in config.objective.unknown_ratios:
         unknown = int((tokens - 1) * ratio)

@@ -5,24 +5,42 @@ from __future__ import annotations
 from cytoray import progress
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
+from cytoray.model.config import ModelConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import PretrainConfig
-from cytoray.training.export import BundleRecord, export_bundle
-from cytoray.training.objectives import GenerativeObjective
+from cytoray.training.export import BundleRecord, export_bundles
+from cytoray.training.objectives import build_pretraining_objective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
+from cytoray.training.validation import held_in, open_held_out
 
 
 def pretrain(
     config: PretrainConfig, *, advance: progress.Advance = progress.silent
 ) -> tuple[TrainingResult, BundleRecord]:
-    """Pretrain on a committed corpus with the generative objective; ``advance`` is told of steps."""
-    ratios = config.objective.unknown_ratios
-    options = StreamOptions(
-        config.tokenizer, config.train.seed, config.train.cells_per_step, style="generative", ratios=ratios
+    """Pretrain on a committed corpus; ``advance`` is told of steps. Returns the run and its best weights' bundle."""
+    stream = open_stream(config.store, config.corpus, held_in(stream_options(config), config))
+    model, pad_id = build_model(config), GeneVocabulary.load_default().pad_id
+    spec = TrainingSpec(
+        config,
+        stream,
+        model,
+        pad_id,
+        build_pretraining_objective(config.objective, pad_id=pad_id),
+        held_out=open_held_out(stream_options(config), config),
     )
-    stream = open_stream(config.store, config.corpus, options)
-    vocabulary = GeneVocabulary.load_default()
-    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
-    objective = GenerativeObjective(config.objective, vocabulary.pad_id)
-    result = run_training(TrainingSpec(config, stream, model, vocabulary.pad_id, objective), advance=advance)
-    return result, export_bundle(config, result, model=model, labels=())
+    result = run_training(spec, advance=advance)
+    return result, export_bundles(config, result, model=model, labels=())
+
+
+def build_model(config: PretrainConfig) -> ModelConfig:
+    """The model of a run; only the generative objective needs a flag for unknown genes."""
+    model = config.model.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=0)
+    return model.model_copy(update={"generative": config.objective.style == "generative"})
+
+
+def stream_options(config: PretrainConfig) -> StreamOptions:
+    """How pretraining reads its corpus, the cells held out included."""
+    objective, train = config.objective, config.train
+    return StreamOptions(
+        config.tokenizer, train.seed, train.cells_per_step, style=objective.style, ratios=objective.unknown_ratios
+    )

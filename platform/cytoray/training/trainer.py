@@ -6,9 +6,8 @@ import logging
 import os
 import tempfile
 import threading
-import uuid
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, ScalingConfig
@@ -19,14 +18,18 @@ from cytoray import failpoints, progress, storage
 from cytoray.config import Config
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import ConflictError, RegistryError, TrainingError
+from cytoray.errors import RegistryError, TrainingStoppedError
 from cytoray.model.config import ModelConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.tracking.server import connect
 from cytoray.training import checkpoint as checkpoints
+from cytoray.training import lease
+from cytoray.training.board import Board, Watch
 from cytoray.training.config import RunConfig, WorkersConfig
+from cytoray.training.hardware import package_versions
 from cytoray.training.loop import WorkerSettings, train_worker
 from cytoray.training.objectives import Objective
+from cytoray.training.record import RunRecord, claim_run
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +44,21 @@ class TrainingSpec:
     pad_id: int
     objective: Objective
     initial: checkpoints.Checkpoint | None = None
+    held_out: CorpusStream | None = None
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run."""
+    """A finished run: its last checkpoint, and that with the lowest validation error (the same without validation)."""
 
     checkpoint: checkpoints.Checkpoint
+    best: checkpoints.Checkpoint
     manifest_digest: str
     config_digest: str
     mlflow_run_id: str | None
-    skipped: bool
+    skipped: bool  # it was finished before
+    hardware: tuple[dict[str, str], ...] = ()
+    events: tuple[str, ...] = ()
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -65,6 +72,8 @@ class TrainingResult:
             "step": self.checkpoint.state.step,
             "first_loss": self.history[0]["loss"],
             "last_loss": self.history[-1]["loss"],
+            "best_checkpoint": self.best.uri,
+            "best_validation_error": self.best.state.metric,
             "corpus_manifest_digest": self.manifest_digest,
             "config_digest": self.config_digest,
             "mlflow_run_id": self.mlflow_run_id,
@@ -72,74 +81,46 @@ class TrainingResult:
         }
 
 
-class _RunRecord(Config):
-    """``run.json``: what a run is; written once, when it first starts."""
-
-    run_uuid: str
-    manifest_digest: str
-    config: dict[str, Any]
-
-
 class _Done(Config):
     """``DONE.json``: written when a run is finished."""
 
     mlflow_run_id: str | None
+    hardware: tuple[dict[str, str], ...] = ()
+    events: tuple[str, ...] = ()
 
 
 def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.silent) -> TrainingResult:
     """Train to the end, going on from the last committed checkpoint; a finished run is returned as it is.
 
-    ``advance`` is told of steps. Raises TrainingError, or the CytorayError that a worker raised.
+    ``advance`` is told of steps. Raises TrainingError where the run is another's, or another one; TrainingStoppedError
+    where SIGTERM asked it to stop, which it does after the step under way and a checkpoint; or the CytorayError that a
+    worker raised.
     """
     config, digest = spec.config, spec.stream.manifest.digest
-    record = _claim(config, digest)
-    done_uri = storage.join(config.store, "runs", config.run, "DONE.json")
-    if storage.exists(done_uri):
-        done, skipped = _Done.model_validate_json(storage.read_bytes(done_uri)), True
-    else:
-        done, skipped = _fit(spec, record, advance), False
-        storage.write_bytes(done_uri, done.model_dump_json().encode())
+    run_uri = storage.join(config.store, "runs", config.run)
+    record = claim_run(config, digest)
+    done_uri, skipped = storage.join(run_uri, "DONE.json"), True
+    if not storage.exists(done_uri):
+        with lease.held(run_uri, config.run) as attempt:
+            done, skipped = _fit(spec, record, attempt, advance), False
+            storage.write_bytes(done_uri, done.model_dump_json().encode())
+    done = _Done.model_validate_json(storage.read_bytes(done_uri))
     last = checkpoints.require_checkpoint(config.store, config.run)
-    return TrainingResult(last, digest, config.fingerprint(), done.mlflow_run_id, skipped)
+    best = checkpoints.best_checkpoint(config.store, config.run) or last
+    return TrainingResult(
+        last, best, digest, config.fingerprint(), done.mlflow_run_id, skipped, done.hardware, done.events
+    )
 
 
-def _claim(config: RunConfig, manifest_digest: str) -> _RunRecord:
-    """Record what this run is, or find that it is the same; TrainingError naming the keys that differ."""
-    uri = storage.join(config.store, "runs", config.run, "run.json")
-    mine = _RunRecord(run_uuid=uuid.uuid4().hex, manifest_digest=manifest_digest, config=config.model_dump(mode="json"))
-    try:
-        storage.put_if_absent(uri, mine.model_dump_json().encode())
-    except ConflictError:
-        there = _RunRecord.model_validate_json(storage.read_bytes(uri))
-        differing = _differences(there.config, mine.config, "")
-        if there.manifest_digest != manifest_digest:
-            differing.append("corpus (its manifest digest)")
-        if differing:
-            raise TrainingError(
-                f"Run {config.run!r} was started with other settings: {', '.join(differing)}.",
-                remedy="Use another run name, or the settings it was started with.",
-                keys=differing,
-            ) from None
-        return there
-    return mine
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str) -> list[str]:
-    """Key paths whose values differ; where things lie does not matter."""
-    keys: list[str] = []
-    for key in sorted(there.keys() | here.keys()):
-        path, old, new = f"{prefix}{key}", there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            keys.extend(_differences(old, new, f"{path}."))
-        elif old != new and path.partition(".")[0] not in RunConfig.places:
-            keys.append(path)
-    return keys
-
-
-def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _Done:
+def _fit(spec: TrainingSpec, record: RunRecord, attempt: str, advance: progress.Advance) -> _Done:
     """Run Ray Train, showing steps as they come."""
-    config, workers = spec.config, spec.config.workers
-    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+    config = spec.config
+    board: Any = ray.remote(Board).options(num_cpus=0).remote()
+    saved = checkpoints.latest_checkpoint(config.store, config.run)
+    if saved is not None:
+        for event in _changed_versions(saved):
+            logger.warning(event)
+            board.note.remote(event)
     threading.Thread(target=_prepare_tracking, args=(config.tracking,), daemon=True).start()
     settings = WorkerSettings(
         config=config,
@@ -151,37 +132,64 @@ def _fit(spec: TrainingSpec, record: _RunRecord, advance: progress.Advance) -> _
         run_uuid=record.run_uuid,
         initial=spec.initial,
         board=board,
+        held_out=spec.held_out,
+        attempt=attempt,
     )
+    with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:
+        trainer = _build_trainer(spec, settings, scratch)
+        with Watch(board, advance):
+            trainer.fit()
+    news = ray.get(board.read.remote())
+    if news.error is not None:
+        raise news.error
+    if news.step < config.train.num_steps:
+        raise TrainingStoppedError(
+            f"Run {config.run!r} was asked to stop and has committed a checkpoint at step {news.step} of "
+            f"{config.train.num_steps}.",
+            remedy=f"Run the same command again, or `cytoray train resume {config.run}`, to go on.",
+            step=news.step,
+        )
+    return _Done(mlflow_run_id=news.mlflow_run_id, hardware=news.hardware, events=news.events)
+
+
+def _changed_versions(saved: checkpoints.Checkpoint) -> list[str]:
+    """What a checkpoint was written with that is another version here: numbers may differ in their last bits."""
+    here = package_versions()
+    return [
+        f"the checkpoint of step {saved.state.step} was written with {name} {version}, this is {here[name]}: "
+        "the run goes on, but may end with other weights than one that was never interrupted"
+        for name, version in saved.state.versions.items()
+        if here.get(name, version) != version
+    ]
+
+
+def _build_trainer(spec: TrainingSpec, settings: WorkerSettings, scratch: str) -> TorchTrainer:
+    """Ray Train's part: workers, restarts, data."""
+    config, workers = spec.config, spec.config.workers
 
     def remaining_steps() -> ray.data.Dataset:
         # Called at every start of the workers: the newest commit says where the data goes on.
         saved = checkpoints.latest_checkpoint(config.store, config.run)
         return steps_dataset(spec.stream, saved.state.step if saved else 0, config.train.num_steps)
 
-    with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"settings": settings},
-            scaling_config=ScalingConfig(
-                num_workers=workers.num_workers,
-                use_gpu=workers.use_gpu,
-                resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
-            ),
-            torch_config=TorchConfig(
-                backend="nccl" if workers.use_gpu else "gloo", timeout_s=workers.collective_timeout_s
-            ),
-            run_config=RayRunConfig(
-                name=record.run_uuid,
-                storage_path=scratch,  # Ray keeps nothing of ours: checkpoints go through our own commit
-                failure_config=FailureConfig(max_failures=workers.max_failures),
-                worker_runtime_env={"env_vars": _worker_environment(workers)},  # type: ignore[call-arg]
-            ),
-            datasets={"train": remaining_steps},
-            dataset_config=DealtSteps(spec.stream),
-        )
-        with _Watch(board, advance):
-            trainer.fit()
-    return _Done(mlflow_run_id=ray.get(board.read_run_id.remote()))
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"settings": settings},
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,  # type: ignore[arg-type] # a pair too, says its documentation
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo", timeout_s=workers.collective_timeout_s),
+        run_config=RayRunConfig(
+            name=settings.run_uuid,
+            storage_path=scratch,  # Ray keeps nothing of ours: checkpoints go through our own commit
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            worker_runtime_env={"env_vars": _worker_environment(workers)},  # type: ignore[call-arg]
+        ),
+        datasets={"train": remaining_steps},
+        dataset_config=DealtSteps(spec.stream),
+    )
 
 
 def _prepare_tracking(tracking: TrackingConfig) -> None:
@@ -197,55 +205,6 @@ def _prepare_tracking(tracking: TrackingConfig) -> None:
 def _worker_environment(workers: WorkersConfig) -> dict[str, str]:
     """Variables that a worker needs before its first import, and the failpoints of a test."""
     environment = {} if workers.use_gpu else {"DS_ACCELERATOR": "cpu"}
-    return environment | {name: os.environ[name] for name in (failpoints.VARIABLE,) if name in os.environ}
-
-
-class _Board:
-    """An actor that rank 0 tells of its steps and the driver asks."""
-
-    def __init__(self) -> None:
-        self._step, self._loss = 0, float("nan")
-        self._mlflow_run_id: str | None = None
-
-    def post(self, step: int, loss: float) -> None:
-        """Note the newest step."""
-        self._step, self._loss = step, loss
-
-    def end(self, mlflow_run_id: str | None) -> None:
-        """Note the MLflow run, None if MLflow was never reached."""
-        self._mlflow_run_id = mlflow_run_id
-
-    def read_run_id(self) -> str | None:
-        """The MLflow run of a finished training run."""
-        return self._mlflow_run_id
-
-    def read(self) -> tuple[int, float]:
-        """The newest step and its loss."""
-        return self._step, self._loss
-
-
-class _Watch:
-    """Passes the board's news on while the block runs."""
-
-    def __init__(self, board: Any, advance: progress.Advance) -> None:
-        self._board, self._advance = board, advance
-        self._shown, self._over = 0, threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(timeout=5)
-        self._show()
-
-    def _poll(self) -> None:
-        while not self._over.wait(0.5):
-            self._show()
-
-    def _show(self) -> None:
-        step, loss = cast("tuple[int, float]", ray.get(self._board.read.remote()))
-        if step > self._shown:
-            self._advance(step - self._shown, f"loss {loss:.3f}")
-            self._shown = step
+    return environment | {
+        name: os.environ[name] for name in (failpoints.VARIABLE, failpoints.ONCE_VARIABLE) if name in os.environ
+    }

@@ -62,11 +62,25 @@ class StepBatch:
         """Where the cells of a packed micro-batch begin and end, (B + 1,)."""
         return _starts(self.lengths)
 
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, unknown ones included."""
+        unknown = 0 if self.unknown_lengths is None else int(self.unknown_lengths.sum())
+        return int(self.lengths.sum()) + unknown
+
     def split(self, num_parts: int) -> list[StepBatch]:
-        """Cut a padded share into parts of neighbouring lengths, each as wide as its longest cell."""
+        """Cut a padded share into parts with about as many tokens each, and as wide as their longest cell.
+
+        Every part has a cell at least, if there are as many.
+        """
         assert self.gene_ids.ndim == 2, "packed micro-batches are cut by a token budget"
-        cuts = [len(rows) for rows in np.array_split(np.arange(self.num_cells), num_parts)]
-        borders = _starts(cuts)
+        tokens = self.lengths if self.unknown_lengths is None else self.lengths + self.unknown_lengths
+        ends = np.cumsum(tokens, dtype=np.int64)
+        wanted = np.arange(1, num_parts) * (self.num_tokens / num_parts)
+        places = np.searchsorted(ends, wanted, side="left") + 1
+        numbers = np.arange(1, num_parts)
+        cuts = np.minimum(np.maximum.accumulate(places - numbers) + numbers, self.num_cells - num_parts + numbers)
+        borders = [0, *np.maximum(cuts, 0).tolist(), self.num_cells]
         return [self._rows(slice(a, b)) for a, b in itertools.pairwise(borders)]
 
     def _rows(self, rows: slice) -> StepBatch:

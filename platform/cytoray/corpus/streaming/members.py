@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,12 @@ class Members:
         times = np.diff(borders, prepend=0)
         drawn = np.repeat(order, times)
         return rows[drawn], np.arange(len(drawn)) - np.repeat(np.cumsum(times) - times, times)
+
+    def recoded(self, labels: tuple[str, ...]) -> Members:
+        """The same cells, their labels by their places among ``labels``, which must hold all of them."""
+        assert self._codes is not None, "these members have no labels"
+        places = np.array([*(labels.index(label) for label in self.labels), -1], np.int32)
+        return replace(self, labels=labels, _codes=places[self._codes])
 
     def codes(self, unit: int, rows: Int64) -> npt.NDArray[np.int32]:
         """The labels of rows of a unit, empty without a label key."""

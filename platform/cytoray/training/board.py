@@ -1,0 +1,129 @@
+"""Where a run's workers and its driver hear of each other: steps and errors one way, the wish to stop the other."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from cytoray import progress
+from cytoray.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class News:
+    """What the workers have said."""
+
+    first_step: int | None = None  # where the newest workers began
+    step: int = 0
+    loss: float = float("nan")
+    starts: int = 0
+    mlflow_run_id: str | None = None
+    error: TrainingError | None = None  # that a restart would meet again
+    hardware: tuple[dict[str, str], ...] = ()
+    events: tuple[str, ...] = ()
+
+
+class Board:
+    """An actor that rank 0 tells of its steps and the driver asks."""
+
+    def __init__(self) -> None:
+        self._news, self._stop = News(), False
+
+    def begin(self, step: int, hardware: list[dict[str, str]]) -> None:
+        """Workers have started and go on at ``step``."""
+        news = self._news
+        event = f"started with {len(hardware)} workers at step {step}" + (
+            f", after step {news.step} had been done" if news.starts and news.step > step else ""
+        )
+        self._news = replace(
+            news,
+            first_step=step,
+            step=max(step, news.step),
+            starts=news.starts + 1,
+            hardware=tuple(hardware),
+            events=(*news.events, event),
+        )
+
+    def post(self, step: int, loss: float) -> bool:
+        """Note the newest step; whether the run is to stop."""
+        self._news = replace(self._news, step=step, loss=loss)
+        return self._stop
+
+    def end(self, mlflow_run_id: str | None) -> None:
+        """Note the MLflow run, None if MLflow was never reached."""
+        self._news = replace(self._news, mlflow_run_id=mlflow_run_id)
+
+    def note(self, event: str) -> None:
+        """Note something that whoever reads of this run should know."""
+        self._news = replace(self._news, events=(*self._news.events, event))
+
+    def fail(self, error: TrainingError) -> None:
+        """Note why the workers have given up; the first one to say so counts."""
+        if self._news.error is None:
+            self._news = replace(self._news, error=error)
+
+    def request_stop(self) -> None:
+        """Have the workers stop after their step."""
+        self._stop = True
+
+    def read(self) -> News:
+        """What is known now."""
+        return self._news
+
+
+class Watch:
+    """Passes the board's news on while the block runs, and SIGTERM to the workers; a second one ends at once."""
+
+    def __init__(self, board: Any, advance: progress.Advance) -> None:
+        self._board, self._advance = board, advance
+        self._shown, self._started, self._num_events = 0, False, 0
+        self._over, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="cytoray-watch", daemon=True)
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+        self._over.set()
+        self._thread.join(timeout=5)
+        self._show()
+
+    def _on_signal(self, *_: object) -> None:
+        """Only note it: the thread that looks at the board passes it on."""
+        self._stop.set()
+        signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+
+    def _poll(self) -> None:
+        said = False
+        while not self._over.wait(LOOK_EVERY_S):
+            if self._stop.is_set() and not said:
+                logger.warning("SIGTERM: a checkpoint after the step under way, then the end")
+                self._board.request_stop.remote()
+                said = True
+            self._show()
+
+    def _show(self) -> None:
+        news: News = ray.get(self._board.read.remote())
+        for event in news.events[self._num_events :]:
+            logger.info(event)
+        self._num_events = len(news.events)
+        if not self._started and news.first_step:
+            self._advance(news.first_step, already=True)
+            self._shown = news.first_step
+        self._started = self._started or news.first_step is not None
+        if news.step > self._shown:
+            self._advance(news.step - self._shown, f"loss {news.loss:.3f}")
+            self._shown = news.step

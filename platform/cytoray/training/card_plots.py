@@ -1,0 +1,172 @@
+"""The curves of a run card: its losses as PNG for other pages, all of them as SVG that the card carries inside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Matthew Petroff's cycle, as in the data report: the colours are told apart by the colour-blind as well.
+COLOURS = ("#3f90da", "#e76300", "#832db6", "#bd1f01", "#a96b59", "#b9ac70", "#717581", "#ffa90e")
+INK, FAINT, GRID = "#1f2933", "#9aa5b1", "#e4e7eb"
+LOSS_SIZE_IN, SMALL_SIZE_IN = (8.0, 4.2), (5.4, 2.5)
+DPI = 150
+FEW_POINTS = 30  # a curve of so few, or of one, shows them
+LOG_FROM = 8.0  # largest over smallest value, from which an axis is logarithmic
+TOTAL, CONSTANT = "loss", "mean_bin"
+_FIGURES = {"step", "learning_rate", "gradient_norm", "mfu", "skipped", "accuracy"}
+_FIGURE_ENDINGS = ("_s", "_share", "_bytes")
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cytoray",  # equal cards are equal bytes
+    "font.family": ["sans-serif"],
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.parse_math": False,  # a loss may be called what it likes
+}
+Points = Sequence[Mapping[str, float]]
+Curve = tuple[list[float], list[float]]
+
+
+def loss_names(points: Points) -> list[str]:
+    """Losses of history or validation, by elimination: a new objective's show without being named here."""
+    names = dict.fromkeys(name for point in points for name in point)
+    return [name for name in names if name not in _FIGURES and not name.endswith(_FIGURE_ENDINGS)]
+
+
+def curve(points: Points, name: str) -> Curve:
+    """Steps and values of one figure, where both are finite."""
+    pairs = [(point.get("step", math.nan), point.get(name, math.nan)) for point in points]
+    kept = [(step, value) for step, value in pairs if math.isfinite(step) and math.isfinite(value)]
+    return [step for step, _ in kept], [value for _, value in kept]
+
+
+def plot_loss_png(history: Points, validation: Points) -> bytes:
+    """The loss and its parts, and those on held-out cells over it, as a PNG file."""
+    return _save(_loss_figure, "png", history, validation)
+
+
+def plot_loss_svg(history: Points, validation: Points) -> str:
+    """The same curves as an SVG data URI."""
+    return _data_uri(_save(_loss_figure, "svg", history, validation))
+
+
+def plot_figures(history: Points, names: Mapping[str, str], label: str, *, percent: bool = False) -> str | None:
+    """Draw some figures of the history by name as an SVG data URI; None where none was measured."""
+    if not any(curve(history, name)[0] for name in names):
+        return None
+
+    def draw(history: Points, _: Points) -> Figure:
+        figure, axes = _empty(SMALL_SIZE_IN, label)
+        for (name, words), colour in zip(names.items(), COLOURS, strict=False):
+            _draw(axes, curve(history, name), color=colour, linewidth=1.4, label=words)
+        values = [value for name in names for value in curve(history, name)[1]]
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+        if "gradient_norm" not in names or not _spread(axes, values):
+            axes.set_ylim(bottom=0)
+        if len(names) > 1:
+            figure.legend(loc="outside upper right", ncols=len(names), frameon=False, fontsize=8)
+        return figure
+
+    return _data_uri(_save(draw, "svg", history, ()))
+
+
+def _loss_figure(history: Points, validation: Points) -> Figure:
+    """Training in thin lines, held-out cells in strong ones of the same colour, the best constant dashed."""
+    figure, axes = _empty(LOSS_SIZE_IN, "loss")
+    parts = [name for name in loss_names(history) if name != TOTAL]
+    held_out = [name for name in loss_names(validation) if name not in (TOTAL, CONSTANT)]
+    colours = dict(zip(dict.fromkeys([*parts, *held_out]), COLOURS * 9, strict=False))
+    values: list[float] = []
+    drawn = {name: curve(history, name) for name in ([TOTAL] if len(parts) != 1 else []) + parts}
+    for name, line in drawn.items():
+        values += line[1]
+        words = "all together" if name == TOTAL and parts else name
+        _draw(axes, line, color=colours.get(name, FAINT), linewidth=1.1, alpha=0.75, label=words)
+    for name in held_out:
+        line = curve(validation, name)
+        values += line[1]
+        words = f"{name}, held out"
+        axes.plot(*line, color=colours[name], linewidth=2.2, marker="o", markersize=4.5, mec="white", label=words)
+    constant = curve(validation, CONSTANT)
+    if constant[0]:
+        values += constant[1]
+        steps = [step for line in drawn.values() for step in line[0]] + constant[0]
+        level = constant[1][-1]  # the same at every checkpoint, as the cells are
+        axes.plot([min(steps), max(steps)], [level] * 2, color=INK, linestyle="--", linewidth=1.2, label="mean bin")
+    _spread(axes, values)
+    if values:
+        axes.legend(frameon=False, fontsize=8.5)
+    else:
+        axes.text(0.5, 0.5, "no loss was measured", transform=axes.transAxes, ha="center", color=INK)
+        axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def _draw(axes: Axes, line: Curve, **style: Any) -> None:
+    if line[0]:
+        axes.plot(*line, marker="o" if len(line[0]) <= FEW_POINTS else "", markersize=3, **style)
+
+
+def _spread(axes: Axes, values: Sequence[float]) -> bool:
+    """Make the axis logarithmic where values need it and allow it; whether it was."""
+    if not values or min(values) <= 0 or max(values) < LOG_FROM * min(values):
+        return False
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_minor_formatter(FuncFormatter(_short_if_round))
+    return True
+
+
+def _empty(size_in: tuple[float, float], y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size_in, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set(xlabel="step", ylabel=y_label)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    return figure, axes
+
+
+def _short(value: float, _: object = None) -> str:
+    """1,500,000 as 1.5M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _short_if_round(value: float, _: object = None) -> str:
+    """Between powers of ten only 2 and 5 are named."""
+    lead = value / 10 ** math.floor(math.log10(value)) if value > 0 else 0
+    return _short(value) if round(lead, 6) in (2, 5) else ""
+
+
+def _save(draw: Any, kind: str, history: Points, validation: Points) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # matplotlib's own font has no Chinese, Japanese or Korean: a box is drawn, which is no reason to fail.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        # Neither the time nor the version of matplotlib is kept in the file.
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        draw(history, validation).savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _data_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

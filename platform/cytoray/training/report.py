@@ -1,0 +1,74 @@
+"""The run card of a finished or stopped run, put together from its last checkpoint and kept with the run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from cytoray import provenance, storage
+from cytoray.training.card import RunCard, write_card
+from cytoray.training.config import FinetuneConfig, PretrainConfig
+from cytoray.training.export import BundleRecord
+from cytoray.training.hardware import package_versions
+from cytoray.training.trainer import TrainingResult
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def save_card(
+    config: PretrainConfig | FinetuneConfig,
+    result: TrainingResult,
+    *,
+    bundle: BundleRecord | None,
+    scores: Scores | None = None,
+) -> str:
+    """Write the run's card below ``<run>/card``; returns the page's URI. ``scores`` are those on the cells held out."""
+    target = storage.join(config.store, "runs", config.run, "card")
+    with tempfile.TemporaryDirectory(prefix="cytoray-card-") as scratch:
+        write_card(_build_card(config, result, bundle, scores or {}), Path(scratch) / "card")
+        storage.upload_folder(Path(scratch) / "card", target)
+    return storage.join(target, "card.html")
+
+
+def _build_card(
+    config: PretrainConfig | FinetuneConfig, result: TrainingResult, bundle: BundleRecord | None, scores: Scores
+) -> RunCard:
+    state = result.checkpoint.state
+    digests = {"corpus manifest": result.manifest_digest, "configuration": result.config_digest}
+    if bundle is not None:
+        digests["bundle"] = bundle.digest
+    skipped = [f"step {step} was left out: its gradient was not finite" for step in state.skipped]
+    return RunCard(
+        run=config.run,
+        kind=config.kind,
+        config_yaml=config.to_yaml(),
+        digests=digests,
+        code={"git revision": provenance.git_revision(), **package_versions()},
+        hardware=tuple(dict(worker) for worker in result.hardware),
+        history=result.history,
+        validation=[dict(point) for point in state.validation],
+        scores={name: dict(row) for name, row in scores.items()},
+        events=[*(event for event in result.events if "left out" not in event), *skipped],
+        totals={
+            "steps": float(state.step),
+            "cells": float(state.step * config.train.cells_per_step),
+            "seconds": state.elapsed_s,
+        },
+        reproduce=_reproduce(config, result),
+        mlflow_run_id=result.mlflow_run_id,
+    )
+
+
+def _reproduce(config: PretrainConfig | FinetuneConfig, result: TrainingResult) -> list[str]:
+    """Shell lines that would do the run again from the same cells."""
+    revision = provenance.git_revision().removesuffix("-dirty")
+    lines = [] if revision == "unknown" else [f"git checkout {revision}"]
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        lines.append(f"export AWS_ENDPOINT_URL={endpoint}")
+    return [
+        *lines,
+        f"# run.yaml: the configuration below, with another name in `run`; corpus manifest {result.manifest_digest}",
+        f"cytoray {config.kind} --config run.yaml",
+    ]

@@ -1,0 +1,90 @@
+"""Judge a model on cells it is never trained on: at each checkpoint the same cells with the same genes hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.batches import StepBatch
+from cytoray.corpus.streaming.options import StreamOptions
+from cytoray.errors import CorpusError
+from cytoray.training.config import RunConfig
+from cytoray.training.objectives import Objective
+
+CELLS_PER_PART = 8  # of a rank at a time: as many parts on all ranks, since ZeRO 3 gathers weights in each
+
+
+def held_in(options: StreamOptions, config: RunConfig) -> StreamOptions:
+    """The stream of ``options`` without the cells that are held out."""
+    if config.validation is None:
+        return options
+    kept = f"not ({config.validation.select})"
+    return replace(options, select=kept if options.select is None else f"({options.select}) and {kept}")
+
+
+def open_held_out(options: StreamOptions, config: RunConfig, *, labels: tuple[str, ...] = ()) -> CorpusStream | None:
+    """The cells held out, as one step of a stream; None without validation, CorpusError where there are too few.
+
+    Of the shares of hidden genes it takes the middle one. The cells, and which of their genes are hidden, depend on
+    ``validation.seed`` alone. With ``labels``, those of the training stream, cells of others are left out.
+    """
+    held_out = config.validation
+    if held_out is None:
+        return None
+    own = held_out.select if options.select is None else f"({options.select}) and ({held_out.select})"
+    if options.label_key is not None:
+        own = f"({own}) and `{options.label_key}` in {list(labels)!r}"
+    ratios = (sorted(options.ratios)[len(options.ratios) // 2],) if options.ratios else ()
+    tokenizer = options.tokenizer.model_copy(update={"seed": held_out.seed})
+    chosen = replace(options, select=own, ratios=ratios, seed=held_out.seed, tokenizer=tokenizer, cells_per_step=1)
+    num_cells = min(open_stream(config.store, config.corpus, chosen).num_cells, held_out.max_cells)
+    if num_cells < config.workers.most:
+        raise CorpusError(
+            f"validation.select ({held_out.select}) holds only {num_cells} cells out.",
+            remedy=f"Hold out at least one for each of the {config.workers.most} workers.",
+        )
+    stream = open_stream(config.store, config.corpus, replace(chosen, cells_per_step=num_cells))
+    return replace(stream, members=stream.members.recoded(labels)) if labels else stream
+
+
+@dataclass(frozen=True)
+class Validator:
+    """One rank's share of the cells held out."""
+
+    batch: StepBatch
+    objective: Objective
+    num_cells: int  # of all ranks
+
+    @staticmethod
+    def read(stream: CorpusStream, objective: Objective) -> Validator:
+        """Read this rank's share."""
+        batch = stream.read_step(0, rank=dist.get_rank(), world_size=dist.get_world_size())
+        return Validator(batch, objective, stream.options.cells_per_step)
+
+    @torch.no_grad()
+    def judge(self, engine: Any) -> dict[str, float]:
+        """Means over all ranks' cells, the first being what a better model has less of. Collective.
+
+        For expression also ``mean_bin``: the error of the best constant, which knows the mean of the very targets.
+        """
+        engine.eval()
+        fewest, terms = self.num_cells // dist.get_world_size(), 0
+        sums: dict[str, torch.Tensor] = {}
+        for part in self.batch.split(-(-fewest // CELLS_PER_PART)):
+            prepared = self.objective.prepare(part)
+            terms += self.objective.num_terms(prepared)
+            for name, value in engine(prepared.to(engine.device), self.batch.step, judge=True).items():
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
+        engine.train()
+        row = torch.stack([*sums.values(), torch.tensor(float(terms), dtype=torch.float64, device=engine.device)])
+        dist.all_reduce(row)
+        *totals, all_terms = row.tolist()
+        means = {name: total / max(1.0, all_terms) for name, total in zip(sums, totals, strict=True)}
+        if "target" in means:
+            mean, square = means.pop("target"), means.pop("target_square")
+            means["mean_bin"] = square - mean * mean
+        return means
