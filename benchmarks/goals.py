@@ -90,6 +90,7 @@ GOALS: dict[str, Goal] = {
 }
 
 _ORIGINAL = "the original's path re-created in torch"
+_LOOP = "the original's loop re-created, its data path included, 2 threads"
 # Of the model: each script prints its own lines, they are not part of `make bench-data`.
 GOALS |= {
     "embed": Goal("embed real cells, 12 x 512", "cells/s", _ORIGINAL, at_least=4, of_ratio=True),
@@ -101,6 +102,15 @@ GOALS |= {
     "tokenise_padded": Goal("counts to padded tokens, per core", "cells/s", _ORIGINAL, at_least=25, of_ratio=True),
     "train_step_full": Goal("training step, 1,200 tokens", "cells/s", _ORIGINAL, at_least=2.5, of_ratio=True),
     "train_step_real": Goal("training step, real lengths", "cells/s", _ORIGINAL, at_least=4, of_ratio=True),
+    "order_time": Goal("planning an epoch over 33 M cells for 1, 2 and 8 workers", "s", at_most=10),
+    "order_memory": Goal("peak memory of the process that does, imports included", "GiB", at_most=1),
+    "train_loop": Goal("training loop: Ray Train, DeepSpeed, 2 workers", "cells/s", _LOOP, at_least=4, of_ratio=True),
+    "loop_overhead": Goal(
+        "Ray and DeepSpeed over a plain loop, 1 worker", "%", "plain torch loop, same cells and model", at_most=5
+    ),
+    "loop_scaling": Goal("2 workers of 1 thread", "cells/s", "1 worker of 1 thread", at_least=1.8, of_ratio=True),
+    "data_wait": Goal("share of the loop that waits for data, tiny model", "%", at_most=1),
+    "checkpoint_stall": Goal("share of the loop that checkpoints stall, tiny model", "%", at_most=1),
     "embed_memory": Goal("embed 100,000 cells of a backed h5ad: memory grown by", "GiB", at_most=1),
     "invariance": Goal("largest change of an embedding", "", at_most=1e-5),
 }

@@ -100,7 +100,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Median of the steps' times, and what follows from it."""
     torch.manual_seed(0)
-    config = _config(options, kernel)
+    config = build_config(options, kernel)
     model = ScGPT(config, pad_id=options.vocabulary - 1).to(device).train()
     if options.compile:
         for layer in model.transformer_encoder.layers:
@@ -126,7 +126,7 @@ def _step(
     model: ScGPT, optimizer: torch.optim.Optimizer, batch: Any, device: torch.device, *, second_pass: bool
 ) -> float:
     """Seconds of one step, the device's queue emptied before and after."""
-    _wait(device)
+    wait_for(device)
     started = time.perf_counter()
     optimizer.zero_grad()
     with torch.autocast(device.type, torch.bfloat16):
@@ -140,16 +140,17 @@ def _step(
     torch.stack(losses).sum().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _config(options: argparse.Namespace, kernel: str) -> Any:
+def build_config(options: argparse.Namespace, kernel: str) -> Any:
     """The fields of ModelConfig, which itself needs pydantic."""
     return SimpleNamespace(
         vocabulary_size=options.vocabulary,
