@@ -30,7 +30,7 @@ Int64 = npt.NDArray[np.int64]
 
 _TINY = 1e-12
 _CHUNK_BYTES = 64 * 2**20  # of similarities, and of sums over neighbours, held at a time
-_TUNING_CELLS = 256  # set aside to choose k and shrinkage: twice as many choose the same
+_TUNING_CELLS = 256  # at most so many are set aside to choose k and shrinkage
 _TUNING_SEED = 0
 
 
