@@ -114,3 +114,19 @@ def test_config_show_resolves_defaults_and_overrides(write):
     status, out, errors, _ = run_cytoray("config", "show", good, "--set", "cell_per_shard=999")
     assert (status, out) == (2, "")
     assert "--set cell_per_shard: cell_per_shard: unknown key (did you mean cells_per_shard?)" in errors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["workers.num_workers=[2,1]"], "num_workers must be a number above 0 or"),
+        (["workers.num_workers=0"], "num_workers must be a number above 0 or"),
+        (["workers.precision=bf16", "workers.zero_stage=0"], "bf16 needs zero_stage"),
+        (["train.ema_decay=0.9", "workers.zero_stage=3"], "train.ema_decay needs whole weights"),
+        (["workers.num_workers=[1,64]", "train.cells_per_step=32"], "leaves some of the 64 workers without a cell"),
+        (["validation.selct=x"], r"did you mean validation\.select"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(overrides: list[str], told: str):
+    with pytest.raises(ConfigError, match=told):
+        load_stage_config(ROOT / "configs/pretrain/base-cpu.yaml", overrides=overrides)

@@ -16,7 +16,14 @@ from cytoray.corpus.stream import CorpusStream
 from cytoray.errors import TrainingError
 from cytoray.model.bundle import load_bundle
 from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.training.checkpoint import checkpoints_uri, latest_checkpoint, save_checkpoint, sweep
+from cytoray.training.checkpoint import (
+    TrainerState,
+    best_checkpoint,
+    checkpoints_uri,
+    latest_checkpoint,
+    save_checkpoint,
+    sweep,
+)
 from cytoray.training.config import PretrainConfig
 from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
@@ -111,8 +118,6 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
 def test_the_newest_checkpoint_that_is_intact_is_used(
     pretrain_config: Callable[..., PretrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from cytoray.training.checkpoint import TrainerState
-
     folder = checkpoints_uri(str(tmp_path), "run")
     for step in (1, 2, 3, 4):
         state = TrainerState(step=step, manifest_digest="m", config_digest="c", history=())
@@ -132,3 +137,23 @@ def test_the_newest_checkpoint_that_is_intact_is_used(
     assert found.state.step == 2
     assert torch.equal(found.load_weights()["w"], torch.full((4,), 2.0))
     assert "step-000000004 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["cut", "misspelt", "empty"])
+def test_a_damaged_commit_is_no_checkpoint(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = checkpoints_uri(str(tmp_path), "run")
+    for step, metric in ((1, 0.5), (2, 0.4)):
+        state = TrainerState(step=step, manifest_digest="m", config_digest="c", history=(), metric=metric)
+        save_checkpoint(folder, {"w": torch.zeros(4)}, {"exp_avg.w": torch.zeros(4)}, state)
+    commit = Path(folder) / "step-000000002" / "COMMIT.json"
+    text = commit.read_text()
+    commit.write_text(
+        {"cut": text[: len(text) // 2], "misspelt": text.replace("files", "fileq"), "empty": "{}"}[damage]
+    )
+    for find in (latest_checkpoint, best_checkpoint):
+        found = find(str(tmp_path), "run")
+        assert found is not None
+        assert found.state.step == 1
+    assert "step-000000002 is damaged" in caplog.text
+    sweep(folder, keep=2)
+    assert len(list(Path(folder).iterdir())) == 2

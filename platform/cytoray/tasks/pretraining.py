@@ -29,8 +29,8 @@ CELLS_AT_A_TIME = 16
 def judge_pretraining(config: PretrainConfig, record: BundleRecord) -> dict[str, dict[str, float]]:
     """Errors, in bins, on the cells that ``config.validation`` holds out: of the bundle and of three baselines.
 
-    All see the same known genes and tell the same hidden ones. Masked-style runs are judged the generative way only if
-    their model has the flag for unknown genes; others are left to the figures of training, and get no row.
+    All see the same known genes and tell the same hidden ones. Runs of the masked style have no rows: their model does
+    not know the genes that are hidden here.
     """
     if config.objective.style != "generative":
         return {}

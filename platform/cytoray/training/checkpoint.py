@@ -6,13 +6,13 @@ does not exist for any reader, and COMMIT lists the SHA-256 of every file.
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -42,6 +42,20 @@ class TrainerState(Config):
     world_size: int = 1
     zero_stage: int = 0
     elapsed_s: float = Field(0.0, description="Time spent on training so far, over all starts.")
+
+
+class _Commit(Config):
+    """``COMMIT.json``: with it a checkpoint exists."""
+
+    files: dict[str, str] = Field(description="SHA-256 of each file.")
+    attempt: str
+    metric: float | None = None
+
+    @model_validator(mode="after")
+    def _names_its_files(self) -> Self:
+        if not {WEIGHTS, MOMENTS, STATE} <= self.files.keys():
+            raise ValueError("a commit must name weights, moments and state")
+        return self
 
 
 class Checkpoint(Config):
@@ -106,8 +120,8 @@ def save_checkpoint(
     files[STATE] = storage.write_digested(storage.join(uri, STATE), state.model_dump_json().encode())
     failpoint("checkpoint.before_commit")
     checkpoint = Checkpoint(uri=uri, state=state, files=files)
-    commit = {"files": files, "attempt": uuid.uuid4().hex, "metric": state.metric}
-    storage.put_if_absent(storage.join(uri, COMMIT), json.dumps(commit).encode())
+    commit = _Commit(files=files, attempt=uuid.uuid4().hex, metric=state.metric)
+    storage.put_if_absent(storage.join(uri, COMMIT), commit.model_dump_json().encode())
     failpoint("checkpoint.after_commit")
     return checkpoint
 
@@ -158,20 +172,26 @@ def best_checkpoint(store: str, run: str) -> Checkpoint | None:
 def _open_intact(uri: str) -> Checkpoint | None:
     """A checkpoint whose every file is as its commit says; None, and a line in the log, if one is not."""
     try:
-        files = json.loads(storage.read_bytes(storage.join(uri, COMMIT)))["files"]
+        files = _read_commit(uri).files
         for name in files:
             storage.read_bytes(storage.join(uri, name), sha256=files[name])
         data = storage.read_bytes(storage.join(uri, STATE), sha256=files[STATE])
         return Checkpoint(uri=uri, state=TrainerState.model_validate_json(data), files=files)
-    except (DigestError, NotFoundError) as error:
+    except (DigestError, NotFoundError, ValidationError) as error:
         logger.warning("checkpoint %s is damaged, the one before is used: %s", uri, error)
         return None
 
 
 def _metric(uri: str) -> float | None:
-    """The error on the cells held out that a commit names."""
-    metric = json.loads(storage.read_bytes(storage.join(uri, COMMIT))).get("metric")
-    return None if metric is None else float(metric)
+    """The error on the cells held out that a commit names; None where it names none or cannot be read."""
+    try:
+        return _read_commit(uri).metric
+    except (NotFoundError, ValidationError):
+        return None
+
+
+def _read_commit(uri: str) -> _Commit:
+    return _Commit.model_validate_json(storage.read_bytes(storage.join(uri, COMMIT)))
 
 
 def require_checkpoint(store: str, run: str) -> Checkpoint:

@@ -94,8 +94,7 @@ class WorkersConfig(Config):
 
     @model_validator(mode="after")
     def _workers_are_a_range(self) -> Self:
-        least, most = self.sizes[0], self.sizes[-1] if self.sizes else 0
-        if not self.sizes or least < 1 or most < least:
+        if not self.sizes or self.sizes[0] < 1:
             raise ValueError("num_workers must be a number above 0 or [least, most]")
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights beside it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from cytoray import storage
 from cytoray.errors import ConflictError, NotFoundError, StorageError, TrainingError
 
+logger = logging.getLogger(__name__)
 BEAT_S = 10.0
 EXPIRES_S = 60.0
 
@@ -28,7 +30,8 @@ EXPIRES_S = 60.0
 def held(run_uri: str, run: str) -> Iterator[str]:
     """Hold the lease of a run inside the block; yields a name for this attempt.
 
-    Raises TrainingError where somebody else trains the run.
+    Where another machine held it and has not given it back, waits up to ``EXPIRES_S`` for a beat. Raises TrainingError
+    where somebody else trains the run.
     """
     folder, attempt = storage.join(run_uri, "leases"), uuid.uuid4().hex[:12]
     number = _next_number(folder, run)
@@ -47,7 +50,10 @@ def held(run_uri: str, run: str) -> Iterator[str]:
     finally:
         over.set()
         thread.join(timeout=5)
-        storage.write_bytes(f"{here}.ended", b"")
+        try:
+            storage.write_bytes(f"{here}.ended", b"")
+        except StorageError as error:  # must not hide what ended the block; the next start sees that no beat comes
+            logger.warning("the lease of run %s could not be given back: %s", run, error)
 
 
 def _next_number(folder: str, run: str) -> int:
@@ -71,6 +77,7 @@ def _next_number(folder: str, run: str) -> int:
 
 def _is_silent(beat: str) -> bool:
     """Whether no beat comes in the time in which one must; told by change, since clocks differ."""
+    logger.warning("another machine has not given this run back: waiting up to %.0f s for a sign of it", EXPIRES_S)
     first, deadline = _read(beat), time.monotonic() + EXPIRES_S
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_S / 4, max(0.0, deadline - time.monotonic())))

@@ -54,16 +54,19 @@ class WorkerSettings:
     initial: checkpoints.Checkpoint | None
     board: Any  # actor handle that is told of each step
     held_out: CorpusStream | None = None
-    attempt: str = ""  # of the driver; with the restart it names what this group of workers writes
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """Train until ``num_steps`` or a request to stop; an error that a restart would meet again goes to the board."""
     settings: WorkerSettings = arguments["settings"]
     torch.set_num_threads(settings.config.workers.threads_per_worker)
+    trainer = None
     try:
-        Trainer.start(settings).run()
+        trainer = Trainer.start(settings)
+        trainer.run()
     except TrainingError as error:
+        if trainer is not None and trainer.log is not None:
+            trainer.log.finish("FAILED")
         ray.get(settings.board.fail.remote(error))
 
 
@@ -97,6 +100,7 @@ class Trainer:
         keep = config.train.keep_checkpoints
         self.writer = checkpoints.CheckpointWriter(folder, keep=keep) if dist.get_rank() == 0 else None
         self.meter = Meter()
+        self.judged_by = ""  # the error that the best checkpoint has least of
         self.in_a_row = 0  # steps left out one after the other
         self.said: Any = None  # the board's answer to the newest post
         self.asked = time.monotonic()
@@ -180,7 +184,10 @@ class Trainer:
             with self.average.swapped_in():
                 found = validator.judge(self.engine)
         self.validation = [point for point in self.validation if point["step"] < self.step]
-        self.validation.append({"step": float(self.step), **found})
+        self.judged_by = next(iter(found))
+        # What is not finite could not be written as JSON.
+        kept = {name: value for name, value in found.items() if math.isfinite(value)}
+        self.validation.append({"step": float(self.step), **kept})
         if self.log is not None:
             self.log.log_metrics({f"validation_{name}": value for name, value in found.items()}, step=self.step)
 
@@ -188,7 +195,7 @@ class Trainer:
         """What a checkpoint of now has to say of the run."""
         metric = None
         if self.validation and self.validation[-1]["step"] == self.step:
-            metric = list(self.validation[-1].values())[1]
+            metric = self.validation[-1].get(self.judged_by)
         return checkpoints.TrainerState(
             step=self.step,
             manifest_digest=self.settings.manifest_digest,
@@ -197,7 +204,7 @@ class Trainer:
             validation=tuple(self.validation),
             num_updates=self.step - len(self.skipped),
             skipped=tuple(self.skipped),
-            metric=metric if metric is None or math.isfinite(metric) else None,
+            metric=metric,
             versions=package_versions(),
             world_size=dist.get_world_size(),
             zero_stage=self.config.workers.zero_stage,
@@ -217,13 +224,15 @@ class Trainer:
         if self.step % max(1, self.config.train.num_steps // HISTORY_POINTS) == 0 or self._is_last:
             kept = {name: value for name, value in values.items() if math.isfinite(value)}
             self.history.append({"step": float(self.step), **kept})
-        self.said = self.settings.board.post.remote(self.step, done.losses["loss"])
+        answer = self.settings.board.post.remote(self.step, done.losses["loss"])
+        self.said = self.said or answer  # one that is still to come is waited for, or fast steps would overtake it
 
     def _is_told_to_stop(self) -> bool:
         """Whether the driver has said so, as far as rank 0 knows without waiting for it."""
         if self.said is None or not ray.wait([self.said], timeout=0)[0]:
             return False
-        return bool(ray.get(self.said))
+        answer, self.said = bool(ray.get(self.said)), None
+        return answer
 
     def _wants_to_ask(self) -> bool:
         """Whether it is time, by rank 0's clock, to look for nodes that are about to be taken away."""

@@ -33,13 +33,14 @@ def claim_run(config: RunConfig, manifest_digest: str) -> RunRecord:
     except ConflictError:
         there = RunRecord.model_validate_json(storage.read_bytes(uri))
         differing = [key for key in _differences(there.config, mine.config, "") if not _may_differ(config, key)]
+        allowed = f", or allow it: --set 'allow_changes=[{', '.join(differing)}]'"
         if there.manifest_digest != manifest_digest:
             differing.append("corpus (its manifest digest)")
+            allowed = f"; a corpus that has grown is still there as {config.corpus.partition('@')[0]}@VERSION"
         if differing:
             raise TrainingError(
                 f"Run {config.run!r} was started with other settings: {', '.join(differing)}.",
-                remedy="Use another run name, the settings it was started with, or allow it: "
-                f"--set 'allow_changes=[{', '.join(differing)}]'.",
+                remedy=f"Use another run name, or the settings it was started with{allowed}.",
                 keys=differing,
             ) from None
         return there

@@ -1,4 +1,4 @@
-"""The run card of a finished or stopped run, put together from its last checkpoint and kept with the run."""
+"""The run card of a finished run, put together from its last checkpoint and kept with the run."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class StepRunner:
         All ranks take as many, since ZeRO 2 and 3 reduce after each.
         """
         mine, train = self.objective.measure(self.model, batch), self.config.train
-        fewest = self.config.train.cells_per_step // dist.get_world_size()
+        fewest = train.cells_per_step // dist.get_world_size()
         parts = max(train.accumulation, -(-batch.num_tokens // train.micro_batch_tokens))
         row = [parts, *dataclasses.astuple(mine), *signals]
         rows = torch.empty(dist.get_world_size(), len(row), dtype=torch.float64, device=self.engine.device)

@@ -70,8 +70,8 @@ class TrainingResult:
         return {
             "checkpoint": self.checkpoint.uri,
             "step": self.checkpoint.state.step,
-            "first_loss": self.history[0]["loss"],
-            "last_loss": self.history[-1]["loss"],
+            "first_loss": self.history[0].get("loss"),
+            "last_loss": self.history[-1].get("loss"),
             "best_checkpoint": self.best.uri,
             "best_validation_error": self.best.state.metric,
             "corpus_manifest_digest": self.manifest_digest,
@@ -101,8 +101,8 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
     record = claim_run(config, digest)
     done_uri, skipped = storage.join(run_uri, "DONE.json"), True
     if not storage.exists(done_uri):
-        with lease.held(run_uri, config.run) as attempt:
-            done, skipped = _fit(spec, record, attempt, advance), False
+        with lease.held(run_uri, config.run):
+            done, skipped = _fit(spec, record, advance), False
             storage.write_bytes(done_uri, done.model_dump_json().encode())
     done = _Done.model_validate_json(storage.read_bytes(done_uri))
     last = checkpoints.require_checkpoint(config.store, config.run)
@@ -112,7 +112,7 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
     )
 
 
-def _fit(spec: TrainingSpec, record: RunRecord, attempt: str, advance: progress.Advance) -> _Done:
+def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _Done:
     """Run Ray Train, showing steps as they come."""
     config = spec.config
     board: Any = ray.remote(Board).options(num_cpus=0).remote()
@@ -133,7 +133,6 @@ def _fit(spec: TrainingSpec, record: RunRecord, attempt: str, advance: progress.
         initial=spec.initial,
         board=board,
         held_out=spec.held_out,
-        attempt=attempt,
     )
     with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:
         trainer = _build_trainer(spec, settings, scratch)
