@@ -124,7 +124,7 @@ def test_config_show_resolves_defaults_and_overrides(write):
         (["workers.precision=bf16", "workers.zero_stage=0"], "bf16 needs zero_stage"),
         (["train.ema_decay=0.9", "workers.zero_stage=3"], "train.ema_decay needs whole weights"),
         (["workers.num_workers=[1,64]", "train.cells_per_step=32"], "leaves some of the 64 workers without a cell"),
-        (["validation.selekt=x"], r"did you mean validation\.select"),
+        (["validation.max_cell=5"], r"did you mean validation\.max_cells"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(overrides: list[str], told: str):

@@ -104,8 +104,7 @@ def plan_pretraining(
             2
             * _ACTIVATIONS
             * model.num_layers
-            * micro_cells
-            * tokens
+            * min(micro_cells * tokens, train.micro_batch_tokens)
             * model.width
             * (2 if workers.precision == "bf16" else 4)
         ),
