@@ -12,7 +12,8 @@ from cytoray.config import Config, Location
 from cytoray.errors import RegistryError
 
 Rows = Mapping[str, Mapping[str, float]]  # of a table of scores: the metrics of each model and baseline, by name
-ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "classification"})  # what cytoray writes that better models lack
+# What cytoray writes that a better model has less of.
+ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "masked", "classification"})
 ROUNDING = 1e-12  # 0.8 - 0.7 is a little less than 0.1
 
 

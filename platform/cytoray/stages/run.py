@@ -58,11 +58,11 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
         )
     with tempfile.TemporaryDirectory(prefix="cytoray-promote-") as scratch:
         folder = _fetch(config, Path(scratch))
-        only = CANDIDATE if config.alias == CANDIDATE else None
-        version = register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=only)
-    if config.alias == CANDIDATE:
-        return version
-    return promote_version(version, tracking=config.tracking, gate=config.gate, alias=config.alias)
+        alias = CANDIDATE if config.alias == CANDIDATE else None
+        registered = register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=alias)
+    if alias == CANDIDATE:
+        return registered
+    return promote_version(registered, tracking=config.tracking, gate=config.gate, alias=config.alias)
 
 
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
