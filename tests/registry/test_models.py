@@ -58,11 +58,12 @@ def test_a_registered_bundle_resolves_to_the_same_weights_with_its_lineage_as_ta
     assert {path.suffix for path in stored(version).iterdir()} == {".json", ".safetensors"}
 
 
-def test_registering_the_same_bundle_again_gives_the_same_version_and_sets_the_alias(tracking, make_bundle):
+def test_registering_the_same_bundle_again_gives_the_same_version_and_makes_it_the_candidate(tracking, make_bundle):
     folder = make_bundle(1)
     first = register(folder, name=NAME, tracking=tracking)
-    register(make_bundle(2), name=NAME, tracking=tracking)
-    again = register(folder, name=NAME, tracking=tracking, alias="candidate")
+    assert first.aliases == ("candidate",)
+    assert register(make_bundle(2), name=NAME, tracking=tracking).aliases == ("candidate",)
+    again = register(folder, name=NAME, tracking=tracking)
     assert (again.version, again.digest, again.source_uri) == (1, first.digest, first.source_uri)
     assert again.aliases == ("candidate",)
     assert [version.version for version in list_versions(NAME, tracking=tracking)] == [1, 2]
@@ -81,7 +82,7 @@ def test_the_previous_champion_stays_reachable_for_a_rollback(tracking, make_bun
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("point", ["registry.after_upload", "registry.before_alias"])
+@pytest.mark.parametrize("point", ["register.after_upload", "register.before_candidate"])
 def test_a_crash_while_registering_shows_nothing_and_a_rerun_finishes_it(
     tracking, make_bundle, monkeypatch, tmp_path, point
 ):

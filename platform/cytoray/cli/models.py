@@ -26,6 +26,20 @@ def list_(
         typer.echo(f"{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}")
 
 
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="Name of the registered model.")],
+    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
+) -> None:
+    """Make the previous champion the champion again; a second rollback undoes the first."""
+    from cytoray.registry.promotion import roll_back
+    from cytoray.tracking import TrackingConfig
+
+    champion, previous = roll_back(model, tracking=TrackingConfig(uri=uri))
+    typer.echo(f"champion  {champion.name}/{champion.version}  {champion.digest[:16]}")
+    typer.echo(f"previous  {previous.name}/{previous.version}  {previous.digest[:16]}")
+
+
 @app.command("import")
 def import_(
     folder: Annotated[str, typer.Argument(help="Folder or s3://… with best_model.pt, args.json, vocab.json.")],

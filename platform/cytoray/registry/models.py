@@ -1,4 +1,4 @@
-"""Model versions: a bundle's files as artifacts of a run, tagged with its digest and lineage, named by an alias last.
+"""Model versions: a bundle's files as artifacts of a run, tagged with its digest and lineage, named by aliases last.
 
 Neither ``mlflow.pytorch`` nor ``pyfunc`` is used: both would store and load code; a bundle is safetensors and JSON.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cytoray.errors import RegistryError
 from cytoray.failpoints import failpoint
 from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.registry.aliases import CANDIDATE, mark_candidate, move_alias
 from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
 from cytoray.tracking.server import TrackingConfig, connect, experiment_id, explained
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-CHAMPION, PREVIOUS = "champion", "previous"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MODEL_URI = re.compile(rf"models:/(?P<name>{_NAME.pattern})(?:@(?P<alias>[A-Za-z0-9_.-]+)|/(?P<version>[0-9]+))")
 
@@ -49,11 +49,12 @@ def register(
     lineage: Lineage | None = None,
     alias: str | None = None,
 ) -> RegisteredVersion:
-    """Make the bundle a version of the model ``name`` and, last of all, move ``alias`` to it.
+    """Make the bundle a version of the model ``name``, the candidate, and, last of all, move ``alias`` to it.
 
     The files become artifacts of the MLflow run ``lineage.run_id`` (of a run of their own when that is None); the tags
     are the bundle's own lineage overlaid with ``lineage``. A bundle that is a version already is not registered twice,
-    and an interrupted registration goes on where it stopped. The holder of ``champion`` becomes ``previous``.
+    and an interrupted registration goes on where it stopped: until ``alias`` moves, the version is ``candidate`` (a
+    champion registered again is not made one). ``promotion.promote_version`` moves an alias behind a gate.
     Raises DigestError or ModelError for a bad bundle, RegistryError when MLflow is away or refuses.
     """
     if not _NAME.fullmatch(name):
@@ -66,14 +67,15 @@ def register(
         known = _versions(client, name, digest=bundle.digest)
         run_id = (known[0].run_id if known else lineage.run_id) or _own_run(client, name, bundle.digest, tracking)
         source = upload_bundle(client, bundle_folder, run_id=run_id, digest=bundle.digest)
-        failpoint("registry.after_upload")
+        failpoint("register.after_upload")
         tags = {f"cytoray.{key}": value for key, value in bundle.lineage.items()} | lineage.tags()
         tags |= {DIGEST_TAG: bundle.digest, "cytoray.run_id": run_id}
         version = known[0] if known else _create_version(client, name, source=source, run_id=run_id, tags=tags)
-        failpoint("registry.before_alias")
-        if alias is not None:
-            _move_alias(client, version, alias=alias)
-        return _describe(version, client.get_registered_model(name))
+        failpoint("register.before_candidate")
+        mark_candidate(client, name, str(version.version), alias=alias)
+        if alias not in (None, CANDIDATE):
+            move_alias(client, name, str(version.version), alias=alias)
+        return describe(version, client.get_registered_model(name))
 
 
 def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[ModelBundle, RegisteredVersion]:
@@ -87,14 +89,14 @@ def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[
         raise RegistryError(f"{uri!r} names no model.", remedy="Write models:/NAME@ALIAS or models:/NAME/VERSION.")
     client = connect(tracking.uri)
     with explained(tracking.uri):
-        model = _model(client, match["name"])
+        model = find_model(client, match["name"])
         number = match["version"] or model.aliases.get(match["alias"])
         found = {str(version.version): version for version in _versions(client, model.name)}
         if str(number) not in found:
             aliases = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
             there = f"There are versions {', '.join(sorted(found, key=int)) or 'none'}; aliases {aliases or 'none'}."
             raise RegistryError(f"There is no {uri}.", remedy=there, uri=uri)
-        version = _describe(found[str(number)], model)
+        version = describe(found[str(number)], model)
     return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder).expanduser()), version
 
 
@@ -102,11 +104,11 @@ def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVers
     """Every version of the model ``name``, oldest first. Raises RegistryError that lists the models there are."""
     client = connect(tracking.uri)
     with explained(tracking.uri):
-        model = _model(client, name)
-        return [_describe(version, model) for version in _versions(client, name)]
+        model = find_model(client, name)
+        return [describe(version, model) for version in _versions(client, name)]
 
 
-def _model(client: MlflowClient, name: str) -> RegisteredModel:
+def find_model(client: MlflowClient, name: str) -> RegisteredModel:
     """The registered model, or an error that lists those there are."""
     from mlflow.exceptions import MlflowException
 
@@ -160,17 +162,8 @@ def _create_version(client: MlflowClient, name: str, *, source: str, run_id: str
     return first
 
 
-def _move_alias(client: MlflowClient, version: ModelVersion, *, alias: str) -> None:
-    """Point ``alias`` at ``version``: one row of the store, so readers see the old holder or the new one."""
-    holder = client.get_registered_model(version.name).aliases.get(alias)
-    if holder is not None and str(holder) == str(version.version):
-        return
-    if alias == CHAMPION and holder is not None:
-        client.set_registered_model_alias(version.name, PREVIOUS, str(holder))
-    client.set_registered_model_alias(version.name, alias, str(version.version))
-
-
-def _describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion:
+def describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion:
+    """What MLflow knows of a version of ``model``, in our words."""
     aliases = tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == str(version.version)))
     return RegisteredVersion(
         name=version.name,

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cytoray.config import Config, Location, read_tree, validate_tree
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.errors import ConfigError
+from cytoray.registry.gate import GateConfig
 from cytoray.serving.config import ServeConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import NAME, FinetuneConfig, PretrainConfig
@@ -40,11 +41,23 @@ class EvaluateConfig(ModelStageConfig):
 
 
 class PromoteConfig(ModelStageConfig):
-    """Registering a run's bundle in MLflow under an alias."""
+    """Registering a bundle in MLflow as a candidate, and moving an alias to it if it passes the gate."""
 
     kind: Literal["promote"] = Field("promote", description="Which stage this file configures.")
     name: str = Field(pattern=NAME, description="Name of the registered model.")
-    alias: str = Field("champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="Alias moved to the new version.")
+    alias: str = Field(
+        "champion",
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
+        description="Alias moved to the new version; `candidate`: only register it, ask no gate.",
+    )
+    gate: GateConfig | None = Field(None, description="What its scores must reach first; without, any version passes.")
+
+    @field_validator("alias")
+    @classmethod
+    def _previous_is_ours(cls, alias: str) -> str:
+        if alias == "previous":
+            raise ValueError("previous follows champion by itself; `cytoray models rollback` goes back to it")
+        return alias
 
 
 class EmbedConfig(Config):

@@ -15,8 +15,10 @@ from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import DigestError
 from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
 from cytoray.model.public_checkpoint import load_public_checkpoint
+from cytoray.registry.aliases import CANDIDATE
 from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.models import Lineage, register, resolve
+from cytoray.registry.promotion import promote_version
 from cytoray.serving.offline import EmbedResult, EmbedTask, embed_sources
 from cytoray.serving.schemas import ModelInfo
 from cytoray.stages.config import EmbedConfig, EvaluateConfig, ModelStageConfig, PromoteConfig
@@ -41,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> AnnotationReport:
 
 
 def promote(config: PromoteConfig) -> RegisteredVersion:
-    """A run's bundle to a registered model version that carries the alias."""
+    """A run's bundle to a registered model version that, if it passes the gate, carries the alias."""
     if not config.model.startswith(RUN):
         _, version = load_model(config)
         lineage = Lineage(parent_version=f"{version.name}/{version.version}")
@@ -56,7 +58,11 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
         )
     with tempfile.TemporaryDirectory(prefix="cytoray-promote-") as scratch:
         folder = _fetch(config, Path(scratch))
-        return register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=config.alias)
+        alias = CANDIDATE if config.alias == CANDIDATE else None
+        registered = register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=alias)
+    if alias == CANDIDATE:
+        return registered
+    return promote_version(registered, tracking=config.tracking, gate=config.gate, alias=config.alias)
 
 
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
@@ -169,6 +175,7 @@ def _summarise_promote(config: PromoteConfig) -> dict[str, Any]:
     return {
         "model": f"models:/{version.name}@{config.alias}",
         "version": version.version,
+        "aliases": list(version.aliases),
         "bundle_digest": version.digest,
         "source": version.source_uri,
         "mlflow_run_id": version.run_id,

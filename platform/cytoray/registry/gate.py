@@ -1,0 +1,116 @@
+"""What a candidate's scores must reach before it takes over: a threshold, its baselines, the model it would replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from cytoray.config import Config, Location
+from cytoray.errors import RegistryError
+
+Rows = Mapping[str, Mapping[str, float]]  # of a table of scores: the metrics of each model and baseline, by name
+# What cytoray writes that a better model has less of.
+ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "masked", "classification"})
+ROUNDING = 1e-12  # 0.8 - 0.7 is a little less than 0.1
+
+
+class GateConfig(Config):
+    """Conditions that a version must meet, all of them, before an alias moves to it."""
+
+    scores: Location = Field(
+        description="scores.json of `cytoray evaluate`, or card.json of a run with its figures on cells held out."
+    )
+    metric: str = Field(pattern=r"^[\w-][\w.-]*$", description="What is compared, such as macro_f1 or accuracy.")
+    model: str = Field("cytoray", min_length=1, description="The row of `scores` that is about this model.")
+    better: Literal["higher", "lower"] = Field("higher", description="What a better model has of `metric`.")
+    at_least: float | None = Field(None, allow_inf_nan=False, description="Smallest value that passes.")
+    at_most: float | None = Field(None, allow_inf_nan=False, description="Largest value that passes; of errors.")
+    beats: tuple[str, ...] = Field((), description="Rows of `scores` that the model must be better than.")
+    not_below_champion: bool = Field(
+        False, description="Whether it must be as good as the version that has the alias, when that was promoted."
+    )
+    tolerance: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="How much worse than the champion is still good."
+    )
+
+    @model_validator(mode="after")
+    def _has_conditions_of_one_direction(self) -> Self:
+        if self.better == "higher" and self.metric in ERRORS:
+            raise ValueError(f"{self.metric} is an error: write better: lower")
+        wrong = "at_most" if self.better == "higher" else "at_least"
+        if getattr(self, wrong) is not None:
+            raise ValueError(f"{wrong} does not go with better: {self.better}")
+        if self.at_least is None and self.at_most is None and not self.beats and not self.not_below_champion:
+            raise ValueError("this gate asks for nothing: give at_least (or at_most), beats or not_below_champion")
+        if self.tolerance and not self.not_below_champion:
+            raise ValueError("tolerance belongs to not_below_champion")
+        return self
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that a candidate would replace; ``score`` is None when it was promoted without this metric."""
+
+    version: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The scores that were compared, by row, and a sentence for each condition that failed: none if it passed."""
+
+    score: float
+    beaten: Mapping[str, float]
+    failed: tuple[str, ...]
+
+
+def judge(gate: GateConfig, rows: Rows, *, champion: Champion | None) -> Verdict:
+    """Hold the scores against every condition. Without a champion there is nothing to fall below.
+
+    Raises RegistryError that lists what there is when a row or its metric is missing.
+    """
+    score = _score(gate, rows, gate.model)
+    baselines = {name: _score(gate, rows, name) for name in gate.beats}
+    sign = 1.0 if gate.better == "higher" else -1.0
+    here = f"{gate.metric} {_number(score)}"
+    failed = []
+    if gate.at_least is not None and score < gate.at_least:
+        failed.append(f"{here} is not at least {_number(gate.at_least)}")
+    if gate.at_most is not None and score > gate.at_most:
+        failed.append(f"{here} is not at most {_number(gate.at_most)}")
+    failed += [
+        f"{here} does not beat {name}, which has {_number(baseline)}"
+        for name, baseline in baselines.items()
+        if sign * (score - baseline) <= 0
+    ]
+    if gate.not_below_champion and champion is not None:
+        failed += _compare(gate, score, champion, sign=sign)
+    return Verdict(score, baselines, tuple(failed))
+
+
+def _compare(gate: GateConfig, score: float, champion: Champion, *, sign: float) -> list[str]:
+    """What is wrong beside the champion, in at most one sentence."""
+    here, there = f"{gate.metric} {_number(score)}", f"version {champion.version}"
+    if champion.score is None:
+        return [f"{here} cannot be compared: {there} was promoted without {gate.metric} (promote it with its scores)"]
+    if sign * (score - champion.score) >= -gate.tolerance - ROUNDING:
+        return []
+    return [f"{here} is worse than the {_number(champion.score)} of {there} (tolerance {_number(gate.tolerance)})"]
+
+
+def _score(gate: GateConfig, rows: Rows, name: str) -> float:
+    """The metric of one row."""
+    if name not in rows:
+        there = f"There are: {', '.join(sorted(rows)) or 'none'}."
+        raise RegistryError(f"{gate.scores} has no scores of {name!r}.", remedy=there, scores=gate.scores)
+    if gate.metric not in rows[name]:
+        there = f"There are: {', '.join(sorted(rows[name])) or 'none'}."
+        raise RegistryError(f"{gate.scores}: {name!r} has no {gate.metric}.", remedy=there, scores=gate.scores)
+    return rows[name][gate.metric]
+
+
+def _number(value: float) -> str:
+    return f"{value:.8g}"

@@ -1,0 +1,117 @@
+"""From candidate to champion: hold a registered version against its gate, move the alias, and go back if need be."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from cytoray.errors import RegistryError
+from cytoray.registry.aliases import CHAMPION, find_previous, holder, move_alias
+from cytoray.registry.artifacts import RegisteredVersion
+from cytoray.registry.gate import Champion, GateConfig, Verdict, judge
+from cytoray.registry.models import describe, find_model
+from cytoray.registry.scores import ScoresFile, load_scores
+from cytoray.tracking.server import TrackingConfig, connect, explained
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+GATE_TAG = "cytoray.gate."
+SCORES_TAG = "cytoray.gate_scores_digest"
+_logger = logging.getLogger(__name__)
+
+
+def promote_version(
+    version: RegisteredVersion, *, tracking: TrackingConfig, gate: GateConfig | None = None, alias: str = CHAMPION
+) -> RegisteredVersion:
+    """Move ``alias`` to a registered version whose scores pass ``gate``, and keep these as tags of the version.
+
+    The old champion becomes ``previous``. Raises RegistryError that lists every condition which failed, or when the
+    scores are those of another bundle; the version then stays a candidate and no alias moves.
+    """
+    client, name, number = connect(tracking.uri), version.name, str(version.version)
+    if gate is not None:
+        with explained(tracking.uri):
+            step = client.get_model_version(name, number).tags.get("cytoray.step", "")
+        scores = load_scores(gate.scores, model=gate.model, step=int(step) if step.isdecimal() else None)
+        with explained(tracking.uri):
+            _pass_gate(client, version, gate, scores, alias=alias)
+    with explained(tracking.uri):
+        move_alias(client, name, number, alias=alias)
+        return describe(client.get_model_version(name, number), find_model(client, name))
+
+
+def roll_back(name: str, *, tracking: TrackingConfig) -> tuple[RegisteredVersion, RegisteredVersion]:
+    """Make ``previous`` the champion again; returns the new champion and the one it took over from.
+
+    That one becomes ``previous``, so rolling back twice is where one began. Raises RegistryError if there is no way
+    back.
+    """
+    client = connect(tracking.uri)
+    with explained(tracking.uri):
+        find_model(client, name)
+        champion = holder(client, name, alias=CHAMPION)
+        previous = find_previous(client, name, champion) if champion is not None else None
+        if champion is None or previous is None:
+            what = "champion" if champion is None else "previous champion to go back to"
+            remedy = "Promote a version; `cytoray models ls` lists those there are."
+            raise RegistryError(f"{name} has no {what}.", remedy=remedy, name=name)
+        move_alias(client, name, previous, alias=CHAMPION)
+        model = find_model(client, name)
+        now, before = (describe(client.get_model_version(name, number), model) for number in (previous, champion))
+        return now, before
+
+
+def _pass_gate(
+    client: MlflowClient, version: RegisteredVersion, gate: GateConfig, scores: ScoresFile, *, alias: str
+) -> None:
+    """Judge the version and tag it with its scores; RegistryError if it does not pass."""
+    if scores.bundle_digest is not None and scores.bundle_digest != version.digest:
+        raise RegistryError(
+            f"{gate.scores} is about the bundle {scores.bundle_digest[:16]}, but {version.name} version "
+            f"{version.version} is {version.digest[:16]}.",
+            remedy="Name the scores of this model, or promote the model that was scored.",
+            expected=version.digest,
+            seen=scores.bundle_digest,
+        )
+    before = holder(client, version.name, alias=alias)
+    other = before if before != str(version.version) else None  # nobody has to be better than itself
+    verdict = judge(gate, scores.rows, champion=_champion(client, version.name, other, metric=gate.metric))
+    if verdict.failed:
+        raise _refusal(version, verdict, alias=alias, before=before)
+    _logger.info("%s version %d passes its gate: %s %.6g", version.name, version.version, gate.metric, verdict.score)
+    for key, value in _tags(gate, verdict, scores).items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
+
+
+def _champion(client: MlflowClient, name: str, number: str | None, *, metric: str) -> Champion | None:
+    """The version to compare with, and the score it was promoted with."""
+    if number is None:
+        return None
+    score = client.get_model_version(name, number).tags.get(GATE_TAG + metric)
+    return Champion(int(number), None if score is None else float(score))
+
+
+def _tags(gate: GateConfig, verdict: Verdict, scores: ScoresFile) -> dict[str, str]:
+    """What a passed gate leaves on the version: its score, those of the beaten, and which file they are of."""
+    tags = {f"{GATE_TAG}{gate.metric}": repr(verdict.score), SCORES_TAG: scores.digest}
+    for name, score in verdict.beaten.items():
+        tags[f"{GATE_TAG}{gate.metric}.{re.sub(r'[^A-Za-z0-9_-]', '_', name)}"] = repr(score)  # MLflow's characters
+    return tags
+
+
+def _refusal(version: RegisteredVersion, verdict: Verdict, *, alias: str, before: str | None) -> RegistryError:
+    """Every condition that failed, and where the aliases are now."""
+    if before == str(version.version):
+        standing = f"it had the alias {alias} before and keeps it"
+    else:
+        kept = "nobody has" if before is None else f"version {before} keeps"
+        standing = f"it stays candidate and {kept} the alias {alias}"
+    return RegistryError(
+        f"{version.name} version {version.version} does not pass its gate; {standing}:\n  "
+        + "\n  ".join(verdict.failed)
+        + "\n",
+        remedy="Promote a better model, or change the section `gate` if it asks for too much.",
+        failed=list(verdict.failed),
+    )
