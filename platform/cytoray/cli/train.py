@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from cytoray.training.plan import TrainingPlan
 
 app = typer.Typer(help="Training runs: plan one before it starts, resume one that was stopped.", no_args_is_help=True)
 
@@ -13,7 +17,7 @@ app = typer.Typer(help="Training runs: plan one before it starts, resume one tha
 @app.command()
 def plan(
     config: Annotated[Path, typer.Option(help="YAML file of a pretraining run.", show_default=False)],
-    gpus: Annotated[str | None, typer.Option(help="Such as 8xH100; without it a step is measured here.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Such as 8xH100; without it steps are measured here.")] = None,
     price: Annotated[float | None, typer.Option(help="Price of one GPU-hour.", min=0)] = None,
     genes_per_cell: Annotated[
         float, typer.Option(help="Expressed genes of a cell, where the corpus is not there to tell.", min=1)
@@ -33,24 +37,38 @@ def plan(
         manifest = load_manifest(settings.store, settings.corpus)
     except (CorpusError, StorageError) as error:
         manifest = None
-        typer.echo(f"corpus       {settings.corpus} cannot be read, {genes_per_cell:,.0f} genes a cell are assumed")
+        typer.echo(f"corpus       {settings.corpus} cannot be read")
         typer.echo(f"             ({error.problem})")
+    if hardware.count_here() or not hardware.num_gpus:
+        typer.echo("measuring steps of this run here, which takes about half a minute ...", err=True)
     made = plan_pretraining(settings, hardware, manifest=manifest, genes_per_cell=genes_per_cell)
+    for line in _lines(made, num_gpus=hardware.num_gpus, price=price):
+        typer.echo(line)
+
+
+def _lines(made: TrainingPlan, *, num_gpus: int, price: float | None) -> Iterator[str]:
+    """A plan as a table of words."""
     parts = ", ".join(f"{name} {number:,}" for name, number in made.parameters.items() if number)
-    typer.echo(f"parameters   {sum(made.parameters.values()):,} ({parts})")
+    yield f"parameters   {sum(made.parameters.values()):,} ({parts})"
     for stage, size in made.state_bytes.items():
-        typer.echo(f"ZeRO {stage}       {size / 1e9:.2f} GB a worker for weights, gradients and moments")
-    typer.echo(f"activations  about {made.activation_bytes / 1e9:.1f} GB a worker for one micro-batch")
+        yield f"ZeRO {stage}       {size / 1e9:.2f} GB a worker for weights, gradients and moments"
+    yield f"activations  about {made.activation_bytes / 1e9:.1f} GB a worker for one micro-batch"
+    yield f"objective    {made.objective}"
     epochs = "" if made.epochs is None else f", {made.epochs:.2f} epochs"
-    typer.echo(f"steps        {made.num_steps:,} ({made.num_cells:,} cells{epochs})")
-    typer.echo(f"tokens       {made.num_tokens:,} ({made.tokens_per_cell:,.0f} a cell)")
-    typer.echo(f"operations   {made.flops:.3g}, padding and masked scores not counted")
-    hours = made.seconds / 3600
-    typer.echo(f"time         {f'{hours:,.2f} h' if hours >= 0.1 else f'{made.seconds:,.1f} s'} ({made.how})")
-    if hardware.num_gpus:
-        typer.echo(f"GPU-hours    {hours * hardware.num_gpus:,.0f}")
+    yield f"steps        {made.num_steps:,} ({made.num_cells:,} cells{epochs})"
+    yield f"tokens       {made.num_tokens:,} ({made.tokens_per_cell:,.0f} a cell)"
+    yield f"operations   {made.flops:.3g}, padding and masked scores not counted"
+    hours, estimate = made.seconds / 3600, made.estimate
+    yield f"a step       {estimate.step_s:.3g} s ({estimate.how})"
+    if estimate.start_s is not None:
+        yield f"start        about {estimate.start_s:.0f} s before the first step"
+    yield f"time         {f'{hours:,.2f} h' if hours >= 0.1 else f'{made.seconds:,.1f} s'} for all steps"
+    if num_gpus:
+        yield f"GPU-hours    {hours * num_gpus:,.0f}"
         if price is not None:
-            typer.echo(f"cost         {hours * hardware.num_gpus * price:,.0f} at {price:g} a GPU-hour")
+            yield f"cost         {hours * num_gpus * price:,.0f} at {price:g} a GPU-hour"
+    for number, assumption in enumerate(made.assumptions):
+        yield f"{'' if number else 'assumed':<13}{assumption}"
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +11,15 @@ import torch
 from cytoray.corpus.manifest import CorpusManifest
 from cytoray.errors import ConfigError
 from cytoray.model.config import ModelConfig
-from cytoray.model.flops import generative_flops
 from cytoray.model.transformer import ScGPT
-from cytoray.tokens.collator import PackedGenerativeMinibatch, PackedMinibatch
 from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.calibration import Calibration, calibrate, phases, random_batch
 from cytoray.training.config import PretrainConfig
 from cytoray.training.hardware import PEAK_FLOPS
+from cytoray.training.objectives import build_pretraining_objective
 
 ASSUMED_MFU = 0.25  # solid for this model; 0.35 would be excellent, published runs reached 0.03
+RAY_START_S = 15.0  # Ray, its workers and their data, beside what a calibration needs to start
 _STATE_BYTES = {"fp32": (4, 4), "bf16": (6, 4)}  # weights (bf16 with an fp32 master) and gradients, a parameter
 _MOMENT_BYTES = 8  # Adam's two, fp32
 _ACTIVATIONS = 24  # tensors of width D a token and layer that wait for the way back
@@ -27,7 +27,7 @@ _ACTIVATIONS = 24  # tensors of width D a token and layer that wait for the way 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What trains: ``num_gpus`` of a kind, or this machine's processors."""
+    """What trains: ``num_gpus`` of a kind, or this machine."""
 
     num_gpus: int = 0
     kind: str = ""
@@ -42,6 +42,20 @@ class Hardware:
             )
         return Hardware(int(match[1]), match[2].upper())
 
+    def count_here(self) -> int:
+        """How many of these GPUs this machine has."""
+        names = [torch.cuda.get_device_name(index).upper() for index in range(torch.cuda.device_count())]
+        return min(self.num_gpus, sum(self.kind in name for name in names))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a run takes, and how that is known."""
+
+    step_s: float  # its share of checkpoints and validations included
+    start_s: float | None  # until the first step; None where nothing was measured
+    how: str
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -54,14 +68,20 @@ class TrainingPlan:
     epochs: float | None  # None where the size of the corpus is not known
     flops: float  # that the objective needs, all in all
     state_bytes: dict[int, int]  # weights, gradients and moments, by ZeRO stage
-    activation_bytes: int  # of one micro-batch, both passes
-    seconds: float
-    how: str  # where the seconds come from
+    activation_bytes: int  # of one micro-batch, all its passes
+    estimate: Estimate
+    objective: str  # what is learned, in words
+    assumptions: tuple[str, ...]  # that decide the figures, in words
 
     @property
     def num_tokens(self) -> int:
         """Real tokens of the run."""
         return round(self.num_cells * self.tokens_per_cell)
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps; the start comes before."""
+        return self.num_steps * self.estimate.step_s
 
 
 def plan_pretraining(
@@ -71,109 +91,127 @@ def plan_pretraining(
     manifest: CorpusManifest | None = None,
     genes_per_cell: float = 2_000,
 ) -> TrainingPlan:
-    """Figures of the run ``config``; on GPUs hours are projected, on this machine a step is measured.
+    """Figures of the run ``config``: on this machine steps are measured, on GPUs that are not here hours are projected.
 
-    Tokens a cell come from the corpus, or from ``genes_per_cell`` where there is none yet.
+    Tokens a cell come from the corpus, or from ``genes_per_cell`` where there is none yet. Raises TrainingError where
+    the run's workers cannot take a step here, ConfigError where they want GPUs that this machine does not have.
     """
-    model = config.model.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=0)
+    assumptions: tuple[str, ...] = ()
     if manifest is not None:
         genes_per_cell = manifest.num_entries / max(1, manifest.num_cells)
+    else:
+        assumptions = (f"every cell has {genes_per_cell:,.0f} genes (there is no corpus to tell)",)
     tokens = min(genes_per_cell + 1, config.tokenizer.max_length)
-    train, workers = config.train, config.workers
-    world_size = hardware.num_gpus or workers.most
+    model = _build_model(config)
+    train, parameters = config.train, _parameters(model)
     num_cells = train.num_steps * train.cells_per_step
     flops = num_cells * _flops_per_cell(config, model, round(tokens))
+    world_size = hardware.num_gpus or config.workers.most
     if hardware.num_gpus:
-        seconds = flops / (hardware.num_gpus * PEAK_FLOPS[hardware.kind] * ASSUMED_MFU)
-        how = f"projected at {ASSUMED_MFU:.0%} of the peak of {hardware.num_gpus} {hardware.kind}; not measured"
+        estimate = _on_gpus(config, hardware, flops, genes_per_cell, has_corpus=manifest is not None)
+        assumptions += _gpu_assumptions(config, hardware, estimate)
     else:
-        seconds = train.num_steps * measure_step(config, model, round(tokens))
-        how = (
-            f"from steps measured in one process with {workers.threads_per_worker} threads; start and checkpoints aside"
-        )
-    micro_cells = train.cells_per_step // (world_size * train.accumulation)
+        estimate = _on_this_machine(config, genes_per_cell, has_corpus=manifest is not None)
     return TrainingPlan(
-        parameters=_parameters(model),
+        parameters=parameters,
         tokens_per_cell=tokens,
         num_steps=train.num_steps,
         num_cells=num_cells,
         epochs=num_cells / manifest.num_cells if manifest is not None and manifest.num_cells else None,
         flops=flops,
-        state_bytes=_state_bytes(sum(_parameters(model).values()), workers.precision, world_size),
-        activation_bytes=round(
-            2
-            * _ACTIVATIONS
-            * model.num_layers
-            * min(micro_cells * tokens, train.micro_batch_tokens)
-            * model.width
-            * (2 if workers.precision == "bf16" else 4)
-        ),
-        seconds=seconds,
-        how=how,
+        state_bytes=_state_bytes(sum(parameters.values()), config.workers.precision, world_size),
+        activation_bytes=_activation_bytes(config, model, tokens, world_size),
+        estimate=estimate,
+        objective=_describe_objective(config),
+        assumptions=assumptions,
     )
 
 
-def measure_step(config: PretrainConfig, model: ModelConfig, tokens: int, *, repeats: int = 3) -> float:
-    """Seconds of one worker's share of an optimiser step on this machine: the median of some, after one to warm up."""
-    share = config.train.cells_per_step // config.workers.most
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.workers.threads_per_worker)
-    try:
-        network = ScGPT(model, pad_id=GeneVocabulary.load_default().pad_id)
-        optimizer = torch.optim.AdamW(network.parameters())
-        times = [_time_step(network, optimizer, config, share, tokens) for _ in range(repeats + 1)]
-    finally:
-        torch.set_num_threads(before)
-    return float(np.median(times[1:]))
+def _on_this_machine(config: PretrainConfig, genes_per_cell: float, *, has_corpus: bool) -> Estimate:
+    """From steps that all workers of the run take here together."""
+    workers = config.workers
+    if workers.use_gpu and torch.cuda.device_count() < workers.most:
+        raise ConfigError(
+            f"workers.use_gpu asks for {workers.most} GPUs, and this machine has {torch.cuda.device_count()}: "
+            "no step can be measured.",
+            remedy="Name them: --gpus 8xH100. Or plan for processors: --set workers.use_gpu=false.",
+        )
+    found = calibrate(config, genes_per_cell=genes_per_cell, has_corpus=has_corpus)
+    each = "a GPU" if workers.use_gpu else f"{workers.threads_per_worker} thread(s)"
+    how = f"{_describe_measured(found)} by {workers.most} worker(s) with {each} each, checkpoints included"
+    return Estimate(found.seconds_per_step(config.train.checkpoint_every), found.start_s + RAY_START_S, how)
 
 
-def _time_step(
-    network: ScGPT, optimizer: torch.optim.Optimizer, config: PretrainConfig, share: int, tokens: int
-) -> float:
-    """Seconds of all micro-batches of a share, on random cells of ``tokens`` tokens."""
-    micro = max(1, share // config.train.accumulation)
-    ratio = float(np.mean(config.objective.unknown_ratios))
-    started = time.perf_counter()
-    optimizer.zero_grad()
-    for _ in range(config.train.accumulation):
-        batch = _random_batch(micro, tokens, ratio)
-        first = network.forward_generative(batch)
-        losses = [first.expression.square().mean()]
-        if first.cell_conditioned is not None:
-            losses.append(first.cell_conditioned.square().mean())
-        if config.objective.has_second_pass(config.train.num_steps - 1):
-            second = network.forward_generative(batch, cell_embedding_BD=first.cells_BD.detach())
-            losses.append(second.expression.square().mean())
-        torch.stack(losses).sum().backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.gradient_clipping)
-    optimizer.step()
-    return time.perf_counter() - started
-
-
-def _random_batch(cells: int, tokens: int, ratio: float) -> PackedGenerativeMinibatch:
-    unknown = int((tokens - 1) * ratio)
-    known = tokens - unknown
-    ids = torch.randint(0, 60_000, (cells * tokens,))
-    shown = PackedMinibatch(
-        ids[: cells * known], torch.ones(cells * known), (known,) * cells, np.arange(cells, dtype=np.uint64)
+def _on_gpus(
+    config: PretrainConfig, hardware: Hardware, flops: float, genes_per_cell: float, *, has_corpus: bool
+) -> Estimate:
+    """From steps on those of the GPUs that are here, else from their peak."""
+    here, train = hardware.count_here(), config.train
+    gpus = f"{hardware.num_gpus} {hardware.kind}"
+    if not here:
+        seconds = flops / (hardware.num_gpus * PEAK_FLOPS[hardware.kind] * ASSUMED_MFU)
+        how = f"PROJECTED at {ASSUMED_MFU:.0%} of the peak of {gpus}; not measured"
+        return Estimate(seconds / train.num_steps, None, how)
+    share = max(1, train.cells_per_step // hardware.num_gpus)
+    part = config.model_copy(
+        update={
+            "train": train.model_copy(update={"cells_per_step": share * here}),
+            "workers": config.workers.model_copy(update={"num_workers": here, "use_gpu": True}),
+        }
     )
-    return PackedGenerativeMinibatch(shown, ids[cells * known :], torch.ones(cells * unknown), (unknown,) * cells)
+    found = calibrate(part, genes_per_cell=genes_per_cell, has_corpus=has_corpus)
+    how = f"{_describe_measured(found)} on {here} {hardware.kind} here, with {share} cells each"
+    if here < hardware.num_gpus:
+        how = f"PROJECTED to {gpus} from {how}; the exchange between more GPUs is not counted"
+    return Estimate(found.seconds_per_step(train.checkpoint_every), found.start_s + RAY_START_S, how)
+
+
+def _describe_measured(found: Calibration) -> str:
+    """What was measured, in words."""
+    part = "" if found.share > 0.99 else f" of {found.share:.2g} of the cells"
+    return f"measured: {found.num_steps} step(s){part}"
+
+
+def _gpu_assumptions(config: PretrainConfig, hardware: Hardware, estimate: Estimate) -> tuple[str, ...]:
+    """What a plan for GPUs takes for granted."""
+    found = []
+    if hardware.num_gpus != config.workers.most:
+        found.append(f"{hardware.num_gpus} workers, not the {config.workers.most} of workers.num_workers")
+    if estimate.start_s is None:
+        peak = PEAK_FLOPS[hardware.kind] / 1e12
+        found.append(f"{ASSUMED_MFU:.0%} of {peak:,.0f} TFLOP/s (dense bf16) are reached on every GPU, at all steps")
+        found.append("reading, checkpoints and restarts cost nothing beside that")
+        if config.workers.precision != "bf16":
+            found.append(f"the peak is that of bf16, while workers.precision is {config.workers.precision}: slower")
+    return tuple(found)
+
+
+def _describe_objective(config: PretrainConfig) -> str:
+    """What is learned, and in how many passes."""
+    objective, num_steps = config.objective, config.train.num_steps
+    shares = "/".join(f"{100 * ratio:g}" for ratio in objective.unknown_ratios)
+    text = f"{objective.style}, {shares} % of the genes hidden"
+    if not objective.has_second_pass(num_steps - 1):
+        return f"{text}, one pass"
+    after = objective.second_pass_after
+    return f"{text}, two passes " + (f"from step {after:,} on" if after else "at every step")
+
+
+def _build_model(config: PretrainConfig) -> ModelConfig:
+    """The run's model; what builds it there imports Ray, whose authentication may not be chosen yet."""
+    model = config.model.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=0)
+    return model.model_copy(update={"generative": config.objective.style == "generative"})
 
 
 def _flops_per_cell(config: PretrainConfig, model: ModelConfig, tokens: int) -> float:
-    """Operations of training on one cell, over the shares of unknown genes and with the second passes that are on."""
-    alone = model.model_copy(update={"cell_conditioned_decoder": "none"})
-    second = 0.0
-    if config.objective.has_second_pass(config.train.num_steps - 1):
-        second = 1 - (config.objective.second_pass_after or 0) / config.train.num_steps
-    found = []
-    for ratio in config.objective.unknown_ratios:
-        unknown = int((tokens - 1) * ratio)
-        known = tokens - unknown
-        passes = (generative_flops(shape, [known], [unknown]).total for shape in (model, alone))
-        first, again = passes
-        found.append(3 * (first + second * again))
-    return float(np.mean(found))
+    """Operations of training on one cell, over the shares of hidden genes and with the passes of the run."""
+    objective = build_pretraining_objective(config.objective, pad_id=GeneVocabulary.load_default().pad_id)
+    found = [
+        share * objective.measure(model, random_batch(config, tokens, ratio=ratio, step=step)).flops
+        for ratio in config.objective.unknown_ratios
+        for step, share in phases(config)
+    ]
+    return float(np.sum(found)) / len(config.objective.unknown_ratios)
 
 
 def _parameters(model: ModelConfig) -> dict[str, int]:
@@ -192,3 +230,14 @@ def _state_bytes(num_parameters: int, precision: str, world_size: int) -> dict[i
         stage: round(num_parameters * sum(size / share for size, share in zip(sizes, split, strict=True)))
         for stage, split in shares.items()
     }
+
+
+def _activation_bytes(config: PretrainConfig, model: ModelConfig, tokens: float, world_size: int) -> int:
+    """What one micro-batch keeps for the way back, all its passes."""
+    train = config.train
+    micro_tokens = min(
+        tokens * train.cells_per_step / (world_size * train.accumulation), max(tokens, train.micro_batch_tokens)
+    )
+    passes = 2 if config.objective.has_second_pass(train.num_steps - 1) else 1
+    size = 2 if config.workers.precision == "bf16" else 4
+    return round(passes * _ACTIVATIONS * model.num_layers * micro_tokens * model.width * size)
