@@ -111,6 +111,7 @@ GOALS |= {
     "loop_scaling": Goal("2 workers of 1 thread", "cells/s", "1 worker of 1 thread", at_least=1.8, of_ratio=True),
     "data_wait": Goal("share of the loop that waits for data, tiny model", "%", at_most=1),
     "checkpoint_stall": Goal("share of the loop that checkpoints stall, tiny model", "%", at_most=1),
+    "plan_error": Goal("planned step time against a run's, 2 workers x 1 thread", "%", at_most=20),
     "embed_memory": Goal("embed 100,000 cells of a backed h5ad: memory grown by", "GiB", at_most=1),
     "invariance": Goal("largest change of an embedding", "", at_most=1e-5),
 }
