@@ -1,7 +1,8 @@
-"""One rank of a DeepSpeed run without Ray: python training_rank.py SETTINGS.pickle RANK WORLD PORT OUT [IN START].
+"""One rank of a DeepSpeed run without Ray: python training_rank.py SETTINGS.pickle RANK WORLD PORT OUT [STORE].
 
-SETTINGS holds ``(WorkerSettings, stream, step to stop at)``. With IN, weights and moments of an earlier run, training
-goes on at step START.
+SETTINGS holds ``(WorkerSettings, stream, step to stop at)``. With STORE, training goes on from the newest checkpoint of
+run ``run`` in it. At the end rank 0 writes whole weights and moments, gathered by DeepSpeed, to OUT, and all ranks
+write a checkpoint of run ``run`` into the store that is OUT's folder. What is printed: files of slices read.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
 from cytoray.training.loop import _build_module
 from cytoray.training.steps import train_step
 
 
 def main() -> None:
-    settings_path, rank, world_size, port, out, *resume = sys.argv[1:]
+    settings_path, rank, world_size, port, out, *source = sys.argv[1:]
     os.environ.update(
         RANK=rank,
         LOCAL_RANK=rank,
@@ -33,19 +35,22 @@ def main() -> None:
     torch.set_num_threads(1)
     settings, stream, num_steps = pickle.loads(Path(settings_path).read_bytes())  # noqa: S301 - written by the test itself
     dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
-    module, stored, start = _build_module(settings, None), {}, 0
-    if resume:
-        stored, start = load_file(resume[0]), int(resume[1])
-        moments = {name for name in stored if name.startswith(engines.MOMENTS)}
-        module.model.load_state_dict({name: tensor for name, tensor in stored.items() if name not in moments})
-    engine = engines.build_engine(module, settings.config, int(world_size))
-    if resume:
-        engines.restore_moments(engine, stored, step=start)
+    saved = checkpoints.require_checkpoint(source[0], "run") if source else None
+    engine = engines.build_engine(_build_module(settings, saved), settings.config, int(world_size))
+    start = 0
+    if saved is not None:
+        start = saved.state.step
+        print(f"read {engines.restore(engine, saved)}")
     for step in range(start, num_steps):
         train_step(engine, stream.read_step(step, rank=int(rank), world_size=int(world_size)), settings)
     weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
     if rank == "0":
         save_file(weights | moments, out)
+    folder = checkpoints.checkpoints_uri(str(Path(out).parent), "run")
+    writer = checkpoints.CheckpointWriter(folder, keep=2, attempt="test", timeout_s=60)
+    state = checkpoints.TrainerState(step=num_steps, manifest_digest="m", config_digest="c", history=())
+    writer.submit(engines.take_snapshot(engine), state)
+    writer.wait()
     dist.barrier()
 
 

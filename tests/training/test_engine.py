@@ -21,6 +21,7 @@ from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.checkpoint import require_checkpoint
 from cytoray.training.config import GenerativeConfig, OptimizerConfig, PretrainConfig
 from cytoray.training.engine import learning_rate
 from cytoray.training.loop import WorkerSettings
@@ -43,9 +44,13 @@ def _run_ranks(
     folder: Path,
     *,
     stop: int = NUM_STEPS,
-    resume: tuple[Path, int] | None = None,
+    resume: Path | None = None,
+    read: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Run steps up to ``stop`` on real processes, from those of ``resume`` on; full weights and moments."""
+    """Run steps up to ``stop`` on real processes, going on from the store ``resume``; full weights and moments.
+
+    ``read`` is how many files of slices each rank must have read.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "settings").write_bytes(pickle.dumps((settings, stream, stop)))
     with socket.socket() as probe:
@@ -53,7 +58,7 @@ def _run_ranks(
         port = str(probe.getsockname()[1])
     out = folder / "out.safetensors"
     script = Path(__file__).parents[1] / "helpers" / "training_rank.py"
-    more = [] if resume is None else [str(argument) for argument in resume]
+    more = [] if resume is None else [str(resume)]
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(folder / "settings"), str(rank), str(world_size), port, str(out), *more],
@@ -64,6 +69,7 @@ def _run_ranks(
     ]
     outputs = [rank.communicate(timeout=240)[0].decode() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world_size, outputs[0][-3000:] + outputs[-1][-3000:]
+    assert read is None or all(f"read {read}\n" in output for output in outputs), outputs
     return load_file(out)
 
 
@@ -116,13 +122,15 @@ def test_steps_equal_a_plain_torch_loop(
 
 
 @pytest.mark.parametrize(
-    ("first", "then"),
-    [((2, 3), (1, 1)), ((2, 2), (2, 3)), ((1, 0), (2, 3))],
-    ids=lambda value: "x".join(map(str, value)),
+    ("first", "then", "read"),
+    [((2, 3), (1, 1), 2), ((2, 2), (2, 3), None), ((1, 0), (2, 3), 1)],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else None,
 )
 def test_a_run_goes_on_at_another_world_size_and_stage(
     first: tuple[int, int],
     then: tuple[int, int],
+    read: int | None,
+    *,
     pretrain_config: Callable[..., PretrainConfig],
     stream: CorpusStream,
     tmp_path: Path,
@@ -132,17 +140,22 @@ def test_a_run_goes_on_at_another_world_size_and_stage(
     objective = GenerativeObjective(GenerativeConfig(), vocabulary.pad_id)
     base = pretrain_config("restore")
     model = base.model.build(vocabulary_size=vocabulary.size, num_labels=0)
+    results = []
     for number, (world_size, stage) in enumerate((first, then)):
         config = pretrain_config("restore", workers={"num_workers": world_size, "zero_stage": stage})
         settings = _settings(config, model, objective)
-        resume = (tmp_path / "0" / "out.safetensors", 2) if number else None
-        folder = tmp_path / str(number)
-        result = _run_ranks(settings, stream, world_size, folder, stop=2 + number, resume=resume)
+        resume = {"resume": tmp_path / "0", "read": read} if number else {}
+        results.append(_run_ranks(settings, stream, world_size, tmp_path / str(number), stop=2 + number, **resume))
     torch.manual_seed(base.train.seed)
     plain = ScGPT(model, pad_id=vocabulary.pad_id)
     train(plain, objective, stream, base, NUM_STEPS)
     for name, expected in plain.state_dict().items():
-        torch.testing.assert_close(result[name], expected, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(results[1][name], expected, rtol=1e-5, atol=2e-6)
+    saved = require_checkpoint(str(tmp_path / "0"), "run")
+    written = saved.load_weights() | saved.load_moments()
+    assert written.keys() == results[0].keys()
+    for name, gathered in results[0].items():
+        assert torch.equal(written[name], gathered), name
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine() -> None:

@@ -38,6 +38,7 @@ from cytoray.training import engine as engines
 from cytoray.training.averaging import WeightAverage
 from cytoray.training.config import PretrainConfig
 from cytoray.training.objectives import ObjectiveModule, build_pretraining_objective
+from cytoray.training.slices import encode_slices
 from cytoray.training.steps import StepPlan, StepRunner
 from cytoray.training.validation import Validator
 
@@ -365,8 +366,10 @@ class _Rehearsal:
         started = time.perf_counter()
         snapshot = engines.take_snapshot(self.runner.engine, averages=averages)
         copied = time.perf_counter()
-        for tensors in (snapshot.weights, snapshot.moments, snapshot.averages or {}):
-            hashlib.sha256(save_tensors(tensors)).digest()
+        for data in (save_tensors(snapshot.weights), encode_slices(snapshot.slices)):
+            hashlib.sha256(data).digest()
+        if snapshot.averages is not None:
+            hashlib.sha256(save_tensors(snapshot.averages)).digest()
         return copied - started, time.perf_counter() - copied
 
     def time_validation(self, batch: StepBatch) -> float:

@@ -1,30 +1,31 @@
-"""Checkpoints: full weights and Adam moments by name as safetensors, restored at any world size; COMMIT comes last.
+"""Checkpoints: whole weights and, by ranks, slices of the optimiser's state; restored at any world size and stage.
 
-``<run>/checkpoints/step-000000020/{model,optimizer}.safetensors, state.json, COMMIT.json``: a folder without COMMIT
-does not exist for any reader, and COMMIT lists the SHA-256 of every file.
+``<run>/checkpoints/step-000000020/``: ``model.safetensors``, ``ema.safetensors`` where weights are averaged,
+``optimizer-RANK-of-WORLD.safetensors``, ``state.json`` and, last, ``COMMIT.json``. A folder without COMMIT does not
+exist for any reader, and COMMIT lists the SHA-256 of every file.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cytoray import storage
 from cytoray.config import Config
-from cytoray.errors import DigestError, NotFoundError, TrainingError
+from cytoray.errors import ConflictError, DigestError, NotFoundError, TrainingError
 from cytoray.failpoints import failpoint
+from cytoray.training import commit as commits
+from cytoray.training.commit import AVERAGES, COMMIT, SLICES, STATE, WEIGHTS
+from cytoray.training.slices import Slice, Snapshot, assemble, decode_slices
 
 logger = logging.getLogger(__name__)
-COMMIT = "COMMIT.json"
-WEIGHTS, MOMENTS, AVERAGES, STATE = "model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
+STEP = "step-"
 
 
 class TrainerState(Config):
@@ -44,34 +45,17 @@ class TrainerState(Config):
     elapsed_s: float = Field(0.0, description="Time spent on training so far, over all starts.")
 
 
-class _Commit(Config):
-    """``COMMIT.json``: with it a checkpoint exists."""
-
-    files: dict[str, str] = Field(description="SHA-256 of each file.")
-    attempt: str
-    metric: float | None = None
-
-    @model_validator(mode="after")
-    def _names_its_files(self) -> Self:
-        if not {WEIGHTS, MOMENTS, STATE} <= self.files.keys():
-            raise ValueError("a commit must name weights, moments and state")
-        return self
-
-
 class Checkpoint(Config):
-    """A committed checkpoint and the digests of its files."""
+    """A committed checkpoint, the digests of its files, and how the optimiser's state is spread over them."""
 
     uri: str
     state: TrainerState
     files: dict[str, str]
+    layout: commits.Layout = commits.Layout()
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Model weights by name, verified."""
+        """Model weights by name, verified; of a run with bf16 these are what its model computed with."""
         return self._load(WEIGHTS)
-
-    def load_moments(self) -> dict[str, Tensor]:
-        """Adam moments by ``<moment>.<name>``, verified."""
-        return self._load(MOMENTS)
 
     def load_ema(self) -> dict[str, Tensor] | None:
         """Averaged weights by name, verified; None where the run keeps none."""
@@ -81,22 +65,28 @@ class Checkpoint(Config):
         """The averaged weights of a run that keeps them, otherwise the weights."""
         return self.load_ema() or self.load_weights()
 
+    def load_moments(self) -> dict[str, Tensor]:
+        """Adam moments by ``<moment>.<name>`` in their full shapes, verified; with bf16 also ``master.<name>``."""
+        return assemble(self.read_slices())
+
+    def read_slices(self, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Slice]]:
+        """The files of slices one after the other, verified; first what is likely to be that rank's own."""
+        names = sorted(name for name in self.files if name.startswith(SLICES))
+        # The middle of this rank's share of everything, and of each file's: files of as many ranks fit one to one.
+        mine = (rank + 0.5) / world_size
+        for index in sorted(range(len(names)), key=lambda index: abs((index + 0.5) / len(names) - mine)):
+            yield decode_slices(self._read(names[index]))
+
     def _load(self, name: str) -> dict[str, Tensor]:
-        return load_tensors(storage.read_bytes(storage.join(self.uri, name), sha256=self.files[name]))
+        return load_tensors(self._read(name))
+
+    def _read(self, name: str) -> bytes:
+        return storage.read_bytes(storage.join(self.uri, name), sha256=self.files[name])
 
 
 def checkpoints_uri(store: str, run: str) -> str:
     """Where a run's checkpoints lie."""
     return storage.join(store, "runs", run, "checkpoints")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Copies on the host of what a checkpoint holds; empty on all ranks but the first."""
-
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
-    averages: dict[str, Tensor] | None = None
 
 
 def save_checkpoint(
@@ -107,31 +97,30 @@ def save_checkpoint(
     *,
     averages: dict[str, Tensor] | None = None,
 ) -> Checkpoint:
-    """Write one checkpoint below ``folder``, committed last; a damaged one of the same step is replaced."""
-    uri = storage.join(folder, f"step-{state.step:09d}")
-    storage.delete(storage.join(uri, COMMIT))
-    failpoint("checkpoint.before_files")
-    files = {
-        WEIGHTS: storage.write_digested(storage.join(uri, WEIGHTS), save_tensors(weights)),
-        MOMENTS: storage.write_digested(storage.join(uri, MOMENTS), save_tensors(moments)),
-    }
-    if averages is not None:
-        files[AVERAGES] = storage.write_digested(storage.join(uri, AVERAGES), save_tensors(averages))
-    files[STATE] = storage.write_digested(storage.join(uri, STATE), state.model_dump_json().encode())
-    failpoint("checkpoint.before_commit")
-    checkpoint = Checkpoint(uri=uri, state=state, files=files)
-    commit = _Commit(files=files, attempt=uuid.uuid4().hex, metric=state.metric)
-    storage.put_if_absent(storage.join(uri, COMMIT), commit.model_dump_json().encode())
-    failpoint("checkpoint.after_commit")
-    return checkpoint
+    """Write whole tensors as one checkpoint below ``folder``, committed last.
+
+    One of the same step stays as it is if it is intact, and is replaced if it is damaged.
+    """
+    slices = {name: Slice.whole(tensor) for name, tensor in moments.items()}
+    writer = CheckpointWriter(folder, keep=None, attempt=uuid.uuid4().hex)
+    writer.submit(Snapshot(weights, slices, averages), state)
+    writer.wait()
+    return _open(_step_uri(folder, state))
 
 
 class CheckpointWriter:
-    """Writes checkpoints one after another in a thread of its own, so that training need not wait for the store."""
+    """Writes one rank's parts in a thread of its own, so that training need not wait for the store.
 
-    def __init__(self, folder: str, *, keep: int) -> None:
-        """``folder`` of the checkpoints, the newest ``keep`` of which stay beside the best."""
+    Every rank has one; that of rank 0 also waits for the parts of the others, and commits.
+    """
+
+    def __init__(self, folder: str, *, keep: int | None, attempt: str, timeout_s: float = 300.0) -> None:
+        """``folder`` of the checkpoints, the newest ``keep`` of which stay beside the best; None keeps all.
+
+        ``attempt`` is the same on all ranks that train together, and on none that trained before.
+        """
         self._folder, self._keep = folder, keep
+        self._attempt, self._timeout_s = attempt, timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cytoray-checkpoint")
         self._pending: Future[None] | None = None
 
@@ -141,57 +130,96 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._write, snapshot, state)
 
     def wait(self) -> None:
-        """Wait until everything is committed; raises what went wrong."""
+        """Wait until this rank's part is written and, on rank 0, committed; raises what went wrong, once."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def _write(self, snapshot: Snapshot, state: TrainerState) -> None:
-        save_checkpoint(self._folder, snapshot.weights, snapshot.moments, state, averages=snapshot.averages)
-        sweep(self._folder, keep=self._keep)
+        """Write this rank's part; a folder that is committed and intact stays as it is."""
+        uri = _step_uri(self._folder, state)
+        # All ranks come to the same answer here, since no folder is committed without the parts of all.
+        if commits.is_intact(uri):
+            logger.info("checkpoint %s has been committed before", uri)
+            return
+        if snapshot.rank == 0:
+            storage.delete(storage.join(uri, COMMIT))
+        failpoint("checkpoint.before_part")
+        commits.write_part(uri, snapshot, state.model_dump_json().encode(), attempt=self._attempt)
+        failpoint("checkpoint.after_part")
+        if snapshot.rank == 0:
+            self._commit(uri, snapshot, state)
+
+    def _commit(self, uri: str, snapshot: Snapshot, state: TrainerState) -> None:
+        """Wait for the parts of all ranks, commit them, and delete what is no longer needed."""
+        world_size = snapshot.world_size
+        files = commits.collect_parts(uri, world_size, attempt=self._attempt, timeout_s=self._timeout_s)
+        layout = commits.Layout(world_size=world_size, zero_stage=snapshot.zero_stage)
+        commit = commits.Commit(files=files, attempt=self._attempt, metric=state.metric, layout=layout)
+        failpoint("checkpoint.before_commit")
+        try:
+            storage.put_if_absent(storage.join(uri, COMMIT), commit.model_dump_json().encode())
+        except ConflictError:
+            if not commits.is_intact(uri):
+                raise
+        failpoint("checkpoint.after_commit")
+        commits.tidy(uri, commits.read_commit(uri).files)
+        if self._keep is not None:
+            sweep(self._folder, keep=self._keep)
 
 
-def latest_checkpoint(store: str, run: str) -> Checkpoint | None:
-    """The newest committed checkpoint that is intact, or None; damaged newer ones are named in the log."""
+def latest_checkpoint(store: str, run: str, *, verify: bool = True) -> Checkpoint | None:
+    """The newest committed checkpoint that is intact, or None; damaged newer ones are named in the log.
+
+    Without ``verify`` only COMMIT and the state are read.
+    """
     for uri in reversed(_committed(checkpoints_uri(store, run))):
-        if (checkpoint := _open_intact(uri)) is not None:
+        if (checkpoint := _open_intact(uri, verify=verify)) is not None:
             return checkpoint
     return None
 
 
 def best_checkpoint(store: str, run: str) -> Checkpoint | None:
     """The intact checkpoint with the lowest error on the cells held out; None where no checkpoint knows one."""
-    committed = _committed(checkpoints_uri(store, run))
-    judged = {uri: metric for uri in committed if (metric := _metric(uri)) is not None}
+    judged = _judged(_committed(checkpoints_uri(store, run)))
     for uri in sorted(judged, key=lambda uri: judged[uri]):
         if (checkpoint := _open_intact(uri)) is not None:
             return checkpoint
     return None
 
 
-def _open_intact(uri: str) -> Checkpoint | None:
+def _open(uri: str) -> Checkpoint:
+    """A checkpoint by its commit; the state alone is verified."""
+    commit = commits.read_commit(uri)
+    data = storage.read_bytes(storage.join(uri, STATE), sha256=commit.files[STATE])
+    state = TrainerState.model_validate_json(data)
+    return Checkpoint(uri=uri, state=state, files=commit.files, layout=commit.layout)
+
+
+def _open_intact(uri: str, *, verify: bool = True) -> Checkpoint | None:
     """A checkpoint whose every file is as its commit says; None, and a line in the log, if one is not."""
     try:
-        files = _read_commit(uri).files
-        for name in files:
-            storage.read_bytes(storage.join(uri, name), sha256=files[name])
-        data = storage.read_bytes(storage.join(uri, STATE), sha256=files[STATE])
-        return Checkpoint(uri=uri, state=TrainerState.model_validate_json(data), files=files)
+        checkpoint = _open(uri)
+        for name in checkpoint.files if verify else ():
+            storage.read_bytes(storage.join(uri, name), sha256=checkpoint.files[name])
     except (DigestError, NotFoundError, ValidationError) as error:
         logger.warning("checkpoint %s is damaged, the one before is used: %s", uri, error)
         return None
+    return checkpoint
 
 
-def _metric(uri: str) -> float | None:
-    """The error on the cells held out that a commit names; None where it names none or cannot be read."""
-    try:
-        return _read_commit(uri).metric
-    except (NotFoundError, ValidationError):
-        return None
-
-
-def _read_commit(uri: str) -> _Commit:
-    return _Commit.model_validate_json(storage.read_bytes(storage.join(uri, COMMIT)))
+def _judged(uris: list[str]) -> dict[str, float]:
+    """The error on the cells held out, of those checkpoints whose commit names one."""
+    found = {}
+    for uri in uris:
+        try:
+            metric = commits.read_commit(uri).metric
+        except (DigestError, NotFoundError) as error:
+            logger.warning("checkpoint %s is damaged: %s", uri, error)
+            continue
+        if metric is not None:
+            found[uri] = metric
+    return found
 
 
 def require_checkpoint(store: str, run: str) -> Checkpoint:
@@ -211,16 +239,20 @@ def sweep(folder: str, *, keep: int) -> None:
     What was left uncommitted before the newest goes as well.
     """
     committed = _committed(folder)
-    judged = {uri: metric for uri in committed if (metric := _metric(uri)) is not None}
+    if not committed:
+        return
+    judged = _judged(committed)
     kept = {*committed[-keep:], *([min(judged, key=lambda uri: judged[uri])] if judged else ())}
-    folders = {
-        storage.join(folder, uri.removeprefix(folder).strip("/").partition("/")[0])
-        for uri in storage.list_files(folder)
-    }
-    for uri in sorted(folders):
-        if uri not in kept and committed and uri < committed[-1]:
+    folders = {uri.rpartition("/")[0] for uri in storage.list_files(folder)}
+    for uri in sorted(folders - kept):
+        if uri.rpartition("/")[2].startswith(STEP) and uri < committed[-1]:
             storage.delete(storage.join(uri, COMMIT))
             storage.delete_prefix(uri)
+
+
+def _step_uri(folder: str, state: TrainerState) -> str:
+    """The folder of the checkpoint after so many steps."""
+    return storage.join(folder, f"{STEP}{state.step:09d}")
 
 
 def _committed(folder: str) -> list[str]:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cytoray.training.checkpoint import Snapshot
+from cytoray.errors import TrainingError
+from cytoray.training.checkpoint import Checkpoint
 from cytoray.training.config import OptimizerConfig, RunConfig
+from cytoray.training.holdings import (
+    MOMENTS,
+    holdings,
+    is_sharded,
+    named_parameters,
+    set_num_updates,
+    start_optimizer,
+)
+from cytoray.training.slices import Slice, Snapshot, fill
 
 logger = logging.getLogger(__name__)
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -42,6 +50,10 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
         "prescale_gradients": False,
+        "gradient_allreduce_op": "mean",
+        "communication_data_type": "fp32",  # gradients are added in fp32, with bf16 as well
+        "zero_allow_untested_optimizer": False,
+        "checkpoint": {"tag_validation": "Warn"},  # its checkpoints are not used
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -53,7 +65,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
                 "adam_w_mode": True,
             },
         },
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": workers.zero_stage,
@@ -67,7 +79,14 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
 
 
 def build_engine(module: nn.Module, config: RunConfig, world_size: int) -> Any:
-    """Wrap ``module`` in a DeepSpeed engine on the process group that Ray Train has made."""
+    """Wrap ``module`` in a DeepSpeed engine on the process group that Ray Train has made.
+
+    Raises TrainingError for bf16 at stage 0, where DeepSpeed adds gradients up in bf16.
+    """
+    if config.workers.precision == "bf16" and config.workers.zero_stage == 0:
+        raise TrainingError(
+            "bf16 does not go with workers.zero_stage 0.", remedy="Set workers.zero_stage to 1, 2 or 3."
+        )
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # here, because it looks for an accelerator when it is imported
@@ -82,6 +101,7 @@ def build_engine(module: nn.Module, config: RunConfig, world_size: int) -> Any:
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=parameters, config=deepspeed_config(config, world_size)
     )
+    start_optimizer(engine)
     if config.workers.zero_stage == 0:
         _leave_out_what_is_not_finite(engine, config.optimizer.gradient_clipping)
     return engine
@@ -97,7 +117,9 @@ def _leave_out_what_is_not_finite(engine: Any, bound: float) -> None:
 
     def step_if_finite() -> None:
         optimizer.overflow = not bool(torch.isfinite(engine._global_grad_norm))
-        if not optimizer.overflow:
+        if optimizer.overflow:
+            engine._global_grad_norm = math.inf
+        else:
             step()
 
     engine.clip_fp32_gradients, optimizer.step = clip, step_if_finite
@@ -118,31 +140,19 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value
 
 
-def _named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """Trained parameters under the names of the model's ``state_dict``."""
-    for name, parameter in engine.module.model.named_parameters():
-        if parameter.requires_grad:
-            yield name, parameter
-
-
-def _is_sharded(parameter: nn.Parameter) -> bool:
-    """Whether DeepSpeed holds this parameter, or its optimiser state, in slices: ZeRO 1 and 2, or 3."""
-    return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
-
-
 def gather_weights(engine: Any) -> dict[str, Tensor]:
     """Full fp32 weights and buffers by name, on the host. Collective: every rank must call it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {name: tensor.detach() for name, tensor in engine.module.model.state_dict().items()}
-    for name, parameter in _named_parameters(engine):
-        weights[name] = safe_get_full_fp32_param(parameter) if _is_sharded(parameter) else parameter.detach()
+    for name, parameter in named_parameters(engine):
+        weights[name] = safe_get_full_fp32_param(parameter) if is_sharded(parameter) else parameter.detach()
     return {name: _on_host(tensor) for name, tensor in weights.items()}
 
 
 def gather_gradients(engine: Any) -> dict[str, Tensor]:
     """Full fp32 gradients by name, after the reduction and before the update. Collective: every rank must call it."""
-    return {name: _on_host(_full_gradient(parameter)) for name, parameter in _named_parameters(engine)}
+    return {name: _on_host(_full_gradient(parameter)) for name, parameter in named_parameters(engine)}
 
 
 def _full_gradient(parameter: Any) -> Tensor:
@@ -168,9 +178,9 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     moments = {}
-    for name, parameter in _named_parameters(engine):
+    for name, parameter in named_parameters(engine):
         for moment in MOMENTS:
-            if _is_sharded(parameter):
+            if is_sharded(parameter):
                 full = safe_get_full_optimizer_state(parameter, moment)
             else:
                 full = engine.optimizer.state[parameter][moment]
@@ -179,43 +189,30 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
 
 
 def take_snapshot(engine: Any, *, averages: dict[str, Tensor] | None = None) -> Snapshot:
-    """Copies on the host of all that a checkpoint holds. Collective; only rank 0 keeps them."""
-    weights, moments = gather_weights(engine), gather_moments(engine)
-    if torch.distributed.get_rank():
-        return Snapshot({}, {})
+    """Copies on the host of what this rank writes into a checkpoint. Only at stage 3 do ranks exchange anything."""
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    stage, held = engine.zero_optimization_stage(), holdings(engine)
+    if stage == 0:  # all have everything: each writes its share
+        held = {name: piece.share(rank, world_size) for name, piece in held.items()}
+    slices = {name: Slice(_on_host(piece.values), piece.start, piece.shape) for name, piece in held.items()}
+    weights = gather_weights(engine) if stage == 3 else {}
+    if rank:
+        return Snapshot({}, slices, None, rank, world_size, stage)
+    if stage < 3:
+        weights = {name: _on_host(tensor) for name, tensor in engine.module.model.state_dict().items()}
     copies = None if averages is None else {name: _on_host(tensor) for name, tensor in averages.items()}
-    return Snapshot(weights, moments, copies)
+    return Snapshot(weights, slices, copies, rank, world_size, stage)
 
 
-def restore_moments(engine: Any, moments: dict[str, Tensor], *, step: int) -> None:
-    """Put Adam moments and the step count back, at any world size, before the first step of the engine."""
-    base = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    grouped = [flat for group in base.param_groups for flat in group["params"]]
-    # Stage 3 puts its slices into the groups only while it steps.
-    for flat in getattr(engine.optimizer, "fp32_partitioned_groups_flat", grouped):
-        zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-        base.state[flat] = {"step": torch.tensor(float(step)), **zeros}
-    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-        engine.optimizer._lazy_init_hp_params_optimizer_state()  # ties each parameter to its slice of the flat moments
-    for name, parameter in _named_parameters(engine):
-        for moment in MOMENTS:
-            value = moments[f"{moment}.{name}"]
-            if _is_sharded(parameter):
-                _set_sharded(parameter, value, moment)
-            else:
-                base.state[parameter][moment].copy_(value)
-    engine.global_steps = step
+@torch.no_grad()
+def restore(engine: Any, checkpoint: Checkpoint) -> int:
+    """Put the optimiser's state and its count of updates back, whatever world size and stage wrote them.
 
-
-def _set_sharded(parameter: Any, value: Tensor, moment: str) -> None:
-    """Put this rank's slice of a full moment where DeepSpeed keeps it."""
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-    if not hasattr(parameter, "ds_id"):
-        safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
-        return
-    # Slices of stage 3 are padded to one length; setting a full state whose size is no multiple of it fails there.
-    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
-    padded = value.new_zeros(size * torch.distributed.get_world_size())
-    padded[: value.numel()] = value.flatten()
-    safe_set_local_optimizer_state(parameter, padded[rank * size : (rank + 1) * size].to(parameter.device), moment)
+    Returns how many of the checkpoint's files of slices were read: this rank's own is enough where these are as they
+    were. The module must have the checkpoint's weights when the engine is built. TrainingError if it does not fit.
+    """
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    num_read = fill(holdings(engine), checkpoint.read_slices(rank=rank, world_size=world_size))
+    state = checkpoint.state
+    set_num_updates(engine, state.step if state.num_updates is None else state.num_updates)
+    return num_read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 class Trainer:
     """One rank of a run. Every rank does the same; rank 0 also logs and commits checkpoints."""
 
-    def __init__(self, settings: WorkerSettings, saved: checkpoints.Checkpoint | None) -> None:
+    def __init__(self, settings: WorkerSettings, saved: checkpoints.Checkpoint | None, *, attempt: str) -> None:
         config = settings.config
         self.settings, self.config = settings, config
         self.state = saved.state if saved is not None else _first_state(settings)
@@ -83,8 +84,7 @@ class Trainer:
         self.elapsed_before, self.started = self.state.elapsed_s, time.monotonic()
         self.engine = engines.build_engine(_build_module(settings, saved), config, dist.get_world_size())
         if saved is not None:
-            updates = self.step if saved.state.num_updates is None else saved.state.num_updates
-            engines.restore_moments(self.engine, saved.load_moments(), step=updates)
+            engines.restore(self.engine, saved)
             logger.info("run %s goes on at step %d", config.run, self.step)
         model = self.engine.module.model
         self.average = (
@@ -98,7 +98,7 @@ class Trainer:
         self.ledger = Ledger() if config.train.ledger else None
         folder = checkpoints.checkpoints_uri(config.store, config.run)
         keep = config.train.keep_checkpoints
-        self.writer = checkpoints.CheckpointWriter(folder, keep=keep) if dist.get_rank() == 0 else None
+        self.writer = checkpoints.CheckpointWriter(folder, keep=keep, attempt=attempt)
         self.meter = Meter()
         self.judged_by = ""  # the error that the best checkpoint has least of
         self.in_a_row = 0  # steps left out one after the other
@@ -107,11 +107,13 @@ class Trainer:
 
     @staticmethod
     def start(settings: WorkerSettings) -> Trainer:
-        """From the newest intact checkpoint, which rank 0 finds for all."""
+        """From the newest intact checkpoint, which rank 0 finds for all, as it names this start of the workers."""
         config = settings.config
-        found = [checkpoints.latest_checkpoint(config.store, config.run) if dist.get_rank() == 0 else None]
+        found: list[Any] = [None, None]
+        if dist.get_rank() == 0:
+            found = [checkpoints.latest_checkpoint(config.store, config.run), uuid.uuid4().hex]
         dist.broadcast_object_list(found, src=0)
-        return Trainer(settings, found[0])
+        return Trainer(settings, found[0], attempt=found[1])
 
     def run(self) -> None:
         """Train; at the end, and where it is stopped, a checkpoint is committed before any rank is done."""
@@ -129,8 +131,7 @@ class Trainer:
             if self.step % self.config.train.checkpoint_every == 0 or self._is_last or stopping or leaving:
                 self._save()
             failpoint("train.after_step")
-        if self.writer is not None:
-            self.writer.wait()
+        self.writer.wait()
         dist.barrier()  # no rank is done before the last checkpoint is committed
         self._goodbye()
 
@@ -153,8 +154,7 @@ class Trainer:
             return
         self.skipped.append(batch.step)
         if self.in_a_row > self.config.train.max_skipped_steps:
-            if self.writer is not None:
-                self.writer.wait()
+            self.writer.wait()
             _give_up(batch, done, self.in_a_row)
         if dist.get_rank() == 0:
             event = f"step {batch.step} was left out: its gradient is not finite (losses {done.losses})"
@@ -171,9 +171,7 @@ class Trainer:
                 self._judge(self.validator)
         with self.meter.stalled():
             averages = None if self.average is None else self.average.weights()
-            snapshot = engines.take_snapshot(self.engine, averages=averages)
-            if self.writer is not None:
-                self.writer.submit(snapshot, self._state())
+            self.writer.submit(engines.take_snapshot(self.engine, averages=averages), self._state())
         self.saved_step = self.step
 
     def _judge(self, validator: Validator) -> None:

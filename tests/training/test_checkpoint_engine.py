@@ -1,0 +1,111 @@
+"""Engines of every ZeRO stage: a gradient that is not finite changes nothing, and a checkpoint nothing gets lost in."""
+
+from __future__ import annotations
+
+import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_rank import CASES
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cytoray.training.checkpoint import require_checkpoint
+
+pytestmark = pytest.mark.timeout(300)
+IDS = [f"{stage}{precision}" for stage, precision in CASES]
+Results = dict[str, dict[str, Tensor]]
+
+
+def _run(folder: Path, world_size: int, *others: Path) -> list[dict[str, Tensor]]:
+    """What each of so many ranks has found."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = Path(__file__).parents[1] / "helpers" / "engine_rank.py"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(world_size), port, str(folder / "out"), *map(str, others)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [rank.communicate(timeout=240)[0].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size, outputs[0][-3000:] + outputs[-1][-3000:]
+    return [load_file(f"{folder / 'out'}.{rank}") for rank in range(world_size)]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folder of the checkpoints by number of ranks."""
+    return {world_size: tmp_path_factory.mktemp(f"world{world_size}") for world_size in (2, 1)}
+
+
+@pytest.fixture(scope="module")
+def found(stores: dict[int, Path]) -> dict[int, list[dict[str, Tensor]]]:
+    """What the ranks have found, by their number; one rank also restores the checkpoints of two."""
+    return {2: _run(stores[2], 2), 1: _run(stores[1], 1, stores[2])}
+
+
+def _of(found: dict[str, Tensor], case: str) -> Results:
+    """Results of one case by its moments."""
+    parts: Results = {}
+    for key, tensor in found.items():
+        name, moment, tensor_name = key.split("/", 2)
+        if name == case:
+            parts.setdefault(moment, {})[tensor_name] = tensor
+    return parts
+
+
+def _assert_same(results: dict[str, Tensor], wanted: dict[str, Tensor], *, far: float = 0.0) -> None:
+    assert results.keys() == wanted.keys()
+    for name, expected in wanted.items():
+        torch.testing.assert_close(results[name], expected, rtol=far, atol=far, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", IDS)
+def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(
+    case: str, world_size: int, found: dict[int, list[dict[str, Tensor]]]
+) -> None:
+    """The last rank's first micro-batch spoils it; the steps after it are as if it had never been."""
+    for rank in found[world_size]:
+        results = _of(rank, case)
+        assert results["facts"]["applied"].tolist() == [True] * 6
+        assert math.isinf(float(results["facts"]["norm"]))
+        _assert_same(results["after nan"], results["before"])
+        _assert_same(results["after inf"], results["before"])
+        _assert_same(results["skipping"], results["smooth"])
+        assert not torch.equal(results["smooth"]["0.weight"], results["before"]["0.weight"])
+        assert float(results["smooth"]["num_updates"]) == 2
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", IDS)
+def test_a_checkpoint_restores_bit_for_bit(
+    case: str, world_size: int, found: dict[int, list[dict[str, Tensor]]], stores: dict[int, Path]
+) -> None:
+    """At the same stage from this rank's own file alone, at another stage, and from two ranks to one."""
+    for rank in found[world_size]:
+        results = _of(rank, case)
+        _assert_same(results["restored 1"], results["skipping"])
+        _assert_same(results["restored 2"], results["skipping"])
+        if world_size == 1:
+            _assert_same(results["restored 3"], _of(found[2][0], case)["skipping"])
+            assert results["facts"]["reads"][2] == 2
+        _assert_same(results["third step 1"], results["third step"])
+        _assert_same(results["third step 2"], results["third step"], far=0.05 if case.endswith("bf16") else 1e-5)
+        assert results["facts"]["reads"][0] == (world_size if case.startswith("0") else 1)
+    saved = require_checkpoint(str(stores[world_size]), case)
+    assert (saved.layout.world_size, saved.layout.zero_stage) == (world_size, int(case[0]))
+    moments = {name: tensor for name, tensor in results["skipping"].items() if name.startswith("exp_avg")}
+    loaded = saved.load_moments()
+    _assert_same({name: tensor for name, tensor in loaded.items() if not name.startswith("master.")}, moments)
+    if case.endswith("bf16"):
+        for name in saved.load_weights():
+            assert torch.equal(loaded[f"master.{name}"], results["skipping"][name]), name
