@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import time
 from pathlib import Path
 
 import numpy as np
@@ -113,14 +112,6 @@ def test_guesses_of_id_type_and_species(census, names: list[str], id_type: str, 
 def test_names_of_one_gene_are_reported_as_duplicates(census):
     mapping = census.map_genes(["MARCH1", "CD3D", "MARCHF1", "ENSG00000167286", "LYZ"])
     assert mapping.duplicates == {"MARCHF1": ["MARCH1", "MARCHF1"], "CD3D": ["CD3D", "ENSG00000167286"]}
-
-
-def test_sixty_thousand_names_take_well_under_a_second(census):
-    census.map_genes(["CD3D"])  # tables are read once
-    names = [f"{name}.1" if name.startswith("ENSG") else name for name in census.tokens[:60_694]]
-    start = time.process_time()
-    census.map_genes(names)
-    assert time.process_time() - start < 1.5  # 0.25 s where nothing else runs
 
 
 @settings(max_examples=40, deadline=None)

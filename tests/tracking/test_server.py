@@ -49,7 +49,7 @@ def test_an_answer_that_is_none_is_explained_at_once(status, message):
     before = time.monotonic()
     with answering(status) as uri, pytest.raises(RegistryError, match=message):
         connect(uri)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30  # retries would take minutes
 
 
 def test_a_closed_port_is_told_in_seconds_and_without_the_password(closed_port):
@@ -67,7 +67,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
         before = time.monotonic()
         with pytest.raises(RegistryError, match="timed out"):
             connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - before < 3
+        assert time.monotonic() - before < 10
 
 
 def test_a_file_that_is_no_database_is_told_in_seconds(tmp_path):
