@@ -4,6 +4,7 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from cytoray.corpus import deal
@@ -109,3 +110,28 @@ def test_two_ranks_receive_their_minibatches_through_ray_data_in_order(ray_clust
 def test_steps_that_are_all_done_are_no_steps(ray_cluster, corpus):
     stream = open_cells(corpus)
     assert receive(DealtSteps(stream).configure({"train": steps_dataset(stream, 7, 7)}, 1), 1) == {0: []}
+
+
+@pytest.mark.ray
+def test_a_pipeline_rests_while_what_it_made_waits_to_be_read(ray_cluster, corpus):
+    stream = open_cells(corpus)
+    # More than its queues have room for, so that tasks have made blocks which nobody takes.
+    (iterators,) = DealtSteps(stream).configure({"train": steps_dataset(stream, 0, 200_000)}, 1)
+    blocks = iter(iterators["train"].iter_batches(batch_size=None, batch_format="pyarrow"))
+    next(blocks)
+    (executor,) = coordinators()
+    time.sleep(6)  # until nothing more has room
+    share = cpu_share(executor, 4)
+    del blocks  # ends the pipeline
+    assert share < 0.3  # a whole core where it does not rest
+
+
+def coordinators() -> set[psutil.Process]:
+    return {process for process in psutil.process_iter() if "SplitCoordinator" in " ".join(process.cmdline())}
+
+
+def cpu_share(process: psutil.Process, seconds: float) -> float:
+    """Of one core, within the coming seconds."""
+    process.cpu_percent()
+    time.sleep(seconds)
+    return process.cpu_percent() / 100

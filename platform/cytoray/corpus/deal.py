@@ -5,24 +5,42 @@ from __future__ import annotations
 import functools
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
 from cytoray.corpus.streaming.background import start_daemon
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 
 if TYPE_CHECKING:  # Ray Data's executor loads this module, and has no use for the half a second of kernels and readers
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
     from cytoray.corpus.stream import CorpusStream
 
 TASK_CPUS = 0.25  # what a read task reserves beside training workers
 TASKS_AT_A_TIME = 2  # of one rank: each makes far more than a rank takes, and what is ready waits in the object store
 READ_AHEAD_BYTES = 64 * 2**20  # held in the object store, which ranks share
 LEAVING_S = 5.0  # for the block that is under way
+PAUSE_S = 0.1  # a worker takes a block a second at most, and has more read ahead than that
+
+
+class Unhurried(ExecutionCallback):
+    """Lets Ray Data 2.60 rest while what it made waits to be read.
+
+    Its loop waits for a task to have made something; once one has, and there is no room for it, the loop turns without
+    a pause, on half a core or more for each rank until training ends.
+    """
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        """Rest, should nobody wait for what comes next."""
+        if not executor._consumer_idling():
+            time.sleep(PAUSE_S)
 
 
 def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Dataset:
@@ -57,6 +75,7 @@ class DealtSteps(DataConfig):
         dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
         # A block is one row of any size: with a target that every row exceeds, Ray neither joins nor cuts them.
         dataset.context.target_max_block_size = 1
+        dataset.context.custom_execution_callback_classes = [Unhurried]
         read = functools.partial(_read_run, stream=stream, rank=rank, world_size=world_size)
         dealt = dataset.map_batches(
             read,
@@ -87,8 +106,7 @@ def _read_run(runs: pa.Table, *, stream: ray.ObjectRef[CorpusStream], rank: int,
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
     """The minibatches of a rank's iterator, read ahead from now on into at most ``READ_AHEAD_BYTES`` of memory.
 
-    Reading ahead hides the store, and lets a short pipeline end early: while it waits to be read, Ray Data's executor
-    keeps turning (a quarter of a core).
+    Reading ahead hides the store, and lets a short pipeline end early.
     """
     return _ReadAhead(iterator).batches()
 
