@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import boto3
 import pytest
 from fault_proxy import FaultProxy, run_fault_proxy
+from training_process import STEPS, Training, start_training
 
 from cytoray.corpus import ingest as ingest_module
 from cytoray.corpus.config import IngestConfig
@@ -46,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("faults")
     width = max(len(fault) for fault, _, _ in _TABLE)
     terminalreporter.write_line(f"{'fault':{width}}  fired  outcome")
-    for fault, fired, result in sorted(_TABLE, key=lambda row: (int(row[0].split()[0][1:]), row)):
+    for fault, fired, result in sorted(_TABLE, key=lambda row: (row[0][0], int(row[0].split()[0][1:]), row)):
         terminalreporter.write_line(f"{fault:{width}}  {fired:>5}  {result}")
 
 
@@ -163,3 +165,49 @@ def sources_on_s3(faults: FaultProxy, s3_endpoint: str, s3_uri: str, sources: Pa
     for path in sorted(sources.glob("*.h5ad")):
         client.put_object(Bucket=bucket, Key=f"{prefix}/sources/{path.name}", Body=path.read_bytes())
     return f"{s3_uri}/sources"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    """A function that starts the run of a store in a process of its own, which is not left behind."""
+    started: list[Training] = []
+
+    def begin(
+        store: Path | str, *, plan: str = "", once: Path | None = None, changes: Mapping[str, Any] = {}, nodes: int = 0
+    ) -> Training:
+        folder = tmp_path / f"driver-{len(started)}"
+        started.append(start_training(store, folder, plan=plan, once=once, changes=changes, nodes=nodes))
+        return started[-1]
+
+    yield begin
+    for training in started:
+        training.stop_at_once()
+
+
+@pytest.fixture(scope="session")
+def trainable(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a corpus and no run."""
+    folder = tmp_path_factory.mktemp("trainable")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest_module, "_map_tasks", lambda items, work, concurrency: map(work, items))
+        ingest(make_config(folder, sources))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unbroken(trainable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of that store with a run which nothing disturbed; MLflow was away all the time."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    store = Path(shutil.copytree(trainable, folder / "store"))
+    training = start_training(store, folder / "driver", changes={}, nodes=0)
+    try:
+        assert training.result()["step"] == STEPS
+    finally:
+        training.stop_at_once()
+    return store
+
+
+@pytest.fixture
+def store(trainable: Path, tmp_path: Path) -> Path:
+    """A store of this test alone, with a corpus and no run."""
+    return Path(shutil.copytree(trainable, tmp_path / "store"))

@@ -106,7 +106,7 @@ def run_fault_proxy(upstream: str) -> Iterator[FaultProxy]:
         async with ClientSession(
             auto_decompress=False, timeout=ClientTimeout(total=120), connector=connector
         ) as client:
-            app = web.Application()  # which answers Expect: 100-continue
+            app = web.Application(client_max_size=2**30)  # which answers Expect: 100-continue
 
             async def handle(request: web.Request) -> web.StreamResponse:
                 return await _handle(proxy, client, request)

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cytoray import failpoints, progress, storage
+from cytoray.cluster import user_error
 from cytoray.config import Config
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import RegistryError, TrainingStoppedError
+from cytoray.errors import RegistryError, TrainingError, TrainingStoppedError
 from cytoray.model.config import ModelConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.tracking.server import connect
@@ -115,12 +117,15 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
 def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _Done:
     """Run Ray Train, showing steps as they come."""
     config = spec.config
-    board: Any = ray.remote(Board).options(num_cpus=0).remote()
+    # Beside the driver: a node that is lost must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     saved = checkpoints.latest_checkpoint(config.store, config.run)
-    if saved is not None:
-        for event in _changed_versions(saved):
-            logger.warning(event)
-            board.note.remote(event)
+    for name in checkpoints.damaged_steps(config.store, config.run, saved):  # said in the log when they were read
+        board.note.remote(f"checkpoint {name} is damaged: the one before was used")
+    for event in _changed_versions(saved) if saved is not None else ():
+        logger.warning(event)
+        board.note.remote(event)
     threading.Thread(target=_prepare_tracking, args=(config.tracking,), daemon=True).start()
     settings = WorkerSettings(
         config=config,
@@ -136,8 +141,11 @@ def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _D
     )
     with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:
         trainer = _build_trainer(spec, settings, scratch)
-        with Watch(board, advance):
-            trainer.fit()
+        try:
+            with Watch(board, advance):
+                trainer.fit()
+        except TrainingFailedError as error:
+            raise user_error(error) or _failed(config, error) from error
     news = ray.get(board.read.remote())
     if news.error is not None:
         raise news.error
@@ -149,6 +157,17 @@ def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _D
             step=news.step,
         )
     return _Done(mlflow_run_id=news.mlflow_run_id, hardware=news.hardware, events=news.events)
+
+
+def _failed(config: RunConfig, error: TrainingFailedError) -> TrainingError:
+    """What to tell of workers that kept failing with what is no error of ours."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
+    return TrainingError(
+        f"The workers of run {config.run!r} failed {config.workers.max_failures + 1} times, the last time with: "
+        f"{lines[-1] if lines else type(causes[0]).__name__}",
+        remedy="What is committed is intact. Look for the cause in the logs of Ray, then run the same command again.",
+    )
 
 
 def _changed_versions(saved: checkpoints.Checkpoint) -> list[str]:
