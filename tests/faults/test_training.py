@@ -128,9 +128,9 @@ def test_a_hung_rank_is_given_up(start: Start, store: Path, unbroken: Path, outc
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_its_cells(start: Start, store: Path, outcome: Outcome) -> None:
-    optimizer = {"learning_rate": 1e38, "warmup_steps": 0}  # after one step nothing is finite any more
+    optimizer = {"learning_rate": 1e30, "warmup_steps": 0}  # after one step nothing is finite any more
     training = start(store, changes={"optimizer": optimizer, "train": {"max_skipped_steps": 2}})
-    error = training.result(1)
+    error = training.result(2)
     assert error["error"] == "TrainingError"
     assert "the last of 3 in a row" in error["text"]
     assert "Cells of that step: " in error["text"]
@@ -201,7 +201,7 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_order(
     assert found is not None
     assert expected is not None
     losses, others = ([point["loss"] for point in saved.state.history] for saved in (found, expected))
-    assert losses == pytest.approx(others, abs=1e-4)
+    assert losses == pytest.approx(others, rel=1e-6)
     weights, others_ = found.load_weights(), expected.load_weights()
     worst = max(float((weights[name] - others_[name]).abs().max()) for name in weights)
     assert worst < 1e-4

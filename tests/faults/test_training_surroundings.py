@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_with_room(
     try:
         store = Path(shutil.copytree(trainable, disk / "store"))
         failed = start(store, changes={"workers": {"max_failures": 0}})
-        error = failed.result(1)
+        error = failed.result(2)
         assert error["error"] == "StorageError"
         assert "No space left" in error["text"]
         saved = latest_checkpoint(str(store), RUN)
