@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 from cytoray.cli.main import app
 from cytoray.config import load_config
 from cytoray.corpus.manifest import load_manifest
+from cytoray.corpus.stream import open_stream
 from cytoray.errors import ConfigError, TrainingError
 from cytoray.training.calibration import Calibration, calibrate, random_batch
-from cytoray.training.config import PretrainConfig
+from cytoray.training.config import PretrainConfig, ValidationConfig
 from cytoray.training.plan import ASSUMED_MFU, PEAK_FLOPS, Hardware, plan_pretraining
+from cytoray.training.pretraining import stream_options
+from cytoray.training.validation import held_in
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 HUMAN = CONFIGS / "human.yaml"
@@ -98,6 +101,17 @@ def test_a_run_is_measured_with_all_its_workers(pretrain_config: Callable[..., P
     assert "by 2 worker(s)" in made.estimate.how
     assert not made.assumptions
     assert made.seconds == config.train.num_steps * made.estimate.step_s
+
+
+def test_epochs_are_of_the_cells_that_are_trained_on(pretrain_config: Callable[..., PretrainConfig]) -> None:
+    whole = pretrain_config("planned")
+    part = whole.model_copy(update={"validation": ValidationConfig(select="kind == 'B'")})
+    manifest = load_manifest(whole.store, whole.corpus)
+    num_held_in = open_stream(part.store, part.corpus, held_in(stream_options(part), part)).num_cells
+    assert 0 < num_held_in < manifest.num_cells
+    for config, num_cells in ((whole, manifest.num_cells), (part, num_held_in)):
+        made = plan_pretraining(config, Hardware(8, "H100"), manifest=manifest)
+        assert made.epochs == made.num_cells / num_cells
 
 
 @pytest.mark.timeout(300)

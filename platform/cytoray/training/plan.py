@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cytoray.corpus.manifest import CorpusManifest
+from cytoray.corpus.stream import open_stream
 from cytoray.errors import ConfigError
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
@@ -17,6 +18,8 @@ from cytoray.training.calibration import Calibration, calibrate, phases, random_
 from cytoray.training.config import PretrainConfig
 from cytoray.training.hardware import PEAK_FLOPS
 from cytoray.training.objectives import build_pretraining_objective
+from cytoray.training.pretraining import stream_options
+from cytoray.training.validation import held_in
 
 ASSUMED_MFU = 0.25  # solid for this model; 0.35 would be excellent, published runs reached 0.03
 RAY_START_S = 15.0  # Ray, its workers and their data, beside what a calibration needs to start
@@ -117,7 +120,7 @@ def plan_pretraining(
         tokens_per_cell=tokens,
         num_steps=train.num_steps,
         num_cells=num_cells,
-        epochs=num_cells / manifest.num_cells if manifest is not None and manifest.num_cells else None,
+        epochs=num_cells / cells if (cells := _training_cells(config, manifest)) else None,
         flops=flops,
         state_bytes=_state_bytes(sum(parameters.values()), config.workers.precision, world_size),
         activation_bytes=_activation_bytes(config, model, tokens, world_size),
@@ -125,6 +128,13 @@ def plan_pretraining(
         objective=_describe_objective(config),
         assumptions=assumptions,
     )
+
+
+def _training_cells(config: PretrainConfig, manifest: CorpusManifest | None) -> int:
+    """Cells of the corpus that are trained on, those held out left away; 0 where there is no corpus."""
+    if manifest is None or config.validation is None:
+        return 0 if manifest is None else manifest.num_cells
+    return open_stream(config.store, config.corpus, held_in(stream_options(config), config)).num_cells
 
 
 def _on_this_machine(config: PretrainConfig, genes_per_cell: float, *, has_corpus: bool) -> Estimate:
