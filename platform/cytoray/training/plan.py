@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from cytoray.corpus.manifest import CorpusManifest
-from cytoray.corpus.stream import open_stream
 from cytoray.errors import ConfigError
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
@@ -18,8 +17,6 @@ from cytoray.training.calibration import Calibration, calibrate, phases, random_
 from cytoray.training.config import PretrainConfig
 from cytoray.training.hardware import PEAK_FLOPS
 from cytoray.training.objectives import build_pretraining_objective
-from cytoray.training.pretraining import stream_options
-from cytoray.training.validation import held_in
 
 ASSUMED_MFU = 0.25  # solid for this model; 0.35 would be excellent, published runs reached 0.03
 RAY_START_S = 15.0  # Ray, its workers and their data, beside what a calibration needs to start
@@ -134,6 +131,10 @@ def _training_cells(config: PretrainConfig, manifest: CorpusManifest | None) -> 
     """Cells of the corpus that are trained on, those held out left away; 0 where there is no corpus."""
     if manifest is None or config.validation is None:
         return 0 if manifest is None else manifest.num_cells
+    from cytoray.corpus.stream import open_stream
+    from cytoray.training.pretraining import stream_options  # imports Ray, which must wait for its authentication
+    from cytoray.training.validation import held_in
+
     return open_stream(config.store, config.corpus, held_in(stream_options(config), config)).num_cells
 
 
