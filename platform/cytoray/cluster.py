@@ -64,11 +64,10 @@ def connected(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
     _quiet()
     _hasten()
     from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
 
     try:
         yield
-    except (RayError, TrainingFailedError) as error:
+    except RayError as error:
         found = user_error(error)
         if found is None:
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ray.train import ControllerError, WorkerGroupError
 
 from cytoray import failpoints, storage
 from cytoray.cluster import user_error
@@ -27,7 +28,7 @@ from cytoray.training.checkpoint import (
 from cytoray.training.config import PretrainConfig
 from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
-from cytoray.training.trainer import TrainingSpec, run_training
+from cytoray.training.trainer import TrainingSpec, _failed, run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -157,3 +158,18 @@ def test_a_damaged_commit_is_no_checkpoint(damage: str, tmp_path: Path, caplog: 
     assert "step-000000002 is damaged" in caplog.text
     sweep(folder, keep=2)
     assert len(list(Path(folder).iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkerGroupError("rank 0: a traceback", {0: ValueError("first line\nCUDA out of memory\n")}),
+        ControllerError(ValueError("no room\nCUDA out of memory")),
+    ],
+)
+def test_what_workers_kept_failing_with_is_told_in_a_line_and_logged_whole(
+    error: Exception, pretrain_config: Callable[..., PretrainConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    told = _failed(pretrain_config("run", workers={"max_failures": 1}), error)
+    assert told.problem.endswith("after 1 restarts (workers.max_failures): CUDA out of memory")
+    assert str(error) in caplog.text

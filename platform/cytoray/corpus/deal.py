@@ -27,7 +27,7 @@ TASK_CPUS = 0.25  # what a read task reserves beside training workers
 TASKS_AT_A_TIME = 2  # of one rank: each makes far more than a rank takes, and what is ready waits in the object store
 READ_AHEAD_BYTES = 64 * 2**20  # held in the object store, which ranks share
 LEAVING_S = 5.0  # for the block that is under way
-PAUSE_S = 0.3  # less than what a worker has read ahead lasts
+PAUSE_S = 0.1  # less than what a worker has read ahead lasts
 
 
 class Unhurried(ExecutionCallback):

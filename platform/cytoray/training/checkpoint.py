@@ -179,7 +179,7 @@ def latest_checkpoint(store: str, run: str, *, verify: bool = True) -> Checkpoin
     return None
 
 
-def damaged_steps(store: str, run: str, newest: Checkpoint | None) -> list[str]:
+def damaged_checkpoints(store: str, run: str, newest: Checkpoint | None) -> list[str]:
     """Names of the committed checkpoints after ``newest``, the newest that is intact."""
     return [
         uri.rpartition("/")[2] for uri in _committed(checkpoints_uri(store, run)) if newest is None or uri > newest.uri

@@ -121,8 +121,8 @@ def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _D
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     saved = checkpoints.latest_checkpoint(config.store, config.run)
-    for name in checkpoints.damaged_steps(config.store, config.run, saved):  # said in the log when they were read
-        board.note.remote(f"checkpoint {name} is damaged: the one before was used")
+    for name in checkpoints.damaged_checkpoints(config.store, config.run, saved):  # said in the log when they were read
+        board.note.remote(f"checkpoint {name} is damaged, and was not used")
     for event in _changed_versions(saved) if saved is not None else ():
         logger.warning(event)
         board.note.remote(event)
@@ -160,13 +160,14 @@ def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _D
 
 
 def _failed(config: RunConfig, error: TrainingFailedError) -> TrainingError:
-    """What to tell of workers that kept failing with what is no error of ours."""
+    """What to tell of workers that kept failing with what is no error of ours; its traceback goes to the log."""
+    logger.error("run %s: %s", config.run, error)
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
     return TrainingError(
-        f"The workers of run {config.run!r} failed {config.workers.max_failures + 1} times, the last time with: "
+        f"Run {config.run!r} failed, and again after {config.workers.max_failures} restarts (workers.max_failures): "
         f"{lines[-1] if lines else type(causes[0]).__name__}",
-        remedy="What is committed is intact. Look for the cause in the logs of Ray, then run the same command again.",
+        remedy="What is committed is intact. Mend the cause, whose traceback is in the log, and run the command again.",
     )
 
 
