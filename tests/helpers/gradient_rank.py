@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from cytoray.corpus.stream import CorpusStream
 from cytoray.training import engine as engines
 from cytoray.training.loop import WorkerSettings, _build_module
-from cytoray.training.steps import train_step
+from cytoray.training.steps import StepRunner
 
 
 def main() -> None:
@@ -49,7 +49,9 @@ def _gradients(stream: CorpusStream, settings: WorkerSettings, rank: int, world_
         return update(*arguments, **options)
 
     engine._take_model_step = look_then_update
-    train_step(engine, stream.read_step(0, rank=rank, world_size=world_size), settings)
+    runner = StepRunner(engine, settings.config, settings.model, settings.objective)
+    batch = stream.read_step(0, rank=rank, world_size=world_size)
+    runner.take(batch, runner.plan(batch))
     engine._take_model_step = update
     engine.destroy()
     return found

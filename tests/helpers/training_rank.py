@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
 from cytoray.training.loop import _build_module
-from cytoray.training.steps import train_step
+from cytoray.training.steps import StepRunner
 
 
 def main() -> None:
@@ -41,8 +41,10 @@ def main() -> None:
     if saved is not None:
         start = saved.state.step
         print(f"read {engines.restore(engine, saved)}")
+    runner = StepRunner(engine, settings.config, settings.model, settings.objective)
     for step in range(start, num_steps):
-        train_step(engine, stream.read_step(step, rank=int(rank), world_size=int(world_size)), settings)
+        batch = stream.read_step(step, rank=int(rank), world_size=int(world_size))
+        runner.take(batch, runner.plan(batch))
     weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
     if rank == "0":
         save_file(weights | moments, out)

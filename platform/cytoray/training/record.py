@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
+
+from pydantic import ValidationError
 
 from cytoray import storage
 from cytoray.config import Config
@@ -32,7 +35,8 @@ def claim_run(config: RunConfig, manifest_digest: str) -> RunRecord:
         storage.put_if_absent(uri, mine.model_dump_json().encode())
     except ConflictError:
         there = RunRecord.model_validate_json(storage.read_bytes(uri))
-        differing = [key for key in _differences(there.config, mine.config, "") if not _may_differ(config, key)]
+        started_as = _complete(there.config, type(config))
+        differing = [key for key in _differences(started_as, mine.config, "") if not _may_differ(config, key)]
         allowed = f", or allow it: --set 'allow_changes=[{', '.join(differing)}]'"
         if there.manifest_digest != manifest_digest:
             differing.append("corpus (its manifest digest)")
@@ -45,6 +49,14 @@ def claim_run(config: RunConfig, manifest_digest: str) -> RunRecord:
             ) from None
         return there
     return mine
+
+
+def _complete(kept: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
+    """A kept configuration with the defaults of keys that came to be since; as it is where it no longer is one."""
+    try:
+        return kind.model_validate_json(json.dumps(kept)).model_dump(mode="json")
+    except ValidationError:
+        return kept
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str) -> list[str]:

@@ -93,9 +93,3 @@ class StepRunner:
             applied,
             plan.amounts,
         )
-
-
-def train_step(engine: Any, batch: StepBatch, settings: Any) -> StepResult:
-    """One step of a run with ``settings`` (a WorkerSettings), planned and taken."""
-    runner = StepRunner(engine, settings.config, settings.model, settings.objective)
-    return runner.take(batch, runner.plan(batch))
