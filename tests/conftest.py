@@ -1,4 +1,8 @@
-"""What all tests share: Ray's authentication, chosen before anything imports Ray, and one small cluster a session."""
+"""What all tests share: Ray's authentication, chosen before anything imports Ray, and one small cluster a session.
+
+Two processes run them side by side (``-n 2 --dist loadgroup``): one has all tests that use Ray, so that there is one
+cluster at a time; the other begins with the rest, module by module, so that each fixture is made once.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,13 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the group that each test is run with, in one process."""
+    for item in items:
+        uses_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.location[0]))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from cytoray.corpus.streaming.members import Members, find_members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells, ReadingOrder
 from cytoray.corpus.streaming.pipeline import Job, fill_ahead, fill_in_turn
+from cytoray.corpus.streaming.shares import Team
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.packed import concatenate, unpack
@@ -107,14 +108,16 @@ class CorpusStream:
 
     def _jobs(self, steps: range, rank: int, world_size: int) -> Iterator[Job]:
         """Chunks of steps that lie in one window."""
+        team = Team.of(rank, world_size)
+        ranks = {"rank": team.first, "num_ranks": team.num_ranks, "world_size": world_size}
         share = max(1, self.options.cells_per_step // world_size)
         num_steps = max(1, min(CHUNK_CELLS, CHUNK_BYTES // self.filler.bytes_per_cell) // share) * steps.step
         for first, last in self.order.runs(steps.start, steps.stop):
             for step in range(first, last, num_steps):
                 wanted = np.arange(step, min(step + num_steps, last))
                 mine = (wanted - steps.start) % steps.step == 0
-                cells = self.order.cells(step, int(wanted[-1]) + 1, rank=rank, world_size=world_size)
-                yield Job(wanted[mine], OrderedCells(cells.units[mine], cells.places[mine], cells.epochs[mine]))
+                cells = self.order.cells(step, int(wanted[-1]) + 1, **ranks)
+                yield Job(wanted[mine], OrderedCells(cells.units[mine], cells.places[mine], cells.epochs[mine]), team)
 
 
 def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream:

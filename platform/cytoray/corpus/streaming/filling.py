@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from cytoray.corpus.streaming.blocks import BlockPool
 from cytoray.corpus.streaming.members import Members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells
+from cytoray.corpus.streaming.shares import Team
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
 from cytoray.tokens.tokenizer import CellTokenizer, TokenBuffers, TokenPlan
@@ -74,16 +75,18 @@ class ChunkFiller:
         item_bytes = self.tokenizer.id_dtype.itemsize + copies * self.tokenizer.value_dtype.itemsize
         return self.options.tokenizer.max_length * item_bytes
 
-    def fill(self, steps: Int64, cells: OrderedCells, load: Callable[[int], LoadedUnit]) -> StepChunk:
-        """The micro-batches of the T ``steps``."""
-        groups = self._groups(cells, load)
-        num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
+    def fill(self, steps: Int64, cells: OrderedCells, load: Callable[[int], LoadedUnit], *, team: Team) -> StepChunk:
+        """The micro-batches of the T ``steps`` for one rank of the ``team`` whose cells these are."""
+        groups, num_genes = self._deal(self._groups(cells, load), cells, team)
+        share = num_genes.shape
         ratios = None
         if self.options.style != "plain":
-            ratios = np.repeat(self.options.ratios_at(steps), cells.units.shape[1])
-        known, unknown = self.tokenizer.num_tokens(num_genes, ratios if self.options.style == "generative" else None)
-        order = np.lexsort((known, np.repeat(steps, cells.units.shape[1])))
-        heads, borders = self._cut(steps, (known + unknown)[order].reshape(cells.units.shape))
+            ratios = np.repeat(self.options.ratios_at(steps), share[1])
+        known, unknown = self.tokenizer.num_tokens(
+            num_genes.ravel(), ratios if self.options.style == "generative" else None
+        )
+        order = np.lexsort((known, np.repeat(steps, share[1])))
+        heads, borders = self._cut(steps, (known + unknown)[order].reshape(share))
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
         slots, unknown_slots = self._slots(known[order], borders), self._slots(unknown[order], borders)
@@ -119,6 +122,21 @@ class ChunkFiller:
             rows, repeats = self.members.draws(unit, epoch)
             groups.append(_Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]]))
         return groups
+
+    def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64]:
+        """What one rank of the team gets: its cells by unit and epoch, and their numbers of genes (T, B)."""
+        num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
+        known, _ = self.tokenizer.num_tokens(num_genes, None)
+        mine = team.pick(known.reshape(cells.units.shape))
+        places = np.full(cells.units.size, -1)
+        places[mine.ravel()] = np.arange(mine.size)
+        dealt = []
+        for group in groups:
+            here = places[group.where] >= 0
+            if here.any():
+                where = places[group.where[here]]
+                dealt.append(replace(group, where=where, rows=group.rows[here], repeats=group.repeats[here]))
+        return dealt, num_genes[mine]
 
     def _cut(self, steps: Int64, tokens: Int64) -> tuple[Int64, Int64]:
         """Heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""

@@ -3,13 +3,13 @@
 A unit is a row group of a shard. An epoch permutes the units, and the cells inside each. The positions 0 to N - 1 so
 given are cut into windows of about 16,384 cells; inside a window its units ("lanes") are interleaved in proportion to
 their cells, so that every step draws from all of them. The epochs follow one another without a gap: step t is the
-positions [t * S, (t + 1) * S) of an endless stream. Inside a step cells stand lane by lane, and rank r of W takes the
-slice [r * S // W, (r + 1) * S // W): the union over ranks is the same for every W, and a rank reads few lanes.
+positions [t * S, (t + 1) * S) of an endless stream. Inside a step cells stand lane by lane, and the ranks p to q of W
+take the slice [p * S // W, q * S // W): the union over ranks is the same for every W, and few ranks read few lanes.
 
 Nothing is stored and nothing but the step is needed to go on; the cost is one permutation of the units an epoch.
 """
 
-# U units, T steps, S cells of a step, B cells of one rank's share of a step, n cells of a window
+# U units, T steps, S cells of a step, B cells of a share of a step, n cells of a window
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WINDOW_STEPS = 64  # at least: a window's end costs some reading twice
 
 @dataclass(frozen=True, eq=False)
 class OrderedCells:
-    """One rank's share of T steps, B cells each (all shapes (T, B))."""
+    """The share of some ranks in T steps, B cells each (all shapes (T, B))."""
 
     units: Int64
     places: Int64  # among the unit's cells of the epoch, 0 to its count
@@ -67,11 +67,11 @@ class ReadingOrder:
         """Cells of a whole window: a whole number of steps."""
         return max(WINDOW_STEPS, -(-WINDOW_CELLS // self.cells_per_step)) * self.cells_per_step
 
-    def cells(self, start: int, stop: int, *, rank: int = 0, world_size: int = 1) -> OrderedCells:
-        """The share of ``rank`` in the steps ``start`` to ``stop``."""
-        assert 0 <= rank < world_size, "ranks are counted from 0"
+    def cells(self, start: int, stop: int, *, rank: int = 0, world_size: int = 1, num_ranks: int = 1) -> OrderedCells:
+        """The share of ``num_ranks`` ranks, from ``rank`` on, in the steps ``start`` to ``stop``."""
+        assert 0 <= rank < rank + num_ranks <= world_size, "ranks are counted from 0"
         size, first, last = self.cells_per_step, start * self.cells_per_step, stop * self.cells_per_step
-        mine = slice(rank * size // world_size, (rank + 1) * size // world_size)
+        mine = slice(rank * size // world_size, (rank + num_ranks) * size // world_size)
         units, places, epochs = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for epoch, begin, end in self._windows(first, last):
             window, base = self._window(epoch, begin, end), epoch * self.num_cells + begin

@@ -18,6 +18,7 @@ from cytoray.corpus.streaming.background import start_daemon
 from cytoray.corpus.streaming.batches import StepChunk
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
 from cytoray.corpus.streaming.order import OrderedCells
+from cytoray.corpus.streaming.shares import Team
 from cytoray.tokens.cells import Int64
 
 FILLED_AHEAD = 2  # chunks of about 15 MB
@@ -29,7 +30,8 @@ class Job:
     """A chunk to be filled."""
 
     steps: Int64  # (T,)
-    cells: OrderedCells
+    cells: OrderedCells  # of the whole team
+    team: Team
 
     @property
     def units(self) -> list[int]:
@@ -46,7 +48,7 @@ def fill_in_turn(filler: ChunkFiller, jobs: Iterator[Job], read: Read) -> Iterat
     for job in jobs:
         units = job.units
         held = {unit: held[unit] if unit in held else read(unit) for unit in units}
-        yield filler.fill(job.steps, job.cells, held.__getitem__)
+        yield filler.fill(job.steps, job.cells, held.__getitem__, team=job.team)
 
 
 def fill_ahead(
@@ -118,7 +120,7 @@ class _Ahead:
     def _fill(self, job: Job) -> StepChunk:
         with self._lock:
             units = {unit: self._units[unit] for unit in job.units}
-        chunk = self._filler.fill(job.steps, job.cells, lambda unit: units[unit].result())
+        chunk = self._filler.fill(job.steps, job.cells, lambda unit: units[unit].result(), team=job.team)
         with self._lock:
             for unit in units:
                 self._wanted[unit] -= 1

@@ -1,0 +1,44 @@
+"""Which cells of a step a rank gets: about as many tokens as the others, since all wait for the slowest.
+
+Up to ``TEAM_RANKS`` neighbouring ranks are a team. A team has a slice of each step, whose row groups all of its ranks
+read; it is dealt by length: the longest cell to the first rank, the next to the second, ..., and back from the last.
+"""
+
+# T steps, B cells of a team's slice of a step, b cells of a rank's share of it
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from cytoray.tokens.cells import Int64
+
+TEAM_RANKS = 4  # reading and decoding a cell takes a tenth of what filling it does
+
+
+@dataclass(frozen=True)
+class Team:
+    """``num_ranks`` ranks, from ``first`` on, seen by one of them: its ``place`` among them."""
+
+    first: int
+    num_ranks: int
+    place: int
+
+    @staticmethod
+    def of(rank: int, world_size: int) -> Team:
+        """The team of a rank; teams are as equal in size as can be."""
+        num_teams = -(-world_size // TEAM_RANKS)
+        borders = [team * world_size // num_teams for team in range(num_teams + 1)]
+        first, last = next(team for team in itertools.pairwise(borders) if team[0] <= rank < team[1])
+        return Team(first, last - first, rank - first)
+
+    def pick(self, tokens: Int64) -> Int64:
+        """The share of this rank: indices (T, b), ascending in each step, into the flattened ``tokens`` (T, B)."""
+        turns = np.arange(tokens.shape[1]) % (2 * self.num_ranks)
+        dealt_to = np.minimum(turns, 2 * self.num_ranks - 1 - turns)
+        longest_first = np.argsort(-tokens, axis=1, kind="stable")
+        mine = np.sort(longest_first[:, dealt_to == self.place], axis=1)
+        starts: Int64 = np.arange(len(tokens), dtype=np.int64)[:, None] * tokens.shape[1]
+        return starts + mine
