@@ -34,7 +34,7 @@ class Blocks:
             raise self.error
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_an_error_arrives_after_the_minibatches_before_it(corpus):
     stream = open_cells(corpus)
     steps = iterate_steps(Blocks(stream, 3, error=CorpusError("shard 7 is gone.", remedy="Restore it.")))
@@ -45,13 +45,13 @@ def test_an_error_arrives_after_the_minibatches_before_it(corpus):
         next(iterate_steps(Blocks(stream, 0, error=CorpusError("at once"))))
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_the_end_of_the_steps_is_the_end(corpus):
     assert [batch.step for batch in iterate_steps(Blocks(open_cells(corpus), 40))] == list(range(40))
     assert list(iterate_steps(Blocks(open_cells(corpus), 0))) == []
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_no_more_is_read_ahead_than_there_is_room_for(corpus, monkeypatch):
     stream = open_cells(corpus)
     num_bytes = next(stream.read_chunks(range(1))).num_bytes

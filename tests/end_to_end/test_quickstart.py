@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 CYTORAY = Path(sys.executable).with_name("cytoray")
 
 
@@ -24,7 +24,7 @@ def _free_port() -> int:
 def _quickstart(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [str(CYTORAY), "quickstart", "--folder", str(folder), "--port", str(_free_port()), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
 
 @pytest.mark.ray
