@@ -24,6 +24,7 @@ from cytoray import progress, storage
 from cytoray.cluster import user_error
 from cytoray.corpus.checking.checks import refuse_unrecoverable
 from cytoray.corpus.checking.profile import SourceProfile
+from cytoray.corpus.claims import claim_staging
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.corpus.ingesting.dedupe import CopiesRecord, find_copies, num_buckets, round_of
 from cytoray.corpus.ingesting.planning import IngestPlan, describe_source, dry_run, plan_ingest, quarantine
@@ -97,6 +98,7 @@ def ingest(
     there = find_corpus(plan)
     if there is not None:
         return IngestResult(there, plan.uri, skipped=True)
+    claim_staging(plan.uri, staging=plan.staging)
     try:
         manifest = _run(plan, advance)
     except (NotFoundError, RayError) as error:
