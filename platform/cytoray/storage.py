@@ -224,6 +224,14 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
     )
 
 
+def find_bytes(uri: str) -> bytes | None:
+    """The whole object, or None if it does not exist: one request, where ``exists`` and ``read_bytes`` take two."""
+    try:
+        return read_bytes(uri)
+    except NotFoundError:
+        return None
+
+
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Read several byte ranges ``(start, end)`` of one object, from a remote store all at once."""
     system, path = _resolve(uri)

@@ -245,7 +245,7 @@ def make_old(folder: Path) -> None:
             os.utime(path, (path.stat().st_mtime - 2 * DAY,) * 2)
 
 
-@pytest.mark.parametrize("step", ["_read_all", "_find_all_copies", "_write_all", "_manifest", "commit_manifest"])
+@pytest.mark.parametrize("step", ["_read_all", "_find_all_copies", "_write_all", "build_manifest", "commit_manifest"])
 def test_gc_during_a_resumed_ingest_deletes_nothing_that_it_reuses(
     step: str, sources, clean, tmp_path, in_process, monkeypatch
 ):
