@@ -4,25 +4,25 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from scipy import sparse
 
 from cytoray import progress, storage
-from cytoray.corpus.manifest import CorpusManifest, load_manifest
+from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.reading import NamedCells
-from cytoray.corpus.stream import load_cells, open_stream
-from cytoray.corpus.streaming.obs import read_obs
+from cytoray.corpus.stream import LabelledSample, open_stream, sample_labelled_cells
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
-from cytoray.evaluation.report import write_scores
+from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.tokens.cells import SparseCells
@@ -33,6 +33,9 @@ from cytoray.training.export import BundleRecord, export_bundles, find_bundle
 from cytoray.training.objectives import ClassificationObjective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
+
+logger = logging.getLogger(__name__)
+MAX_BASELINE_CELLS = 40_000  # that the baselines learn from: half a gigabyte at 1,500 genes per cell
 
 
 def finetune(
@@ -81,25 +84,28 @@ class Baseline:
     corpus: str
     label_key: str
 
-    def predict(self, test: SparseCells) -> dict[str, Sequence[str]]:
-        """Labels for ``test`` by logistic regression and by majority class."""
-        manifest = load_manifest(self.store, self.corpus)
-        train, labels = self._load(manifest)
-        log_normalised = manifest.values == "expression"
+    def predict(self, test: SparseCells, *, training: LabelledSample | None = None) -> dict[str, Sequence[str]]:
+        """Labels for ``test`` by logistic regression and by majority class; ``training`` is what ``load`` returned."""
+        train = self.load() if training is None else training
+        log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(
-            _matrix(train), train_labels=labels, test=_matrix(test), log_normalised=log_normalised
+            _matrix(train.cells), train_labels=train.labels, test=_matrix(test), log_normalised=log_normalised
         )
         return {
             "logistic regression": regression.predicted,
-            "majority class": majority_class(labels, test.num_cells),
+            "majority class": majority_class(train.labels, test.num_cells),
         }
 
-    def _load(self, manifest: CorpusManifest) -> tuple[SparseCells, list[str]]:
-        """Cells with a label, and their labels."""
-        cells = load_cells(self.store, manifest)
-        labels = [label for column in read_obs(self.store, manifest, self.label_key) for label in column]
-        rows = np.flatnonzero([label is not None for label in labels])
-        return cells.take(rows), [str(labels[row]) for row in rows]
+    def load(self) -> LabelledSample:
+        """Cells with a label, of a large corpus a random sample, and a warning that it is one."""
+        manifest = load_manifest(self.store, self.corpus)
+        sample = sample_labelled_cells(self.store, manifest, self.label_key, max_cells=MAX_BASELINE_CELLS)
+        if sample.is_sample:
+            logger.warning(
+                "The baselines learn from a random sample: %s of %s labelled cells of corpus %r.",
+                f"{len(sample.labels):,}", f"{sample.num_labelled:,}", self.corpus,
+            )  # fmt: skip
+        return sample
 
 
 def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, folder: Path) -> AnnotationReport:
@@ -112,10 +118,14 @@ def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, f
     truth = [str(label) for label in held_out.labels]
     predicted = [predictions.labels[best] for best in predictions.probabilities.argmax(axis=1)]
     labels = sorted({*truth, *predictions.labels})
-    answers = {"cytoray": predicted, **baseline.predict(held_out.cells)}
+    training = baseline.load()
+    answers = {"cytoray": predicted, **baseline.predict(held_out.cells, training=training)}
     scores = {name: score_classification(truth, answer, labels=labels) for name, answer in answers.items()}
     files = {name: folder / f"{name}.png" for name in ("confusion", "umap")} | {"scores": folder / "scores.json"}
     write_scores(scores, files["scores"])
+    files["baselines"] = folder / "baselines.json"
+    learned = {"num_cells": len(training.labels), "num_labelled_cells": training.num_labelled}
+    replace_file(files["baselines"], json.dumps(learned | {"sampled": training.is_sample}).encode())
     plot_confusion(scores["cytoray"], files["confusion"])
     plot_embedding(
         predictions.embeddings, truth, files["umap"], predicted=predicted, title="Held-out cells, cytoray embedding"

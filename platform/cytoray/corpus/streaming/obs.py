@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,17 +58,12 @@ def _read_table(store: str, manifest: CorpusManifest, shard: ShardRecord, column
     return table
 
 
-def read_obs(store: str, manifest: CorpusManifest, column: str) -> list[list[Any]]:
-    """One column of obs of a (small) corpus, shard by shard."""
-    return [table.column(column).to_pylist() for table in read_tables(store, manifest, [column])]
-
-
 class Coder:
     """Numbers the texts of a column that comes in pieces."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._pieces: list[Codes] = []
+        self._pieces: list[npt.NDArray[np.signedinteger]] = []
 
     def add(self, column: pa.ChunkedArray) -> Codes:
         """Note a piece; its codes so far (C,), -1 where a value is missing. ``finish`` may number them otherwise."""
@@ -80,17 +74,26 @@ class Coder:
         here = [self._numbers.setdefault(str(name), len(self._numbers)) for name in encoded.dictionary.to_pylist()]
         indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         codes: Codes = np.array([*here, -1], np.int32)[indices]
-        self._pieces.append(codes)
+        self._pieces.append(codes.astype(_code_type(len(self._numbers))))  # 33 million cells: a byte each, not four
         return codes
 
     def finish(
         self, keep: npt.NDArray[np.bool_] | None = None
     ) -> tuple[tuple[str, ...], npt.NDArray[np.signedinteger]]:
         """The texts of the cells in ``keep`` (C,), sorted, and every cell's code in them, -1 where there is none."""
-        codes = np.concatenate([np.empty(0, np.int32), *self._pieces])
-        counts = np.bincount((codes if keep is None else codes[keep]) + 1, minlength=len(self._numbers) + 1)[1:]
-        names = [name for name, number in self._numbers.items() if counts[number]]
+        counts = np.zeros(len(self._numbers) + 1, np.int64)
+        start = 0
+        for piece in self._pieces:
+            here = piece if keep is None else piece[keep[start : start + len(piece)]]
+            counts += np.bincount(here.astype(np.int64) + 1, minlength=len(counts))
+            start += len(piece)
+        names = [name for name, number in self._numbers.items() if counts[number + 1]]
         order = {name: code for code, name in enumerate(sorted(names))}
-        table = np.array([*(order.get(name, -1) for name in self._numbers), -1])
-        dtype = np.min_scalar_type(-max(1, len(order)))  # 33 million cells: one byte each rather than eight
-        return tuple(order), table.astype(dtype)[codes]
+        dtype = _code_type(len(order))
+        table = np.array([*(order.get(name, -1) for name in self._numbers), -1], dtype)
+        return tuple(order), np.concatenate([np.empty(0, dtype), *(table[piece] for piece in self._pieces)])
+
+
+def _code_type(num_codes: int) -> np.dtype[np.signedinteger]:
+    """The narrowest type that holds the codes below ``num_codes`` and -1."""
+    return np.min_scalar_type(-max(1, num_codes))
