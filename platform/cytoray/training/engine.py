@@ -20,6 +20,7 @@ from cytoray.training.holdings import (
     named_parameters,
     set_num_updates,
     start_optimizer,
+    weight_slices,
 )
 from cytoray.training.slices import Slice, Snapshot, fill
 
@@ -189,17 +190,18 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
 
 
 def take_snapshot(engine: Any, *, averages: dict[str, Tensor] | None = None) -> Snapshot:
-    """Copies on the host of what this rank writes into a checkpoint. Only at stage 3 do ranks exchange anything."""
+    """Copies on the host of what this rank writes into a checkpoint; ranks exchange nothing at any stage."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     stage, held = engine.zero_optimization_stage(), holdings(engine)
     if stage == 0:  # all have everything: each writes its share
         held = {name: piece.share(rank, world_size) for name, piece in held.items()}
+    held |= weight_slices(engine)
     slices = {name: Slice(_on_host(piece.values), piece.start, piece.shape) for name, piece in held.items()}
-    weights = gather_weights(engine) if stage == 3 else {}
     if rank:
         return Snapshot({}, slices, None, rank, world_size, stage)
-    if stage < 3:
-        weights = {name: _on_host(tensor) for name, tensor in engine.module.model.state_dict().items()}
+    sharded = {name for name, parameter in engine.module.model.named_parameters() if hasattr(parameter, "ds_id")}
+    state = engine.module.model.state_dict()
+    weights = {name: _on_host(tensor) for name, tensor in state.items() if name not in sharded}
     copies = None if averages is None else {name: _on_host(tensor) for name, tensor in averages.items()}
     return Snapshot(weights, slices, copies, rank, world_size, stage)
 
