@@ -25,7 +25,7 @@ from cytoray.training import commit as commits
 from cytoray.training.commit import AVERAGES, COMMIT, SLICES, STATE, WEIGHTS
 from cytoray.training.lease import Lease
 from cytoray.training.record import run_folder
-from cytoray.training.slices import MASTER, Slice, Snapshot, assemble, decode_slices
+from cytoray.training.slices import MASTER, MOMENTS, Slice, Snapshot, assemble, decode_slices
 
 logger = logging.getLogger(__name__)
 STEP = "step-"
@@ -73,8 +73,8 @@ class Checkpoint(Config):
         return self.load_ema() or self.load_weights()
 
     def load_moments(self) -> dict[str, Tensor]:
-        """Adam moments by ``<moment>.<name>`` in their full shapes, verified; with bf16 also ``master.<name>``."""
-        return assemble(self.read_slices())
+        """Adam moments by ``<moment>.<name>`` in their full shapes, verified."""
+        return assemble(self.read_slices(), kind=MOMENTS[0])  # the name of the second begins with that of the first
 
     def read_slices(self, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Slice]]:
         """The files of slices one after the other, verified; first what is likely to be that rank's own."""

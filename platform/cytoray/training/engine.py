@@ -14,7 +14,6 @@ from cytoray.errors import TrainingError
 from cytoray.training.checkpoint import Checkpoint
 from cytoray.training.config import OptimizerConfig, RunConfig
 from cytoray.training.holdings import (
-    MOMENTS,
     holdings,
     is_sharded,
     named_parameters,
@@ -22,7 +21,7 @@ from cytoray.training.holdings import (
     start_optimizer,
     weight_slices,
 )
-from cytoray.training.slices import Slice, Snapshot, fill
+from cytoray.training.slices import MOMENTS, Slice, Snapshot, fill
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +142,21 @@ def set_learning_rate(engine: Any, value: float) -> None:
 
 def gather_weights(engine: Any) -> dict[str, Tensor]:
     """Full fp32 weights and buffers by name, on the host. Collective: every rank must call it."""
-    from deepspeed.utils import safe_get_full_fp32_param
+    parameters = dict(engine.module.model.named_parameters())
+    state = engine.module.model.state_dict()
+    return {name: _on_host(_full_weight(parameters.get(name, tensor))) for name, tensor in state.items()}
 
-    weights = {name: tensor.detach() for name, tensor in engine.module.model.state_dict().items()}
-    for name, parameter in named_parameters(engine):
-        weights[name] = safe_get_full_fp32_param(parameter) if is_sharded(parameter) else parameter.detach()
-    return {name: _on_host(tensor) for name, tensor in weights.items()}
+
+def _full_weight(parameter: Any) -> Tensor:
+    """A whole parameter, of which ZeRO may hold slices; a buffer as it is."""
+    if not is_sharded(parameter):
+        return parameter.detach()
+    import deepspeed
+
+    if parameter.requires_grad:
+        return deepspeed.utils.safe_get_full_fp32_param(parameter)
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 def gather_gradients(engine: Any) -> dict[str, Tensor]:

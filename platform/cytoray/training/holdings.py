@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cytoray.training.slices import MASTER, Slice
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from cytoray.training.slices import MASTER, MOMENTS, Slice
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from cytoray.errors import TrainingError
 
 MASTER = "master"  # the kind of slices that are fp32 weights
+MOMENTS = ("exp_avg", "exp_avg_sq")  # the kinds that are Adam's averages
 
 
 @dataclass(frozen=True)
