@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from cytoray.corpus.ledger import load_ledger, prove_epochs
 from cytoray.corpus.stream import CorpusStream
 from cytoray.errors import TrainingError
 from cytoray.model.bundle import load_bundle
+from cytoray.model.transformer import ScGPT
 from cytoray.stages.resume import load_resumed_config, summarise_finished
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig, sync
+from cytoray.training import lease
 from cytoray.training.checkpoint import (
     TrainerState,
     best_checkpoint,
@@ -32,6 +35,7 @@ from cytoray.training.checkpoint import (
 from cytoray.training.config import PretrainConfig
 from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
+from cytoray.training.record import run_folder
 from cytoray.training.trainer import TrainingSpec, _failed, run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -103,7 +107,8 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
 ) -> None:
     from cytoray.training.objectives import GenerativeObjective
 
-    config = pretrain_config("exploding", train={"max_skipped_steps": 2}, workers={"num_workers": 1})
+    train = {"max_skipped_steps": 2, "ema_decay": 0.5}
+    config = pretrain_config("exploding", train=train, workers={"num_workers": 1})
     vocabulary = GeneVocabulary.load_default()
     model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
     objective = _Exploding(GenerativeObjective(config.objective, vocabulary.pad_id))
@@ -117,7 +122,13 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
     assert saved is not None
     assert saved.state.skipped == (1, 2)
     assert saved.state.num_updates == 1
-    assert all(tensor.isfinite().all() for tensor in saved.load_weights().values())
+    weights, averages = saved.load_weights(), saved.load_ema()
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    torch.manual_seed(config.train.seed)
+    initial = ScGPT(model, pad_id=vocabulary.pad_id).state_dict()
+    assert averages is not None
+    for name, average in averages.items():  # of the one step that was applied
+        torch.testing.assert_close(average, (initial[name] + weights[name]) / 2)
 
 
 class _Stumbling:
@@ -173,6 +184,24 @@ def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
     client = MlflowClient(tracking.uri)
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert run.info.status == "FAILED"
+
+
+def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
+    pretrain_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.2)
+    monkeypatch.setenv(failpoints.VARIABLE, "train.after_step=sleep:1")
+    config = pretrain_config("taken", train={"num_steps": 60, "checkpoint_every": 60}, workers={"num_workers": 1})
+    newer = Path(run_folder(config.store, config.run)) / "leases" / "000002.json"
+
+    def take_over(amount: float, note: str = "", *, already: bool = False) -> None:
+        newer.write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+
+    with pytest.raises(lease.LeaseLostError, match="taken over by process 7 on elsewhere"):
+        pretrain(config, advance=take_over)
+    assert latest_checkpoint(config.store, config.run) is None
+    journal = (Path(config.tracking.journal_folder)).glob("*.jsonl")
+    assert not any('"finish"' in file.read_text() for file in journal), "the new holder logs to the same MLflow run"
 
 
 def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callable[..., PretrainConfig]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cytoray.cluster import lasting_path
 from cytoray.config import Config, Location
 from cytoray.model.config import ModelConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -181,6 +182,11 @@ class RunConfig(Config):
     allow_changes: tuple[str, ...] = Field(
         (), description="Keys that may differ from those the run was started with, such as optimizer.learning_rate."
     )
+
+    @field_validator("store")
+    @classmethod
+    def _store_outlives_the_job(cls, store: str) -> str:
+        return store if "://" in store else lasting_path(store)
 
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:

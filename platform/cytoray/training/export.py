@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
-
 import cytoray
 from cytoray import provenance, storage
 from cytoray.config import Config
@@ -36,6 +34,8 @@ def export_bundles(
     config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
 ) -> BundleRecord:
     """Write the bundles of a run's best and last checkpoint, each in a Ray task of its own; returns the best one's."""
+    import ray  # here: finding a bundle needs no Ray
+
     exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
     options = {"model": model, "labels": labels, "parent": parent}
     whiches: tuple[Which, ...] = ("best", "last")
