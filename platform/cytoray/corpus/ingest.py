@@ -302,6 +302,7 @@ def _manifest(plan: IngestPlan, first: _FirstPass, shards: list[ShardRecord]) ->
         quarantined=first.quarantined,
         shards=(*(parent.shards if parent else ()), *shards),
     )
+    _report_labels(first.profiles)
     increment = IncrementRecord(
         version=plan.version,
         config_digest=config.fingerprint(),
@@ -312,6 +313,12 @@ def _manifest(plan: IngestPlan, first: _FirstPass, shards: list[ShardRecord]) ->
         report_key=f"reports/{plan.version:06d}-{manifest.content_digest[:16]}",
     )
     return manifest.model_copy(update={"increments": (*(parent.increments if parent else ()), increment)})
+
+
+def _report_labels(profiles: dict[int, SourceProfile]) -> None:
+    """Log the columns of obs whose classes look like missing values, each sentence once."""
+    for warning in dict.fromkeys(text for profile in profiles.values() for text in profile.label_warnings()):
+        logger.warning(warning)
 
 
 def _source_records(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> Iterator[SourceRecord]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from cytoray.evaluation.report import write_scores
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.labels import label_texts, missing_spellings_warning, unshared_labels
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import best_checkpoint, require_checkpoint
 from cytoray.training.config import FinetuneConfig
@@ -33,6 +35,8 @@ from cytoray.training.export import BundleRecord, export_bundles, find_bundle
 from cytoray.training.objectives import ClassificationObjective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
+
+logger = logging.getLogger(__name__)
 
 
 def finetune(
@@ -46,6 +50,8 @@ def finetune(
             f"Corpus {config.corpus!r}: {config.label_key!r} has only the label {stream.labels[0]!r}.",
             remedy="Name a column that tells at least two kinds of cells apart.",
         )
+    if warning := missing_spellings_warning(stream.labels, where=f"Corpus {config.corpus!r}, obs/{config.label_key}"):
+        logger.warning(warning)
     initial = best_checkpoint(config.store, config.initial_run) or require_checkpoint(config.store, config.initial_run)
     parent = find_bundle(config.store, config.initial_run)
     model = _load(parent).model.config.model_copy(update={"num_labels": len(stream.labels)})
@@ -97,19 +103,20 @@ class Baseline:
     def _load(self, manifest: CorpusManifest) -> tuple[SparseCells, list[str]]:
         """Cells with a label, and their labels."""
         cells = load_cells(self.store, manifest)
-        labels = [label for column in read_obs(self.store, manifest, self.label_key) for label in column]
-        rows = np.flatnonzero([label is not None for label in labels])
-        return cells.take(rows), [str(labels[row]) for row in rows]
+        texts = [label for column in read_obs(self.store, manifest, self.label_key) for label in label_texts(column)]
+        rows = np.flatnonzero([label is not None for label in texts])
+        return cells.take(rows), [texts[row] for row in rows]
 
 
 def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, folder: Path) -> AnnotationReport:
     """Annotate held-out cells, score the model beside simple baselines, write scores and plots to ``folder``."""
     if not bundle.labels:
         raise ModelError("This bundle has no classifier, so it cannot annotate.", remedy="Evaluate a fine-tuned run.")
+    truth = [str(label) for label in held_out.labels]
+    _check_labels(truth, bundle.labels)
     folder.mkdir(parents=True, exist_ok=True)
     predictions = CellPredictor(bundle).predict(held_out.cells)
     assert predictions.probabilities is not None, "a bundle with labels gives probabilities"
-    truth = [str(label) for label in held_out.labels]
     predicted = [predictions.labels[best] for best in predictions.probabilities.argmax(axis=1)]
     labels = sorted({*truth, *predictions.labels})
     answers = {"cytoray": predicted, **baseline.predict(held_out.cells)}
@@ -121,6 +128,20 @@ def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, f
         predictions.embeddings, truth, files["umap"], predicted=predicted, title="Held-out cells, cytoray embedding"
     )
     return AnnotationReport(scores, predictions, files)
+
+
+def _check_labels(truth: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse held-out labels of which the model knows none; log those that it cannot predict."""
+    problem = unshared_labels(truth, known)
+    if problem is not None:
+        raise ModelError(
+            f"The held-out cells and the model share no label: {problem}.",
+            remedy="Name the column that the model was fine-tuned on as label_key, or rename its values to the model's.",
+            labels=sorted(set(truth))[:20],
+            known=list(known[:20]),
+        )
+    if unknown := sorted(set(truth) - set(known)):
+        logger.warning("the model cannot predict %d labels of the held-out cells: %s", len(unknown), ", ".join(unknown))
 
 
 def _matrix(cells: SparseCells) -> sparse.csr_matrix:
