@@ -80,10 +80,11 @@ class scGPTFineTuningModel(scGPT):
     ) -> list[dict[str, Any]]:
         """Train all weights but the frozen ones with AdamW, keep the best epoch's, and return the history.
 
-        ``train_labels``: one text or whole number a cell, or for regression numbers (C,) or (C, K); a Series or
-        DataFrame whose index has the cells' names is matched by name, and refused if it names only some of them. Whole numbers below K are the numbers of the outputs. Epochs
-        are judged by the loss on ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class
-        its share; with neither, the last epoch stays. Cells without a known gene are left out, with a warning.
+        ``train_labels``: one text or whole number per cell, or for regression numbers (C,) or (C, K); a Series or
+        DataFrame whose index has the cells' names is matched by name, and refused if it names only some of them.
+        Whole numbers below K are the numbers of the outputs. Epochs are judged by the loss on
+        ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class its share; with neither,
+        the last epoch stays. Cells without a known gene are left out, with a warning.
 
         Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
         TrainingError where the loss is not finite. Whatever happens, the model ends in eval mode.

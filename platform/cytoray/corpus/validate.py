@@ -177,7 +177,7 @@ def _label_findings(reader: CellReader, keys: Sequence[str]) -> dict[str, str]:
         found[f"label {key}"] = (
             f"{values:,} {'value' if values == 1 else 'values'}, {missing:,} of {len(labels):,} cells without one"
         )
-        if suspicious := missing_spellings_warning({*labels} - {None}, where=f"obs/{key}"):
+        if suspicious := missing_spellings_warning([text for text in labels if text is not None], where=f"obs/{key}"):
             found[f"label {key} missing"] = suspicious
     return found
 

@@ -105,7 +105,7 @@ class Baseline:
         cells = load_cells(self.store, manifest)
         texts = [label for column in read_obs(self.store, manifest, self.label_key) for label in label_texts(column)]
         rows = np.flatnonzero([label is not None for label in texts])
-        return cells.take(rows), [texts[row] for row in rows]
+        return cells.take(rows), [str(texts[row]) for row in rows]
 
 
 def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, folder: Path) -> AnnotationReport:
@@ -136,7 +136,7 @@ def _check_labels(truth: Sequence[str], known: Sequence[str]) -> None:
     if problem is not None:
         raise ModelError(
             f"The held-out cells and the model share no label: {problem}.",
-            remedy="Name the column that the model was fine-tuned on as label_key, or rename its values to the model's.",
+            remedy="Set label_key to the column that the model was fine-tuned on, or rename its values to the model's.",
             labels=sorted(set(truth))[:20],
             known=list(known[:20]),
         )
