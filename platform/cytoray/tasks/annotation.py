@@ -19,7 +19,7 @@ from cytoray.corpus.reading import NamedCells
 from cytoray.corpus.stream import load_cells, open_stream
 from cytoray.corpus.streaming.obs import read_obs
 from cytoray.corpus.streaming.options import StreamOptions
-from cytoray.errors import CorpusError, ModelError
+from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
@@ -28,6 +28,7 @@ from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.labels import label_texts, missing_spellings_warning, unshared_labels
+from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import best_checkpoint, require_checkpoint
 from cytoray.training.config import FinetuneConfig
@@ -37,12 +38,21 @@ from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
 
 logger = logging.getLogger(__name__)
+# What a value means to the weights; max_length, seed and ties may differ.
+TRAINED_KEYS = ("n_bins", "cls_value", "pad_value", "mask_value")
 
 
 def finetune(
     config: FinetuneConfig, *, advance: progress.Advance = progress.silent
 ) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the last checkpoint of ``initial_run`` on the labelled cells of a corpus; ``advance`` counts steps."""
+    """Fine-tune the best checkpoint of ``initial_run`` on the labelled cells of a corpus; ``advance`` counts steps.
+
+    Without validation in that run its last checkpoint is the start. Cells become tokens as they did in that run: keys
+    of ``config.tokenizer`` that are not set are inherited. Raises ConfigError if one contradicts the run's.
+    """
+    parent = find_bundle(config.store, config.initial_run)
+    pretrained = _load(parent)
+    config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
     stream = open_stream(config.store, config.corpus, held_in(options, config))
     if len(stream.labels) < 2:
@@ -53,14 +63,29 @@ def finetune(
     if warning := missing_spellings_warning(stream.labels, where=f"Corpus {config.corpus!r}, obs/{config.label_key}"):
         logger.warning(warning)
     initial = best_checkpoint(config.store, config.initial_run) or require_checkpoint(config.store, config.initial_run)
-    parent = find_bundle(config.store, config.initial_run)
-    model = _load(parent).model.config.model_copy(update={"num_labels": len(stream.labels)})
+    model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
     vocabulary = GeneVocabulary.load_default()
     objective = ClassificationObjective(vocabulary.pad_id)
     held_out = open_held_out(options, config, labels=stream.labels)
     spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial, held_out)
     result = run_training(spec, advance=advance)
     return result, export_bundles(config, result, model=model, labels=stream.labels, parent=parent.digest)
+
+
+def inherited_tokenizer(config: FinetuneConfig, parent: TokenizerConfig) -> TokenizerConfig:
+    """The tokenizer of the run that is fine-tuned, with the keys that ``config`` sets and the model allows.
+
+    Raises ConfigError for bins and special values that are not those the weights were trained with.
+    """
+    own = {key: getattr(config.tokenizer, key) for key in config.tokenizer.model_fields_set}
+    for key in TRAINED_KEYS:
+        if key in own and own[key] != getattr(parent, key):
+            raise ConfigError(
+                f"tokenizer.{key} is {own[key]}, but {config.initial_run!r} was trained with {getattr(parent, key)}.",
+                remedy=f"Leave tokenizer.{key} out: it is inherited from initial_run.",
+                key=f"tokenizer.{key}",
+            )
+    return parent.model_copy(update=own)
 
 
 def _load(record: BundleRecord) -> ModelBundle:
