@@ -187,6 +187,8 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
     shards = _write_all(plan, first, round_, advance, scale=plan.num_cells / num_kept)
     profiles = {source: _with_copies(plan, profile, counts[source]) for source, profile in first.profiles.items()}
     manifest = build_manifest(plan, profiles, first.quarantined, shards)
+    for warning in dict.fromkeys(text for profile in profiles.values() for text in profile.label_warnings()):
+        logger.warning(warning)
     write_data_report(plan, manifest, profiles)
     commit_manifest(plan.uri, manifest)
     return manifest

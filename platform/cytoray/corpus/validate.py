@@ -29,6 +29,7 @@ from cytoray.corpus.readers.opening import expand_sources, open_source
 from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 from cytoray.errors import CorpusError, CytorayError
 from cytoray.tokens.cells import Int64, UInt64
+from cytoray.tokens.labels import missing_spellings_warning
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 ROWS_AT_A_TIME = SLAB_ROWS  # a range of one slab: nothing is joined, and memory stays flat
@@ -176,6 +177,8 @@ def _label_findings(reader: CellReader, keys: Sequence[str]) -> dict[str, str]:
         found[f"label {key}"] = (
             f"{values:,} {'value' if values == 1 else 'values'}, {missing:,} of {len(labels):,} cells without one"
         )
+        if suspicious := missing_spellings_warning([text for text in labels if text is not None], where=f"obs/{key}"):
+            found[f"label {key} missing"] = suspicious
     return found
 
 

@@ -222,5 +222,7 @@ class FinetuneConfig(RunConfig):
     """Fine-tuning a pretrained run for cell-type annotation."""
 
     kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
-    initial_run: str = Field(pattern=NAME, description="The pretraining run whose last checkpoint is the start.")
+    initial_run: str = Field(
+        pattern=NAME, description="The run to start from: its best checkpoint on validation, or else its last."
+    )
     label_key: str = Field(description="Column of obs with the cell types; cells without one are left out.")

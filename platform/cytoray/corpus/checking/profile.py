@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytoray.tokens.cells import Int64
+from cytoray.tokens.labels import label_text, missing_spellings_warning
 from cytoray.tokens.vocabulary import GeneMapping
 
 BINS_PER_OCTAVE = 8  # a depth is told to 9 %
@@ -117,6 +118,11 @@ class SourceProfile:
             genes=self.genes if other.genes in (None, self.genes) else other.genes if self.genes is None else None,
         )
 
+    def label_warnings(self) -> list[str]:
+        """A sentence for each column of obs with classes that look like missing values."""
+        warnings = (missing_spellings_warning(counts, where=f"obs/{name}") for name, counts in self.labels.items())
+        return [warning for warning in warnings if warning is not None]
+
     def without_copies(self, num_dropped: int) -> SourceProfile:
         """The profile after ``num_dropped`` kept cells turned out to be copies of other cells."""
         if num_dropped == 0:
@@ -209,7 +215,7 @@ def count_labels(frame: pd.DataFrame, columns: Iterable[str]) -> dict[str, dict[
         counts = frame[name].value_counts(sort=False)
         texts: Counter[str] = Counter()
         for value, count in counts[counts > 0].items():
-            texts[str(value)[:LABEL_CHARACTERS]] += int(count)
+            texts[(label_text(value) or "")[:LABEL_CHARACTERS]] += int(count)
         counted[name] = dict(texts)
     return counted
 

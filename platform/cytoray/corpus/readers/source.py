@@ -23,6 +23,7 @@ from cytoray.corpus.readers.rows import RowSource, tidy_rows
 from cytoray.corpus.readers.values import Judged, choose_matrix, judge_numbers, judge_values, sample_ranges
 from cytoray.errors import CorpusError
 from cytoray.tokens.gene_table import guess_id_type, guess_species
+from cytoray.tokens.labels import label_texts
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ class SourceReader:
         """One label a cell from a column of obs; None where it is missing."""
         if key not in self.obs:
             raise no_column(self.source.uri, "obs", key, [str(name) for name in self.obs.columns])
-        column = self.obs[key]
-        return [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+        return label_texts(self.obs[key])
 
     def read_rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Cells ``start`` to ``stop`` in the file's own number type, shape (C, G): checked, sorted, no zeros stored.

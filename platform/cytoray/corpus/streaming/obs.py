@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from cytoray import storage
 from cytoray.corpus.manifest import CorpusManifest, ShardRecord, corpus_uri
 from cytoray.errors import CorpusError
+from cytoray.tokens.labels import label_texts
 
 Codes = npt.NDArray[np.int32]
 READERS = 8  # tables read at a time: on an object store the time to the first byte dominates
@@ -54,8 +55,15 @@ def _read_table(store: str, manifest: CorpusManifest, shard: ShardRecord, column
         if column not in there:
             table = table.add_column(place, column, pa.nulls(shard.num_cells, pa.type_for_alias(kind)))
         elif kind is not None and table.column(place).type != pa.type_for_alias(kind):
-            table = table.set_column(place, column, table.column(place).cast(pa.type_for_alias(kind)))
+            table = table.set_column(place, column, _widened(table.column(place), kind))
     return table
+
+
+def _widened(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """A column of an earlier version in the type that the corpus has now."""
+    if kind != "string":
+        return column.cast(pa.type_for_alias(kind))
+    return pa.chunked_array([label_texts(chunk.to_pylist()) for chunk in column.chunks], pa.string())
 
 
 class Coder:
@@ -71,7 +79,8 @@ class Coder:
             column = column.cast(column.type.value_type)
         encoded = pa.chunked_array(column.chunks, column.type).combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        here = [self._numbers.setdefault(str(name), len(self._numbers)) for name in encoded.dictionary.to_pylist()]
+        texts = label_texts(encoded.dictionary.to_pylist())
+        here = [-1 if text is None else self._numbers.setdefault(text, len(self._numbers)) for text in texts]
         indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         codes: Codes = np.array([*here, -1], np.int32)[indices]
         self._pieces.append(codes.astype(_code_type(len(self._numbers))))  # 33 million cells: a byte each, not four
