@@ -8,6 +8,7 @@ commit object is last.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,9 +26,10 @@ from cytoray.cluster import user_error
 from cytoray.corpus.checking.checks import refuse_unrecoverable
 from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.config import IngestConfig, SourceConfig
-from cytoray.corpus.ingesting.dedupe import CopiesRecord, find_copies, num_buckets, round_of
+from cytoray.corpus.ingesting.dedupe import CopiesRecord, copies_uri, find_copies, num_buckets, round_of
 from cytoray.corpus.ingesting.planning import IngestPlan, describe_source, dry_run, plan_ingest, quarantine
 from cytoray.corpus.ingesting.read_pass import close_sources, load_spill, spill_ranges
+from cytoray.corpus.ingesting.recount import profile_copies, recount_items
 from cytoray.corpus.ingesting.write_pass import PartitionRecord, Round, section_items, write_shard
 from cytoray.corpus.manifest import (
     CorpusManifest,
@@ -174,7 +176,8 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
             remedy="Look at checks.min_genes and the filters; `cytoray data validate` tells what dropped them.",
         )
     shards = _write_all(plan, first, copies, advance, scale=plan.num_cells / num_kept)
-    profiles = {source: _with_copies(plan, profile, counts[source]) for source, profile in first.profiles.items()}
+    uris = [copies_uri(plan, _round_name(first), record.bucket) for record in copies]
+    profiles = _with_copies(plan, first.profiles, counts, uris)
     manifest = _manifest(plan, replace(first, profiles=profiles), shards)
     _write_report(plan, manifest, profiles)
     commit_manifest(plan.uri, manifest)
@@ -274,11 +277,23 @@ def _round_name(first: _FirstPass) -> str:
     return round_of([record.uri for record in first.quarantined])
 
 
-def _with_copies(plan: IngestPlan, profile: SourceProfile, num_copies: int) -> SourceProfile:
-    """A source's profile after its copies were found."""
-    if plan.config.checks.rules.duplicate_cell == "drop":
-        return profile.without_copies(num_copies)
-    return replace(profile, warned={**profile.warned, "duplicate_cell": num_copies}) if num_copies else profile
+def _with_copies(
+    plan: IngestPlan, profiles: dict[int, SourceProfile], counts: Counter[int], uris: Sequence[str]
+) -> dict[int, SourceProfile]:
+    """The profiles of the sources after their copies were found; ``uris`` are the lists of cells left out."""
+    if plan.config.checks.rules.duplicate_cell != "drop":
+        warned = {source: {"duplicate_cell": count} for source, count in counts.items() if count}
+        return {
+            source: profile.merge(SourceProfile(warned=warned.get(source, {}))) for source, profile in profiles.items()
+        }
+    copied = {source: profile for source, profile in profiles.items() if profile.num_kept == counts[source]}
+    sources = [source for source in profiles if counts[source] and source not in copied]
+    items = [item for source in sources for item in recount_items(plan.sources[source].description.num_cells, source)]
+    work = functools.partial(profile_copies, plan=plan, uris=uris)
+    for row in _map_tasks(items, work, plan.config.read_concurrency):
+        found = SourceProfile.from_json(json.loads(row["profile"]))
+        copied[int(row["source"])] = copied.get(int(row["source"]), SourceProfile()).merge(found)
+    return {source: profile.without(copied.get(source, SourceProfile())) for source, profile in profiles.items()}
 
 
 def _manifest(plan: IngestPlan, first: _FirstPass, shards: list[ShardRecord]) -> CorpusManifest:
