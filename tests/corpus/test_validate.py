@@ -126,7 +126,7 @@ def test_a_label_that_every_file_must_have(planted_file, plant, build_adata, sav
     without = save(adata, tmp_path / "without.h5ad")
     code, out, _ = run(path, without, "--label", "cell_type")
     assert code == 2
-    assert "  label cell_type: 3 values, 0 of 300 cells without one" in out
+    assert "  label cell_type: 3 values, 0 of 300 kept cells without one" in out
     assert f"{without}: refused (label at obs/cell_type): obs has no column 'cell_type'. Columns there: depth." in out
 
 

@@ -11,7 +11,7 @@ import functools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray.data
@@ -49,7 +49,6 @@ from cytoray.corpus.ingesting.write_pass import PartitionRecord, Round, write_sh
 from cytoray.corpus.manifest import (
     CorpusManifest,
     QuarantineRecord,
-    ShardRecord,
     commit_manifest,
     corpus_uri,
     find_manifest,
@@ -183,10 +182,11 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
             f"Corpus {plan.config.corpus!r}: no cell passed the checks.",
             remedy="Look at checks.min_genes and the filters; `cytoray data validate` tells what dropped them.",
         )
-    round_ = Round(first.round_id, _join_all_copies(plan, first, records))
-    shards = _write_all(plan, first, round_, advance, scale=plan.num_cells / num_kept)
-    profiles = {source: _with_copies(plan, profile, counts[source]) for source, profile in first.profiles.items()}
-    manifest = build_manifest(plan, profiles, first.quarantined, shards)
+    label_columns = {source: tuple(profile.labels) for source, profile in first.profiles.items()}
+    round_ = Round(first.round_id, _join_all_copies(plan, first, records), label_columns)
+    written = _write_all(plan, first, round_, advance, scale=plan.num_cells / num_kept)
+    profiles = _with_copies(plan, first.profiles, counts, written)
+    manifest = build_manifest(plan, profiles, first.quarantined, [record.shard for record in written if record.shard])
     for warning in dict.fromkeys(text for profile in profiles.values() for text in profile.label_warnings()):
         logger.warning(warning)
     write_data_report(plan, manifest, profiles)
@@ -275,7 +275,7 @@ def _join_all_copies(plan: IngestPlan, first: _FirstPass, records: Sequence[Copi
 
 def _write_all(
     plan: IngestPlan, first: _FirstPass, round_: Round, advance: progress.Advance, *, scale: float
-) -> list[ShardRecord]:
+) -> list[PartitionRecord]:
     """Second pass: gather each partition, shuffle it, write its shard."""
     gather = functools.partial(write_run, plan=plan, round_id=round_.name)
     runs = _pieces(_map_tasks(run_items(first.spills, plan.groups), gather, plan.config.read_concurrency))
@@ -285,7 +285,7 @@ def _write_all(
         records.append(PartitionRecord.model_validate_json(row["record"]))
         shard = records[-1].shard
         advance((1 - READ_SHARE) * scale * (shard.num_cells if shard else 0))
-    return [record.shard for record in sorted(records, key=lambda record: record.partition) if record.shard]
+    return sorted(records, key=lambda record: record.partition)
 
 
 def _pieces(rows: Iterable[dict[str, Any]]) -> dict[int, list[Piece]]:
@@ -307,11 +307,18 @@ def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iter
     return mapped
 
 
-def _with_copies(plan: IngestPlan, profile: SourceProfile, num_copies: int) -> SourceProfile:
-    """A source's profile after its copies were found."""
-    if plan.config.checks.rules.duplicate_cell == "drop":
-        return profile.without_copies(num_copies)
-    return replace(profile, warned={**profile.warned, "duplicate_cell": num_copies}) if num_copies else profile
+def _with_copies(
+    plan: IngestPlan, profiles: dict[int, SourceProfile], counts: Counter[int], written: Sequence[PartitionRecord]
+) -> dict[int, SourceProfile]:
+    """The profiles of the sources after their copies (``counts`` by source) were found, and left out if so ruled."""
+    if plan.config.checks.rules.duplicate_cell != "drop":
+        warned = {source: SourceProfile(warned={"duplicate_cell": count}) for source, count in counts.items() if count}
+        return {source: profile.merge(warned.get(source, SourceProfile())) for source, profile in profiles.items()}
+    copies = {source: SourceProfile() for source in profiles}
+    for record in written:
+        for source, found in record.copies.items():
+            copies[source] = copies[source].merge(SourceProfile.from_json(found))
+    return {source: profile.without(copies[source]) for source, profile in profiles.items()}
 
 
 def _conflict(plan: IngestPlan, error: NotFoundError | RayError) -> ConflictError | None:

@@ -26,7 +26,7 @@ from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.labels import label_texts, missing_spellings_warning, unshared_labels
+from cytoray.tokens.labels import missing_spellings_warning, unshared_labels
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import best_checkpoint, require_checkpoint

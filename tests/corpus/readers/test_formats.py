@@ -213,19 +213,31 @@ def test_an_unknown_modality_is_answered_with_those_there(write_format, plant, b
 # --- each format's own ways
 
 
-def test_several_genomes_of_cell_ranger_2_are_layers(write_format, plant, build_adata, open_reader, tmp_path):
+def test_several_genomes_of_cell_ranger_2_are_read_side_by_side(
+    write_format, plant, build_adata, open_reader, tmp_path
+):
     import h5py
 
     planted = plant(12)
     path = write_format("10x_h5-2", build_adata(planted), tmp_path)
     with h5py.File(path, "a") as file:
         file.copy("GRCh38", "mm10")
-        file["GRCh38"].move("gene_names", "gene_names")
+        names = file["mm10/barcodes"][()]
+        names[:100] = [b"m-%d" % number for number in range(100)]
+        file["mm10/barcodes"][...] = names
     with open_reader(path) as reader:
-        assert reader.matrix == "layers/GRCh38"
-        assert any("2 genomes" in note for note in reader.describe().notes)
-    with open_reader(path, matrix="layers/mm10") as reader:
-        assert np.array_equal(reader.read_rows(0, 300).toarray(), planted.counts_CG)
+        description = reader.describe()
+        assert (description.matrix, description.num_cells, description.num_genes) == ("X", 400, 600)
+        assert any("2 genomes" in note for note in description.notes)
+        assert reader.genomes == ["GRCh38"] * 300 + ["mm10"] * 300
+        counts = planted.counts_CG
+        expected = np.zeros((400, 600), np.float32)
+        expected[:300, :300] = counts
+        expected[100:300, 300:] = counts[100:]
+        expected[300:, 300:] = counts[:100]
+        assert np.array_equal(reader.read_rows(0, 400).toarray(), expected)
+        assert np.array_equal(reader.read_rows(250, 310).toarray(), expected[250:310])
+        assert reader.read_rows(40, 40).shape == (0, 600)
 
 
 def test_mtx_of_cells_by_genes_and_of_real_numbers(plant, build_adata, open_reader, tmp_path):

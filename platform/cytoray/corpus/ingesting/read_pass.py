@@ -20,7 +20,7 @@ from cytoray.corpus.checking.checks import CheckedRows, RowChecks, check_rows, m
 from cytoray.corpus.ingesting.obs_tables import obs_arrays, obs_schema, own_arrays
 from cytoray.corpus.ingesting.planning import IngestPlan, PlannedSource, refused, source_version
 from cytoray.corpus.ingesting.shuffle import SectionIndex
-from cytoray.corpus.ingesting.spill import split_by, stream_fields, to_arrays, to_section, write_sections
+from cytoray.corpus.ingesting.spill import SOURCE, SUM, split_by, stream_fields, to_arrays, to_section, write_sections
 from cytoray.corpus.readers.base import CellReader
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
@@ -51,8 +51,8 @@ def spill_name(source: int, start: int, stop: int) -> str:
 
 
 def spill_schema(plan: IngestPlan) -> pa.Schema:
-    """Columns of a partition's section: obs, then the packed cells and their modalities."""
-    fields = [*obs_schema(plan.obs_types), *stream_fields()]
+    """Columns of a partition's section: obs, source and sum of each cell, then packed cells and their modalities."""
+    fields = [*obs_schema(plan.obs_types), pa.field(SOURCE, pa.int32()), pa.field(SUM, pa.float64()), *stream_fields()]
     for name in plan.modalities:
         fields += stream_fields(name)
     return pa.schema(fields)
@@ -88,7 +88,7 @@ def _spill_range(plan: IngestPlan, source: int, start: int, stop: int) -> str:
     if done is not None:
         return done.decode()
     with _opened(plan.sources[source], plan) as (reader, mapping):
-        table, checked = _read(reader, mapping, plan, start, stop)
+        table, checked = _read(reader, mapping, plan, source, range(start, stop))
     failpoint("ingest.before_spill")
     groups = partition_of(plan, checked.cells.cell_ids) // np.uint64(plan.groups.width)
     parts = split_by(table, groups, plan.groups.num_groups)
@@ -158,19 +158,21 @@ def _refuse_changed(planned: PlannedSource, version: str) -> None:
 
 
 def _read(
-    reader: CellReader, mapping: GeneMapping, plan: IngestPlan, start: int, stop: int
+    reader: CellReader, mapping: GeneMapping, plan: IngestPlan, source: int, rows: range
 ) -> tuple[pa.Table, CheckedRows]:
     """The kept cells of a range as a table of ``spill_schema``."""
     options = RowChecks(plan.config.checks, plan.config.filter, plan.values, plan.genes)
-    checked = check_rows(reader, mapping, options, start=start, stop=stop)
+    checked = check_rows(reader, mapping, options, start=rows.start, stop=rows.stop)
     frame, cells = reader.obs.iloc[checked.rows], checked.cells
     arrays = [
         *own_arrays(cells.cell_ids, checked.content, reader.source.uri, frame),
         *obs_arrays(frame, plan.obs_types),
+        pa.array(np.full(cells.num_cells, source, np.int32)),
+        pa.array(checked.sums),
         *to_arrays(cells),
     ]
     for name in plan.modalities:
-        arrays += to_arrays(_modality_cells(reader, plan, name, checked, range(start, stop)))
+        arrays += to_arrays(_modality_cells(reader, plan, name, checked, rows))
     return pa.table(arrays, schema=spill_schema(plan)), checked
 
 

@@ -27,6 +27,7 @@ from cytoray.tokens.packed import PackedCells
 
 CONTENT = "_content"
 CELL_ID = "_cell_id"
+SOURCE, SUM = "_place", "_sum"  # in spills only: place of the source in the plan, sum of all values of the cell
 READERS = 4  # sections fetched at a time: on an object store the time to the first byte dominates
 _STREAMS = ("genes", "values", "large")
 

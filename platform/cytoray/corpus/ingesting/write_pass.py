@@ -14,9 +14,11 @@ from pydantic import Field
 
 from cytoray import storage
 from cytoray.config import Config
+from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.ingesting.obs_tables import obs_schema, to_parquet
 from cytoray.corpus.ingesting.planning import IngestPlan
 from cytoray.corpus.ingesting.read_pass import spill_schema
+from cytoray.corpus.ingesting.recount import profile_copies
 from cytoray.corpus.ingesting.shuffle import Piece
 from cytoray.corpus.ingesting.spill import CELL_ID, CONTENT, from_table, read_checked, read_table
 from cytoray.corpus.manifest import CellFileRecord, FileRecord, ShardRecord, content_key
@@ -35,6 +37,7 @@ class PartitionRecord(Config):
 
     partition: int
     shard: ShardRecord | None = Field(description="Its presence means that every file it names was written.")
+    copies: dict[int, dict[str, Any]] = Field({}, description="Profiles of the cells left out as copies, by source.")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Round:
 
     name: str
     copies: dict[int, Piece]  # by group: cell ids to leave out, a section per partition of the group
+    label_columns: dict[int, tuple[str, ...]]  # by source: columns of obs whose values its report counts
 
 
 def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dict[str, Any]:
@@ -57,12 +61,19 @@ def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dic
         return {"record": done.model_dump_json()}
     table = read_table(plan.staging, item, spill_schema(plan))
     left_out = _copies_of(plan, round_, partition)
+    copies: dict[int, SourceProfile] = {}
     if len(left_out):
-        table = table.filter(pa.array(~np.isin(table.column(CELL_ID).to_numpy(), left_out)))
+        is_copy = np.isin(table.column(CELL_ID).to_numpy(), left_out)
+        copies = profile_copies(table.filter(pa.array(is_copy)), plan=plan, label_columns=round_.label_columns)
+        table = table.filter(pa.array(~is_copy))
     keys = combine(plan.config.seed, int(Purpose.ORDER), table.column(CELL_ID).to_numpy())
     table = table.take(pa.array(np.argsort(keys, kind="stable")))
     failpoint("ingest.before_shard")
-    record = PartitionRecord(partition=partition, shard=_write(plan, partition, table) if len(table) else None)
+    record = PartitionRecord(
+        partition=partition,
+        shard=_write(plan, partition, table) if len(table) else None,
+        copies={source: profile.to_json() for source, profile in copies.items()},
+    )
     failpoint("ingest.before_shard_record")
     storage.write_bytes(where, record.model_dump_json().encode())
     failpoint("ingest.after_shard_record")

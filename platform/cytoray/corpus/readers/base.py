@@ -60,6 +60,10 @@ class CellReader(Protocol):
         """Ensembl ids of the G genes, where the file has them (empty text where a gene has none)."""
 
     @property
+    def genomes(self) -> list[str] | None:
+        """Assembly or species of the G genes, if the file has a column of them (empty text where a gene has none)."""
+
+    @property
     def matrix(self) -> str:
         """Name of the matrix that is read."""
 

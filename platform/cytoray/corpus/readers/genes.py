@@ -12,7 +12,7 @@ import pandas as pd
 
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.problems import no_column
-from cytoray.tokens.gene_table import unversioned
+from cytoray.tokens.gene_table import genome_species, split_genomes, unversioned
 
 # Where the CELLxGENE schema, 10x, scanpy, Seurat's converters, loompy and others keep them, best first.
 _SYMBOL_COLUMNS = (
@@ -23,6 +23,7 @@ _ENSEMBL_COLUMNS = (
     "gene_ids", "ensembl_id", "ensembl_ids", "ensembl", "gene_id", "feature_id", "Accession", "ensembl_gene_id",
     "ensemblid", "EnsemblID", "ENSEMBL", "Ensembl", "id", "gene", "soma_joinid", "accession",
 )  # fmt: skip
+_GENOME_COLUMNS = ("genome", "Genome", "feature_reference", "species", "organism", "assembly")
 _LOOKED_AT = 2_000  # names that decide what a column holds
 
 
@@ -51,6 +52,16 @@ def ensembl_ids(var: pd.DataFrame, names: Sequence[str], source: SourceConfig) -
     return next((ids for ids in there if _share_of_ids(ids) >= 0.5), None)
 
 
+def gene_genomes(var: pd.DataFrame) -> list[str] | None:
+    """Assembly or species of each of the G genes, from a column that names some; None if there is no such column."""
+    for column in _GENOME_COLUMNS:
+        if column in var and any(
+            genome_species(str(value)) != "unknown" for value in var[column].unique()[:_LOOKED_AT]
+        ):
+            return _texts(var[column])
+    return None
+
+
 def _column(var: pd.DataFrame, column: str, uri: str) -> pd.Series[Any]:
     if column not in var:
         raise no_column(uri, "var", column, [str(name) for name in var.columns])
@@ -64,8 +75,8 @@ def _texts(values: pd.Series[Any] | pd.Index[Any]) -> list[str]:
 
 
 def _share_of_ids(names: Sequence[str]) -> float:
-    """Share of gene ids among the names that are not empty."""
-    there = [name for name in names[:_LOOKED_AT] if name] or [""]
+    """Share of gene ids, with or without their genome before them, among the names that are not empty."""
+    there = split_genomes([name for name in names[:_LOOKED_AT] if name] or [""])[0]
     return sum(bool(unversioned(name)) for name in there) / len(there)
 
 

@@ -17,12 +17,12 @@ from scipy import sparse
 from cytoray.corpus.config import ModalityConfig, SourceConfig
 from cytoray.corpus.readers.base import Format, SourceDescription, ValueKind
 from cytoray.corpus.readers.frames import label_columns
-from cytoray.corpus.readers.genes import ensembl_ids, gene_names
+from cytoray.corpus.readers.genes import ensembl_ids, gene_genomes, gene_names
 from cytoray.corpus.readers.problems import damaged, explained, no_column, no_matrix
 from cytoray.corpus.readers.rows import RowSource, tidy_rows
 from cytoray.corpus.readers.values import Judged, choose_matrix, judge_numbers, judge_values, sample_ranges
 from cytoray.errors import CorpusError
-from cytoray.tokens.gene_table import guess_id_type, guess_species
+from cytoray.tokens.gene_table import guess_id_type, judge_species, split_genomes
 from cytoray.tokens.labels import label_texts
 
 
@@ -121,6 +121,11 @@ class SourceReader:
         """Ensembl ids of the G genes, from ``ensembl_column`` or where else var has them beside the names."""
         return ensembl_ids(self._var, self.gene_names, self.source)
 
+    @cached_property
+    def genomes(self) -> list[str] | None:
+        """Assembly or species of the G genes, from a column such as ``genome``; None without one."""
+        return gene_genomes(self._var)
+
     def describe(self) -> SourceDescription:
         """Size, shape, kind of values, genes and labels; CorpusError where the parts disagree."""
         num_cells, num_genes = self._rows.shape
@@ -147,8 +152,8 @@ class SourceReader:
             num_cells=num_cells,
             num_genes=num_genes,
             num_entries=self._rows.num_entries,
-            id_type=guess_id_type(self.gene_names),
-            species=guess_species(self._best_names()),
+            id_type=guess_id_type(split_genomes(self.gene_names)[0]),
+            species=self._species(),
             label_columns=label_columns(self.obs),
             modalities=tuple(name for name in modalities if self._modality(name)),
             notes=self._notes(),
@@ -222,10 +227,12 @@ class SourceReader:
         unsorted = sum(number for _, number in parts)
         return Judged(judge_values(sample), empty=sample.nnz == 0, num_unsorted_rows=unsorted)
 
-    def _best_names(self) -> list[str]:
-        """Ensembl ids, which tell the species surely, or names where there are none."""
-        ids = self.ensembl_ids or [""] * len(self.gene_names)
-        return [gene_id or name for name, gene_id in zip(self.gene_names, ids, strict=True)]
+    def _species(self) -> str:
+        """What the genes tell by their ids, genomes and names."""
+        names, prefixes = split_genomes(self.gene_names)
+        ids = None if self.ensembl_ids is None else split_genomes(self.ensembl_ids)[0]
+        genomes = [genome or prefix for genome, prefix in zip(self.genomes or prefixes, prefixes, strict=True)]
+        return judge_species(names, ensembl_ids=ids, genomes=genomes).name
 
     def _notes(self) -> tuple[str, ...]:
         """What a user should know of this source."""
