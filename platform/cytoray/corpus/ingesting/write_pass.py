@@ -56,11 +56,12 @@ def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dic
     if done is not None:
         return {"record": done.model_dump_json()}
     table = read_table(plan.staging, item, spill_schema(plan))
+    cell_ids = table.column(CELL_ID).to_numpy()
+    order = np.argsort(combine(plan.config.seed, int(Purpose.ORDER), cell_ids), kind="stable")
     left_out = _copies_of(plan, round_, partition)
     if len(left_out):
-        table = table.filter(pa.array(~np.isin(table.column(CELL_ID).to_numpy(), left_out)))
-    keys = combine(plan.config.seed, int(Purpose.ORDER), table.column(CELL_ID).to_numpy())
-    table = table.take(pa.array(np.argsort(keys, kind="stable")))
+        order = order[~np.isin(cell_ids[order], left_out)]
+    table = table.take(pa.array(order))  # the one copy of all streams
     failpoint("ingest.before_shard")
     record = PartitionRecord(partition=partition, shard=_write(plan, partition, table) if len(table) else None)
     failpoint("ingest.before_shard_record")
