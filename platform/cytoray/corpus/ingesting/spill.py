@@ -154,8 +154,8 @@ def _column(name: str, stream: str) -> str:
 
 def _stream(table: pa.Table, column: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """The bytes of a binary column end to end, and where each cell's begin, (C + 1,)."""
-    whole = table.column(column).combine_chunks()
-    array = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    chunks = table.column(column).chunks
+    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], pa.large_binary())])
     if len(array) == 0:
         return np.empty(0, np.uint8), np.zeros(1, np.int64)
     _, offsets, data = array.buffers()

@@ -60,14 +60,15 @@ def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dic
     if done is not None:
         return {"record": done.model_dump_json()}
     table = read_table(plan.staging, item, spill_schema(plan))
+    cell_ids = table.column(CELL_ID).to_numpy()
+    order = np.argsort(combine(plan.config.seed, int(Purpose.ORDER), cell_ids), kind="stable")
     left_out = _copies_of(plan, round_, partition)
     copies: dict[int, SourceProfile] = {}
     if len(left_out):
-        is_copy = np.isin(table.column(CELL_ID).to_numpy(), left_out)
+        is_copy = np.isin(cell_ids, left_out)
         copies = profile_copies(table.filter(pa.array(is_copy)), plan=plan, label_columns=round_.label_columns)
-        table = table.filter(pa.array(~is_copy))
-    keys = combine(plan.config.seed, int(Purpose.ORDER), table.column(CELL_ID).to_numpy())
-    table = table.take(pa.array(np.argsort(keys, kind="stable")))
+        order = order[~is_copy[order]]
+    table = table.take(pa.array(order))  # the one copy of all streams
     failpoint("ingest.before_shard")
     record = PartitionRecord(
         partition=partition,
