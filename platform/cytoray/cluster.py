@@ -8,7 +8,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cytoray.errors import CytorayError
@@ -17,8 +16,6 @@ PROGRESS_LOGGER = "ray.data._internal.progress"  # warns that the bars are off
 # They write the traceback of an exception that is raised as well.
 TRACEBACK_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 OBJECT_STORE_BYTES = 512 * 2**20
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the processes of a submitted job
-WORKING_DIRECTORIES = "working_dir_files"  # part of the path where Ray unpacks working directories
 
 
 def prepare_auth() -> None:
@@ -33,7 +30,7 @@ def prepare_auth() -> None:
             remedy="Call cytoray.cluster.prepare_auth() before anything imports ray, or set RAY_AUTH_MODE yourself.",
         )
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
-    in_cluster = "RAY_ADDRESS" in os.environ or JOB_VARIABLE in os.environ
+    in_cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if mode == "token" and not in_cluster and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -41,26 +38,6 @@ def prepare_auth() -> None:
 def is_shared() -> bool:
     """Whether the Ray in use is a cluster that the environment names, not one started here."""
     return "RAY_ADDRESS" in os.environ
-
-
-def job_folder() -> Path | None:
-    """The folder that Ray has unpacked for the submitted job this process runs in; it is deleted with Ray's session.
-
-    None outside of a job, and in one that was submitted without a working directory.
-    """
-    here = Path.cwd()
-    return here if JOB_VARIABLE in os.environ and WORKING_DIRECTORIES in here.parts else None
-
-
-def lasting_path(path: str) -> str:
-    """A local path made absolute; ValueError if it lies in the folder of a submitted job."""
-    absolute, lost = Path(path).expanduser().absolute(), job_folder()
-    if lost is not None and absolute.is_relative_to(lost):
-        raise ValueError(
-            f"{path} lies in this job's folder, which Ray deletes with its session: write an absolute path that "
-            "outlives the job"
-        )
-    return str(absolute)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from cytoray.training.config import PretrainConfig
 from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
 from cytoray.training.record import run_folder
+from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingSpec, _failed, run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -218,8 +219,11 @@ def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callab
     assert bundle.lineage["step"] == "5"
     again = load_resumed_config(longer.store, "extended")
     assert again.train.num_steps == 5, "what was allowed once is what the run is now"
+    assert summarise_finished(again) is None, "its card is not written yet"
+    page = save_card(again, extended, bundle=bundle, scores={"cytoray": {"mse": 1.5}})
     found = summarise_finished(again)
     assert found is not None
+    assert (found["card"], found["held_out"]) == (page, {"cytoray": {"mse": 1.5}})
     assert (found["step"], found["skipped"], found["bundle_digest"]) == (5, True, bundle.digest)
     shorter = pretrain_config("extended", train={"num_steps": 3})
     with pytest.raises(TrainingError, match="already done 5 steps"):

@@ -13,7 +13,7 @@ from cytoray import storage
 from cytoray.config import load_config
 from cytoray.corpus.manifest import load_manifest
 from cytoray.errors import NotFoundError, TrainingError
-from cytoray.training.card import HTML_NAME, load_scores
+from cytoray.training.card import HTML_NAME, load_card
 from cytoray.training.config import FinetuneConfig, PretrainConfig
 from cytoray.training.export import find_bundle, is_exported
 from cytoray.training.record import claim_run, load_run_record, run_folder
@@ -48,14 +48,15 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
     digest = load_manifest(config.store, config.corpus).digest
     claim_run(config, digest)
     result = find_result(config, digest)
-    card = storage.join(run_folder(config.store, config.run), "card", HTML_NAME)
-    if result is None or not is_exported(config, result) or not storage.exists(card):
+    folder = storage.join(run_folder(config.store, config.run), "card")
+    card = load_card(folder)
+    if result is None or not is_exported(config, result) or card is None:
+        return None
+    if card["totals"]["steps"] != result.checkpoint.state.step:  # of the run before it was extended
         return None
     bundle = find_bundle(config.store, config.run)
-    summary = result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
-    if config.kind == "pretrain":
-        summary["held_out"] = load_scores(card.rpartition("/")[0])
-    return summary
+    made = {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": storage.join(folder, HTML_NAME)}
+    return result.summary() | made | ({"held_out": card["scores"]} if config.kind == "pretrain" else {})
 
 
 def _load(store: str, run: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from cytoray.cluster import lasting_path
 from cytoray.config import Config
 from cytoray.errors import RegistryError
+from cytoray.tracking.places import lasting_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

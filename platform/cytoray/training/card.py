@@ -44,9 +44,11 @@ class RunCard:
         return {"format": FORMAT, "cytoray": cytoray.__version__, **values}
 
 
-def load_scores(folder: str) -> dict[str, dict[str, float]]:
-    """The final table of a card that was written to ``folder``."""
-    return dict(json.loads(storage.read_bytes(storage.join(folder, JSON_NAME)))["scores"])
+def load_card(folder: str) -> dict[str, Any] | None:
+    """The JSON of the card in ``folder``; None if its page, which is written last, is missing."""
+    if not storage.exists(storage.join(folder, HTML_NAME)):
+        return None
+    return dict(json.loads(storage.read_bytes(storage.join(folder, JSON_NAME))))
 
 
 def _finite(value: Any) -> Any:
