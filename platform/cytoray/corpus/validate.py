@@ -28,7 +28,8 @@ from cytoray.corpus.checking.checks import (
 from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.readers.base import CellReader, Format
-from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.readers.finding import find_sources
+from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 from cytoray.errors import CorpusError, CytorayError
 from cytoray.tokens.cells import Int64, UInt64
@@ -81,7 +82,8 @@ def validate(
 
     ``advance`` is called with rows read. Raises CorpusError only if the list of sources itself cannot be used.
     """
-    expanded = sorted(expand_sources(sources), key=lambda source: source.identity)
+    found = find_sources(sources)
+    expanded = sorted(found.sources, key=lambda source: source.identity)
     files: dict[str, FileReport] = {}
     seen: dict[str, _Seen] = {}
     refused = []
@@ -105,7 +107,8 @@ def validate(
         gone = copies[identity].rows if identity in copies and options.checks.rules.duplicate_cell == "drop" else ()
         files[identity] = _with_labels(file, seen[identity], gone)
     title = f"Data report of {expanded[0].uri}" if len(expanded) == 1 else f"Data report of {len(expanded)} files"
-    return DataReport(title, tuple(files.values()), tuple(sorted(refused, key=lambda record: record.uri)))
+    quarantined = tuple(sorted(refused, key=lambda record: record.uri))
+    return DataReport(title, tuple(files.values()), quarantined, not_read=found.not_read)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,8 @@ from cytoray.corpus.manifest import (
     find_manifest,
 )
 from cytoray.corpus.readers.base import CellReader, SourceDescription
-from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.readers.finding import expand_sources
+from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.reporting.report import Quarantined
 from cytoray.corpus.shards import Values
 from cytoray.errors import CorpusError
@@ -139,7 +140,8 @@ def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
     ``map`` does: opening one takes a tenth of a second, and there may be thousands.
     """
     parent = find_manifest(config.store, config.corpus) if config.append else None
-    sources = sorted(expand_sources(config.sources), key=lambda source: source.uri)
+    known = {record.uri: record.identity for record in parent.sources} if parent else {}
+    sources = sorted(expand_sources(config.sources, known=known), key=lambda source: source.uri)
     planned, quarantined, genes = _describe_all(config, _unknown(sources, parent), run)
     values = corpus_values([p.description.value_kind for p in planned], config.checks)
     if parent is not None and planned:
