@@ -135,7 +135,7 @@ def test_another_matrix_and_column_can_be_named(plant, build_adata, save, tmp_pa
     adata.var["symbol_here"] = plant(2).genes
     adata.layers["umi"] = adata.X.copy()
     path = save(adata, tmp_path / "a.h5ad")
-    assert "h5ad X (raw counts)" in run(path)[1]
+    assert "note: genes are named by column 'symbol_here' of var" in run(path)[1]
     code, out, _ = run(path, "--set", "gene_column=symbol_here", "--set", "matrix=layers/umi")
     assert code == 0
     assert "h5ad layers/umi (raw counts)" in out
@@ -179,7 +179,7 @@ def test_a_file_without_cells(plant, build_adata, save, tmp_path):
     path = save(build_adata(plant(1))[:0].copy(), tmp_path / "none.h5ad")
     report = validate([SourceConfig(uri=path)], options=ValidateConfig())
     assert not report.files
-    assert [record.uri for record in report.quarantined] == [path]
+    assert [(record.rule, record.key) for record in report.quarantined] == [("no_cells", "X")]
 
 
 def test_the_same_file_twice_is_read_once(planted_file):
