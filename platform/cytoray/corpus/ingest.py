@@ -43,7 +43,8 @@ from cytoray.corpus.manifest import (
     load_manifest,
 )
 from cytoray.corpus.readers.opening import open_source
-from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
+from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined
+from cytoray.corpus.reporting.report_text import log_report
 from cytoray.errors import ConflictError, CorpusError, NotFoundError
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -352,7 +353,9 @@ def _source_records(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> Ite
 
 
 def _write_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict[int, SourceProfile]) -> None:
-    """The data report, beside the version's shards: of what this version added."""
+    """Write and log the data report on what this version added, beside its shards."""
+    from cytoray.corpus.reporting.report_page import write_report  # matplotlib: only where a report is written
+
     files = [FileReport(plan.sources[index].description, profile) for index, profile in profiles.items()]
     facts = CorpusFacts(
         name=manifest.name,
@@ -366,6 +369,7 @@ def _write_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict[int
     report = DataReport(f"Corpus {manifest.name}, version {manifest.version}", tuple(files), quarantined, facts)
     folder = manifest.increments[-1].report_key
     assert folder is not None, "an ingest names its report"
+    log_report(report)
     write_report(storage.join(plan.uri, folder), report)
 
 
