@@ -66,7 +66,7 @@ def test_the_model_card_embeds():
     whole = scgpt.process_data(REDUCED, use_raw_counts=False, matrix="raw.X")
     np.testing.assert_allclose(scgpt.get_embeddings(whole.take(np.arange(50))), embeddings, atol=1e-5, rtol=0)
     with pytest.raises(CorpusError, match=r"is negative.*raw\.X"):
-        scgpt.process_data(REDUCED, use_raw_counts=False)
+        scgpt.process_data(REDUCED, use_raw_counts=False, matrix="X")
 
 
 @pytest.mark.skipif(not PBMC3K.exists(), reason=f"{PBMC3K} is not here: the real cells were NOT checked")
@@ -360,13 +360,35 @@ def test_the_remedy_names_the_matrix_with_counts(face: scGPT, make_adata: MakeAn
     adata.write_h5ad(tmp_path / "cells.h5ad")
     for cells in (adata, tmp_path / "cells.h5ad"):
         with pytest.raises(CorpusError, match="layers/counts holds raw counts"):
-            face.process_data(cells)
+            face.process_data(cells, matrix="X")
+        np.testing.assert_array_equal(_embed(face, cells), _embed(face, counts))  # chosen as in an ingest
+        assert face.process_data(cells).report.matrix == "layers/counts was read; there are also X"
         np.testing.assert_array_equal(_embed(face, cells, matrix="layers/counts"), _embed(face, counts))
     adata.raw = counts
     np.testing.assert_array_equal(_embed(face, adata, matrix="raw.X"), _embed(face, counts))
     np.testing.assert_array_equal(_embed(face, adata[3:8], matrix="raw.X"), _embed(face, counts)[3:8])
     with pytest.raises(CorpusError, match="no matrix 'layers/nothing'"):
         face.process_data(adata, matrix="layers/nothing")
+
+
+def test_presence_and_absence_is_no_matrix_of_counts(face: scGPT, make_adata: MakeAnnData):
+    counts = make_adata()
+    binary = make_adata(X=(counts.X > 0).astype(np.float32), layers={"raw": counts.X})
+    np.testing.assert_array_equal(_embed(face, binary), _embed(face, counts))
+    report = face.process_data(binary).report
+    assert "layers/raw was read; there are also X (all sampled values are 1)" in report.text()
+
+
+def test_cells_of_another_species_are_empty(face: scGPT, make_adata: MakeAnnData):
+    human = make_adata()
+    mouse = sparse.csr_matrix(human.X.toarray()[::-1] * (np.arange(30) >= 20)[:, None])
+    matrix = sparse.hstack([human.X.toarray() * (np.arange(30) < 20)[:, None], mouse], format="csr")
+    names = [*(f"GRCh38_{name}" for name in human.var_names), *(f"mm10___{name}" for name in human.var_names)]
+    mixed = anndata.AnnData(matrix, obs=human.obs, var=pd.DataFrame(index=names))
+    with pytest.warns(UserWarning, match="10 of 30 cells have no gene that the model knows: c20, c21"):
+        data = face.process_data(mixed)
+    assert (data.report.species, data.report.num_other_species) == ("human and mouse", human.n_vars)
+    np.testing.assert_array_equal(face.get_embeddings(data)[:20], _embed(face, human[:20].copy()))
 
 
 def test_normalised_values_of_untied_cells_embed_as_their_counts(face: scGPT, make_adata: MakeAnnData):

@@ -14,9 +14,9 @@ from cytoray import storage
 from cytoray.corpus.checking.profile import NUM_DEPTH_BINS, GeneOverlap, SourceProfile, log2_histogram
 from cytoray.corpus.config import RuleConfig
 from cytoray.corpus.readers.base import SourceDescription
-from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
-from cytoray.corpus.reporting.report_page import render_page
-from cytoray.corpus.reporting.report_text import file_lines, refused_line, report_lines, size_text
+from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined
+from cytoray.corpus.reporting.report_page import render_page, write_report
+from cytoray.corpus.reporting.report_text import file_lines, log_report, refused_line, report_lines, size_text
 from cytoray.errors import CorpusError, NotFoundError
 
 VOID = {"meta", "img", "br", "link"}
@@ -87,7 +87,7 @@ def report() -> DataReport:
 def test_the_page_says_what_the_report_holds(report):
     page = Page(render_page(report))
     for words in (
-        "Data report of atlas", "atlas@3", "d1935e57", "1,980 cells in 2 shards", "(1,515 bytes a cell)",
+        "Data report of atlas", "atlas@3", "d1935e57", "1,980 cells in 2 shards", "(1,515 bytes per cell)",
         "2,000 cells read", "1,980 cells kept 99.0%", "20 cells left out",
         "s3://cells/c.h5ad negative X X holds negative values Name the raw counts.",
         "empty_cell A cell without a single count. 20 0", "duplicate_barcode A cell name that occurs twice",
@@ -178,14 +178,60 @@ def test_the_lines_for_a_terminal(report):
         "s3://cells/a.h5ad",
         "  1,000 cells x 40 genes, h5ad layers/raw (raw counts), 1.23 MB",
         "  genes: human, symbol; 38 of 40 (95.0%) in the vocabulary (30 by symbol, 8 by Ensembl id)",
-        "  cells: 990 of 1,000 kept (left out: 10 empty_cell); about 2,774 counts and 22 genes a cell",
+        "  cells: 990 of 1,000 kept (left out: 10 empty_cell); about 2,774 counts and 22 genes per cell",
         "  unknown_genes: 2 of 40 genes are not in the vocabulary",
         "  duplicate_barcode: 3 cells, kept all the same",
+        "  small_panel: 38 genes of the vocabulary: a targeted panel or a selection, not a whole transcriptome",
     ]
     assert report_lines(report)[-2:] == [
         "s3://cells/c.h5ad: refused (negative): X holds negative values Name the raw counts.",
         "3 files: 2 good, 1 refused; 1,980 of 2,000 cells read would be kept",
     ]
+
+
+def test_merged_columns_and_lost_counts_are_listed_with_their_shares(caplog):
+    overlap = GeneOverlap(
+        9_000, 8_000, {"symbol": 8_000}, (), {"CD3D": ("CD3D", "CD3D-1")}, 1, "symbol", "human",
+        older={"PLA2G2C": ("UBXN10-AS1",), "CD3D": ("T3D",)},
+    )  # fmt: skip
+    shown = profile(
+        genes=overlap, sum_values=1000.0, lost_values=125.0, labels={"cell_type": {"T cell": 980, "Unassigned": 10}},
+        column_values={"CD3D": (30.0, 10.0, 5.0), "PLA2G2C": (0.002,)},
+    )  # fmt: skip
+    file = FileReport(describe("/a.h5ad"), shown)
+    expected = [
+        "lost: 12.5% of the counts are in columns that are left out",
+        "merged: CD3D is the sum of CD3D 75%, CD3D-1 25%: 4% of all counts",
+        "not_merged: T3D is not added to CD3D, which has a column of its own: 0.5% of all counts",
+        "not_merged: UBXN10-AS1 is not added to PLA2G2C, which has a column of its own: below 0.001% of all counts",
+        "label: 'Unassigned' in obs column 'cell_type' reads like a missing label: 10 of 990 cells",
+    ]
+    assert [line.strip() for line in file_lines(file)][-5:] == expected
+    report = DataReport("Merged", (file,))
+    page = Page(render_page(report)).text
+    with caplog.at_level("INFO"):
+        log_report(report)
+    for line in expected:
+        assert f"/a.h5ad: {line}" in caplog.messages
+        assert line.partition(": ")[2] in page
+
+
+def test_expression_is_not_described_as_counts():
+    file = FileReport(describe("/a.h5ad", value_kind="expression"), profile(sum_values=9.0, lost_values=1.0))
+    text = "\n".join(file_lines(file))
+    assert "about a sum of values of 2,774 and 22 genes per cell" in text
+    assert "11.1% of the values are in columns" in text
+    assert "counts per cell" not in Page(render_page(DataReport("Expression", (file,)))).text
+
+
+def test_many_merged_columns_are_cut_in_a_terminal_only():
+    names = {f"G{n}": (f"G{n}", f"G{n}-1") for n in range(30)}
+    overlap = GeneOverlap(9_000, 9_000, {"symbol": 9_000}, (), names, 30, "symbol", "human")
+    shown = profile(genes=overlap, sum_values=1e3, column_values=dict.fromkeys(names, (1.0, 1.0)))
+    file = FileReport(describe("/a.h5ad"), shown)
+    lines = [line for line in file_lines(file) if line.startswith("  merged")]
+    assert (len(lines), lines[-1]) == (9, "  merged: and 22 more, see the report")
+    assert Page(render_page(DataReport("Many", (file,)))).text.count("is the sum of") == 30
 
 
 def test_errors_on_record():

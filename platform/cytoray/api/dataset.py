@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,17 +40,28 @@ class GeneReport:
     empty_cells: tuple[str, ...]  # names of cells without a single known gene
     id_type: str
     species: str
+    older: dict[str, list[str]] = field(default_factory=dict)  # gene -> columns with an older name of it, left out
+    num_other_species: int = 0  # genes of another species, left out; so are the values of its cells
+    matrix: str = ""  # the matrix that was read, and what else was there
     selected: tuple[str, ...] | None = None  # the highly variable genes that were kept, None: all
 
     def text(self) -> str:
         """The report in a few lines."""
         found = ", ".join(f"{count:,} by {kind}" for kind, count in self.matched.items() if count) or "none"
-        lines = [f"{sum(self.matched.values()):,} of {self.num_genes:,} genes are in the vocabulary ({found})"]
+        lines = [self.matrix] if self.matrix else []
+        lines += [f"{sum(self.matched.values()):,} of {self.num_genes:,} genes are in the vocabulary ({found})"]
         if self.unknown:
             lines.append(f"{len(self.unknown):,} unknown genes were left out: {some(self.unknown)}")
         if self.duplicates:
             names = [f"{gene} ({', '.join(group)})" for gene, group in self.duplicates.items()]
             lines.append(f"values were summed for {len(names):,} genes with several columns: {some(names)}")
+        if self.older:
+            names = [f"{', '.join(group)} ({gene})" for gene, group in self.older.items()]
+            lines.append(f"columns with an older name of a gene that has its own were left out: {some(names)}")
+        if self.num_other_species:
+            lines.append(
+                f"{self.species} genes are mixed: {self.num_other_species:,} of the other species were left out"
+            )
         if self.selected is not None:
             lines.append(f"{len(self.selected):,} highly variable genes were kept")
         if self.empty_cells:
@@ -103,8 +114,9 @@ def build_dataset(
     """Read, check and map ``cells``, some rows at a time; see ``scGPT.process_data``."""
     with open_cells(cells, matrix=request.matrix, gene_names=request.gene_names) as reader:
         names = [str(name) for name in reader.obs.index]
+        matrix = f"{reader.matrix} was read{reader.other_matrices}"
         batches = _batch_labels(reader, request.batch_labels)
-        mapping = vocabulary.map_genes(reader.gene_names, ensembl_ids=reader.ensembl_ids)
+        mapping = vocabulary.map_genes(reader.gene_names, ensembl_ids=reader.ensembl_ids, genomes=reader.genomes)
         _refuse_strangers(reader, mapping)
         if request.drawn_bins is not None:
             _refuse_changed_values(reader, mapping, request)
@@ -115,7 +127,7 @@ def build_dataset(
         selected = tuple(vocabulary.tokens[gene] for gene in chosen)
         packed = _restricted(packed, chosen)
     empty = tuple(names[row] for row in np.flatnonzero(packed.num_genes_per_cell == 0))
-    report = _report(mapping, empty=empty, selected=selected)
+    report = replace(_report(mapping, reader, empty=empty), matrix=matrix, selected=selected)
     logger.info(report.text())
     dataset = scGPTDataset(packed, tuple(names), report, vocabulary, batches)
     report_empty_cells(dataset, request.empty_cells)
@@ -186,8 +198,9 @@ def _restricted(cells: PackedCells, genes: Int32) -> PackedCells:
     return pack(chosen, counts=cells.holds_counts)
 
 
-def _report(mapping: GeneMapping, *, empty: tuple[str, ...], selected: tuple[str, ...] | None) -> GeneReport:
+def _report(mapping: GeneMapping, reader: CellReader, *, empty: tuple[str, ...]) -> GeneReport:
     matched = {str(kind): count for kind, count in mapping.how.items() if kind != "unknown"}
+    names = reader.gene_names
     return GeneReport(
         num_genes=len(mapping.ids),
         matched=matched,
@@ -196,5 +209,6 @@ def _report(mapping: GeneMapping, *, empty: tuple[str, ...], selected: tuple[str
         empty_cells=empty,
         id_type=mapping.id_type,
         species=mapping.species,
-        selected=selected,
+        older={gene: [names[column] for column in columns] for gene, columns in mapping.older.items()},
+        num_other_species=int((mapping.origin < 0).sum()),
     )

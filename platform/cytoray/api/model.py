@@ -59,15 +59,16 @@ class scGPT:
         use_batch_labels: bool | str = False,
         use_raw_counts: bool = True,
         *,
-        matrix: str = "X",
+        matrix: str = "auto",
     ) -> scGPTDataset:
         """Check C cells and map their genes to the model's; the AnnData is not changed, nor made dense.
 
         ``adata``: an AnnData (CSR, CSC or dense; in memory or backed), or the path or s3:// URI of a file that cytoray
         reads. Values are looked at some 2,000 cells at a time; CSC in memory is turned into CSR once, which takes a
-        copy of it. ``matrix`` is X, raw.X or layers/NAME. ``gene_names``: "index", or the column of var with symbols
-        or Ensembl ids (symbols or ids that stand beside them are found and used as well); genes that share a symbol
-        are summed. ``fine_tuning`` keeps the ``n_top_genes`` most variable genes by ``flavor``; their values stay.
+        copy of it. ``matrix`` is auto (raw counts before anything else, as in an ingest), X, raw.X or layers/NAME.
+        ``gene_names``: "index", or the column of var with symbols or Ensembl ids (symbols or ids that stand beside
+        them are found and used as well); genes that share a symbol are summed. ``fine_tuning`` keeps the
+        ``n_top_genes`` most variable genes by ``flavor``; their values stay.
         ``use_batch_labels``: column of obs, or True for ``batch``. ``use_raw_counts`` False takes any values from
         zero on: bins depend on ranks only.
 

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from cytoray.api.sources import matrix_with_counts
+from cytoray.corpus.checking.checks import blank_rows, other_species
 from cytoray.corpus.checking.scan import NEGATIVE, NON_INTEGER, NOT_FINITE, first_fault, scan_rows
+from cytoray.corpus.config import CheckConfig
 from cytoray.corpus.readers.base import CellReader
 from cytoray.errors import CorpusError
 from cytoray.tokens.binning import bin_rows
@@ -46,6 +48,8 @@ class CheckedReading:
         for start in range(0, max(num_cells, 1), ROWS_AT_A_TIME):
             stop = min(start + ROWS_AT_A_TIME, num_cells)
             matrix = self._checked(start, stop)
+            # Cells of another species than the model's are left without genes, as an ingest leaves them out.
+            matrix = blank_rows(matrix, other_species(matrix, mapping, min_human_share=CheckConfig().min_human_share))
             whole = whole and (self.counts or bool(np.array_equal(matrix.data, np.rint(matrix.data))))
             try:
                 packed = pack_rows(matrix, mapping.ids, ids[start:stop], counts=self.counts)

@@ -49,7 +49,6 @@ def validate(
     """Check files of cells without writing any: what they hold, what an ingest would leave out, and why."""
     from cytoray import progress
     from cytoray.config import build_config
-    from cytoray.corpus.reporting.report import write_report
     from cytoray.corpus.reporting.report_text import report_lines
     from cytoray.corpus.validate import ValidateConfig
     from cytoray.corpus.validate import validate as validate_sources
@@ -62,6 +61,8 @@ def validate(
     for line in report_lines(found):
         typer.echo(line)
     if report is not None:
+        from cytoray.corpus.reporting.report_page import write_report  # matplotlib: only if a report is written
+
         write_report(report, found)
         typer.echo(f"report: {report.rstrip('/')}/report.html")
     if found.quarantined:

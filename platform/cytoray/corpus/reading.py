@@ -86,7 +86,11 @@ class _Reading:
         stop = num_cells if stop is None else min(stop, num_cells)
         labels = reader.labels(label_key) if label_key is not None else [None] * num_cells
         mapping = map_source_genes(reader, self._vocabulary, self._checks)
-        options = RowChecks(self._checks, values=corpus_values([reader.value_kind], self._checks))
+        options = RowChecks(
+            self._checks,
+            values=corpus_values([reader.value_kind], self._checks),
+            blank_other_species=self._checks is _KEEP_ALL,
+        )
         parts, rows = [], []
         for first in range(start, stop, ROWS_AT_A_TIME):
             checked = check_rows(reader, mapping, options, start=first, stop=min(first + ROWS_AT_A_TIME, stop))

@@ -33,7 +33,7 @@ _OWN, _BY_ID, _FARTHEST = 0, 1, 3
 _RANKS: dict[How, int] = {"symbol": _OWN, "ensembl": _OWN, "previous": 2, "alias": _FARTHEST}
 _MADE_UNIQUE = re.compile(r"[-._]\d+$")  # what scanpy, pandas and R append to the second column of a name
 # Antisense, intronic, overlapping and divergent transcripts are named after the gene that they lie in or beside.
-_BESIDE = re.compile(r"(.+)-(?:AS|IT|OT|DT)\d*")
+_BESIDE = re.compile(r"(.+)-(?:AS|[DIO]T)\d*")
 
 
 @dataclass(frozen=True, eq=False)

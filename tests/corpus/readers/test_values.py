@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from cytoray.corpus.config import ModalityConfig
 from cytoray.corpus.readers.values import Judged, choose_matrix, judge_values, sample_ranges
 from cytoray.errors import CorpusError
 
@@ -94,6 +95,44 @@ def test_a_layer_of_zeros_is_no_choice(plant, build_adata, save, open_reader, tm
     adata.layers["norm"] = sparse.csr_matrix(planted.log_normalised())
     with open_reader(save(adata, tmp_path / "a.h5ad")) as reader:
         assert (reader.matrix, reader.value_kind) == ("layers/norm", "recoverable")
+
+
+@pytest.mark.parametrize("value", [1.0, 7.0])
+def test_presence_and_absence_loses_to_counts(value: float, plant, build_adata, save, open_reader, tmp_path):
+    planted = plant(4)
+    adata = build_adata(planted, matrix=sparse.csr_matrix((planted.counts_CG > 0) * np.float32(value)))
+    alone = save(adata, tmp_path / "alone.h5ad")
+    for name, layer in (("umis", planted.counts_CG), ("normalised", planted.log_normalised())):
+        adata.layers[name] = sparse.csr_matrix(layer)
+        with open_reader(save(adata, tmp_path / f"{name}.h5ad")) as reader:
+            assert reader.matrix == f"layers/{name}"
+            notes = reader.describe().notes
+            assert f"layers/{name} was chosen; there are also X (all sampled values are {value:g})" in notes
+        del adata.layers[name]
+    with open_reader(alone) as reader:
+        assert reader.matrix == "X"
+        assert any(f"X (all sampled values are {value:g}): " in note for note in reader.describe().notes)
+
+
+def test_tables_of_further_counts_are_named_if_they_are_not_read(plant, build_adata, save, open_reader, tmp_path):
+    planted = plant(5)
+    adata = build_adata(planted)
+    rng = np.random.default_rng(0)
+    adata.obsm["protein_counts"] = rng.poisson(3, (300, 4)).astype(np.float32)
+    adata.obsm["guides"] = pd.DataFrame(rng.poisson(1, (300, 2)), index=adata.obs_names, columns=["g1", "g2"])
+    adata.obsm["X_pca"] = rng.normal(size=(300, 5))
+    adata.obsm["factors"] = rng.normal(size=(300, 5))
+    adata.obsm["spatial"] = rng.integers(0, 99, (300, 2))
+    adata.uns["protein_names"] = np.array(["CD3", "CD4", "CD8", "CD19"])
+    path = save(adata, tmp_path / "a.h5ad")
+    with open_reader(path) as reader:
+        notes = [note for note in reader.describe().notes if "obsm" in note]
+    assert notes == [
+        "obsm/guides (2 features: g1, g2) is not read; sources.modalities can name it",
+        "obsm/protein_counts (4 features: CD3, CD4, CD8, …) is not read; sources.modalities can name it",
+    ]
+    with open_reader(path, modalities=(ModalityConfig(name="protein", matrix="obsm/protein_counts"),)) as reader:
+        assert [note for note in reader.describe().notes if "obsm" in note] == notes[:1]
 
 
 def test_counts_with_float_noise_are_near_counts(plant, build_adata, save, open_reader, tmp_path):

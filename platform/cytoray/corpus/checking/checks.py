@@ -36,6 +36,7 @@ from cytoray.tokens.vocabulary import GeneMapping
 __all__ = [
     "CheckedRows",
     "RowChecks",
+    "blank_rows",
     "check_rows",
     "corpus_values",
     "map_source_genes",
@@ -86,6 +87,7 @@ class RowChecks:
     filter: str | None = None  # of the ingest; that of the source holds besides
     values: Values = "counts"
     genes: Int32 | None = None  # ascending gene ids: the table of the packed cells; None: they have none
+    blank_other_species: bool = False  # keep the cells that mixed_species would drop, without any gene
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +196,15 @@ def other_species(matrix: sparse.csr_matrix, mapping: GeneMapping, *, min_human_
     return np.asarray(human < min_human_share * (human + other))
 
 
+def blank_rows(matrix: sparse.csr_matrix, rows: Mask) -> sparse.csr_matrix:
+    """The matrix (C, G) with zeros for all values of some rows (C,); the given one is not changed."""
+    if not rows.any():
+        return matrix
+    blanked = matrix.copy()
+    blanked.data[np.repeat(rows, np.diff(matrix.indptr))] = 0
+    return blanked
+
+
 class _Slab:
     """Some neighbouring rows of a source: which are still in, and what became of the others."""
 
@@ -276,7 +287,11 @@ def _check_slab(slab: _Slab, mapping: GeneMapping, repeated: Mask) -> KeptCells:
     for rule, fault in _VALUE_RULES.items():
         slab.apply(rule, (scan.faults & fault) > 0)
     matrix, sums = _as_counts(slab, scan)
-    slab.apply("mixed_species", other_species(matrix, mapping, min_human_share=options.checks.min_human_share))
+    others = other_species(matrix, mapping, min_human_share=options.checks.min_human_share)
+    if options.blank_other_species:
+        matrix, sums = blank_rows(matrix, others), np.where(others, 0, sums)
+    else:
+        slab.apply("mixed_species", others)
     slab.apply("empty_cell", sums == 0)
     kept = np.flatnonzero(slab.kept)
     ids = source_cell_ids(reader, kept + slab.start)

@@ -99,7 +99,7 @@ def _gene_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig
     older = sorted(column for columns in mapping.older.values() for column in columns)
     if older:
         findings["older_name"] = (
-            f"{len(older):,} columns have an older name of a gene that has a column of its own, and are left out "
+            f"columns left out for an older name of a gene that has a column of its own: {len(older):,} "
             f"(checks.sum_older_names: true sums them): {_some([reader.gene_names[column] for column in older])}"
         )
     return findings

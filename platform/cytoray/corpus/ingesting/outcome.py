@@ -16,7 +16,8 @@ from cytoray.corpus.manifest import (
     SourceRecord,
     load_manifest,
 )
-from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined, write_report
+from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined
+from cytoray.corpus.reporting.report_text import log_report
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 
@@ -81,7 +82,9 @@ def _source_records(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> Ite
 
 
 def write_data_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict[int, SourceProfile]) -> None:
-    """The data report, beside the version's shards: of what this version added."""
+    """Write and log the data report on what this version added, beside its shards."""
+    from cytoray.corpus.reporting.report_page import write_report  # matplotlib: only if a report is written
+
     files = [FileReport(plan.sources[index].description, profile) for index, profile in profiles.items()]
     facts = CorpusFacts(
         name=manifest.name,
@@ -95,4 +98,5 @@ def write_data_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict
     report = DataReport(f"Corpus {manifest.name}, version {manifest.version}", tuple(files), quarantined, facts)
     folder = manifest.increments[-1].report_key
     assert folder is not None, "an ingest names its report"
+    log_report(report)
     write_report(storage.join(plan.uri, folder), report)

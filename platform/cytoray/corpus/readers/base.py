@@ -76,6 +76,10 @@ class CellReader(Protocol):
         """Name of the matrix that is read."""
 
     @property
+    def other_matrices(self) -> str:
+        """If a matrix was chosen, what else there was, as the end of a sentence; else empty."""
+
+    @property
     def value_kind(self) -> ValueKind:
         """What its values are, judged from a spread sample of its rows."""
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Protocol, Self
 
+import numpy as np
 import pandas as pd
 from scipy import sparse
 
@@ -20,10 +21,12 @@ from cytoray.corpus.readers.frames import label_columns, note_left_out, unholdab
 from cytoray.corpus.readers.genes import ensembl_ids, gene_column, gene_genomes, gene_names
 from cytoray.corpus.readers.problems import UnreadableError, damaged, explained, no_column, no_matrix
 from cytoray.corpus.readers.rows import RowSource, tidy_rows
-from cytoray.corpus.readers.values import Judged, choose_matrix, judge_numbers, judge_values, sample_ranges
+from cytoray.corpus.readers.values import Judged, choose_matrix, judge_numbers, judge_values, only_value, sample_ranges
 from cytoray.errors import CorpusError
 from cytoray.tokens.gene_table import guess_id_type, judge_species, split_genomes
 from cytoray.tokens.labels import label_texts
+
+FIRST_ROWS = 256  # of a further table, to see whether it holds counts
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,14 @@ class SourceReader:
         if len(self._matrices) == 1:
             return next(iter(self._matrices))
         return choose_matrix({name: rows.shape[1] for name, rows in self._matrices.items()}, self._judge)
+
+    @property
+    def other_matrices(self) -> str:
+        """If a matrix was chosen, what else there was, as the end of a sentence; else empty."""
+        matrix = self.matrix
+        if self.source.matrix != "auto" or len(self._matrices) == 1:
+            return ""
+        return "; there are also " + ", ".join(name + self._remark(name) for name in self._matrices if name != matrix)
 
     @property
     def value_kind(self) -> ValueKind:
@@ -240,13 +251,13 @@ class SourceReader:
         with explained(self.source.uri, matrix):
             values = rows.sample_values()
         if values is not None and (kind := judge_numbers(values)) != "expression":
-            return Judged(kind, empty=not values.any())
+            return Judged(kind, empty=not values.any(), only_value=only_value(values))
         parts = [self._read(rows, matrix, cells) for cells in sample_ranges(rows.shape[0])]
         if not parts:
             return Judged("counts", empty=True)
         sample = sparse.vstack([matrix for matrix, _ in parts], format="csr")
         unsorted = sum(number for _, number in parts)
-        return Judged(judge_values(sample), empty=sample.nnz == 0, num_unsorted_rows=unsorted)
+        return Judged(judge_values(sample), sample.nnz == 0, only_value(sample.data), num_unsorted_rows=unsorted)
 
     def _species(self) -> str:
         """What the genes tell by their ids, genomes and names."""
@@ -265,10 +276,41 @@ class SourceReader:
         doubled = [name for name, count in Counter(self.gene_names).items() if count > 1]
         if doubled:
             notes.append(f"{len(doubled):,} gene names occur more than once, such as {doubled[0]}")
-        if self.source.matrix == "auto" and len(self._matrices) > 1:
-            others = ", ".join(name for name in self._matrices if name != self.matrix)
-            notes.append(f"{self.matrix} was chosen; there are also {others}")
+        notes += self._left_behind()
+        if self.other_matrices:
+            notes.append(f"{self.matrix} was chosen{self.other_matrices}")
+        if self._judge(self.matrix).only_value is not None:
+            notes.append(
+                f"{self.matrix}{self._remark(self.matrix)}: these are no counts that tell genes of a cell apart"
+            )
         return tuple(notes)
+
+    def _left_behind(self) -> list[str]:
+        """Tables of further counts over the cells, such as proteins or guides, that no modality names."""
+        named = {modality.matrix for modality in self.source.modalities}
+        found = []
+        for matrix in self._contents.modality_names():
+            name = matrix.partition("/")[2]
+            if matrix in named or name.startswith("X_") or "spatial" in name.lower():
+                continue
+            try:
+                with explained(self.source.uri, matrix):
+                    table = self._contents.modality(ModalityConfig(name="table", matrix=matrix))
+                    values, _ = self._read(table.rows, matrix, (0, FIRST_ROWS))
+            except CorpusError:
+                continue  # nobody asked for it
+            if matrix.startswith("obsm/") and ((values.data < 0).any() or (values.data != np.rint(values.data)).any()):
+                continue  # an embedding, or whatever else is not counted
+            some = ", ".join(table.features[:3]) + (", …" if len(table.features) > 3 else "")
+            found.append(
+                f"{matrix} ({len(table.features):,} features: {some}) is not read; sources.modalities can name it"
+            )
+        return found
+
+    def _remark(self, matrix: str) -> str:
+        """In brackets, the only value of a matrix that was looked at; empty if it has several."""
+        value = self._judged[matrix].only_value if matrix in self._judged else None
+        return "" if value is None else f" (all sampled values are {value:g})"
 
     def _modality(self, name: str) -> Modality:
         """A further modality, opened once."""

@@ -18,10 +18,12 @@ from cytoray.corpus.readers.base import ValueKind
 
 INTEGER_TOLERANCE = 1e-3  # counts that went through floats
 STRAY_SHARE = 0.01  # of values that are no counts among counts: the rules tell them cell by cell
+FEWEST_VALUES = 20  # from which a single value among all of them is no accident
 SAMPLE_BLOCKS = 12
 BLOCK_ROWS = 64
 RECOVERED_ROWS = 192  # of the sample; the walk up the values of one cell takes about a millisecond
 _ORDER: dict[ValueKind, int] = {"counts": 0, "near_counts": 1, "recoverable": 2, "expression": 3, "negative": 4}
+_CONSTANT = 2.5  # as in _ORDER: of a matrix with one value
 _MAX_LOG_VALUE = 30  # log1p of more counts than any cell has
 _COUNTS_NAME = re.compile(r"count|raw|umi", re.IGNORECASE)
 # Layers that are integers and yet not a cell's counts: parts of them (RNA velocity), or presence and absence.
@@ -58,19 +60,29 @@ def judge_numbers(values: npt.NDArray[Any]) -> ValueKind:
     return "near_counts" if error[~strays].any() else "counts"
 
 
+def only_value(values: npt.NDArray[Any]) -> float | None:
+    """The one value that all of N values have, zeros aside, as in a matrix of presence and absence; else None."""
+    found = values[values != 0]
+    if len(found) < FEWEST_VALUES or (found != found[0]).any():
+        return None
+    return float(found[0])
+
+
 @dataclass(frozen=True)
 class Judged:
-    """What a sample told of one matrix."""
+    """Facts about one matrix, from a sample of it."""
 
     kind: ValueKind
     empty: bool  # not one value in the sample
+    only_value: float | None = None  # of all entries in the sample, if they are all the same
     num_unsorted_rows: int = 0  # in the sample
 
 
 def choose_matrix(num_genes: Mapping[str, int], judge: Callable[[str], Judged]) -> str:
     """The matrix to read: counts before anything else, and of equals the one with most genes, then X, then by name.
 
-    ``num_genes`` names the matrices in their order; ``judge`` is asked no more often than needed.
+    Counts that are all the same (presence and absence) come after values whose counts can be restored. ``num_genes``
+    the matrices in their order; ``judge`` is called no more often than needed.
     """
 
     def by_name(name: str) -> tuple[bool, int, bool]:
@@ -79,9 +91,10 @@ def choose_matrix(num_genes: Mapping[str, int], judge: Callable[[str], Judged]) 
         is_other_layer = layer != name and not _COUNTS_NAME.search(layer)
         return is_partial, -num_genes[name], is_other_layer
 
-    def by_content(name: str) -> tuple[bool, bool, int]:
+    def by_content(name: str) -> tuple[bool, bool, float]:
         judged = judge(name)
-        return by_name(name)[0], judged.empty, _ORDER[judged.kind]
+        order = _ORDER[judged.kind] if judged.only_value is None else max(_ORDER[judged.kind], _CONSTANT)
+        return by_name(name)[0], judged.empty, order
 
     candidates = sorted(num_genes, key=by_name)  # stable: X stands before raw.X and the layers
     for name in candidates:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import cytoray
-from cytoray import storage
 from cytoray.corpus.checking.profile import SourceProfile, merge_profiles
+from cytoray.corpus.checking.source_checks import COUNT_KINDS
 from cytoray.corpus.readers.base import SourceDescription
 from cytoray.corpus.readers.finding import NotRead
 from cytoray.errors import CytorayError, StorageError
@@ -26,6 +25,11 @@ class FileReport:
 
     description: SourceDescription
     profile: SourceProfile
+
+    @property
+    def unit(self) -> str:
+        """The plural of what its values are: counts, or values."""
+        return "counts" if self.description.value_kind in COUNT_KINDS else "values"
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,3 @@ class DataReport:
             "quarantined": [dataclasses.asdict(record) for record in self.quarantined],
             "not_read": [dataclasses.asdict(file) for file in self.not_read],
         }
-
-
-def write_report(folder_uri: str, report: DataReport) -> None:
-    """Write ``report.html`` (one file, nothing fetched from elsewhere) and ``report.json`` into a folder or prefix."""
-    from cytoray.corpus.reporting.report_page import render_page  # matplotlib: only where a report is written
-
-    storage.write_bytes(storage.join(folder_uri, JSON_NAME), json.dumps(report.to_json(), indent=1).encode())
-    storage.write_bytes(storage.join(folder_uri, HTML_NAME), render_page(report).encode())

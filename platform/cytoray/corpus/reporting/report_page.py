@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import jinja2
 
 import cytoray
+from cytoray import storage
 from cytoray.corpus.checking.profile import GeneOverlap, SourceProfile, histogram_median
 from cytoray.corpus.config import RuleConfig
-from cytoray.corpus.readers.base import SourceDescription
-from cytoray.corpus.reporting.report import DataReport, FileReport
+from cytoray.corpus.reporting.remarks import remarks
+from cytoray.corpus.reporting.report import HTML_NAME, JSON_NAME, DataReport, FileReport
 from cytoray.corpus.reporting.report_plots import line_colours, plot_bins, plot_log_histograms
 from cytoray.corpus.reporting.report_text import HOW_WORDS, KIND_WORDS, size_text
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -43,6 +45,12 @@ class Part:
     colour: str
 
 
+def write_report(folder_uri: str, report: DataReport) -> None:
+    """Write ``report.html`` (one file, nothing fetched from elsewhere) and ``report.json`` into a folder or prefix."""
+    storage.write_bytes(storage.join(folder_uri, JSON_NAME), json.dumps(report.to_json(), indent=1).encode())
+    storage.write_bytes(storage.join(folder_uri, HTML_NAME), render_page(report).encode())
+
+
 def render_page(report: DataReport) -> str:
     """The report as one HTML page."""
     return _template().render(
@@ -57,6 +65,7 @@ def render_page(report: DataReport) -> str:
         rule_colours=_rule_colours(report.total),
         how_colours={HOW_WORDS[how]: colour for how, colour in _HOW_COLOURS.items()} | {"unknown": _UNKNOWN_COLOUR},
         kept_colour=_KEPT_COLOUR,
+        depth_words=_depth_words(report),
         labels=_labels(report.total.labels),
         top_genes=_top_genes(report.total),
     )
@@ -84,12 +93,18 @@ def _tiles(report: DataReport) -> list[tuple[str, str, str]]:
         (_number(total.num_kept), "cells kept", share),
         (_number(sum(total.dropped.values())), "cells left out", ""),
         (_number(total.num_detected), "genes detected", "in some cell"),
-        (_number(round(histogram_median(total.depth))), "counts a cell", "median, ± 5 %"),
-        (_number(round(histogram_median(total.genes_per_cell))), "genes a cell", "median, ± 5 %"),
+        (_number(round(histogram_median(total.depth))), _depth_words(report), "median, ± 5 %"),
+        (_number(round(histogram_median(total.genes_per_cell))), "genes per cell", "median, ± 5 %"),
     ]
     if refused:
         tiles.append((_number(refused), "refused", "see below"))
     return tiles
+
+
+def _depth_words(report: DataReport) -> str:
+    """The sum of a cell's values, by the name that is right for all files."""
+    units = {file.unit for file in report.files}
+    return "counts per cell" if units <= {"counts"} else "sum of values per cell"
 
 
 def _file_row(file: FileReport) -> dict[str, Any]:
@@ -108,18 +123,19 @@ def _file_row(file: FileReport) -> dict[str, Any]:
         "genes": profile.genes,
         "depth": round(histogram_median(profile.depth)),
         "genes_per_cell": round(histogram_median(profile.genes_per_cell)),
-        "findings": _findings(profile, description),
+        "findings": _findings(file),
         "labels": _labels(profile.labels, most=24),
     }
 
 
-def _findings(profile: SourceProfile, description: SourceDescription) -> list[tuple[str, str]]:
-    """Rules that had something to say about a file, those about cells with their count."""
+def _findings(file: FileReport) -> list[tuple[str, str]]:
+    """Findings about a whole file, cells kept with a warning, remarks and notes."""
+    profile = file.profile
     found = list(profile.findings.items())
     found += [(rule, f"{count:,} cells kept all the same") for rule, count in profile.warned.items()]
     if profile.num_rounded:
         found.append(("rounded", f"{profile.num_rounded:,} values rounded to the integer next to them"))
-    return found + [("note", note) for note in description.notes]
+    return [*found, *remarks(profile, unit=file.unit), *(("note", note) for note in file.description.notes)]
 
 
 def _overlap(genes: GeneOverlap | None) -> list[Part]:
@@ -159,8 +175,8 @@ def _plots(report: DataReport) -> list[tuple[str, str, str]]:
     remark = "filled: all files" if line_colours(names) and len(names) > 1 else ""
     sample = f"of {report.total.num_binned:,} sampled cells; ties drawn at random"
     return [
-        ("Depth", remark, plot_log_histograms(depths, "counts of a cell")),
-        ("Genes per cell", remark, plot_log_histograms(genes, "expressed genes of a cell")),
+        ("Depth", remark, plot_log_histograms(depths, _depth_words(report))),
+        ("Genes per cell", remark, plot_log_histograms(genes, "expressed genes per cell")),
         ("Bins", sample, plot_bins(report.total.bins)),
     ]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from cytoray.corpus.checking.profile import SourceProfile, histogram_median
 from cytoray.corpus.readers.base import SourceDescription
 from cytoray.corpus.readers.finding import not_read_lines
+from cytoray.corpus.reporting.remarks import remarks, shortened
 from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 
+logger = logging.getLogger(__name__)
+MOST_LISTED = 8  # genes of one kind of remark in a terminal; all of them are in the report and the log
 KIND_WORDS = {
     "counts": "raw counts",
     "near_counts": "near-integer counts, rounded",
     "recoverable": "log-normalised, counts restored",
-    "expression": "expression, no counts",
+    "expression": "expression, not counts",
     "negative": "scaled values",
 }
 HOW_WORDS = {"symbol": "symbol", "ensembl": "Ensembl id", "previous": "previous symbol", "alias": "alias"}
@@ -39,13 +44,24 @@ def file_lines(file: FileReport) -> list[str]:
         f"  {description.num_cells:,} cells x {description.num_genes:,} genes, {description.format} "
         f"{description.matrix} ({KIND_WORDS[description.value_kind]}), {size_text(description.num_bytes)}",
         f"  genes: {_gene_words(profile, description)}",
-        f"  cells: {_cell_words(profile)}",
+        f"  cells: {_cell_words(file)}",
     ]
     lines += [f"  {rule}: {text}" for rule, text in profile.findings.items()]
     lines += [f"  {rule}: {count:,} cells, kept all the same" for rule, count in profile.warned.items()]
     if profile.num_rounded:
         lines.append(f"  rounded: {profile.num_rounded:,} values, to the integer next to them")
+    lines += [f"  {name}: {text}" for name, text in shortened(remarks(profile, unit=file.unit), most=MOST_LISTED)]
     return lines + [f"  note: {note}" for note in description.notes]
+
+
+def log_report(report: DataReport) -> None:
+    """Log the findings about each file, every merged column among them."""
+    for file in report.files:
+        uri, profile = file.description.uri, file.profile
+        found = [*profile.findings.items(), *remarks(profile, unit=file.unit)]
+        found += [("note", note) for note in file.description.notes]
+        for name, text in found:
+            logger.info("%s: %s: %s", uri, name, text)
 
 
 def refused_line(record: Quarantined) -> str:
@@ -75,9 +91,11 @@ def _gene_words(profile: SourceProfile, description: SourceDescription) -> str:
     )
 
 
-def _cell_words(profile: SourceProfile) -> str:
+def _cell_words(file: FileReport) -> str:
+    profile = file.profile
     words = f"{profile.num_kept:,} of {profile.num_read:,} kept"
     if profile.dropped:
         words += f" (left out: {', '.join(f'{count:,} {rule}' for rule, count in profile.dropped.items())})"
     depth, genes = histogram_median(profile.depth), histogram_median(profile.genes_per_cell)
-    return f"{words}; about {depth:,.0f} counts and {genes:,.0f} genes a cell"
+    amount = f"{depth:,.0f} counts" if file.unit == "counts" else f"a sum of values of {depth:,.0f}"
+    return f"{words}; about {amount} and {genes:,.0f} genes per cell"
