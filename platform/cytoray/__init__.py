@@ -11,6 +11,11 @@ __version__ = "0.1.0"
 __all__ = ["scGPT", "scGPTConfig", "scGPTFineTuningModel"]
 
 
+def __dir__() -> list[str]:
+    """Everything the package offers, what is imported on first use included."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """The Python face, imported when it is first asked for: ``import cytoray`` loads neither torch nor anndata."""
     if name not in __all__:

@@ -31,13 +31,16 @@ def silent(amount: float, note: str = "", *, already: bool = False) -> None:
 
 
 @contextmanager
-def stage(title: str, *, total: float, unit: str) -> Iterator[Advance]:
-    """Show one stage of ``total`` units on stderr while the block runs."""
+def stage(title: str, *, total: float, unit: str, brief: bool = False) -> Iterator[Advance]:
+    """Show one stage of ``total`` units on stderr while the block runs.
+
+    ``brief`` shows nothing of a stage that takes less than ``LINE_EVERY_S``, except on a terminal.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
         yield from _bar(console, title, total, unit)
     else:
-        yield from _lines(title, total, unit)
+        yield from _lines(title, total, unit, brief=brief)
 
 
 def time_text(seconds: float) -> str:
@@ -118,9 +121,9 @@ def _bar(console: Console, title: str, total: float, unit: str) -> Iterator[Adva
         yield advance
 
 
-def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
-    """One line every ``LINE_EVERY_S`` seconds, and one at the end."""
-    pace, last = _Pace(total), time.monotonic()
+def _lines(title: str, total: float, unit: str, *, brief: bool) -> Iterator[Advance]:
+    """One line every ``LINE_EVERY_S`` seconds, and one at the end; if ``brief``, only after another line."""
+    pace, last, shown = _Pace(total), time.monotonic(), False
 
     def show(note: str) -> None:
         left = f", {pace.left}" if pace.left else ""
@@ -129,11 +132,12 @@ def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
         print(f"  {title}: {pace.done:.0f}{of} {unit}, {rate}/s{left} {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
 
     def advance(amount: float, note: str = "", *, already: bool = False) -> None:
-        nonlocal last
+        nonlocal last, shown
         pace.add(amount, already=already)
         if time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
+            last, shown = time.monotonic(), True
             show(note)
 
     yield advance
-    show("done")
+    if shown or not brief:
+        show("done")

@@ -18,7 +18,7 @@ import scanpy
 from scipy import sparse
 
 from cytoray import storage
-from cytoray.api import scGPT, scGPTConfig, scGPTDataset
+from cytoray.api import scGPT, scGPTConfig, scGPTDataset, scGPTFineTuningModel
 from cytoray.api.variable_genes import select_genes, smooth
 from cytoray.errors import ConfigError, CorpusError, CytorayError, ModelError, NotFoundError
 from cytoray.model.bundle import load_bundle
@@ -442,12 +442,22 @@ def test_genes_and_attention_are_those_of_the_tokens(face: scGPT, make_adata: Ma
         _reconfigured(face, emb_mode="gene").embed(adata)
 
 
-def test_plots(face: scGPT, make_adata: MakeAnnData, tmp_path: Path):
+def test_plots(face: scGPT, make_adata: MakeAnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     adata = make_adata()
     figure = face.plot_embeddings(adata, color="kind", file=tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
     assert face.plot_embeddings(adata, color="CD3D").axes
+    embeddings = face.get_embeddings(face.process_data(adata))
+    with monkeypatch.context() as context:
+        context.setattr(CellPredictor, "predict", None)  # what is there is not computed again
+        for suffix, start in ((".svg", b"<?xml"), (".pdf", b"%PDF")):
+            face.plot_embeddings(adata, color="kind", file=tmp_path / f"plot{suffix}", embeddings=embeddings)
+            assert (tmp_path / f"plot{suffix}").read_bytes().startswith(start)
+        with pytest.raises(ConfigError, match=r"unknown kind of picture '\.doc'"):
+            face.plot_embeddings(adata, file=tmp_path / "plot.doc")
+    with pytest.raises(ModelError, match=r"shape \(7, 16\), for 30 cells"):
+        face.plot_embeddings(adata, embeddings=embeddings[:7])
     with pytest.raises(CorpusError, match=r"'colour' is neither.*kind"):
         face.plot_embeddings(adata, color="colour")
     with pytest.raises(ModelError, match="Only 4 cells"):
@@ -615,8 +625,30 @@ def test_what_is_imported(code: str, absent: set[str]):
     assert finished.stdout.split() == []
 
 
+def test_objects_print_in_a_line(face: scGPT, make_adata: MakeAnnData):
+    data = face.process_data(make_adata(), use_batch_labels="kind")
+    assert repr(data) == "scGPTDataset(30 cells, 30 of 30 genes known, 2 batch labels)"
+    assert repr(face).startswith("scGPT(2 layers of width 16, 33 tokens, from ")
+    for thing in (data.report, data.cells, face.bundle):
+        assert len(repr(thing)) < 500
+
+
+def test_the_configuration_is_the_one_in_force(face: scGPT, bundle_folder: Path):
+    config = face.config
+    shape = (config.nlayers, config.nheads, config.embsize, config.d_hid, config.dropout, config.max_length)
+    assert shape == (2, 4, 16, 24, 0.0, 20)
+    assert (config.binning_seed, config.given) == (5, {"model"})
+    tuned = scGPTFineTuningModel(
+        scGPTConfig(model=bundle_folder, n_layers_cls=2, dropout=0.3, max_length=10), output_size=2
+    )
+    assert (tuned.config.n_layers_cls, tuned.config.dropout, tuned.config.max_length) == (2, 0.3, 10)
+    assert scGPT.from_bundle(face.bundle, configurer=face.config).config == config
+
+
 def test_the_package_has_no_other_name():
     import cytoray
+
+    assert {"scGPT", "scGPTConfig", "scGPTFineTuningModel"} <= set(dir(cytoray))
 
     with pytest.raises(AttributeError, match="scGTP"):
         _ = cytoray.scGTP

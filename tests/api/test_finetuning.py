@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,21 @@ def test_a_separable_problem_is_learned(separable: Any, bundle_folder: Path):
     assert tuned.bundle.labels == ("B", "NK", "T")
     assert not tuned.bundle.model.training
     assert np.abs(tuned.get_embeddings(data) - before).max() > 1e-2
+
+
+def test_long_training_shows_its_progress(
+    separable: Any, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    adata, labels = separable
+    tuned = _tuned(bundle_folder)
+    data = tuned.process_data(adata)
+    tuned.train(data, labels)
+    assert capsys.readouterr().err == ""  # nobody waits for that
+    monkeypatch.setattr("cytoray.progress.LINE_EVERY_S", 0.0)
+    tuned.train(data, labels, epochs=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"  train: \d+/108 cells, .*/s, .* left epoch 1, loss [\d.]+", lines[1])
+    assert lines[-1].startswith("  train: 108/108 cells")
 
 
 def test_training_depends_on_its_seed_alone(separable: Any, bundle_folder: Path):

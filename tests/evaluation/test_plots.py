@@ -9,7 +9,7 @@ from matplotlib import cbook, image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cytoray.errors import ModelError, TrainingError
+from cytoray.errors import ConfigError, ModelError, TrainingError
 from cytoray.evaluation import plots
 from cytoray.evaluation.classification import score_classification
 from cytoray.evaluation.plots import plot_confusion, plot_embedding, plot_loss
@@ -238,3 +238,21 @@ def test_a_run_without_any_loss_is_an_error_with_a_remedy(tmp_path):
     with pytest.raises(TrainingError, match="no loss"):
         plot_loss([{"step": 1, "lr": 0.1}], tmp_path / "loss.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_label_is_grey():
+    for colour in plots.COLOURS:
+        channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        assert max(channels) - min(channels) > 50, colour
+
+
+def test_pictures_are_written_as_png_svg_and_pdf(tmp_path, plain_plane):
+    paths = [tmp_path / f"cells.{kind}" for kind in ("png", "svg", "pdf")]
+    for _ in range(2):
+        before = [path.read_bytes() for path in paths if path.exists()]
+        plot_embedding(np.eye(12), ["a", "b"] * 6, paths, title="cells")
+    assert [path.read_bytes() for path in paths] == before  # nothing but the figure is in the file
+    assert [data[:4] for data in before] == [b"\x89PNG", b"<?xm", b"%PDF"]
+    with pytest.raises(ConfigError, match=r"unknown kind of picture '\.gif'.*\.svg"):
+        plot_confusion(random_scores(2), tmp_path / "confusion.gif")
+    assert not (tmp_path / "confusion.gif").exists()

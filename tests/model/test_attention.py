@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -153,6 +154,12 @@ def test_auto_goes_cell_by_cell_where_cells_are_long() -> None:
     assert choose_backend(_layout((900, 800), None), like=like, backend="auto") == "cell"
     assert choose_backend(_layout((9, 80), None), like=like, backend="auto") == "sdpa"
     assert choose_backend(_layout((9, 80), None), like=like, backend="flex") == "flex"
+
+
+def test_dropout_on_attention_is_never_given_to_a_kernel_without_it() -> None:
+    layout, half = _layout((9, 80), None), SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+    assert choose_backend(layout, like=half, backend="auto") == "varlen"
+    assert choose_backend(layout, like=half, backend="auto", dropout=0.1) == "sdpa"
 
 
 @pytest.mark.parametrize("backend", GRADIENT_KERNELS)

@@ -29,7 +29,7 @@ BATCH_COLUMNS = ("batch", "batch_key", "batch_id")
 SHOWN = 5  # names in a message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GeneReport:
     """How G genes were matched to the vocabulary, and which cells have none of them."""
 
@@ -44,6 +44,10 @@ class GeneReport:
     num_other_species: int = 0  # genes of another species, left out; so are the values of its cells
     matrix: str = ""  # the matrix that was read, and what else was there
     selected: tuple[str, ...] | None = None  # the highly variable genes that were kept, None: all
+
+    def __repr__(self) -> str:
+        """The first lines of the report; the lists of names may be long."""
+        return f"GeneReport({'; '.join(self.text().splitlines())})"
 
     def text(self) -> str:
         """The report in a few lines."""
@@ -69,7 +73,7 @@ class GeneReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class scGPTDataset:
     """C cells, ready for a model with the same vocabulary."""
 
@@ -81,6 +85,12 @@ class scGPTDataset:
 
     def __len__(self) -> int:
         return len(self.obs_names)
+
+    def __repr__(self) -> str:
+        """Cells, genes and batches in one line."""
+        known = sum(self.report.matched.values())
+        batches = "" if self.batch_labels is None else f", {len(set(self.batch_labels))} batch labels"
+        return f"scGPTDataset({len(self):,} cells, {known:,} of {self.report.num_genes:,} genes known{batches})"
 
     def take(self, rows: npt.NDArray[np.integer]) -> scGPTDataset:
         """The cells at ``rows``, in that order; the report stays that of all cells."""

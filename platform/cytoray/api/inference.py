@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from rich.console import Console
 
 from cytoray import progress
 from cytoray.api.dataset import scGPTDataset
@@ -97,9 +96,6 @@ class Inference:
 
 @contextmanager
 def watched(title: str, *, total: int) -> Iterator[progress.Advance]:
-    """A progress bar of ``total`` cells where a person looks at a terminal; nothing elsewhere."""
-    if not Console(stderr=True).is_terminal:
-        yield progress.silent
-        return
-    with progress.stage(title, total=total, unit="cells") as advance:
+    """Show progress over ``total`` cells: a bar on a terminal, elsewhere a line every few seconds of longer work."""
+    with progress.stage(title, total=total, unit="cells", brief=True) as advance:
         yield advance

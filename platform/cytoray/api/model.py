@@ -15,7 +15,7 @@ from cytoray.api.config import scGPTConfig
 from cytoray.api.dataset import Request, build_dataset, report_empty_cells, scGPTDataset
 from cytoray.api.inference import MOST_TOKENS, Inference, watched
 from cytoray.api.variable_genes import FLAVORS, Flavor
-from cytoray.api.weights import adapted, load_weights, on_device, refuse_conditions
+from cytoray.api.weights import adapted, in_force, load_weights, on_device, refuse_conditions
 from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.model.bundle import ModelBundle, save_bundle
 from cytoray.model.config import Pooling
@@ -31,23 +31,34 @@ _POOLING: dict[str, Pooling] = {"cell": "mean", "cls": "cls"}
 
 
 class scGPT:
-    """A model with its vocabulary and tokens (``bundle``), and how to use it (``config``)."""
+    """A model with its vocabulary and tokens (``bundle``), and how it is used (``config``)."""
 
     def __init__(self, configurer: scGPTConfig | None = None) -> None:
         """Load the weights that ``configurer.model`` names; without one, random weights and a UserWarning.
 
         Raises ConfigError, NotFoundError, DigestError, RegistryError or ModelError that names what is wrong.
         """
-        self.config = configurer or scGPTConfig()
-        self.bundle = load_weights(self.config)
+        self._settings = configurer or scGPTConfig()
+        self.bundle = load_weights(self._settings)
 
     @classmethod
     def from_bundle(cls, bundle: ModelBundle, *, configurer: scGPTConfig | None = None) -> Self:
         """The face of a bundle in memory, which is not changed; ``configurer.model`` counts for nothing."""
         self = cls.__new__(cls)
-        self.config = configurer or scGPTConfig()
-        self.bundle = on_device(adapted(bundle, self.config), self.config)
+        self._settings = configurer or scGPTConfig()
+        self.bundle = on_device(adapted(bundle, self._settings), self._settings)
         return self
+
+    @property
+    def config(self) -> scGPTConfig:
+        """The configuration in force: what the user left out is as the weights have it."""
+        return in_force(self._settings, self.bundle)
+
+    def __repr__(self) -> str:
+        """Size, vocabulary and origin in one line."""
+        shape, source = self.bundle.model.config, self._settings.model or self.bundle.lineage.get("source", "memory")
+        size = f"{shape.num_layers} layers of width {shape.width}, {shape.vocabulary_size:,} tokens"
+        return f"{type(self).__name__}({size}, from {source})"
 
     def process_data(
         self,
@@ -138,16 +149,24 @@ class scGPT:
         color: str | None = None,
         key: str = KEY,
         file: str | Path | None = None,
+        *,
+        embeddings: npt.ArrayLike | None = None,
         **options: Any,
     ) -> Figure:
-        """Draw the UMAP plane of ``obsm[key]``, or of embeddings made here where that is not there, on a copy.
+        """Draw cells in the UMAP plane of their embeddings; the AnnData is not changed.
 
-        ``color`` is a column of obs or a gene; ``file`` takes the figure as well. ``options`` as in ``process_data``.
+        ``embeddings`` (C, D), as ``get_embeddings`` returns them, or else ``obsm[key]``, which ``embed`` writes, are
+        drawn as they are; only without both the cells are embedded. ``color`` is a column of obs or a gene. The
+        figure is also written to ``file`` (.png, .svg or .pdf). ``options`` are those of ``process_data``. Raises
+        ConfigError for another kind of file, CorpusError for an unknown color, ModelError for fewer than ten cells.
         """
-        from cytoray.api.plotting import plot_plane
+        from cytoray.api.plotting import check_request, plot_plane
 
-        there = key in adata.obsm
-        embeddings = adata.obsm[key] if there else self._embeddings(self.process_data(adata, **options))
+        check_request(adata, color=color, file=file)
+        if embeddings is None:
+            embeddings = adata.obsm.get(key)
+        if embeddings is None:
+            embeddings = self._embeddings(self.process_data(adata, **options))
         return plot_plane(adata, np.asarray(embeddings, np.float32), color=color, file=file)
 
     def save(self, folder: str | Path) -> str:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.errors import CorpusError, ModelError
-from cytoray.evaluation.report import replace_file
+from cytoray.evaluation.figures import picture_format, save_figure
 
 if TYPE_CHECKING:
     import anndata
     from matplotlib.figure import Figure
 
 FEWEST_CELLS = 10  # below which UMAP has no neighbours to speak of
-DPI = 150
 
 
 def plot_plane(
@@ -28,13 +26,17 @@ def plot_plane(
 ) -> Figure:
     """Draw embeddings (C, D) of the cells of ``adata`` that have one; those of empty cells are NaN and left out.
 
-    Raises CorpusError where ``color`` is neither a column of obs nor a gene, ModelError for fewer than ten cells.
+    Raises ModelError for embeddings of other cells, and for fewer than ten cells.
     """
     import anndata
     import scanpy
     from matplotlib import pyplot
 
-    _check_color(adata, color)
+    if embeddings.ndim != 2 or len(embeddings) != adata.n_obs:
+        raise ModelError(
+            f"The embeddings have shape {embeddings.shape}, for {adata.n_obs:,} cells.",
+            remedy="Give one row for each cell of this AnnData.",
+        )
     rows = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
     if len(rows) < FEWEST_CELLS:
         raise ModelError(f"Only {len(rows)} cells have an embedding.", remedy=f"Plot {FEWEST_CELLS} or more.")
@@ -48,13 +50,14 @@ def plot_plane(
         figure: Figure = scanpy.pl.umap(copy, color=color, show=False, return_fig=True)
         pyplot.close(figure)  # pyplot would keep it, and show it twice in a notebook
         if file is not None:
-            picture = io.BytesIO()
-            figure.savefig(picture, format=Path(file).suffix.removeprefix(".") or "png", dpi=DPI, bbox_inches="tight")
-            replace_file(Path(file), picture.getvalue())
+            save_figure(figure, Path(file), bbox_inches="tight")
     return figure
 
 
-def _check_color(adata: anndata.AnnData, color: str | None) -> None:
+def check_request(adata: anndata.AnnData, *, color: str | None, file: str | Path | None) -> None:
+    """CorpusError if ``color`` is neither a column of obs nor a gene, ConfigError for a kind of file unknown here."""
+    if file is not None:
+        picture_format(Path(file))
     if color is not None and color not in adata.obs and color not in adata.var_names:
         columns = [str(name) for name in adata.obs.columns]
         raise CorpusError(

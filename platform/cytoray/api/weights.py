@@ -58,6 +58,17 @@ def adapted(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
     return replace(bundle, tokenizer_config=tokenizer_config, digest=digest)
 
 
+def in_force(config: scGPTConfig, bundle: ModelBundle) -> scGPTConfig:
+    """The configuration with the values that the bundle has; which of them the user set stays known."""
+    shape, tokens = bundle.model.config, bundle.tokenizer_config
+    values = {name: getattr(shape, field) for name, field in _ARCHITECTURE.items()}
+    if shape.num_labels == 0:
+        values["n_layers_cls"] = config.n_layers_cls
+    values |= {name: getattr(tokens, field) for name, field in _TOKENS.items()}
+    values |= {"dropout": shape.dropout, "device": str(bundle.model.device)}
+    return type(config).model_construct(_fields_set=set(config.given), **{**dict(config), **values})
+
+
 def on_device(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
     """The bundle on the device that ``config`` names, if it names one; a model that must move is copied first."""
     device = _device(config)

@@ -1,15 +1,13 @@
-"""Draw what an evaluation found as PNG files for a README: confusion matrix, cell embedding, loss curves."""
+"""Draw what an evaluation found as pictures (PNG, SVG or PDF): confusion matrix, cell embedding, loss curves."""
 
 # C cells, D width, K labels
 
 from __future__ import annotations
 
-import io
 import math
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,22 +18,23 @@ from matplotlib.lines import Line2D
 
 from cytoray.errors import ModelError, TrainingError
 from cytoray.evaluation.classification import ClassificationScores
-from cytoray.evaluation.report import replace_file
+from cytoray.evaluation.figures import DPI as DPI
+from cytoray.evaluation.figures import Paths, save_figure
 
 Float = npt.NDArray[np.floating[Any]]
 
-# Matthew Petroff's ten-colour cycle, chosen by survey and for the common colour blindnesses. Ten hues are about all
-# that one can tell apart, so further labels take the same hues with another marker.
-COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd", "#a96b59", "#e76300", "#b9ac70", "#717581", "#94a4a2")
+# Matthew Petroff's cycle, chosen by survey and for the common colour blindnesses, with a green and a pink in place of
+# its two greys, which look like missing values. Ten hues are about all that one can tell apart, so further labels take
+# the same hues with another marker.
+COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd", "#a96b59", "#e76300", "#b9ac70", "#39e6a5", "#cc5280")
 MARKERS = ("o", "^", "s", "D", "v", "P")
 WIDTH_IN = 8.0
-DPI = 150
 LABEL_COLUMNS = 32  # longer labels lose their middle
 SMALLEST_CELL_IN = 0.15  # of the confusion matrix: room for an 8 pt tick label, below which the figure grows instead
 LARGEST_CELL_IN = 0.55
 
 
-def plot_confusion(scores: ClassificationScores, path: Path) -> None:
+def plot_confusion(scores: ClassificationScores, path: Paths) -> None:
     """Draw the confusion matrix (K, K): colour is the share of the true label's cells, the number their count."""
     num_labels = len(scores.labels)
     margin_in = 0.9 + 0.075 * max(_columns(_shortened(label)) for label in scores.labels)
@@ -51,7 +50,7 @@ def plot_confusion(scores: ClassificationScores, path: Path) -> None:
     _write_counts(axes, scores, shares=shares, cell_in=cell_in)
     axes.set(xlabel="predicted label", ylabel="true label (number of cells)")
     axes.set_title(f"accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}, cells {scores.num_cells:,}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _name_labels(axes: Axes, scores: ClassificationScores, *, size: float) -> None:
@@ -76,7 +75,7 @@ def _write_counts(axes: Axes, scores: ClassificationScores, *, shares: Float, ce
 
 
 def plot_embedding(
-    embeddings: Float, labels: Sequence[str], path: Path, *, predicted: Sequence[str] | None = None, title: str
+    embeddings: Float, labels: Sequence[str], path: Paths, *, predicted: Sequence[str] | None = None, title: str
 ) -> None:
     """Draw cell embeddings (C, D) in the plane, coloured by label; with ``predicted``, a second panel shows those.
 
@@ -101,10 +100,10 @@ def plot_embedding(
     handles = [Line2D([], [], color=colour, marker=marker, linestyle="") for colour, marker in styles.values()]
     names = [_shortened(label) for label in styles]
     figure.legend(handles, names, loc="outside lower center", ncols=num_columns, fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_loss(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_loss(history: Sequence[Mapping[str, Any]], path: Paths) -> None:
     """Draw every loss of a run against its step.
 
     ``history`` holds one mapping a log line, with ``step`` and any keys that contain "loss"; lines may lack some.
@@ -123,7 +122,7 @@ def plot_loss(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _loss_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -194,12 +193,3 @@ def _shortened(text: str, *, limit: int = LABEL_COLUMNS) -> str:
         half = (limit - 1) // (4 if _columns(text) > len(text) else 2)
         text = f"{text[:half]}…{text[-half:]}"
     return text.replace("$", r"\$")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # matplotlib's own font has no Chinese, Japanese or Korean: a box is drawn, which is no reason to fail.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
-        figure.savefig(buffer, format="png", dpi=DPI)
-    replace_file(path, buffer.getvalue())

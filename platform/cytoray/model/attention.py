@@ -76,16 +76,18 @@ class SelfAttention(nn.Module):
         return weights_HLL
 
 
-def choose_backend(layout: Layout, *, like: Tensor, backend: AttentionBackend) -> AttentionBackend:
-    """What ``auto`` means for queries ``like`` these.
+def choose_backend(
+    layout: Layout, *, like: Tensor, backend: AttentionBackend, dropout: float = 0.0
+) -> AttentionBackend:
+    """Return the kernel that ``auto`` means for queries ``like`` these.
 
-    On a GPU packed flash attention, which half precision needs, else padded; on a CPU cell by cell, or padded where
-    cells are short.
+    On a GPU packed flash attention, which needs half precision and has no dropout, else padded; on a CPU cell by
+    cell, or padded if cells are short.
     """
     if backend != "auto":
         return backend
     if like.device.type == "cuda":
-        return "varlen" if like.dtype in (torch.bfloat16, torch.float16) else "sdpa"
+        return "varlen" if like.dtype in (torch.bfloat16, torch.float16) and not dropout else "sdpa"
     return "cell" if layout.known.total > _SHORT * len(layout.known.lengths) else "sdpa"
 
 
@@ -100,7 +102,7 @@ def attend(
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention (Q, H, d) of the queries: ``asking`` known ones, cell after cell, then every unknown token."""
-    chosen = choose_backend(layout, like=q_QHd, backend=backend)
+    chosen = choose_backend(layout, like=q_QHd, backend=backend, dropout=dropout)
     if chosen == "flex":
         from cytoray.model.flex_attention import attend_flex
 

@@ -37,8 +37,8 @@ class ModelBundle:
     Raises ModelError where the vocabulary or the labels do not fit the model.
     """
 
-    model: ScGPT
-    vocabulary: GeneVocabulary
+    model: ScGPT = field(repr=False)
+    vocabulary: GeneVocabulary = field(repr=False)
     tokenizer_config: TokenizerConfig
     labels: tuple[str, ...] = ()
     lineage: dict[str, str] = field(default_factory=dict)

@@ -38,6 +38,9 @@ class EvaluateConfig(ModelStageConfig):
     label_key: str = Field(description="Column of obs with the true cell types.")
     baseline_corpus: str = Field(pattern=NAME, description="Corpus that logistic regression learns from.")
     folder: Location = Field("report", description="Local folder for scores.json and the plots.")
+    plots: tuple[Literal["png", "svg", "pdf"], ...] = Field(
+        ("png",), min_length=1, description="Formats of the plots; the report shows the first."
+    )
 
 
 class PromoteConfig(ModelStageConfig):

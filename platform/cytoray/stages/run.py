@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig) -> AnnotationReport:
     bundle, _ = load_model(config)
     held_out = read_labelled_cells(config.data, config.label_key, vocabulary=bundle.vocabulary)
     baseline = Baseline(config.store, config.baseline_corpus, config.label_key)
-    return annotation.evaluate(bundle, held_out, baseline, folder=Path(config.folder))
+    return annotation.evaluate(bundle, held_out, baseline, folder=Path(config.folder), formats=config.plots)
 
 
 def promote(config: PromoteConfig) -> RegisteredVersion:

@@ -21,6 +21,7 @@ from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
+from cytoray.evaluation.figures import PictureFormat
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
 from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle, load_bundle
@@ -136,8 +137,18 @@ class Baseline:
         return sample
 
 
-def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, folder: Path) -> AnnotationReport:
-    """Annotate held-out cells, score the model beside simple baselines, write scores and plots to ``folder``."""
+def evaluate(
+    bundle: ModelBundle,
+    held_out: NamedCells,
+    baseline: Baseline,
+    *,
+    folder: Path,
+    formats: Sequence[PictureFormat] = ("png",),
+) -> AnnotationReport:
+    """Annotate held-out cells, score the model beside simple baselines, write scores and plots to ``folder``.
+
+    Raises ModelError if the model has no classifier, or shares no label with the cells.
+    """
     if not bundle.labels:
         raise ModelError("This bundle has no classifier, so it cannot annotate.", remedy="Evaluate a fine-tuned run.")
     truth = [str(label) for label in held_out.labels]
@@ -150,15 +161,15 @@ def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, f
     training = baseline.load()
     answers = {"cytoray": predicted, **baseline.predict(held_out.cells, training=training)}
     scores = {name: score_classification(truth, answer, labels=labels) for name, answer in answers.items()}
-    files = {name: folder / f"{name}.png" for name in ("confusion", "umap")} | {"scores": folder / "scores.json"}
+    plots = {name: [folder / f"{name}.{kind}" for kind in formats] for name in ("confusion", "umap")}
+    files = {name: paths[0] for name, paths in plots.items()} | {"scores": folder / "scores.json"}
     write_scores(scores, files["scores"])
     files["baselines"] = folder / "baselines.json"
     learned = {"num_cells": len(training.labels), "num_labelled_cells": training.num_labelled}
     replace_file(files["baselines"], json.dumps(learned | {"sampled": training.is_sample}).encode())
-    plot_confusion(scores["cytoray"], files["confusion"])
-    plot_embedding(
-        predictions.embeddings, truth, files["umap"], predicted=predicted, title="Held-out cells, cytoray embedding"
-    )
+    plot_confusion(scores["cytoray"], plots["confusion"])
+    title = "Held-out cells, cytoray embedding"
+    plot_embedding(predictions.embeddings, truth, plots["umap"], predicted=predicted, title=title)
     return AnnotationReport(scores, predictions, files)
 
 

@@ -42,6 +42,10 @@ class PackedCells:
     bins: UInt8 | None = None  # (N,) where bins are stored
     table: Int32 | None = None  # (G,) ascending gene ids, where the streams hold places in it
 
+    def __repr__(self) -> str:
+        """The size; the arrays would fill pages."""
+        return f"PackedCells({self.num_cells:,} cells, {len(self.values):,} values)"
+
     @property
     def num_cells(self) -> int:
         """Number of cells C."""

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from cytoray.corpus.manifest import CorpusManifest
 from cytoray.corpus.streaming.obs import Coder, read_tables
+from cytoray.corpus.streaming.recent import Recent
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.coding import UInt8
@@ -54,6 +54,7 @@ class Members:
     _kept: UInt8 | None = field(default=None, repr=False)  # one bit a cell of the corpus, None if all are kept
     _codes: Codes | None = field(default=None, repr=False)  # (N,) label of each cell
     _weights: tuple[Codes, Float64] | None = field(default=None, repr=False)  # (N,) class, its weight
+    _recent: Recent = field(default_factory=lambda: Recent(64), repr=False, init=False)  # draws of units
 
     @property
     def keeps_all(self) -> bool:
@@ -68,9 +69,12 @@ class Members:
         bits = np.unpackbits(self._kept[start // 8 : -(-stop // 8)])[start % 8 :][: stop - start]
         return np.flatnonzero(bits)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019 - as long as its process
     def draws(self, unit: int, epoch: int) -> tuple[Int64, Int64]:
         """The row of each of a unit's D draws in an epoch, and how often it was drawn before (both (D,))."""
+        draws: tuple[Int64, Int64] = self._recent.get((unit, epoch), lambda: self._draw(unit, epoch))
+        return draws
+
+    def _draw(self, unit: int, epoch: int) -> tuple[Int64, Int64]:
         rows = self.rows(unit)
         if self._weights is None:
             return rows, np.zeros(len(rows), np.int64)

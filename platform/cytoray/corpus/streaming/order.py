@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from cytoray.corpus.streaming.recent import Recent
 from cytoray.corpus.streaming.windows import Lanes, lay_out
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Purpose, combine, uniform
@@ -52,6 +53,7 @@ class ReadingOrder:
     counts: Int64
     seed: int
     cells_per_step: int
+    _recent: Recent = field(default_factory=lambda: Recent(8), repr=False, init=False)  # windows and epochs
 
     def __post_init__(self) -> None:
         assert self.num_cells > 0, "an order needs a cell"
@@ -109,8 +111,12 @@ class ReadingOrder:
             yield epoch, begin, end
             position = epoch * self.num_cells + end
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - an order lives as long as its process
     def _window(self, epoch: int, begin: int, end: int) -> _Window:
+        """A window's cells in the order of reading."""
+        window: _Window = self._recent.get((epoch, begin, end), lambda: self._lay_out(epoch, begin, end))
+        return window
+
+    def _lay_out(self, epoch: int, begin: int, end: int) -> _Window:
         """Interleave the lanes of a window, then put each step's cells lane by lane."""
         order, ends = self._epoch(epoch)
         first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end, "left")
@@ -128,9 +134,12 @@ class ReadingOrder:
         lay_out(lanes, epoch * self.num_cells + begin, self.cells_per_step, lane_of, places)
         return _Window(units[lane_of], places)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019
     def _epoch(self, epoch: int) -> tuple[Int64, Int64]:
         """The units of an epoch in their order, and the position at which each ends; empty ones are left out."""
+        units: tuple[Int64, Int64] = self._recent.get(epoch, lambda: self._permute(epoch))
+        return units
+
+    def _permute(self, epoch: int) -> tuple[Int64, Int64]:
         keys = combine(self.seed, int(Purpose.ORDER), epoch, np.arange(len(self.counts), dtype=np.uint64))
         order = np.argsort(keys, kind="stable")
         order = order[self.counts[order] > 0]
