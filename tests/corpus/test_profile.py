@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from cytoray.corpus.checking.checks import RowChecks, check_rows, map_source_genes
+from cytoray.corpus.checking.checks import RowChecks, check_rows, map_source_genes, profile_cells
 from cytoray.corpus.checking.profile import (
     LABEL_VALUES,
     NUM_DEPTH_BINS,
@@ -117,12 +117,21 @@ def test_the_largest_profile_stays_below_200_kb():
     assert kept[OTHER] == sum(range(1, 901))
 
 
-def test_copies_move_from_the_kept_to_the_dropped(profiled):
-    _, profile, _, _ = profiled
-    fewer = profile.without_copies(3)
-    assert fewer.num_kept == profile.num_kept - 3
-    assert fewer.dropped == {"duplicate_cell": 3, **profile.dropped}
-    assert profile.without_copies(0) is profile
+def test_copies_leave_the_counters_with_the_cells(profiled, vocabulary):
+    path, profile, _, _ = profiled
+    with open_source(SourceConfig(uri=path)) as reader:
+        mapping = map_source_genes(reader, vocabulary, CHECKS)
+        kept = check_rows(reader, mapping, RowChecks(CHECKS), start=0, stop=300).rows
+        copies = profile_cells(reader, mapping, RowChecks(CHECKS), kept[5:40])
+        first = profile_cells(reader, mapping, RowChecks(CHECKS), kept[:5])
+        last = profile_cells(reader, mapping, RowChecks(CHECKS), kept[40:])
+    fewer = profile.without(copies)
+    assert fewer.num_kept == profile.num_kept - 35
+    assert fewer.dropped == {"duplicate_cell": 35, **profile.dropped}
+    expected = first.merge(last).to_json()
+    for name in ("num_kept", "depth", "genes_per_cell", "bins", "num_binned", "gene_cells", "labels", "sum_values"):
+        assert fewer.to_json()[name] == expected[name]
+    assert profile.without(SourceProfile()) is profile
 
 
 def test_sources_with_different_genes_share_no_overlap(profiled):
@@ -154,3 +163,11 @@ def test_columns_that_describe_groups_of_cells():
     assert describing_columns(frame) == ("tissue", "type", "primary", "wells", "donor")
     counted = count_labels(frame, ["type", "primary", "donor"])
     assert counted == {"type": {"a": 50, "b": 50}, "primary": {"True": 50, "False": 50}, "donor": {"d1": 50}}
+
+
+def test_columns_whose_classes_look_missing_are_named():
+    profile = SourceProfile(labels={"type": {"a": 5, "nan": 2, "NA": 1}, "tissue": {"blood": 8}})
+    assert [text.partition(" ")[2] for text in profile.label_warnings()] == [
+        "'NA', 'nan' are classes like any other, but may stand for missing labels; "
+        "cells with a missing value are left out, cells with these texts are not."
+    ]

@@ -20,7 +20,7 @@ from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.readers.values import sample_ranges
 from cytoray.corpus.validate import ValidateConfig, validate
 from cytoray.errors import CorpusError
-from cytoray.tokens.packed import packed_counts
+from cytoray.tokens.packed import packed_counts, packed_gene_ids
 
 NUM_CELLS = 2_000  # so that the sample of rows by which a file is judged leaves rows 64 to 176 out
 BAD = (100, 140)  # rows that break a rule about cells
@@ -99,6 +99,19 @@ def mouse_names(adata: anndata.AnnData) -> None:
     rename(adata, {column: f"{name.capitalize()}x" for column, name in enumerate(adata.var_names) if column > 20})
 
 
+def mix_species(adata: anndata.AnnData) -> None:
+    """The last hundred genes are a mouse's; the bad cells have most of their counts there, the others one in 20."""
+    rename(adata, {200 + number: f"ENSMUSG{number:011d}" for number in range(100)})
+    human = adata.X[:, :200].sum(axis=1)
+    adata.X[:, 200:] = 0
+    adata.X[:, 210] = np.floor(human / 20)
+    adata.X[list(BAD), 220] = human[list(BAD)]
+
+
+def old_names(adata: anndata.AnnData) -> None:
+    rename(adata, {10: "PLA2G2C", 11: "UBXN10-AS1"})
+
+
 CASES = {
     "not_finite": Case(put(np.nan), names_gene=True),
     "negative": Case(put(-2.0), names_gene=True),
@@ -113,6 +126,7 @@ CASES = {
     "duplicate_gene": Case(repeat_genes, about_cells=False),
     "unknown_genes": Case(unknown_names, about_cells=False),
     "wrong_species": Case(mouse_names, about_cells=False),
+    "mixed_species": Case(mix_species),
     "unsorted_indices": Case(lambda adata: None),
 }
 
@@ -202,7 +216,7 @@ def test_rule(rule: str, severity: str, write, gene_symbols, vocabulary):
         assert caught.value.details["rule"] == rule
         assert path in caught.value.problem
         assert f"checks.rules.{rule}" in caught.value.remedy
-        if case.about_cells and rule != "unsorted_indices":
+        if case.about_cells and rule not in ("unsorted_indices", "mixed_species"):
             assert caught.value.details["row"] == BAD[0]
             assert f"cell {caught.value.details['cell']!r} (row {BAD[0]})" in caught.value.problem
         if case.names_gene:
@@ -221,6 +235,40 @@ def test_rule(rule: str, severity: str, write, gene_symbols, vocabulary):
     else:
         assert rule in checked.profile.findings
         assert checked.rows.tolist() == everything
+
+
+def test_older_names_of_a_gene_with_its_own_column_are_left_out(good, save, tmp_path, vocabulary):
+    adata = good()
+    old_names(adata)
+    own, older = adata.X[:, 10].sum(), adata.X[:, 11].sum()
+    path = save(adata, tmp_path / "old.h5ad")
+    token = vocabulary.index["PLA2G2C"]
+    for sum_older, expected in ((False, own), (True, own + older)):
+        checked = check(path, CheckConfig(sum_older_names=sum_older), vocabulary)
+        values, genes = packed_counts(checked.cells), packed_gene_ids(checked.cells)
+        assert values[genes == token].sum() == expected
+        profile = checked.profile
+        assert ("older_name" in profile.findings) == (not sum_older)
+        assert profile.column_values == {"PLA2G2C": (older,) if not sum_older else (own, older)}
+        assert profile.lost_values == (0 if sum_older else older)
+        assert profile.sum_values == adata.X.sum()
+
+
+def test_the_report_counts_no_copies(good, save, tmp_path):
+    """What is dropped as a copy is in no histogram, no label and no gene's cells, wherever it stands."""
+    adata = good()
+    adata.X[1500:1900] = adata.X[:400]
+    adata.obs["batch"] = ["b1" if row < 1500 else "b2" for row in range(NUM_CELLS)]
+    copied = save(adata, tmp_path / "a.h5ad")
+    expected = save(adata[[*range(1500), *range(1900, NUM_CELLS)]].copy(), tmp_path / "b.h5ad")
+    options = ValidateConfig(labels=("batch",))
+    (copies,) = validate([SourceConfig(uri=copied, name="x")], options=options).files
+    (clean,) = validate([SourceConfig(uri=expected, name="x")], options=options).files
+    assert copies.profile.dropped == {"duplicate_cell": 400}
+    mine, its = copies.profile.to_json(), clean.profile.to_json()
+    for name in ("num_kept", "depth", "genes_per_cell", "gene_cells", "labels", "findings", "sum_values"):
+        assert mine[name] == its[name]
+    assert copies.profile.gene_cells.max() <= copies.profile.num_kept == 1600
 
 
 @pytest.mark.parametrize("where", ["in one file", "in two files"])

@@ -98,7 +98,11 @@ def test_mouse_genes_are_not_taken_for_human_and_the_guess_says_so(census):
         (["ENSG00000167286", "LYZ"], "mixed", "human"),
         (["ENSDARG00000000001", "ENSDARG00000000002"], "ensembl", "zebrafish"),
         (["FBgn0000003", "FBgn0000008"], "ensembl", "fruit fly"),
-        (["ENSG00000167286", "ENSMUSG00000032094"], "ensembl", "unknown"),  # a barnyard mixture
+        (["ENSG00000167286", "ENSMUSG00000032094"], "ensembl", "unknown"),  # too few to tell
+        (["ENSG00000167286", *(f"ENSMUSG{n:011d}" for n in range(3))], "ensembl", "human and mouse"),
+        (["CD3D", "LYZ", "IL7R", "Cd3d", "Lyz2", "Il7r", "Cd3e", "Nkg7"], "symbol", "human and mouse"),
+        (["CD3D", "LYZ", "IL7R", "CD3E", "GZMB", "Hashtag1", "Hashtag2", "Hashtag3", "Cas9"], "symbol", "human"),
+        (["Cd3d", "Lyz2", "Il7r", "Nkg7", "H19", *(f"Gm{n}" for n in range(60))], "symbol", "mouse"),
         (["7157", "3091", "920"], "unknown", "unknown"),
         (["gene_1", "gene_2"], "symbol", "unknown"),
         ([], "unknown", "unknown"),
@@ -111,7 +115,48 @@ def test_guesses_of_id_type_and_species(census, names: list[str], id_type: str, 
 
 def test_names_of_one_gene_are_reported_as_duplicates(census):
     mapping = census.map_genes(["MARCH1", "CD3D", "MARCHF1", "ENSG00000167286", "LYZ"])
-    assert mapping.duplicates == {"MARCHF1": ["MARCH1", "MARCHF1"], "CD3D": ["CD3D", "ENSG00000167286"]}
+    assert mapping.duplicates == {"CD3D": ["CD3D", "ENSG00000167286"]}
+    assert mapping.summed == {"CD3D": [1, 3]}
+    assert mapping.older == {"MARCHF1": [0]}  # left out: the file has MARCHF1 itself
+    assert mapping.unknown == ()
+    both = census.map_genes(["MARCH1", "CD3D", "MARCHF1"], sum_older=True)
+    assert both.duplicates == {"MARCHF1": ["MARCH1", "MARCHF1"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "tokens"),
+    [
+        (["UBXN10-AS1", "PLA2G2C"], None, [None, "PLA2G2C"]),  # HGNC's previous symbol
+        (["UBXN10-AS1", "PLA2G2C"], ["ENSG00000187980"] * 2, [None, "PLA2G2C"]),  # and the id that goes with it
+        (["UBXN10-AS1"], None, ["PLA2G2C"]),  # renamed: the only column of the gene
+        (["HNRNPU", "HNRNPU-AS1"], None, ["HNRNPU", None]),
+        (["HNRNPU-AS1"], None, [None]),  # its name says that it lies beside HNRNPU
+        (["WISP1-OT1"], None, [None]),  # WISP1 is an older name of CCN4
+        (["SNURF-SNRPN"], None, [None]),  # a read-through
+        (["HNRPU", "SAF-A"], None, ["HNRNPU", None]),  # previous symbol before alias
+        (["CD3D", "CD3D-1", "CD3D"], ["ENSG00000167286"] * 3, ["CD3D", "CD3D", "CD3D"]),  # one gene, made unique
+        (["TP53", "p53", "ENSG00000141510"], None, ["TP53", None, "TP53"]),
+        (["GRCh38_CD3D", "mm10___Cd3d", "GRCh38_LYZ", "mm10_CD3E"], None, ["CD3D", None, "LYZ", None]),
+        (["HUMAN-ENSG00000167286.3", "MOUSE-ENSMUSG00000032094", "MOUSE-CD3E"], None, ["CD3D", None, None]),
+        (["hg19_CD3D", "hg19_LYZ"], ["hg19_ENSG00000167286", ""], ["CD3D", "LYZ"]),
+    ],
+)  # fmt: skip
+def test_a_column_counts_for_the_gene_that_it_measures(census, names, ids, tokens):
+    assert tokens_of(census, census.map_genes(names, ensembl_ids=ids)) == tokens
+
+
+def test_a_column_of_genomes_separates_the_species(census):
+    names, genomes = ["CD3D", "LYZ", "CD3D", "IL7R", "F5"], ["GRCh38", "GRCh38", "mm10", "mm10", "mm10"]
+    mapping = census.map_genes(names, genomes=genomes)
+    assert tokens_of(census, mapping) == ["CD3D", "LYZ", None, None, None]
+    assert (mapping.species, mapping.origin.tolist()) == ("human and mouse", [1, 1, -1, -1, -1])
+    assert mapping.unknown == ()
+
+
+def test_mouse_aliases_in_a_mixture_are_not_taken_for_human(census):
+    names = ["CD44", "LYZ", "CD3D", "Pgp1", "Cd3d", "Lyz2", "Cd3e", "H2-K1", "PGP1"]
+    assert tokens_of(census, census.map_genes(names))[:3] == ["CD44", "LYZ", "CD3D"]
+    assert (census.map_genes(names).ids[3:] == -1).all()
 
 
 @settings(max_examples=40, deadline=None)

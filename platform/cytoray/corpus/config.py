@@ -92,6 +92,11 @@ class RuleConfig(Config):
     )
     unknown_genes: Literal["error", "warn"] = Field("warn", description="Genes that the vocabulary does not know.")
     wrong_species: Literal["error", "warn"] = Field("error", description="The genes look like another species'.")
+    mixed_species: Severity = Field(
+        "drop",
+        description="Human genes stand beside those of another species, and less than min_human_share of a cell's "
+        "counts are human; warn keeps the human genes of all cells.",
+    )
     unsorted_indices: Literal["error", "warn"] = Field(
         "warn", description="Column indices of a row not in order, or twice."
     )
@@ -108,6 +113,12 @@ class CheckConfig(Config):
     )
     min_recoverable: float = Field(
         0.95, gt=0, le=1, description="Share of log-normalised cells whose counts must come back exactly."
+    )
+    min_human_share: float = Field(
+        0.9, gt=0, le=1, description="Where species are mixed: share of a cell's counts that must be human."
+    )
+    sum_older_names: bool = Field(
+        False, description="Sum columns with an older name of a gene into its own column, rather than leave them out."
     )
     max_bad_files: int = Field(0, ge=0, description="Files that may be quarantined before the ingest stops.")
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from pydantic import Field, ValidationError
 
 from cytoray import progress
@@ -19,16 +21,19 @@ from cytoray.corpus.checking.checks import (
     check_rows,
     corpus_values,
     map_source_genes,
+    profile_cells,
     refuse_unrecoverable,
     source_findings,
 )
 from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.readers.base import CellReader, Format
-from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.readers.finding import find_sources
+from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 from cytoray.errors import CorpusError, CytorayError
 from cytoray.tokens.cells import Int64, UInt64
+from cytoray.tokens.labels import missing_spellings_warning
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 ROWS_AT_A_TIME = SLAB_ROWS  # a range of one slab: nothing is joined, and memory stays flat
@@ -63,10 +68,11 @@ class ValidateConfig(Config):
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The kept cells of one source: 16 bytes each, enough to find copies in all of them."""
+    """The kept cells of one source: some 20 bytes each, enough to find copies in all of them."""
 
     content: UInt64  # (C,)
     rows: Int64  # (C,)
+    labels: dict[str, tuple[npt.NDArray[np.int64], list[str]]]  # by column: (C,) codes, -1 without one; their values
 
 
 def validate(
@@ -74,9 +80,10 @@ def validate(
 ) -> DataReport:
     """Read every cell of ``sources`` (prefixes are expanded) by range and apply the rules; refused files are listed.
 
-    ``advance`` is told of rows read. Raises CorpusError only where the list of sources itself cannot be used.
+    ``advance`` is called with rows read. Raises CorpusError only if the list of sources itself cannot be used.
     """
-    expanded = sorted(expand_sources(sources), key=lambda source: source.identity)
+    found = find_sources(sources)
+    expanded = sorted(found.sources, key=lambda source: source.identity)
     files: dict[str, FileReport] = {}
     seen: dict[str, _Seen] = {}
     refused = []
@@ -86,18 +93,22 @@ def validate(
         except CytorayError as error:
             refused.append(Quarantined.of(source.uri, error))
     by_identity = {source.identity: source for source in expanded}
+    copies: dict[str, Copies] = {}
     if options.checks.rules.duplicate_cell != "off":
-        for identity, copies in find_copies(
-            {name: (cells.content, cells.rows) for name, cells in seen.items()}
-        ).items():
-            outcome = _judge_copies(files[identity], copies, by_identity, identity, options.checks)
-            if isinstance(outcome, Quarantined):
-                refused.append(outcome)
-                del files[identity]
-            else:
-                files[identity] = outcome
+        copies = find_copies({name: (cells.content, cells.rows) for name, cells in seen.items()})
+    for identity, found in copies.items():
+        outcome = _judge_copies(files[identity], found, by_identity, identity, options)
+        if isinstance(outcome, Quarantined):
+            refused.append(outcome)
+            del files[identity]
+        else:
+            files[identity] = outcome
+    for identity, file in files.items():
+        gone = copies[identity].rows if identity in copies and options.checks.rules.duplicate_cell == "drop" else ()
+        files[identity] = _with_labels(file, seen[identity], gone)
     title = f"Data report of {expanded[0].uri}" if len(expanded) == 1 else f"Data report of {len(expanded)} files"
-    return DataReport(title, tuple(files.values()), tuple(sorted(refused, key=lambda record: record.uri)))
+    quarantined = tuple(sorted(refused, key=lambda record: record.uri))
+    return DataReport(title, tuple(files.values()), quarantined, not_read=found.not_read)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,20 +147,25 @@ def _look_at(source: SourceConfig, options: ValidateConfig, advance: progress.Ad
     """Read one source from end to end."""
     with open_source(source) as reader:
         description = reader.describe()
-        labels = _label_findings(reader, options.labels)
+        labels = {key: _label_codes(reader, key) for key in options.labels}
         mapping = map_source_genes(reader, GeneVocabulary.load_default(), options.checks)
-        profile = SourceProfile(findings={**source_findings(reader, mapping, options.checks), **labels})
-        values = corpus_values([description.value_kind], options.checks)
+        profile = SourceProfile(findings=source_findings(reader, mapping, options.checks))
+        checks = _row_checks(reader, options)
         content, rows = [], []
         for start, stop in _ranges(description.num_cells):
-            checks = RowChecks(options.checks, options.filter, values)
             checked = check_rows(reader, mapping, checks, start=start, stop=stop)
             profile = profile.merge(checked.profile)
             content.append(checked.content)
             rows.append(checked.rows)
             advance(stop - start, source.uri)
         refuse_unrecoverable(reader, profile, options.checks)
-    return FileReport(description, profile), _Seen(np.concatenate(content), np.concatenate(rows))
+    kept = np.concatenate(rows)
+    codes = {key: (column[kept], values) for key, (column, values) in labels.items()}
+    return FileReport(description, profile), _Seen(np.concatenate(content), kept, codes)
+
+
+def _row_checks(reader: CellReader, options: ValidateConfig) -> RowChecks:
+    return RowChecks(options.checks, options.filter, corpus_values([reader.value_kind], options.checks))
 
 
 def _ranges(num_rows: int) -> Iterator[tuple[int, int]]:
@@ -158,35 +174,43 @@ def _ranges(num_rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + ROWS_AT_A_TIME, num_rows)
 
 
-def _label_findings(reader: CellReader, keys: Sequence[str]) -> dict[str, str]:
-    """How many values the asked-for columns have; CorpusError, with the columns there, if one is absent."""
-    found = {}
-    for key in keys:
-        if key not in reader.obs:
-            there = ", ".join(map(str, reader.obs.columns)) or "none"
-            raise CorpusError(
-                f"{reader.source.uri}: obs has no column {key!r}.",
-                remedy=f"Columns there: {there}.",
-                rule="label",
-                key=f"obs/{key}",
-            )
-        labels = reader.labels(key)
-        missing = sum(label is None for label in labels)
-        values = len(set(labels) - {None})
-        found[f"label {key}"] = (
-            f"{values:,} {'value' if values == 1 else 'values'}, {missing:,} of {len(labels):,} cells without one"
+def _label_codes(reader: CellReader, key: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """The value of each cell in a column of obs as a code, -1 without one, and the values; CorpusError if missing."""
+    if key not in reader.obs:
+        there = ", ".join(map(str, reader.obs.columns)) or "none"
+        raise CorpusError(
+            f"{reader.source.uri}: obs has no column {key!r}.",
+            remedy=f"Columns there: {there}.",
+            rule="label",
+            key=f"obs/{key}",
         )
-    return found
+    codes, values = pd.factorize(np.array(reader.labels(key), dtype=object))
+    return np.asarray(codes, np.int64), [str(value) for value in values]
+
+
+def _with_labels(file: FileReport, seen: _Seen, copies: Sequence[int] | Int64) -> FileReport:
+    """Add the number of values that the cells which stay have in each column that was asked for."""
+    stays = ~np.isin(seen.rows, copies)
+    findings = dict(file.profile.findings)
+    for key, (codes, names) in seen.labels.items():
+        kept = codes[stays]
+        present = np.unique(kept[kept >= 0])
+        values = len(present)
+        missing = f"{int((kept < 0).sum()):,} of {len(kept):,} kept cells without one"
+        findings[f"label {key}"] = f"{values:,} {'value' if values == 1 else 'values'}, {missing}"
+        if suspicious := missing_spellings_warning([names[code] for code in present], where=f"obs/{key}"):
+            findings[f"label {key} missing"] = suspicious
+    return replace(file, profile=replace(file.profile, findings=findings))
 
 
 def _judge_copies(
-    file: FileReport, copies: Copies, sources: Mapping[str, SourceConfig], identity: str, checks: CheckConfig
+    file: FileReport, copies: Copies, sources: Mapping[str, SourceConfig], identity: str, options: ValidateConfig
 ) -> FileReport | Quarantined:
     """Do with the copies in one file what the severity of duplicate_cell says."""
     count = len(copies.rows)
-    severity = checks.rules.duplicate_cell
+    severity = options.checks.rules.duplicate_cell
     if severity == "drop":
-        return replace(file, profile=file.profile.without_copies(count))
+        return replace(file, profile=file.profile.without(_profile_copies(sources[identity], options, copies.rows)))
     if severity == "warn":
         return replace(file, profile=file.profile.merge(SourceProfile(warned={"duplicate_cell": count})))
     uri, (other, row) = sources[identity].uri, copies.originals[0]
@@ -199,3 +223,10 @@ def _judge_copies(
         key=file.description.matrix,
     )
     return Quarantined.of(uri, error)
+
+
+def _profile_copies(source: SourceConfig, options: ValidateConfig, rows: Int64) -> SourceProfile:
+    """The profile of the copies alone: their rows are read again."""
+    with open_source(source) as reader:
+        mapping = map_source_genes(reader, GeneVocabulary.load_default(), options.checks)
+        return profile_cells(reader, mapping, _row_checks(reader, options), rows)

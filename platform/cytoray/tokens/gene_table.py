@@ -6,7 +6,7 @@ import functools
 import gzip
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
@@ -37,6 +37,35 @@ _SPECIES_PREFIXES = {
 # Rodent symbols are written Cd3d, Rpl3-ps1, mt-Nd1, 0610007P14Rik; human ones in capitals, except C1orf112 and such.
 _MOUSE_SYMBOL = re.compile(r"(?!C\d+orf)(?:mt-)?[A-Z]\d*[a-z][a-z0-9]*(?:-\w+)?|\d\w+Rik")
 _SYMBOL = re.compile(r"[A-Za-z][\w.@/-]*|\d\w+Rik")
+# Names of genome assemblies, and of species as references and data schemas write them.
+_GENOMES = {
+    "human": r"GRCh\d+|hg(?:18|19|38)|(?:T2T-)?CHM13|human|homo[ _]sapiens|NCBITaxon:9606",
+    "mouse": r"GRCm\d+|mm(?:9|10|39)|mouse|mus[ _]musculus|NCBITaxon:10090",
+    "rat": r"Rnor(?:_\d[\d.]*)?|mRatBN7(?:\.\d)?|GRCr\d|rn[4-8]|rat|rattus[ _]norvegicus|NCBITaxon:10116",
+    "zebrafish": r"GRCz\d+|danRer\d+|danio[ _]rerio|NCBITaxon:7955",
+    "rhesus macaque": r"Mmul(?:_\d+)?|rheMac\d+|macaca[ _]mulatta|NCBITaxon:9544",
+    "crab-eating macaque": r"Macaca_fascicularis|macFas\d+|NCBITaxon:9541",
+    "chimpanzee": r"Pan_tro|panTro\d+|pan[ _]troglodytes|NCBITaxon:9598",
+    "pig": r"Sscrofa\d*|susScr\d+|sus[ _]scrofa|NCBITaxon:9823",
+    "chicken": r"GRCg\w+|galGal\d+|gallus[ _]gallus|NCBITaxon:9031",
+    "fruit fly": r"BDGP\d*|dm[36]|drosophila(?:[ _]melanogaster)?|NCBITaxon:7227",
+    "worm": r"WBcel\d+|ce1[01]|caenorhabditis[ _]elegans|NCBITaxon:6239",
+}
+_GENOME_NAMES = {
+    species: re.compile(rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])", re.IGNORECASE)
+    for species, pattern in _GENOMES.items()
+}
+_GENOME_PREFIX = re.compile(
+    r"((?:"
+    + "|".join(_GENOMES.values())
+    + r")(?:\.p\d+)?(?:[_-]20\d\d-[A-Z])?(?:[_-]premrna)?)(?:[_-]+|[:|])(?=[A-Za-z0-9])",
+    re.IGNORECASE,
+)
+_PREFIXED_SHARE = 0.05  # of the names; below it they are those of antibodies and the like: Mouse-IgG1
+# A matrix is a mixture of human and other genes from these shares of its recognisable genes on. Mouse data have some
+# genes with human names (F5, C3: 0.2 % of them), human data hardly any with mouse names (below 0.1 %).
+_LEAST_RECOGNISED = 0.1  # of the genes; below it their species is unknown
+_LEAST_HUMAN, _LEAST_OTHER, _FEWEST_OTHER = 0.05, 0.02, 3
 
 
 @dataclass(frozen=True)
@@ -97,24 +126,92 @@ def _looks_like_symbol(name: str) -> bool:
     return bool(_SYMBOL.fullmatch(name))
 
 
+def split_genomes(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names without the genome before them (``GRCh38_CD3D``, ``mm10___Cd3d``), and that genome, empty if absent.
+
+    Prefixes are removed only if at least a twentieth of the names has one.
+    """
+    found = [_GENOME_PREFIX.match(name) for name in names]
+    if sum(map(bool, found)) < max(1, _PREFIXED_SHARE * len(names)):
+        return list(names), [""] * len(names)
+    bare = [name[match.end() :] if match else name for name, match in zip(names, found, strict=True)]
+    return bare, [match[1] if match else "" for match in found]
+
+
+@dataclass(frozen=True)
+class Species:
+    """The species of a matrix and of each of its G genes."""
+
+    name: str  # of one species, "human and mouse" for a mixture, "unknown" if few genes tell or none prevails
+    of_genes: list[str]  # (G,) "unknown" if nothing tells it
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether human genes stand beside those of another species."""
+        return self.name.startswith("human and ")
+
+
+def judge_species(
+    names: Sequence[str], *, ensembl_ids: Sequence[str] | None = None, genomes: Sequence[str] | None = None
+) -> Species:
+    """Tell the species of G genes: each by its Ensembl id, else by its genome, else by its symbol.
+
+    ``names`` and ``ensembl_ids`` carry no prefixes; ``genomes`` are names of assemblies or species, empty if unknown.
+    It is a mixture if both the human genes and the others are a sizeable share, or if a genome other than the human one
+    is named at all. A mouse-like symbol counts there only if it is a human one in capitals (Cd3d, but not Hashtag1), so
+    that tags and transgenes make no mixture.
+    """
+    blank = [""] * len(names)
+    of_genes, human, is_named, others = [], 0, False, Counter[str]()
+    for name, gene_id, genome in zip(names, ensembl_ids or blank, genomes or blank, strict=True):
+        told = (_id_species(gene_id), _id_species(name), genome_species(genome))
+        species = next((one for one in told if one != "unknown"), "")
+        of_genes.append(species or _species(name))
+        human += of_genes[-1] == "human"
+        if of_genes[-1] not in ("human", "unknown") and (species or name.upper() in human_symbols()):
+            others[of_genes[-1]] += 1
+            is_named = is_named or told[2] == species
+    recognised = human + others.total()
+    is_known = recognised >= _LEAST_RECOGNISED * len(names) and human >= _LEAST_HUMAN * recognised
+    if is_known and (is_named or others.total() >= max(_FEWEST_OTHER, _LEAST_OTHER * recognised)):
+        return Species(f"human and {others.most_common(1)[0][0]}", of_genes)
+    return Species(_prevailing(of_genes), of_genes)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def genome_species(genome: str) -> str:
+    """The species of a genome by its name (``GRCh38-2020-A``, ``mm10``, ``NCBITaxon:9606``), or "unknown"."""
+    found = {species for species, pattern in _GENOME_NAMES.items() if pattern.search(genome)}
+    return found.pop() if len(found) == 1 else "unknown"
+
+
 def guess_species(names: Sequence[str]) -> str:
     """The species that most of the recognisable ``names`` belong to; "unknown" when few are, or none prevails.
 
     Mouse and rat symbols look the same and count as mouse; human symbols are those of the packaged table.
     """
-    votes = Counter(_species(name) for name in names)
-    recognised = len(names) - votes.pop("unknown", 0)
-    if not votes or recognised * 10 < len(names):
+    return _prevailing(_species(name) for name in names)
+
+
+def _prevailing(species: Iterable[str]) -> str:
+    votes = Counter(species)
+    num_genes = votes.total()
+    recognised = num_genes - votes.pop("unknown", 0)
+    if not votes or recognised < _LEAST_RECOGNISED * num_genes:
         return "unknown"
-    species, count = votes.most_common(1)[0]
-    return species if count * 2 > recognised else "unknown"
+    best, count = votes.most_common(1)[0]
+    return best if count * 2 > recognised else "unknown"
+
+
+def _id_species(name: str) -> str:
+    """The species that a gene id tells, "unknown" for any other name."""
+    return _SPECIES_PREFIXES.get(unversioned(name).rstrip("0123456789"), "unknown")
 
 
 @functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def _species(name: str) -> str:
-    gene_id = unversioned(name)
-    if gene_id:
-        return _SPECIES_PREFIXES.get(gene_id.rstrip("0123456789"), "unknown")
+    if unversioned(name):
+        return _id_species(name)
     if name in human_symbols():
         return "human"
     return "mouse" if _MOUSE_SYMBOL.fullmatch(name) else "unknown"

@@ -76,14 +76,24 @@ class GeneVocabulary:
         """Id of ``<cls>``."""
         return self.index["<cls>"]
 
-    def map_genes(self, names: Sequence[str], *, ensembl_ids: Sequence[str] | None = None) -> GeneMapping:
+    def map_genes(
+        self,
+        names: Sequence[str],
+        *,
+        ensembl_ids: Sequence[str] | None = None,
+        genomes: Sequence[str] | None = None,
+        sum_older: bool = False,
+    ) -> GeneMapping:
         """Find G genes by symbol, else Ensembl id (versioned or not), else previous symbol, else alias.
 
-        ``ensembl_ids`` (G entries, empty where there is none) help where a name is no token. Case counts: mouse
-        ``Cd3d`` is not human CD3D.
+        ``ensembl_ids`` (G entries, empty if missing) help where a name is no token; ``genomes`` names the assembly or
+        species of each gene (prefixes such as ``GRCh38_`` are recognised without it). Case counts: mouse ``Cd3d`` is
+        not human CD3D. A column with an older name of a gene is left out if the gene has a column of its own, unless
+        ``sum_older``.
         """
-        assert ensembl_ids is None or len(ensembl_ids) == len(names), "one Ensembl id for each name"
-        return self._resolver.map(names, ensembl_ids)
+        for beside in (ensembl_ids, genomes):
+            assert beside is None or len(beside) == len(names), "one Ensembl id and genome for each name"
+        return self._resolver.map(names, ensembl_ids, genomes=genomes, sum_older=sum_older)
 
     @functools.cached_property
     def _resolver(self) -> NameResolver:

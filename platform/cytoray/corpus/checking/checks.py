@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from cytoray.corpus.checking.counts import recover_counts
-from cytoray.corpus.checking.observe import Observer
+from cytoray.corpus.checking.observe import KeptCells, Observer
 from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.checking.scan import NEGATIVE, NON_INTEGER, NOT_FINITE, RowScan, first_fault, scan_rows
 from cytoray.corpus.checking.selection import Mask, select_rows
@@ -39,7 +39,10 @@ __all__ = [
     "check_rows",
     "corpus_values",
     "map_source_genes",
+    "other_species",
+    "profile_cells",
     "refuse_unrecoverable",
+    "source_cell_ids",
     "source_findings",
     "split_mask",
 ]
@@ -56,6 +59,7 @@ _PROBLEMS = {
     "negative": "negative values",
     "non_integer": "values that are no integers among its counts",
     "not_recoverable": "log-normalised values whose counts do not come back exactly",
+    "mixed_species": "less than checks.min_human_share of their counts in human genes",
     "empty_cell": "no count at all",
     "too_few_genes": "fewer vocabulary genes than checks.min_genes",
     "duplicate_barcode": "a name that an earlier cell of the file has",
@@ -66,6 +70,7 @@ _REMEDIES = {
     "negative": "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X",
     "non_integer": "Most values here are counts, but not all: name the raw counts with `matrix: layers/NAME` or raw.X",
     "not_recoverable": "Name the matrix of raw counts with `matrix: layers/NAME` or raw.X",
+    "mixed_species": "Remove the cells and genes of the other species",
     "empty_cell": "Remove these cells",
     "too_few_genes": "Remove these cells, lower checks.min_genes",
     "duplicate_barcode": "Give each cell its own name",
@@ -90,6 +95,7 @@ class CheckedRows:
     cells: PackedCells
     rows: Int64  # (C,) row of each kept cell in its file
     content: UInt64  # (C,) hash of each cell's genes and values
+    sums: Sums  # (C,) of each cell's values, genes outside the vocabulary included
     dropped: dict[str, int]  # cells by rule
     warned: dict[str, int]  # cells by rule
     profile: SourceProfile
@@ -106,28 +112,46 @@ def check_rows(reader: CellReader, mapping: GeneMapping, options: RowChecks, *, 
     kind = reader.value_kind
     assert options.values == "expression" or corpus_values([kind], options.checks) == "counts", f"no counts: {kind}"
     observer = Observer(reader, mapping, findings)
-    repeated = _repeated_names(reader)[start:stop]
-    parts, rows = [], []
+    repeated = _repeated_names(reader)
+    parts = []
     for first in range(start, max(stop, start + 1), SLAB_ROWS):  # an empty range is one empty slab
-        last = min(first + SLAB_ROWS, stop)
-        slab = _Slab(reader, options, first, last)
-        cells, kept, sums = _check_slab(slab, mapping, repeated[first - start : last - start])
-        observer.add(cells, kept, sums)
-        observer.count(read=last - first, dropped=slab.dropped, warned=slab.warned, rounded=slab.num_rounded)
-        parts.append(cells)
-        rows.append(kept)
+        slab = _Slab(reader, options, first, min(first + SLAB_ROWS, stop))
+        kept = _check_slab(slab, mapping, repeated)
+        observer.add(kept)
+        observer.count(read=len(slab.kept), dropped=slab.dropped, warned=slab.warned, rounded=slab.num_rounded)
+        parts.append((kept.cells, kept.rows, kept.sums))  # not its matrix: that of one slab is in memory at a time
     profile = observer.profile()
     if stop - start >= FEWEST_JUDGED:
         refuse_unrecoverable(reader, profile, options.checks)
-    cells = concatenate(parts) if len(parts) > 1 else parts[0]
+    cells = concatenate([cells for cells, _, _ in parts]) if len(parts) > 1 else parts[0][0]
     return CheckedRows(
         cells,
-        np.concatenate(rows),
+        np.concatenate([rows for _, rows, _ in parts]),
         content_hashes(cells),
+        np.concatenate([sums for _, _, sums in parts]),
         dict(profile.dropped),
         dict(profile.warned),
         profile,
     )
+
+
+def profile_cells(reader: CellReader, mapping: GeneMapping, options: RowChecks, rows: Int64) -> SourceProfile:
+    """The profile of the cells at ``rows`` (ascending), which passed ``check_rows``, and of no others."""
+    observer = Observer(reader, mapping, {})
+    repeated = _repeated_names(reader)
+    num_cells = len(reader.obs)
+    for first in np.unique(rows // SLAB_ROWS * SLAB_ROWS).tolist():
+        slab = _Slab(reader, options, first, min(first + SLAB_ROWS, num_cells))
+        slab.leave_out(FILTERED, ~np.isin(np.arange(first, first + len(slab.kept)), rows))
+        observer.add(_check_slab(slab, mapping, repeated))
+        observer.count(read=0, dropped={}, warned={}, rounded=slab.num_rounded)
+    return observer.profile()
+
+
+def source_cell_ids(reader: CellReader, rows: Int64) -> UInt64:
+    """The ids (C,) of the cells at ``rows`` of a source: they do not depend on the folder or on what else is read."""
+    names = reader.obs.index[rows]
+    return cell_id(reader.source.identity, [f"{row}\0{name}" for row, name in zip(rows.tolist(), names, strict=True)])
 
 
 def _repeated_names(reader: CellReader) -> Mask:
@@ -160,6 +184,14 @@ def split_mask(names: Sequence[str], rows: Literal["all", "train", "held_out"]) 
         return np.ones(len(names), dtype=bool)
     held_out = uniform(combine(int(Purpose.SPLIT), cell_id("", names))) < HELD_OUT_SHARE
     return held_out if rows == "held_out" else ~held_out
+
+
+def other_species(matrix: sparse.csr_matrix, mapping: GeneMapping, *, min_human_share: float) -> Mask:
+    """Which cells (C,) of a mixture of species have a smaller share of their recognised counts in human genes."""
+    if not mapping.is_mixture:
+        return np.zeros(matrix.shape[0], dtype=bool)
+    human, other = (matrix @ (mapping.origin == side).astype(np.float64) for side in (1, -1))
+    return np.asarray(human < min_human_share * (human + other))
 
 
 class _Slab:
@@ -230,10 +262,8 @@ class _Slab:
         self.warned["unsorted_indices"] += self.num_unsorted
 
 
-def _check_slab(
-    slab: _Slab, mapping: GeneMapping, repeated: Mask
-) -> tuple[PackedCells, Int64, npt.NDArray[np.float64]]:
-    """The cells of a slab that pass, their rows in the file, and the sum of each one's values."""
+def _check_slab(slab: _Slab, mapping: GeneMapping, repeated: Mask) -> KeptCells:
+    """The cells of a slab that pass; ``repeated`` are those of the whole source with the name of one before them."""
     reader, options = slab.reader, slab.options
     slab.check_order()
     for expression, where in ((reader.source.filter, "filter of the source"), (options.filter, "filter of the ingest")):
@@ -241,14 +271,15 @@ def _check_slab(
             chosen = select_rows(slab.obs, expression, where=f"{reader.source.uri}: {where}")
             slab.leave_out(FILTERED, ~chosen)
     slab.leave_out(OTHER_SIDE, ~split_mask(slab.names, reader.source.rows))
-    slab.apply("duplicate_barcode", repeated)
+    slab.apply("duplicate_barcode", repeated[slab.start : slab.start + len(slab.kept)])
     scan = scan_rows(slab.matrix, counts=reader.value_kind in ("counts", "near_counts"))
     for rule, fault in _VALUE_RULES.items():
         slab.apply(rule, (scan.faults & fault) > 0)
     matrix, sums = _as_counts(slab, scan)
+    slab.apply("mixed_species", other_species(matrix, mapping, min_human_share=options.checks.min_human_share))
     slab.apply("empty_cell", sums == 0)
     kept = np.flatnonzero(slab.kept)
-    ids = cell_id(reader.source.identity, [f"{slab.start + row}\0{slab.names[row]}" for row in kept])
+    ids = source_cell_ids(reader, kept + slab.start)
     cells = _packed(slab, matrix if slab.kept.all() else matrix[kept], mapping, ids)
     few = np.zeros(len(slab.kept), dtype=bool)
     few[kept] = (cells.num_genes_per_cell < options.checks.min_genes) & (sums[kept] > 0)
@@ -256,7 +287,7 @@ def _check_slab(
     if not slab.kept[kept].all():
         cells = take(cells, np.flatnonzero(slab.kept[kept]))
         kept = kept[slab.kept[kept]]
-    return cells, kept + slab.start, sums[kept]
+    return KeptCells(cells, kept + slab.start, sums[kept], matrix, slab.start)
 
 
 def _packed(slab: _Slab, matrix: sparse.csr_matrix, mapping: GeneMapping, ids: UInt64) -> PackedCells:

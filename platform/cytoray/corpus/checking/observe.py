@@ -7,9 +7,11 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from cytoray.corpus.checking.profile import (
     NUM_DEPTH_BINS,
@@ -17,11 +19,12 @@ from cytoray.corpus.checking.profile import (
     NUM_VALUE_BINS,
     GeneOverlap,
     SourceProfile,
+    column_values,
     count_labels,
     describing_columns,
     log2_histogram,
 )
-from cytoray.corpus.checking.scan import count_genes
+from cytoray.corpus.checking.scan import add_columns, count_genes
 from cytoray.corpus.readers.base import CellReader
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.mapping import GeneMapping
@@ -30,6 +33,17 @@ from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 SAMPLED_ONE_IN = 16  # cells that are binned for the report: at 11 us each this adds less than 1 us a cell
+
+
+@dataclass(frozen=True, eq=False)
+class KeptCells:
+    """Cells of some neighbouring rows that passed the rules."""
+
+    cells: PackedCells
+    rows: Int64  # (C,) in the file
+    sums: npt.NDArray[np.float64]  # (C,) of all values of each cell, genes outside the vocabulary included
+    matrix: sparse.csr_matrix  # all of those rows, over the genes of the file
+    first: int  # row in the file of the first of them
 
 
 class Observer:
@@ -44,6 +58,7 @@ class Observer:
         self._depth = np.zeros(NUM_DEPTH_BINS, np.int64)
         self._genes_per_cell = np.zeros(NUM_GENE_BINS, np.int64)
         self._bins = np.zeros(NUM_VALUE_BINS, np.int64)
+        self._columns = np.zeros(len(mapping.ids), np.float64)
         self._gene_cells = np.zeros(int(mapping.ids.max(initial=-1)) + 1, np.int64)
 
     def count(self, *, read: int, dropped: Mapping[str, int], warned: Mapping[str, int], rounded: int) -> None:
@@ -53,19 +68,21 @@ class Observer:
         self._dropped.update(dropped)
         self._warned.update(warned)
 
-    def add(self, cells: PackedCells, rows: Int64, sums: npt.NDArray[np.float64]) -> None:
-        """Look at kept cells, their rows (C,) in the file and the sums (C,) of their values there."""
-        self._rows.append(rows)
-        self._depth += log2_histogram(sums, NUM_DEPTH_BINS)
+    def add(self, kept: KeptCells) -> None:
+        """Count kept cells."""
+        cells = kept.cells
+        self._rows.append(kept.rows)
+        self._depth += log2_histogram(kept.sums, NUM_DEPTH_BINS)
+        add_columns(kept.matrix, kept.rows - kept.first, self._columns)
         self._genes_per_cell += log2_histogram(cells.num_genes_per_cell, NUM_GENE_BINS)
         self._gene_cells += count_genes(cells, len(self._gene_cells))
-        sampled = np.flatnonzero(cells.cell_ids % np.uint64(SAMPLED_ONE_IN) == 0)
-        self._bins += np.bincount(_tokenizer().bin_cells(take(cells, sampled)), minlength=NUM_VALUE_BINS)
-        self._num_binned += len(sampled)
+        bins, num_binned = _sampled_bins(cells)
+        self._bins += bins
+        self._num_binned += num_binned
 
     def profile(self) -> SourceProfile:
         """Everything so far."""
-        rows = np.concatenate(self._rows)
+        rows = np.concatenate([np.empty(0, np.int64), *self._rows])
         columns = describing_columns(self._reader.obs)
         labels = count_labels(self._reader.obs[list(columns)].iloc[rows], columns)
         return SourceProfile(
@@ -81,8 +98,36 @@ class Observer:
             num_binned=self._num_binned,
             gene_cells=self._gene_cells,
             labels=labels,
-            genes=GeneOverlap.of(self._mapping),
+            genes=GeneOverlap.of(self._mapping, self._reader.gene_names),
+            sum_values=float(self._columns.sum()),
+            lost_values=float(self._columns[self._mapping.ids < 0].sum()),
+            column_values=column_values(self._mapping, self._columns),
         )
+
+
+def profile_packed(
+    cells: PackedCells, *, sums: npt.NDArray[np.float64], labels: Mapping[str, Mapping[str, int]]
+) -> SourceProfile:
+    """The profile of C kept cells without their file; ``sums`` (C,) as in ``KeptCells``, ``labels`` as counted.
+
+    What depends on single columns of the file is missing in it.
+    """
+    bins, num_binned = _sampled_bins(cells)
+    return SourceProfile(
+        num_kept=cells.num_cells,
+        depth=log2_histogram(sums, NUM_DEPTH_BINS),
+        genes_per_cell=log2_histogram(cells.num_genes_per_cell, NUM_GENE_BINS),
+        bins=bins,
+        num_binned=num_binned,
+        gene_cells=count_genes(cells, _tokenizer().vocabulary.size),
+        labels=labels,
+    )
+
+
+def _sampled_bins(cells: PackedCells) -> tuple[Int64, int]:
+    """Entries by bin in a sample of the cells, and the number of cells in it."""
+    sampled = np.flatnonzero(cells.cell_ids % np.uint64(SAMPLED_ONE_IN) == 0)
+    return np.bincount(_tokenizer().bin_cells(take(cells, sampled)), minlength=NUM_VALUE_BINS), len(sampled)
 
 
 @functools.cache

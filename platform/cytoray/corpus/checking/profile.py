@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytoray.tokens.cells import Int64
+from cytoray.tokens.labels import label_text, missing_spellings_warning
 from cytoray.tokens.vocabulary import GeneMapping
 
 BINS_PER_OCTAVE = 8  # a depth is told to 9 %
@@ -24,6 +25,7 @@ NUM_DEPTH_BINS = 33 * BINS_PER_OCTAVE  # to 2^33 counts a cell
 NUM_GENE_BINS = 17 * BINS_PER_OCTAVE  # to 131,072 genes a cell
 NUM_VALUE_BINS = 51
 EXAMPLES = 10  # names shown of many
+MOST_GROUPS = 1_000  # genes with several columns that are listed one by one
 LABEL_COLUMNS = 20
 LABEL_VALUES = 100  # of a column, when written; the rest are summed under OTHER
 OTHER = "(other)"
@@ -40,30 +42,48 @@ class GeneOverlap:
     num_matched: int  # columns that have a place in the vocabulary
     how: Mapping[str, int]  # columns by the kind of name that matched
     unknown: tuple[str, ...]  # the first few unknown names
-    duplicates: Mapping[str, tuple[str, ...]]  # the first few genes with several columns, and those columns' names
+    duplicates: Mapping[str, tuple[str, ...]]  # genes with several columns, and those columns' names
     num_duplicates: int  # genes with several columns
     id_type: str
     species: str
+    older: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # genes, and columns with an older name left out
+    num_other_species: int = 0  # columns of another species beside human ones
 
     @staticmethod
-    def of(mapping: GeneMapping) -> GeneOverlap:
-        """Sum up a mapping."""
-        some = list(mapping.duplicates.items())[:EXAMPLES]
+    def of(mapping: GeneMapping, names: Sequence[str]) -> GeneOverlap:
+        """Sum up a mapping of G genes with these names in the file."""
         return GeneOverlap(
             num_genes=len(mapping.ids),
             num_matched=int((mapping.ids >= 0).sum()),
             how={str(kind): count for kind, count in mapping.how.items() if count},
             unknown=tuple(mapping.unknown[:EXAMPLES]),
-            duplicates={token: tuple(names[:EXAMPLES]) for token, names in some},
+            duplicates=_first_groups(mapping.summed, names),
             num_duplicates=len(mapping.duplicates),
             id_type=mapping.id_type,
             species=mapping.species,
+            older=_first_groups(mapping.older, names),
+            num_other_species=int((mapping.origin < 0).sum()),
         )
 
     @property
     def share(self) -> float:
         """Share of the columns that the vocabulary knows; 0 when there are none."""
         return self.num_matched / self.num_genes if self.num_genes else 0.0
+
+
+def _first_groups(columns: Mapping[str, Sequence[int]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Names of the columns of the first genes that have several."""
+    return {token: tuple(names[column] for column in columns[token]) for token in list(columns)[:MOST_GROUPS]}
+
+
+def column_values(mapping: GeneMapping, totals: npt.NDArray[np.float64]) -> dict[str, tuple[float, ...]]:
+    """Values by column of each gene in ``GeneOverlap.duplicates`` or ``older``, from the ``totals`` of G columns.
+
+    Those of its summed columns come first, then those of its older names.
+    """
+    tokens = [*list(mapping.summed)[:MOST_GROUPS], *list(mapping.older)[:MOST_GROUPS]]
+    groups = {token: [*mapping.summed.get(token, ()), *mapping.older.get(token, ())] for token in dict.fromkeys(tokens)}
+    return {token: tuple(totals[columns].tolist()) for token, columns in groups.items()}
 
 
 def _zeros(size: int) -> Callable[[], Int64]:
@@ -75,8 +95,8 @@ def _zeros(size: int) -> Callable[[], Int64]:
 class SourceProfile:
     """Counters over the cells of a source, or of several.
 
-    Histograms, detected genes and labels are those of the kept cells; cells that are later found to be copies of
-    another's stay in them. A profile without cells is the neutral element of ``merge``.
+    All but ``num_read`` and ``warned`` are those of the kept cells. A profile without cells is the neutral element of
+    ``merge``.
     """
 
     num_read: int = 0
@@ -96,11 +116,15 @@ class SourceProfile:
     gene_cells: Int64 = field(default_factory=_zeros(0))  # (V,) cells that express each gene
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # column of obs -> value -> cells
     genes: GeneOverlap | None = None  # None also when sources with different genes were merged
+    sum_values: float = 0.0  # of all values of the kept cells
+    lost_values: float = 0.0  # of those in columns that are left out
+    column_values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # see the function of this name
 
     def merge(self, other: SourceProfile) -> SourceProfile:
         """The profile of both sets of cells together."""
         columns = {**self.labels, **other.labels}
         none: dict[str, int] = {}
+        genes = self.genes if other.genes in (None, self.genes) else other.genes if self.genes is None else None
         return SourceProfile(
             num_read=self.num_read + other.num_read,
             num_kept=self.num_kept + other.num_kept,
@@ -114,15 +138,41 @@ class SourceProfile:
             num_binned=self.num_binned + other.num_binned,
             gene_cells=_add_padded(self.gene_cells, other.gene_cells),
             labels={name: _add(self.labels.get(name, none), other.labels.get(name, none)) for name in columns},
-            genes=self.genes if other.genes in (None, self.genes) else other.genes if self.genes is None else None,
+            genes=genes,
+            sum_values=self.sum_values + other.sum_values,
+            lost_values=self.lost_values + other.lost_values,
+            column_values=_add_columns(self.column_values, other.column_values) if genes else {},
         )
 
-    def without_copies(self, num_dropped: int) -> SourceProfile:
-        """The profile after ``num_dropped`` kept cells turned out to be copies of other cells."""
-        if num_dropped == 0:
+    def label_warnings(self) -> list[str]:
+        """A sentence for each column of obs with classes that look like missing values."""
+        warnings = (missing_spellings_warning(counts, where=f"obs/{name}") for name, counts in self.labels.items())
+        return [warning for warning in warnings if warning is not None]
+
+    def without(self, copies: SourceProfile) -> SourceProfile:
+        """The profile after kept cells, whose own profile is ``copies``, turned out to repeat others.
+
+        What depends on single columns of a file (``sum_values`` to ``column_values``) may be missing in ``copies``; it
+        then still includes them, which leaves its shares nearly as they are.
+        """
+        if copies.num_kept == 0:
             return self
-        dropped = _add(self.dropped, {"duplicate_cell": num_dropped})
-        return replace(self, num_kept=self.num_kept - num_dropped, dropped=dropped)
+        labels = {name: _subtract(counts, copies.labels.get(name, {})) for name, counts in self.labels.items()}
+        return replace(
+            self,
+            num_kept=self.num_kept - copies.num_kept,
+            dropped=_add(self.dropped, {"duplicate_cell": copies.num_kept}),
+            num_rounded=self.num_rounded - copies.num_rounded,
+            depth=self.depth - copies.depth,
+            genes_per_cell=self.genes_per_cell - copies.genes_per_cell,
+            bins=self.bins - copies.bins,
+            num_binned=self.num_binned - copies.num_binned,
+            gene_cells=_add_padded(self.gene_cells, -copies.gene_cells)[: len(self.gene_cells)],
+            labels=labels,
+            sum_values=self.sum_values - copies.sum_values,
+            lost_values=self.lost_values - copies.lost_values,
+            column_values=_add_columns(self.column_values, copies.column_values, sign=-1),
+        )
 
     @property
     def num_detected(self) -> int:
@@ -146,6 +196,7 @@ class SourceProfile:
             bins=self.bins.tolist(),
             gene_cells=_to_text(self.gene_cells),
             labels={name: _trimmed(self.labels[name]) for name in list(self.labels)[:LABEL_COLUMNS]},
+            column_values=dict(self.column_values),
             genes=vars(self.genes) if self.genes is not None else None,
         )
         return values
@@ -155,13 +206,14 @@ class SourceProfile:
         """Undo ``to_json``, JSON in between or not."""
         genes = values["genes"]
         if genes is not None:
-            duplicates = {token: tuple(names) for token, names in genes["duplicates"].items()}
-            genes = GeneOverlap(**{**genes, "unknown": tuple(genes["unknown"]), "duplicates": duplicates})
+            groups = {name: _tuples(genes[name]) for name in ("duplicates", "older")}
+            genes = GeneOverlap(**{**genes, "unknown": tuple(genes["unknown"]), **groups})
         arrays = {
             "depth": _from_runs(values["depth"], NUM_DEPTH_BINS),
             "genes_per_cell": _from_runs(values["genes_per_cell"], NUM_GENE_BINS),
             "bins": np.array(values["bins"], np.int64),
             "gene_cells": _from_text(values["gene_cells"]),
+            "column_values": _tuples(values["column_values"]),
         }
         return SourceProfile(**{**values, **arrays, "genes": genes})
 
@@ -209,7 +261,7 @@ def count_labels(frame: pd.DataFrame, columns: Iterable[str]) -> dict[str, dict[
         counts = frame[name].value_counts(sort=False)
         texts: Counter[str] = Counter()
         for value, count in counts[counts > 0].items():
-            texts[str(value)[:LABEL_CHARACTERS]] += int(count)
+            texts[(label_text(value) or "")[:LABEL_CHARACTERS]] += int(count)
         counted[name] = dict(texts)
     return counted
 
@@ -219,6 +271,27 @@ def _add(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     total = Counter(one)
     total.update(other)
     return {name: count for name, count in sorted(total.items()) if count}
+
+
+def _subtract(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Counters less those of ``other``, zeros left out."""
+    return {name: count - other.get(name, 0) for name, count in one.items() if count > other.get(name, 0)}
+
+
+def _add_columns(
+    one: Mapping[str, tuple[float, ...]], other: Mapping[str, tuple[float, ...]], *, sign: int = 1
+) -> dict[str, tuple[float, ...]]:
+    """Values by column summed; either may be empty, else both name the same genes."""
+    if not one or not other:
+        return dict(one or other)
+    return {
+        token: tuple(mine + sign * its for mine, its in zip(values, other[token], strict=True))
+        for token, values in one.items()
+    }
+
+
+def _tuples(groups: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(values) for name, values in groups.items()}
 
 
 def _add_padded(one: Int64, other: Int64) -> Int64:

@@ -67,6 +67,24 @@ def count_genes(cells: PackedCells, num_genes: int) -> Int64:
     return counts
 
 
+def add_columns(matrix: sparse.csr_matrix, rows: Int64, totals: npt.NDArray[np.float64]) -> None:
+    """Add the values at ``rows`` of a (C, G) matrix to the ``totals`` (G,) of their columns."""
+    _add_columns(matrix.data, matrix.indices, matrix.indptr, rows, totals)
+
+
+@compiled
+def _add_columns(
+    data: npt.NDArray[Any],
+    columns: npt.NDArray[Any],
+    indptr: npt.NDArray[Any],
+    rows: Int64,
+    totals: npt.NDArray[np.float64],
+) -> None:  # pragma: no cover - compiled
+    for row in rows:
+        for entry in range(indptr[row], indptr[row + 1]):
+            totals[columns[entry]] += data[entry]
+
+
 @compiled
 def _scan_integers(
     data: npt.NDArray[Any], indptr: npt.NDArray[Any], faults: npt.NDArray[np.uint8], sums: npt.NDArray[np.float64]

@@ -29,8 +29,8 @@ def map_source_genes(reader: CellReader, vocabulary: GeneVocabulary, checks: Che
     Raises CorpusError by the rules wrong_species, unknown_genes and duplicate_gene where their severity is error, and
     by min_matched_genes and min_matched_share.
     """
-    ensembl_ids = reader.ensembl_ids
-    mapping = _map(vocabulary, tuple(reader.gene_names), None if ensembl_ids is None else tuple(ensembl_ids))
+    ids, genomes = (None if texts is None else tuple(texts) for texts in (reader.ensembl_ids, reader.genomes))
+    mapping = _map(vocabulary, tuple(reader.gene_names), ids, genomes, checks.sum_older_names)
     _gene_findings(reader, mapping, checks)
     return mapping
 
@@ -47,16 +47,24 @@ def corpus_values(kinds: Iterable[ValueKind], checks: CheckConfig) -> Values:
 
 
 @functools.lru_cache(maxsize=8)  # every range of rows of a source asks again; 60,000 names take a quarter of a second
-def _map(vocabulary: GeneVocabulary, names: tuple[str, ...], ensembl_ids: tuple[str, ...] | None) -> GeneMapping:
-    return vocabulary.map_genes(names, ensembl_ids=ensembl_ids)
+def _map(
+    vocabulary: GeneVocabulary,
+    names: tuple[str, ...],
+    ensembl_ids: tuple[str, ...] | None,
+    genomes: tuple[str, ...] | None,
+    sum_older: bool,
+) -> GeneMapping:
+    return vocabulary.map_genes(names, ensembl_ids=ensembl_ids, genomes=genomes, sum_older=sum_older)
 
 
 def _gene_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> dict[str, str]:
     """The rules about genes, the weightiest first."""
-    num_genes, num_matched = len(mapping.ids), int((mapping.ids >= 0).sum())
+    num_genes, num_matched = int((mapping.origin >= 0).sum()), int((mapping.ids >= 0).sum())
     share = f"{num_matched:,} of {num_genes:,} genes are in the vocabulary"
     findings = {}
-    if mapping.species not in HUMAN:
+    if mapping.is_mixture:
+        findings["mixed_species"] = _mixture(reader, mapping, checks)
+    elif mapping.species not in HUMAN:
         findings["wrong_species"] = (
             f"these are {mapping.species} genes ({_some(mapping.unknown)}), but the vocabulary is human: {share}"
         )
@@ -86,9 +94,34 @@ def _gene_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig
             f"{_some(some)}"
         )
         if checks.rules.duplicate_gene == "error":
-            remedy = "Keep one column a gene, or set checks.rules.duplicate_gene: warn to sum them."
+            remedy = "Keep one column per gene, or set checks.rules.duplicate_gene: warn to sum them."
             raise _refusal(reader, "duplicate_gene", findings["duplicate_gene"], remedy)
+    older = sorted(column for columns in mapping.older.values() for column in columns)
+    if older:
+        findings["older_name"] = (
+            f"{len(older):,} columns have an older name of a gene that has a column of its own, and are left out "
+            f"(checks.sum_older_names: true sums them): {_some([reader.gene_names[column] for column in older])}"
+        )
     return findings
+
+
+def _mixture(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> str:
+    """What the rule mixed_species has to say of a whole source; CorpusError if its severity is error."""
+    human, other = int((mapping.origin > 0).sum()), int((mapping.origin < 0).sum())
+    species = mapping.species.removeprefix("human and ")
+    problem = f"{human:,} human genes stand beside {other:,} of another species ({species})"
+    if checks.rules.mixed_species == "error":
+        remedy = (
+            "Remove the other genes and the cells of the other species, or set checks.rules.mixed_species: drop to "
+            "leave both out."
+        )
+        raise _refusal(reader, "mixed_species", problem, remedy)
+    if checks.rules.mixed_species == "warn":
+        return f"{problem} and are left out; cells of either species are kept with their human genes"
+    return (
+        f"{problem} and are left out, as are cells with less than {checks.min_human_share:.0%} of their counts in "
+        "human genes"
+    )
 
 
 def _value_findings(reader: CellReader, checks: CheckConfig) -> dict[str, str]:
@@ -145,13 +178,13 @@ def _orthologs(reader: CellReader, species: str) -> str:
 def _known_names(reader: CellReader, rule: str) -> str:
     return (
         "Known are human gene symbols and Ensembl ids (ENSG…): name the column of var that holds them with gene_column "
-        f"(the names were read from {_gene_place(reader)}), or lower checks.{rule}."
+        f"(the names were taken from {_gene_place(reader)}), or lower checks.{rule}."
     )
 
 
 def _gene_place(reader: CellReader) -> str:
-    column = reader.source.gene_column
-    return "the index of var, or feature_name and the like" if column is None else f"var[{column!r}]"
+    place = "the index of var" if reader.gene_column is None else f"var[{reader.gene_column!r}]"
+    return f"{place}; columns of var: {', '.join(map(repr, reader.var_columns)) or 'none'}"
 
 
 def _some(names: Iterable[str], *, count: int = EXAMPLES) -> str:

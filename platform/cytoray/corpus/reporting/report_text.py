@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cytoray.corpus.checking.profile import SourceProfile, histogram_median
 from cytoray.corpus.readers.base import SourceDescription
+from cytoray.corpus.readers.finding import not_read_lines
 from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 
 KIND_WORDS = {
@@ -20,6 +21,7 @@ def report_lines(report: DataReport) -> list[str]:
     """What was found: a paragraph a file, one line a refused file, one line for all."""
     lines = [line for file in report.files for line in file_lines(file)]
     lines += [refused_line(record) for record in report.quarantined]
+    lines += not_read_lines(report.not_read)
     total = report.total
     good, bad = len(report.files), len(report.quarantined)
     lines.append(
