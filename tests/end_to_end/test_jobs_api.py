@@ -17,9 +17,9 @@ from typing import Any
 
 import boto3
 import httpx
-import psutil
 import pytest
 import yaml
+from processes import started
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -74,21 +74,13 @@ def head(tmp_path: Path) -> Iterator[Head]:
     # The session's own Ray may hold the agents' usual ports.
     command += [f"--dashboard-agent-{kind}-port={_free_port()}" for kind in ("listen", "grpc")]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--object-store-memory=500000000"]
-    with (tmp_path / "head.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        _wait_for(url)
-        yield Head(url, environment)
+        # Killed without being asked: it would take half a minute to leave.
+        with (tmp_path / "head.log").open("wb") as log, started(command, env=environment, stdout=log, stderr=log):
+            _wait_for(url)
+            yield Head(url, environment)
     finally:
-        head = psutil.Process(process.pid)
-        family = [head, *head.children(recursive=True)]  # asked to end, they take half a minute over it
-        for member in family:
-            member.kill()
-        psutil.wait_procs(family, timeout=30)
-        process.wait(timeout=30)
         shutil.rmtree(scratch, ignore_errors=True)
 
 

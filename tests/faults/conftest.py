@@ -16,6 +16,7 @@ from typing import Any
 import boto3
 import pytest
 from fault_proxy import FaultProxy, run_fault_proxy
+from processes import end_all
 from training_process import STEPS, Training, start_training
 
 from cytoray.corpus import ingest as ingest_module
@@ -136,9 +137,7 @@ def start_driver(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
         return started[-1]
 
     yield start
-    for driver in started:
-        driver.process.kill()
-        driver.process.wait()
+    end_all(*(driver.process for driver in started))
 
 
 @pytest.fixture(scope="session")

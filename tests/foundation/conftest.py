@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
+from processes import started
 
 USER, SECRET = "testkey", "testsecret123"
 
@@ -203,19 +204,16 @@ def juicefs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run(create, check=True, capture_output=True, env=environment, timeout=60)
     options = ["--no-banner", "--multi-buckets", "--keep-etag", "--no-usage-report"]
     options += ["--log", f"{folder}/gateway.log", "--cache-dir", f"{folder}/cache"]
-    with (folder / "output").open("wb") as output:
-        gateway = subprocess.Popen(
-            [binary, "gateway", *options, database, address], env=environment, stdout=output, stderr=output
-        )
-    try:
+    command = [binary, "gateway", *options, database, address]
+    with (
+        (folder / "output").open("wb") as output,
+        started(command, ask_s=20, env=environment, stdout=output, stderr=output) as gateway,
+    ):
         _wait_until_up(f"http://{address}/minio/health/live", gateway)
         keys = {"aws_access_key_id": USER, "aws_secret_access_key": SECRET}
         client = boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1", **keys)
         client.create_bucket(Bucket="cells")
         yield f"http://{address}"
-    finally:
-        gateway.terminate()
-        gateway.wait(timeout=20)
 
 
 @pytest.fixture

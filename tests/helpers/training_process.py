@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+from processes import end_all
 
 from cytoray import failpoints
 from cytoray.training.checkpoint import latest_checkpoint
@@ -49,13 +50,7 @@ class Training:
 
     def stop_at_once(self) -> None:
         """SIGKILL to it and, since a stopped process cannot leave with its parents, to all below it."""
-        below = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
-        for process in (self.process, *below):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
+        end_all(self.process)
 
 
 def build_config(store: Path | str, **changes: Mapping[str, Any]) -> PretrainConfig:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 import socket
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from processes import started
 
 from cytoray.model.bundle import load_bundle
 from cytoray.registry.models import Lineage, register, resolve
@@ -27,19 +29,18 @@ pytestmark = [
 NAME = "annotator"
 
 
-def start_server(folder: Path, database: Path, port: int) -> subprocess.Popen[bytes]:
+@contextmanager
+def running_server(folder: Path, database: Path, port: int) -> Iterator[None]:
+    """``mlflow server`` inside the block, with its workers."""
     environment = dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")  # its job workers take ten seconds
     prepare_environment(environment)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "server.log").open("wb") as log:
-        return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-
-
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """End the server with its workers, which are of the process group that we made for it."""
-    os.killpg(server.pid, 15)
-    server.wait(timeout=30)
+    with (
+        (folder / "server.log").open("wb") as log,
+        started(command, ask_s=30, env=environment, cwd=folder, stdout=log, stderr=log),
+    ):
+        yield
 
 
 @pytest.mark.slow  # the server alone takes six seconds of CPU to start
@@ -55,8 +56,7 @@ def test_a_run_begun_before_its_server_arrives_and_its_bundle_is_served(
     log.log_metrics({"loss": 1.0, "grad_norm": math.nan, "scale": math.inf}, step=1)
     database = tmp_path / "mlflow.db"
     database.write_bytes(migrated_database.read_bytes())
-    server = start_server(tmp_path, database, port)
-    try:
+    with running_server(tmp_path, database, port):
         deadline = time.monotonic() + 60
         while log.mlflow_run_id is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -75,8 +75,6 @@ def test_a_run_begun_before_its_server_arrives_and_its_bundle_is_served(
         assert version.source_uri.startswith("mlflow-artifacts:/")
         bundle, found = resolve(f"models:/{NAME}@champion", tracking=tracking, cache_folder=tmp_path / "cache")
         assert (found, bundle.digest) == (version, load_bundle(folder).digest)
-    finally:
-        stop_server(server)
 
 
 def test_a_bundle_goes_to_s3_and_back(tracking, make_bundle, tmp_path, monkeypatch):

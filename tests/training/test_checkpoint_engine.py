@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from engine_rank import CASES
+from processes import run_together
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,16 +27,8 @@ def _run(folder: Path, world_size: int, *others: Path) -> list[dict[str, Tensor]
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     script = Path(__file__).parents[1] / "helpers" / "engine_rank.py"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(world_size), port, str(folder / "out"), *map(str, others)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [rank.communicate(timeout=240)[0].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world_size, outputs[0][-3000:] + outputs[-1][-3000:]
+    rest = [str(world_size), port, str(folder / "out"), *map(str, others)]
+    run_together([[sys.executable, str(script), str(rank), *rest] for rank in range(world_size)], timeout_s=240)
     return [load_file(f"{folder / 'out'}.{rank}") for rank in range(world_size)]
 
 

@@ -6,13 +6,13 @@ import itertools
 import math
 import pickle
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_together
 from reference_training import train
 from safetensors.torch import load_file
 
@@ -59,16 +59,8 @@ def _run_ranks(
     out = folder / "out.safetensors"
     script = Path(__file__).parents[1] / "helpers" / "training_rank.py"
     more = [] if resume is None else [str(resume)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder / "settings"), str(rank), str(world_size), port, str(out), *more],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [rank.communicate(timeout=240)[0].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world_size, outputs[0][-3000:] + outputs[-1][-3000:]
+    first, rest = [sys.executable, str(script), str(folder / "settings")], [str(world_size), port, str(out), *more]
+    outputs = run_together([[*first, str(rank), *rest] for rank in range(world_size)], timeout_s=240)
     assert read is None or all(f"read {read}\n" in output for output in outputs), outputs
     return load_file(out)
 

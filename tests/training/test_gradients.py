@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import pickle
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_together
 from safetensors.torch import load_file
 
 from cytoray.corpus.stream import open_stream
@@ -42,14 +42,7 @@ def _run(cases: object, world_size: int, folder: Path) -> dict[str, torch.Tensor
         port = str(probe.getsockname()[1])
     script, out = Path(__file__).parents[1] / "helpers" / "gradient_rank.py", folder / "out.safetensors"
     command = [sys.executable, str(script), str(folder / "cases")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world_size), port, str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [rank.communicate(timeout=280)[0].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world_size, outputs[0][-4000:] + outputs[-1][-4000:]
+    run_together([[*command, str(rank), str(world_size), port, str(out)] for rank in range(world_size)], timeout_s=280)
     return load_file(out)
 
 
