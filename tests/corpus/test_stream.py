@@ -223,7 +223,7 @@ def test_stored_bins_are_those_of_the_first_epoch_and_stay(write_corpus):
 
 def test_stored_bins_of_another_number_are_refused(write_corpus):
     corpus = write_corpus([4], binning="stored")
-    with pytest.raises(CorpusError, match="stores 51 bins; 31 are asked for"):
+    with pytest.raises(CorpusError, match="stores 51 bins; the configuration has 31"):
         open_cells(corpus, tokenizer=TokenizerConfig(n_bins=31))
 
 

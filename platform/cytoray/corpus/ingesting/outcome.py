@@ -26,7 +26,7 @@ def build_manifest(
     quarantined: tuple[QuarantineRecord, ...],
     shards: list[ShardRecord],
 ) -> CorpusManifest:
-    """Put together what was read and written, behind what the version before has."""
+    """Build the manifest: the sources and shards of the parent version, then the new ones."""
     config = plan.config
     parent = load_manifest(config.store, f"{config.corpus}@{plan.version - 1}") if plan.version > 1 else None
     sources = tuple(_source_records(plan, profiles))
@@ -81,7 +81,7 @@ def _source_records(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> Ite
 
 
 def write_data_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict[int, SourceProfile]) -> None:
-    """The data report, beside the version's shards: of what this version added."""
+    """Write the data report of what this version added, beside its shards."""
     files = [FileReport(plan.sources[index].description, profile) for index, profile in profiles.items()]
     facts = CorpusFacts(
         name=manifest.name,
