@@ -97,7 +97,7 @@ def _explained(uri: str) -> Iterator[None]:
             raise
         problem, remedy = "cannot be read or written", "Check this path and the space left on its disk."
         if is_remote(uri):
-            problem = "unexpected answer of the store"
+            problem = "the request to the store failed"
             remedy = "Check that the store is up and that AWS_ENDPOINT_URL names it."
         raise StorageError(f"{where}: {problem} ({error}).", remedy=remedy, uri=uri) from error
 

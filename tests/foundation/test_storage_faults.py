@@ -257,7 +257,7 @@ def test_a_server_that_falls_silent_is_given_up_at_the_deadline(proxy: Proxy, mo
     proxy.change_request = hang
     started = time.monotonic()
     try:
-        with pytest.raises(StorageError, match="no whole answer within 1 s"):
+        with pytest.raises(StorageError, match="no complete answer within 1 s"):
             storage.read_bytes(f"{moto_store.uri}/object")
     finally:
         released.set()
