@@ -1,4 +1,4 @@
-"""What every benchmark shares: one JSON line a claim, fair alternation, memory, the cells to measure with."""
+"""Common code of the benchmarks: one JSON line per claim, fair alternation, memory, the cells to measure with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Claim:
     baseline: float | None
     ratio: float | None
     goal: str
-    met: bool | None  # None where no goal is set
+    met: bool | None  # None if no goal is set
     settings: dict[str, Any]
     note: str = ""
     load: float = 0.0  # of the machine when it was measured: others' work shows here
@@ -211,7 +211,7 @@ def watch_memory(pid: int | None = None, *, every_s: float = 0.5) -> Iterator[Me
 
 
 def run_baseline(python: Path, module: str, *arguments: object) -> list[dict[str, Any]] | None:
-    """Run ``benchmarks.baselines.MODULE`` in another environment; its JSON lines, or None, said aloud."""
+    """Run ``benchmarks.baselines.MODULE`` in another environment; its JSON lines, or None with a warning."""
     if not python.exists():
         logger.warning("SKIPPED %s: %s is not there; run `make bench-setup`.", module, python)
         return None
@@ -259,7 +259,7 @@ def evict(paths: Iterable[Path]) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Describe the machine."""
     model = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
     return {
         "cpu": model,

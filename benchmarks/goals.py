@@ -25,7 +25,7 @@ class Goal:
         return f"≤ {self.at_most:g}{unit}" if self.at_most is not None else "-"
 
     def is_met(self, judged: float) -> bool | None:
-        """Whether a figure meets the goal; None where there is none."""
+        """Return whether a figure meets the goal; None without a goal."""
         if self.at_least is not None:
             return judged >= self.at_least
         return judged <= self.at_most if self.at_most is not None else None

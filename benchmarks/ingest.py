@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _beside_annbatch() -> None:
-    """The same files by both, in turn."""
+    """Ingest the same files with both, in turn."""
     files = common.synthetic_files(NUM_CELLS)
     h5ad_bytes = common.warm(files) / NUM_CELLS
     ours: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def _beside_annbatch() -> None:
 
 
 def _one_large_file() -> None:
-    """Whether memory grows with the file."""
+    """Measure whether memory grows with the file."""
     (path,) = common.synthetic_files(BIG_CELLS, num_files=1, compression="fast")
     record = _ingest([path])
     curve = record["curve"]
@@ -94,7 +94,7 @@ def _one_large_file() -> None:
 
 
 def _ingest(files: Sequence[Path]) -> dict[str, Any]:
-    """One ingest into an empty store: its rate and memory."""
+    """Run one ingest into an empty store; return its rate and memory."""
     from cytoray.corpus.ingest import ingest  # imports Ray, which must wait for its authentication
 
     shutil.rmtree(STORE, ignore_errors=True)
@@ -115,7 +115,7 @@ def _ingest(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _median(records: Sequence[dict[str, Any]], key: str) -> float | None:
-    """The median of one figure; None where there is no record."""
+    """Return the median of one figure; None without records."""
     return statistics.median(record[key] for record in records) if records else None
 
 

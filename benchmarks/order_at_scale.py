@@ -2,7 +2,7 @@
 
 A manifest of that many cells is generated and read from disk; in a process of its own a stream is opened on it, the
 epoch is cut into the runs that read tasks take, and its first and last steps are laid out for every rank of 1, 2 and 8
-workers: all must see the same cells in the same order. Another process goes on at a step far into a later epoch, as a
+workers: all must see the same cells in the same order. Another process resumes at a step far into a later epoch, as a
 restarted run does. ``--whole`` also lays out every step of the epoch and checks that each cell comes exactly once.
 The one JSON line has the seconds, the peak memory of the whole process, and what was checked.
 """
@@ -32,7 +32,7 @@ from cytoray.corpus.streaming.order import OrderedCells, ReadingOrder
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 WORLD_SIZES = (1, 2, 8)
-LATER_EPOCHS = 5  # the published run has six epochs: what goes on is in the last
+LATER_EPOCHS = 5  # the published run has six epochs: the resumed step is in the last
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def _open(store: str) -> CorpusStream:
 
 
 def _nothing(store: str) -> dict[str, Any]:
-    """What the imports alone take."""
+    """Measure the memory of the imports alone."""
     return {}
 
 

@@ -1,8 +1,8 @@
 """Planning an epoch over 33 million cells: ``python -m benchmarks.plan_epoch``.
 
 A manifest of 825 shards with 20 row groups each is read from disk, a stream is opened on it, the epoch is cut into the
-runs that read tasks take, and the first and the last step are laid out; in a process of its own, whose memory is told
-beside that of one that only imports the same modules. What a run needs to go on is the step beside its configuration.
+runs that read tasks take, and the first and the last step are laid out, in a process of its own; its memory is reported
+beside that of one that only imports the same modules. To resume, a run needs the step beside its configuration.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _work(work: Callable[[Any], dict[str, Any]], argument: object, out: Connecti
 
 
 def _plan(store: str | None) -> dict[str, Any]:
-    """Plan an epoch (or, without a store, nothing) and tell how long it took."""
+    """Plan an epoch (or, without a store, nothing) and report how long it took."""
     started, figures = time.perf_counter(), {}
     if store is not None:
         stream = open_stream(store, "atlas", StreamOptions(TokenizerConfig(), 1, CELLS_PER_STEP))

@@ -1,6 +1,6 @@
 """The same minibatches through Ray Data to one consumer: ``python -m benchmarks.ray_stream``.
 
-A read task takes two windows; four work at a time on two CPUs (while one ends and the next begins, others go on), and
+A read task takes two windows; four work at a time on two CPUs (others continue while one ends and the next begins), and
 their blocks of several steps go through an object store of 1.5 GiB, read in order by this process. In turn with scGPT's
 Hugging Face path and with our own direct reader; timed from the moment the pipeline has delivered for four seconds.
 """

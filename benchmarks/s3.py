@@ -80,7 +80,7 @@ def _ingest(environment: dict[str, str]) -> None:
 
 
 def _ingest_once(store: str, sources: str) -> float:
-    """Cells a second of one whole ingest."""
+    """Measure the cells per second of one whole ingest."""
     from cytoray.corpus.config import IngestConfig, SourceConfig
     from cytoray.corpus.ingest import ingest
 

@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(200, b"", {"ETag": _etag(path)})
 
     def do_DELETE(self) -> None:
-        """Remove an object; an absent one is no error."""
+        """Remove an object; a missing one is not an error."""
         self._path().unlink(missing_ok=True)
         self._send(204, b"")
 

@@ -1,7 +1,7 @@
 """The first minibatch of a corpus of 1,000 shards, and the restart at a step: ``python -m benchmarks.start``.
 
 A training worker's way through Ray Data: manifest, order, pipeline, first read task, first minibatch in this process.
-The cluster is up; the page cache is warm. Restart: the same process goes on at another step with a new pipeline. Beside
+The cluster is up; the page cache is warm. Restart: the same process resumes at another step with a new pipeline. Beside
 it the direct reader in a fresh interpreter, imports included.
 """
 

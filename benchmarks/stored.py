@@ -12,7 +12,7 @@ STORE = str(common.CACHE / "store")
 
 
 def stored_corpus(num_cells: int = NUM_CELLS) -> str:
-    """The name of the corpus of ``num_cells`` synthetic cells in ``STORE``; made if it is not there."""
+    """The name of the corpus of ``num_cells`` synthetic cells in ``STORE``; created if it does not exist."""
     files = common.synthetic_files(num_cells)
     name = files[0].parent.name
     if find_manifest(STORE, name) is None:

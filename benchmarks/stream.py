@@ -56,7 +56,7 @@ def open_masked(cells_per_step: int, *, store: str = STORE, **options: Any) -> C
 
 
 def measure_direct(stream: CorpusStream, *, seconds: float) -> float:
-    """Cells a second that one consumer takes from two threads."""
+    """Measure the cells per second that one consumer takes from two threads."""
     batches = stream.read_steps(0, FOR_EVER, threads=2)
     try:
         return float(common.drain(batches, _count, seconds=seconds, warm_up=1024)["cells_per_s"])
@@ -69,7 +69,7 @@ def _count(batch: StepBatch) -> int:
 
 
 def _rate(record: dict[str, Any] | None) -> float:
-    """A baseline's rate, 0 where it was skipped."""
+    """Return a baseline's rate, 0 if it was skipped."""
     return 0.0 if record is None else float(record["cells_per_s"])
 
 
@@ -90,9 +90,9 @@ def _report_entropy() -> None:
     )
 
 
-def _each(labels: np.ndarray, tell: Callable[[np.ndarray], float]) -> list[float]:
+def _each(labels: np.ndarray, measure: Callable[[np.ndarray], float]) -> list[float]:
     """Something of each minibatch."""
-    return [tell(part) for part in labels[: len(labels) // ENTROPY_CELLS * ENTROPY_CELLS].reshape(-1, ENTROPY_CELLS)]
+    return [measure(part) for part in labels[: len(labels) // ENTROPY_CELLS * ENTROPY_CELLS].reshape(-1, ENTROPY_CELLS)]
 
 
 def _entropy(labels: np.ndarray) -> float:

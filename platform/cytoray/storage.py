@@ -1,8 +1,8 @@
-"""The one door to ``s3://`` and local paths: reads by range, atomic writes, put-if-absent, digests, clear errors.
+"""Access to ``s3://`` and local paths: reads by range, atomic writes, put-if-absent, digests, clear errors.
 
 Endpoint, region and credentials come from the standard ``AWS_*`` variables (``AWS_ENDPOINT_URL`` for any other S3 than
-Amazon's). Buckets are never created here. Only idempotent calls are retried (by s3fs, with back-off). A server that
-falls silent is asked again after CYTORAY_S3_TIMEOUT_S, and given up CYTORAY_S3_DEADLINE_S after the call began.
+Amazon's). Buckets are never created here. Only idempotent calls are retried (by s3fs, with back-off). A silent
+server is asked again after CYTORAY_S3_TIMEOUT_S, and a call fails CYTORAY_S3_DEADLINE_S after it began.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ READ_BLOCK_BYTES = 4 * 2**20  # one ranged GET; below ~4 MiB the request time do
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a store says of one object; ``version`` is the ETag on S3, size and mtime on a local disk."""
+    """Size and version of an object; ``version`` is the ETag on S3, size and mtime on a local disk."""
 
     uri: str
     num_bytes: int
@@ -46,12 +46,12 @@ class ObjectInfo:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether ``uri`` names an object store rather than a local path."""
+    """Return whether ``uri`` names an object store rather than a local path."""
     return "://" in uri and not uri.startswith("file://")
 
 
 def local_path(uri: str) -> Path:
-    """The local path behind a plain path or ``file://`` URI."""
+    """Return the local path of a plain path or ``file://`` URI."""
     assert not is_remote(uri), f"{uri} is not local"
     return Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).expanduser().absolute()
 
@@ -62,7 +62,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path inside it."""
+    """Return the file system of a URI and the path inside it."""
     if uri.startswith("s3://"):
         path = uri.removeprefix("s3://")
         if not path.strip("/"):
@@ -78,7 +78,7 @@ def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turn what the clients raise into StorageErrors that name the object and the remedy."""
+    """Convert the clients' exceptions into StorageErrors that name the object and the remedy."""
     endpoint = _endpoint() if is_remote(uri) else None
     where = f"{uri} (endpoint {endpoint})" if endpoint else uri
     try:
@@ -97,20 +97,20 @@ def _explained(uri: str) -> Iterator[None]:
             raise
         problem, remedy = "cannot be read or written", "Check this path and the space left on its disk."
         if is_remote(uri):
-            problem = "the store did not answer as it should"
+            problem = "the request to the store failed"
             remedy = "Check that the store is up and that AWS_ENDPOINT_URL names it."
         raise StorageError(f"{where}: {problem} ({error}).", remedy=remedy, uri=uri) from error
 
 
 def exists(uri: str) -> bool:
-    """Whether an object (or a local file or folder) is there."""
+    """Return whether an object (or a local file or folder) exists."""
     system, path = _resolve(uri)
     with _explained(uri):
         return bool(_call(system, "exists", path))
 
 
 def info(uri: str) -> ObjectInfo:
-    """Size and version of one object; NotFoundError if it is not there."""
+    """Return size and version of one object; NotFoundError if it does not exist."""
     system, path = _resolve(uri)
     with _explained(uri):
         entry = _call(system, "info", path)
@@ -121,9 +121,9 @@ def info(uri: str) -> ObjectInfo:
 
 
 def list_objects(uri: str, *, temporary: bool = False) -> list[ObjectInfo]:
-    """Every object below a prefix, sorted by URI, with size and version; an absent prefix is an empty list.
+    """List every object below a prefix, sorted by URI, with size and version; a missing prefix gives an empty list.
 
-    Left out are the ``folder/`` objects of S3 consoles and, unless asked for, what dead writers left half written.
+    ``folder/`` objects of S3 consoles are excluded, and so are incomplete files of dead writers unless ``temporary``.
     """
     system, path = _resolve(uri)
     with _explained(uri):
@@ -133,30 +133,30 @@ def list_objects(uri: str, *, temporary: bool = False) -> list[ObjectInfo]:
 
 
 def list_files(uri: str) -> list[str]:
-    """The full URIs of ``list_objects``."""
+    """List the full URIs of every object below a prefix."""
     return [entry.uri for entry in list_objects(uri)]
 
 
 def _object(uri: str, entry: dict[str, Any]) -> ObjectInfo:
-    """What a file system tells of one object."""
+    """Convert a file system's description of an object."""
     version = str(entry.get("ETag", "")).strip('"') or f"{entry['size']}-{entry['mtime']}"
     modified_s = entry["LastModified"].timestamp() if "LastModified" in entry else entry["mtime"]
     return ObjectInfo(uri, int(entry["size"]), version, float(modified_s))
 
 
 def _temporary_name(name: str) -> str:
-    """A name beside ``name`` that no listing shows, for what a writer that dies may leave behind."""
+    """Return a temporary name beside ``name``, which listings exclude, for a file that may never be completed."""
     return f".{name}.{uuid.uuid4().hex}.part"
 
 
 def _is_temporary(path: str) -> bool:
-    """Whether ``_temporary_name`` made this one."""
+    """Return whether ``_temporary_name`` made this name."""
     name = path.rpartition("/")[2]
     return name.startswith(".") and name.endswith(".part")
 
 
 def open_read(uri: str) -> BinaryIO:
-    """A seekable binary file that fetches ranges as they are read."""
+    """Open a seekable binary file that fetches ranges as they are read."""
     system, path = _resolve(uri)
     with _explained(uri):
         return cast("BinaryIO", system.open(path, "rb", block_size=READ_BLOCK_BYTES, cache_type="readahead"))
@@ -165,11 +165,11 @@ def open_read(uri: str) -> BinaryIO:
 def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sha256: str | None = None) -> bytes:
     """Read an object, or its bytes ``start`` to ``end``; with ``sha256`` given, verify them.
 
-    A digest that differs is read once more before DigestError: the flip may have been on the wire.
+    If the digest differs, the object is read once more before DigestError: a bit may have flipped on the wire.
     """
     system, path = _resolve(uri)
     if start is not None and start == end:
-        return b""  # S3 takes an empty range for a mistake and sends the whole object
+        return b""  # S3 ignores an empty range and sends the whole object
     for attempt in range(2):
         with _explained(uri):
             data = cast("bytes", _call(system, "cat_file", path, start=start, end=end))
@@ -178,7 +178,7 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
         logger.warning("%s: digest differs at attempt %d", uri, attempt + 1)
     raise DigestError(
         f"{uri}: the stored bytes have changed: expected SHA-256 {sha256}, seen {seen}.",
-        remedy="Restore this object from a copy, or make it again from its source.",
+        remedy="Restore this object from a copy, or create it again from its source.",
         uri=uri,
         expected=sha256,
         seen=seen,
@@ -186,7 +186,7 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
 
 
 def find_bytes(uri: str) -> bytes | None:
-    """The whole object, or None if it does not exist: one request, where ``exists`` and ``read_bytes`` take two."""
+    """Read a whole object, or return None if it does not exist: one request, not two as with ``exists``."""
     try:
         return read_bytes(uri)
     except NotFoundError:
@@ -201,8 +201,8 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         parts = cast("list[bytes]", _call(system, "cat_ranges", [path] * len(ranges), starts, ends, on_error="raise"))
     for part, (start, end) in zip(parts, ranges, strict=True):
         if len(part) != end - start:
-            problem = f"{uri}: of bytes {start:,} to {end:,} only {len(part):,} came."
-            raise StorageError(problem, remedy="The object was cut short or replaced: read it again.", uri=uri)
+            problem = f"{uri}: of bytes {start:,} to {end:,} only {len(part):,} were received."
+            raise StorageError(problem, remedy="The object was truncated or replaced: read it again.", uri=uri)
     return parts
 
 
@@ -221,16 +221,16 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def write_digested(uri: str, data: bytes) -> str:
-    """As ``write_bytes``; returns the SHA-256 (hex) of what was written."""
+    """Write a whole object as ``write_bytes`` does; return its SHA-256 (hex)."""
     write_bytes(uri, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def put_if_absent(uri: str, data: bytes) -> str:
-    """Write an object only if none has this name; returns its SHA-256 (hex), raises ConflictError if there is one.
+    """Write an object only if it does not exist; return its SHA-256 (hex), raise ConflictError if it does.
 
-    ``data`` should name its writer (an attempt id): if a lost reply makes our own write look like somebody else's,
-    reading back the same bytes tells that it was ours.
+    ``data`` should name its writer (an attempt id): if a lost reply makes our own write look like another writer's,
+    reading back the same bytes shows that it was ours.
     """
     digest = hashlib.sha256(data).hexdigest()
     try:
@@ -242,13 +242,13 @@ def put_if_absent(uri: str, data: bytes) -> str:
         if read_bytes(uri) == data:
             return digest
         raise ConflictError(
-            f"{uri}: somebody else has written this name first.", remedy="Use what is there, or another name.", uri=uri
+            f"{uri}: another writer created this object first.", remedy="Use that object, or another name.", uri=uri
         ) from error
     return digest
 
 
 def _link_if_absent(uri: str, data: bytes) -> None:
-    """Local put-if-absent: a hard link is atomic and fails if the name is taken, and the content is complete."""
+    """Put if absent on a local disk: a hard link is atomic, fails if the name exists, and its content is complete."""
     path = local_path(uri)
     with _explained(uri):
         temporary = _write_temporary(path, data)
@@ -263,7 +263,7 @@ def _write_temporary(path: Path, data: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # not that ``path`` is taken
-        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", str(path.parent)) from error
+        raise NotADirectoryError(errno.ENOTDIR, "a file has the name of a folder", str(path.parent)) from error
     temporary = path.with_name(_temporary_name(path.name))
     try:
         with temporary.open("xb") as file:
@@ -277,7 +277,7 @@ def _write_temporary(path: Path, data: bytes) -> Path:
 
 
 def _put_object_if_absent(uri: str, data: bytes) -> None:
-    """Conditional PUT; on a store that ignores the condition, look first and say that races are not guarded."""
+    """PUT conditionally; on a store that ignores the condition, check first and warn that races are not guarded."""
     bucket, _, key = _resolve(uri)[1].partition("/")
     if not key:
         raise StorageError(f"{uri} names no object.", remedy=f"Write s3://{bucket}/name.", uri=uri)
@@ -288,7 +288,7 @@ def _put_object_if_absent(uri: str, data: bytes) -> None:
 
 
 def _create_object(uri: str, data: bytes) -> None:
-    """PUT with ``If-None-Match: *``; FileExistsError if the store refuses because there is such an object."""
+    """PUT with ``If-None-Match: *``; FileExistsError if the store refuses because the object exists."""
     system, path = _resolve(uri)
     for attempt in range(CREATE_ATTEMPTS):
         try:
@@ -297,16 +297,16 @@ def _create_object(uri: str, data: bytes) -> None:
         except OSError as error:
             response = getattr(error.__cause__, "response", {})
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status == 412:  # not all servers name the condition, without which s3fs makes it an invalid argument
+            if status == 412:  # some servers do not name the condition, which s3fs then reports as an invalid argument
                 raise FileExistsError(uri) from error
             if status != 409 or attempt == CREATE_ATTEMPTS - 1:
                 raise
-            time.sleep(0.1 * 2**attempt)  # another writer of this name is under way, and may yet fail
+            time.sleep(0.1 * 2**attempt)  # another write of this name is under way and may still fail
 
 
 @functools.lru_cache(maxsize=64)
 def _honours_put_if_absent(prefix: str, endpoint: str | None) -> bool:
-    """Whether this store refuses a second conditional PUT (some S3 servers take the header and ignore it)."""
+    """Return whether this store refuses a second conditional PUT (some S3 servers ignore the header)."""
     probe = join(prefix, _temporary_name("cytoray-probe"))
     with _explained(prefix):
         _create_object(probe, b"1")
@@ -327,10 +327,10 @@ def upload_folder(folder: Path, uri: str) -> None:
 
 
 def download_folder(uri: str, folder: Path) -> None:
-    """Copy every object below a prefix into a local folder, which appears only when it is complete."""
+    """Copy every object below a prefix into a local folder, which appears only once it is complete."""
     names = list_files(uri)
     if not names:
-        raise NotFoundError(f"{uri}: there is nothing below this prefix.", remedy="Check the path.", uri=uri)
+        raise NotFoundError(f"{uri}: no objects below this prefix.", remedy="Check the path.", uri=uri)
     partial = folder.with_name(_temporary_name(folder.name)).absolute()
     prefix = uri.rstrip("/") + "/" if is_remote(uri) else str(local_path(uri)) + "/"
     try:
@@ -345,7 +345,7 @@ def download_folder(uri: str, folder: Path) -> None:
 
 
 def _inside(folder: Path, name: str, *, uri: str) -> Path:
-    """``folder/name``, refused if it leads out of the folder: S3 allows ``..`` in a key."""
+    """Return ``folder/name``; StorageError if it leads out of the folder: S3 allows ``..`` in a key."""
     path = Path(os.path.normpath(folder / name))
     if folder not in path.parents:
         raise StorageError(f"{uri}: this name leads out of the folder.", remedy="Rename or delete it.", uri=uri)
@@ -353,14 +353,14 @@ def _inside(folder: Path, name: str, *, uri: str) -> Path:
 
 
 def delete(uri: str) -> None:
-    """Remove one object; an absent one is no error."""
+    """Remove one object; a missing one is not an error."""
     system, path = _resolve(uri)
     with _explained(uri), contextlib.suppress(FileNotFoundError):
         _call(system, "rm_file", path)
 
 
 def delete_prefix(uri: str) -> None:
-    """Remove every object below a prefix (and the local folder); an absent prefix is no error."""
+    """Remove every object below a prefix (and the local folder); a missing prefix is not an error."""
     system, path = _resolve(uri)
     with _explained(uri):
         if is_remote(uri):

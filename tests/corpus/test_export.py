@@ -99,7 +99,7 @@ def test_what_was_exported_can_be_ingested_again(made, tmp_path, monkeypatch):
 def test_nothing_is_overwritten_and_an_empty_selection_is_refused(made, tmp_path):
     store, _ = made
     (tmp_path / "there").write_text("mine")
-    with pytest.raises(CorpusError, match="there already"):
+    with pytest.raises(CorpusError, match="already exists"):
         export(store, "cells", ExportOptions(to=str(tmp_path / "there")))
     with pytest.raises(CorpusError, match="no cell is selected"):
         export(store, "cells", ExportOptions(to=str(tmp_path / "x"), select="lane > 7"))

@@ -197,7 +197,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(CorpusManifest, "model_dump_json", lambda self, **options: '{"format": 1}')
     commit_manifest(corpus_uri(str(tmp_path), "cells"), build())
     monkeypatch.undo()
-    with pytest.raises(CorpusError, match="no manifest that this version"):
+    with pytest.raises(CorpusError, match="not a manifest that this version"):
         load_manifest(str(tmp_path), "cells")
 
 

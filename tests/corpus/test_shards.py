@@ -198,7 +198,7 @@ def test_a_shard_is_far_smaller_than_float32_csr():
 
 def test_a_parquet_file_of_others_is_refused(tmp_path: Path):
     pq.write_table(pa.table({"n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match="no shard of a format"):
+    with pytest.raises(CorpusError, match="not a shard of a format"):
         decode_shard((tmp_path / "a.parquet").read_bytes())
 
 

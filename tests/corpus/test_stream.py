@@ -223,7 +223,7 @@ def test_stored_bins_are_those_of_the_first_epoch_and_stay(write_corpus):
 
 def test_stored_bins_of_another_number_are_refused(write_corpus):
     corpus = write_corpus([4], binning="stored")
-    with pytest.raises(CorpusError, match="stores 51 bins; 31 are asked for"):
+    with pytest.raises(CorpusError, match="stores 51 bins; the configuration has 31"):
         open_cells(corpus, tokenizer=TokenizerConfig(n_bins=31))
 
 
@@ -364,3 +364,18 @@ def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_
     assert len(drawn) > 2
     with pytest.raises(CorpusError, match="no column 'type'"):
         sample_labelled_cells(written.store, written.manifest, "type", max_cells=300)
+
+
+def test_baselines_learn_from_a_sample_of_a_large_corpus_and_warn(corpus, monkeypatch, caplog):
+    from cytoray.tasks import annotation
+
+    baseline = annotation.Baseline(corpus.store, "cells", "kind")
+    whole = baseline.load()
+    assert not caplog.records
+    assert len(whole.labels) == whole.num_labelled == sum(label is not None for label in corpus.labels)
+    monkeypatch.setattr(annotation, "MAX_BASELINE_CELLS", 60)
+    sample = baseline.load()
+    assert len(sample.labels) == 60
+    assert f"a random sample: 60 of {whole.num_labelled} labelled cells" in caplog.text
+    answers = baseline.predict(sample.cells, training=sample)
+    assert {name: len(labels) for name, labels in answers.items()} == {"logistic regression": 60, "majority class": 60}

@@ -214,7 +214,7 @@ def test_a_download_never_mixes_with_what_is_there(store, tmp_path: Path):
     (tmp_path / "down" / "old").write_bytes(b"old")
     with pytest.raises(StorageError, match="down"):
         storage.download_folder(f"{store.uri}/bundle", tmp_path / "down")
-    with pytest.raises(NotFoundError, match="nothing below"):
+    with pytest.raises(NotFoundError, match="no objects below"):
         storage.download_folder(f"{store.uri}/absent", tmp_path / "other")
     beside = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if "store" not in path.parts}
     assert beside == {"down", "down/old"}

@@ -77,7 +77,7 @@ def test_a_dead_endpoint_is_named_within_seconds(s3_uri: str, monkeypatch, call:
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "not a url"])
 def test_an_endpoint_without_a_scheme_is_explained(s3_uri: str, monkeypatch, call: str, endpoint: str):
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(StorageError, match="is no URL") as caught:
+    with pytest.raises(StorageError, match="is not a URL") as caught:
         CALLS[call](f"{s3_uri}/object")
     assert endpoint in str(caught.value)
     assert "http://host:port" in caught.value.remedy
@@ -257,7 +257,7 @@ def test_a_server_that_falls_silent_is_given_up_at_the_deadline(proxy: Proxy, mo
     proxy.change_request = hang
     started = time.monotonic()
     try:
-        with pytest.raises(StorageError, match="no whole answer within 1 s"):
+        with pytest.raises(StorageError, match="no complete answer within 1 s"):
             storage.read_bytes(f"{moto_store.uri}/object")
     finally:
         released.set()

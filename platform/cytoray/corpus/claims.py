@@ -21,7 +21,7 @@ RENEW_S = 60.0
 
 
 def mark_uri(uri: str) -> str:
-    """The mark of a ``gc`` that deletes below the corpus at ``uri``."""
+    """Return where a ``gc`` that deletes objects of the corpus at ``uri`` puts its mark."""
     return storage.join(uri, MARK)
 
 

@@ -1,4 +1,4 @@
-"""Deal a stream's steps to the ranks of a training run through Ray Data, in order and without a race."""
+"""Deliver a stream's steps to the ranks of a training run through Ray Data, in order and without a race."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ PAUSE_S = 0.1  # less than what a worker has read ahead lasts
 
 
 class Unhurried(ExecutionCallback):
-    """Lets Ray Data 2.60 rest while what it made waits to be read.
+    """A callback that makes Ray Data 2.60 pause while its output waits to be read.
 
-    Its loop waits for a task to have made something; once one has, and there is no room for it, the loop turns without
-    a pause, on half a core or more for each rank until training ends.
+    Its loop waits for output of a task; once there is some and no room for it, the loop spins, on half a core or more
+    per rank, until training ends.
     """
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
-        """Rest, should nobody wait for what comes next."""
+        """Pause if no consumer is waiting."""
         if not executor._consumer_idling():
             time.sleep(PAUSE_S)
 
 
 def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Dataset:
-    """The steps from ``start`` to ``stop`` as a Ray dataset: one row, and later one read task, for each window."""
+    """Return the steps ``start`` to ``stop`` as a Ray dataset: one row, and later one read task, per run of windows."""
     runs = [{"start": first, "stop": last} for first, last in stream.order.runs(start, stop)]
     runs = runs or [{"start": stop, "stop": stop}]  # a dataset needs a block
     return ray.data.from_items(runs, override_num_blocks=len(runs))
 
 
 class DealtSteps(DataConfig):
-    """Gives each rank a pipeline of its own: splitting one among ranks deals its blocks first come, first served."""
+    """A pipeline per rank: splitting one among ranks would hand out its blocks first come, first served."""
 
     def __init__(self, stream: CorpusStream, *, task_cpus: float = TASK_CPUS, num_tasks: int = TASKS_AT_A_TIME) -> None:
         """``num_tasks`` tasks of a rank work at a time, each reserving ``task_cpus``."""
@@ -60,7 +60,7 @@ class DealtSteps(DataConfig):
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """One pipeline a rank: windows -> that rank's minibatches, in order."""
+        """Build one pipeline per rank: windows -> that rank's minibatches, in order."""
         stream = ray.put(self._stream)
         return [
             {name: self._rank_iterator(dataset, stream, rank, world_size) for name, dataset in datasets.items()}
@@ -90,7 +90,7 @@ class DealtSteps(DataConfig):
 
 @functools.lru_cache(maxsize=2)
 def _get_stream(reference: ray.ObjectRef[CorpusStream]) -> CorpusStream:
-    """The stream, unpickled once a worker: a manifest of a large corpus takes longer than reading a window."""
+    """Return the stream, unpickled once per worker: a large corpus's manifest takes longer than reading a window."""
     return cast("CorpusStream", ray.get(reference))
 
 
@@ -103,7 +103,7 @@ def _read_run(runs: pa.Table, *, stream: ray.ObjectRef[CorpusStream], rank: int,
 
 
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
-    """The minibatches of a rank's iterator, read ahead from now on into at most ``READ_AHEAD_BYTES`` of memory.
+    """Yield the minibatches of a rank's iterator, read ahead from now on into at most ``READ_AHEAD_BYTES`` of memory.
 
     Reading ahead hides the store, and lets a short pipeline end early.
     """
@@ -111,15 +111,15 @@ def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
 
 
 class _ReadAhead:
-    """Takes blocks in the background, as many as there is room for; their arrays stay in Ray's object store."""
+    """Blocks fetched in the background, as many as there is room for; their arrays stay in Ray's object store."""
 
     def __init__(self, iterator: ray.data.DataIterator) -> None:
         self._ahead: queue.SimpleQueue[StepChunk | None] = queue.SimpleQueue()
-        self._room = Room(1)  # for the first block, whose size tells how many there is room for
+        self._room = Room(1)  # for the first block, whose size determines how many there is room for
         self._reading = start_daemon(functools.partial(self._read, iterator), name="read-ahead")
 
     def _read(self, iterator: ray.data.DataIterator) -> None:
-        """Read until the end, an error, or nobody wants more."""
+        """Read until the end, an error, or the consumer stops."""
         first = True
         try:
             for table in iterator.iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ class _ReadAhead:
             self._ahead.put(None)
 
     def batches(self) -> Iterator[StepBatch]:
-        """What was read, in order; then what ended it, should that be an error."""
+        """Yield what was read, in order; then raise the error that ended reading, if any."""
         try:
             while (chunk := self._ahead.get()) is not None:
                 yield from chunk.batches()

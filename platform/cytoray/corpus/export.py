@@ -37,16 +37,16 @@ INDEX = "_obs_name"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to write, and where."""
+    """Format, target and selection of an export."""
 
-    to: str  # a local path that is not there yet
+    to: str  # a local path that does not exist yet
     format: Format = "h5ad"
     select: str | None = None  # an expression over obs; all cells without one
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """The result of an export."""
 
     num_cells: int
     num_genes: int
@@ -55,7 +55,7 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every part of an export needs to know."""
+    """The settings of one part of an export."""
 
     store: str
     manifest: CorpusManifest
@@ -65,22 +65,22 @@ class _Job:
 
     @property
     def num_cells(self) -> int:
-        """Cells to be written."""
+        """Number of cells to be written."""
         return sum(map(len, self.rows))
 
 
 def export(
     store: str, name: str, options: ExportOptions, *, advance: progress.Advance = progress.silent
 ) -> ExportResult:
-    """Write the cells of a corpus, or those for which an expression over obs holds, below a local path.
+    """Write the cells of a corpus, or those that an expression over obs selects, to a local path.
 
     Cells come in the order of the corpus with all of their obs, the index being their names; columns are the genes that
-    occur in it. ``annbatch`` makes a folder of AnnData zarr groups. Raises CorpusError where nothing is selected or
-    something is there already.
+    occur in it. ``annbatch`` writes a folder of AnnData zarr groups. Raises CorpusError if nothing is selected or the
+    path exists.
     """
     target, select = Path(options.to).expanduser().absolute(), options.select
     if target.exists():
-        raise CorpusError(f"{target} is there already.", remedy="Name another path, or remove it.", path=str(target))
+        raise CorpusError(f"{target} already exists.", remedy="Name another path, or remove it.", path=str(target))
     manifest = load_manifest(store, name)
     job = _Job(store, manifest, tuple(_select(store, manifest, select)), _genes(store, manifest), advance)
     if job.num_cells == 0:
@@ -98,7 +98,7 @@ def export(
 
 
 def _write_collection(job: _Job, folder: Path) -> None:
-    """Groups ``dataset_0``, ``dataset_1``, … of whole shards."""
+    """Write groups ``dataset_0``, ``dataset_1``, … of whole shards."""
     import zarr
 
     root = zarr.open_group(folder, mode="w", zarr_format=3)
@@ -108,7 +108,7 @@ def _write_collection(job: _Job, folder: Path) -> None:
 
 
 def _parts(job: _Job) -> Iterator[_Job]:
-    """The job by runs of shards of about ``CELLS_PER_DATASET`` cells."""
+    """Split the job into runs of shards of about ``CELLS_PER_DATASET`` cells."""
     chosen: list[npt.NDArray[np.int64]] = []
     nothing = np.empty(0, np.int64)
     start = 0
@@ -123,7 +123,7 @@ def _parts(job: _Job) -> Iterator[_Job]:
 
 
 def _write_one(job: _Job, path: Path, *, as_zarr: bool) -> None:
-    """One AnnData file or group."""
+    """Write one AnnData file or group."""
     with open_target(path, as_zarr=as_zarr) as target:
         counts = job.manifest.values == "counts"
         columns = np.full(int(job.gene_ids.max(initial=0)) + 1, -1, np.int32)
@@ -140,7 +140,7 @@ def _write_one(job: _Job, path: Path, *, as_zarr: bool) -> None:
 
 
 def _write_modality(job: _Job, target: Any, name: str, features: tuple[str, ...], *, as_zarr: bool) -> None:
-    """A modality as ``obsm/NAME``, its features as ``uns/NAME_features``."""
+    """Write a modality as ``obsm/NAME`` and its features as ``uns/NAME_features``."""
     from anndata.io import write_elem
 
     counts = job.manifest.modality_values[name] == "counts"
@@ -157,7 +157,7 @@ def _write_modality(job: _Job, target: Any, name: str, features: tuple[str, ...]
 
 
 def _cells(job: _Job, file: Callable[[ShardRecord], CellFileRecord]) -> Iterator[PackedCells]:
-    """The chosen cells, row group by row group."""
+    """Read the chosen cells, row group by row group."""
     uri = corpus_uri(job.store, job.manifest.name)
     for shard, rows in zip(job.manifest.shards, job.rows, strict=True):
         record = file(shard)
@@ -172,7 +172,7 @@ def _cells(job: _Job, file: Callable[[ShardRecord], CellFileRecord]) -> Iterator
 
 
 def _select(store: str, manifest: CorpusManifest, expression: str | None) -> Iterator[npt.NDArray[np.int64]]:
-    """The chosen rows of each shard."""
+    """Find the chosen rows of each shard."""
     if expression is None:
         yield from (np.arange(shard.num_cells) for shard in manifest.shards)
         return
@@ -184,14 +184,14 @@ def _select(store: str, manifest: CorpusManifest, expression: str | None) -> Ite
 
 
 def _genes(store: str, manifest: CorpusManifest) -> npt.NDArray[np.int32]:
-    """The ids of the genes that the corpus knows, from the tables in the shards' footers."""
+    """Return the ids of the corpus's genes, from the tables in the shards' footers."""
     uri = corpus_uri(store, manifest.name)
     tables = [open_shard(storage.join(uri, shard.key), shard).genes() for shard in manifest.shards]
     return np.unique(np.concatenate([np.empty(0, np.int32), *tables]))
 
 
 def _var(gene_ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-    """Symbols, and the Ensembl id of each where it is known."""
+    """Return symbols, and the Ensembl id of each if it is known."""
     tokens = GeneVocabulary.load_default().tokens
     symbols = np.array([tokens[gene] for gene in gene_ids], object)
     ensembl = {symbol: gene.ensembl_id for gene in reversed(load_human_genes()) for symbol in gene.symbols}
@@ -199,14 +199,14 @@ def _var(gene_ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], dict[str, A
 
 
 def _write_obs(job: _Job, target: Any) -> None:
-    """The obs table, a column at a time."""
+    """Write the obs table, one column at a time."""
     names = [*(name for name in OWN_COLUMNS if name != INDEX), *job.manifest.obs_columns]
     index = _column(job, INDEX).to_numpy(zero_copy_only=False)
     write_frame(target, "obs", index, {name: lambda name=name: _series(_column(job, name)) for name in names})
 
 
 def _column(job: _Job, name: str) -> pa.Array:
-    """One column of the chosen cells; texts as dictionary, which takes a few bytes a cell."""
+    """Read one column of the chosen cells; text as a dictionary, which takes a few bytes per cell."""
     pieces = []
     for table, rows in zip(read_tables(job.store, job.manifest, [name]), job.rows, strict=True):
         piece = table.column(name).take(pa.array(rows))
@@ -216,7 +216,7 @@ def _column(job: _Job, name: str) -> pa.Array:
 
 
 def _series(column: pa.Array) -> Any:
-    """A column as AnnData keeps it: categories, nullable flags and integers, NaN for missing floats."""
+    """Convert a column to AnnData's types: categories, nullable flags and integers, NaN for missing floats."""
     if pa.types.is_dictionary(column.type):
         return column.to_pandas().array
     if column.null_count and pa.types.is_boolean(column.type):

@@ -22,7 +22,7 @@ CHUNKS_PER_SHARD = 256  # of a zarr array: 64 MB of values before compression
 
 @contextlib.contextmanager
 def open_target(path: Path, *, as_zarr: bool) -> Iterator[Any]:
-    """An empty AnnData file or group to write into."""
+    """Open an empty AnnData file or group for writing."""
     if as_zarr:
         group = zarr.open_group(path, mode="w", zarr_format=3)
         group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -56,7 +56,7 @@ class CsrWriter:
         self._num_cells += len(lengths)
 
     def close(self) -> None:
-        """Write what is left, and the shape."""
+        """Write the remaining values and the shape."""
         for column in (self._data, self._indices, self._indptr):
             column.close()
         shape: Any = [self._num_cells, self._num_columns]
@@ -84,7 +84,7 @@ class _Column:
             self._waiting, self._num_waiting = [joined[whole:]], len(joined) - whole
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining values."""
         if self._num_waiting:
             self._append(np.concatenate(self._waiting))
         self._waiting, self._num_waiting = [], 0
@@ -119,7 +119,7 @@ class _ZarrColumn(_Column):
 
 
 def write_frame(target: Any, key: str, index: npt.NDArray[Any], columns: Mapping[str, Any]) -> None:
-    """A table as AnnData writes it; a column may be a function that makes it, called when its turn has come."""
+    """Write a table as AnnData does; a column may be a function that makes it, called just before it is written."""
     group = target.require_group(key)
     write_elem(group, "_index", index.astype(object))
     for name, column in columns.items():

@@ -65,7 +65,7 @@ READ_SHARE = 0.75  # of an ingest's time goes into the first pass (benchmarks/in
 
 @dataclass(frozen=True)
 class IngestResult:
-    """A committed corpus, and whether it was there already."""
+    """A committed corpus, and whether it existed before."""
 
     manifest: CorpusManifest
     uri: str
@@ -74,7 +74,7 @@ class IngestResult:
 
 @dataclass(frozen=True)
 class _FirstPass:
-    """The result of the first pass; spills and hashes are those of the sources that are in."""
+    """The result of the first pass; spills and hashes are those of the sources in the corpus."""
 
     spills: tuple[Piece, ...]
     hashes: tuple[SpillHashes, ...]
@@ -83,23 +83,23 @@ class _FirstPass:
 
     @property
     def num_kept(self) -> int:
-        """Cells that passed the checks."""
+        """Number of cells that passed the checks."""
         return sum(part.num_cells for part in self.hashes)
 
     @property
     def round_id(self) -> str:
-        """Names what later passes write."""
+        """Identifier in the names of what later passes write."""
         return round_of([record.uri for record in self.quarantined], [spill.name for spill in self.spills])
 
 
 def ingest(
     config: IngestConfig, *, plan: IngestPlan | None = None, advance: progress.Advance = progress.silent
 ) -> IngestResult:
-    """Ingest the sources of ``config`` into one committed corpus; a version committed by an equal ingest is returned.
+    """Ingest the sources of ``config`` into one committed corpus; return the version of an equal ingest if it exists.
 
-    ``plan`` is what ``plan_in_tasks(config)`` gave, if that was asked before. ``advance`` is told of cells: three
-    quarters of a cell when it is read, the rest when it is in its shard. Raises CorpusError for bad sources or a name
-    taken by another ingest, ConflictError for a lost race.
+    ``plan`` is the result of ``plan_in_tasks(config)``, if the caller has it. ``advance`` counts cells: three quarters
+    of a cell when it is read, the rest when it is in its shard. Raises CorpusError for bad sources or a name taken by
+    another ingest, ConflictError for a lost race or a ``gc`` that is deleting objects of this corpus.
     """
     plan = plan_in_tasks(config) if plan is None else plan
     there = find_corpus(plan)
@@ -114,13 +114,13 @@ def ingest(
             raise
         raise conflict from error
     finally:
-        close_sources()  # tasks that ran in this very process may have left one open
+        close_sources()  # tasks that ran in this process may have left one open
     storage.delete_prefix(plan.staging)
     return IngestResult(manifest, plan.uri, skipped=False)
 
 
 def plan_in_tasks(config: IngestConfig) -> IngestPlan:
-    """``plan_ingest``, the sources being opened by Ray's tasks where there are several."""
+    """Run ``plan_ingest``, opening the sources in Ray tasks if there are several."""
 
     def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
         if len(sources) < FEW_SOURCES or not ray.is_initialized():
@@ -142,7 +142,7 @@ def _call(work: Callable[[SourceConfig], Any], source: SourceConfig) -> Any:
 
 
 def find_corpus(plan: IngestPlan) -> CorpusManifest | None:
-    """The latest version, if all that this plan would add is in; CorpusError if the name is taken by something else."""
+    """Return the latest version if it contains all that this plan would add; CorpusError if the name is taken."""
     latest = find_manifest(plan.config.store, plan.config.corpus)
     if latest is None or (plan.config.append and plan.sources):
         return None
@@ -166,7 +166,7 @@ def find_corpus(plan: IngestPlan) -> CorpusManifest | None:
 
 
 def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
-    """Both passes and the commit."""
+    """Run both passes and commit."""
     if not plan.sources:
         raise CorpusError("Every source is in quarantine.", remedy="Mend the files, or lower the rules' severity.")
     first = _read_all(plan, advance)
@@ -180,7 +180,7 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
     if num_kept == 0:
         raise CorpusError(
             f"Corpus {plan.config.corpus!r}: no cell passed the checks.",
-            remedy="Look at checks.min_genes and the filters; `cytoray data validate` tells what dropped them.",
+            remedy="Look at checks.min_genes and the filters; `cytoray data validate` reports which rule dropped them.",
         )
     label_columns = {source: tuple(profile.labels) for source, profile in first.profiles.items()}
     round_ = Round(first.round_id, _join_all_copies(plan, first, records), label_columns)
@@ -222,7 +222,7 @@ def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
 
 
 def _parts(record: SpillRecord) -> tuple[Piece, SpillHashes]:
-    """Where the cells of a spill lie, and where their content hashes."""
+    """Locate the cells of a spill and their content hashes."""
     name = spill_name(record.source, record.start, record.stop)
     spill = Piece.of(name, record.sections)
     place = (*spill.borders[-2:].tolist(), int(spill.checks[-1]))
@@ -230,7 +230,7 @@ def _parts(record: SpillRecord) -> tuple[Piece, SpillHashes]:
 
 
 def _refuse_unrecoverable(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> None:
-    """What each range was asked, asked of each whole source: short ranges are not judged by themselves."""
+    """Check each whole source as each range was checked: short ranges are not judged by themselves."""
     for source, profile in profiles.items():
         if profile.dropped.get("not_recoverable"):
             with open_source(plan.sources[source].source) as reader:
@@ -238,7 +238,7 @@ def _refuse_unrecoverable(plan: IngestPlan, profiles: dict[int, SourceProfile]) 
 
 
 def _find_all_copies(plan: IngestPlan, first: _FirstPass) -> list[CopiesRecord]:
-    """The copies of cells, bucket by bucket."""
+    """Find the copies of cells, bucket by bucket."""
     if plan.config.checks.rules.duplicate_cell == "off" or first.num_kept == 0:
         return []
     parts: list[HashPart] = [part for part in first.hashes if part.num_cells]
@@ -259,7 +259,7 @@ def _find_all_copies(plan: IngestPlan, first: _FirstPass) -> list[CopiesRecord]:
 
 
 def _join_all_copies(plan: IngestPlan, first: _FirstPass, records: Sequence[CopiesRecord]) -> dict[int, Piece]:
-    """The cells to leave out, by group of partitions."""
+    """Collect the cells to leave out, by group of partitions."""
     groups = {group: plan.groups.members(group) for group in range(plan.groups.num_groups)}
     if len(records) == 1:
         whole = Piece.of(records[0].name, records[0].sections)
@@ -287,7 +287,7 @@ def _write_all(
 
 
 def _pieces(rows: Iterable[dict[str, Any]]) -> dict[int, list[Piece]]:
-    """The runs that tasks wrote, by group, in the order of their names."""
+    """Collect the runs that tasks wrote, by group, in the order of their names."""
     runs: dict[int, list[Piece]] = defaultdict(list)
     for row in rows:
         record = RunRecord.model_validate_json(row["record"])
@@ -296,7 +296,7 @@ def _pieces(rows: Iterable[dict[str, Any]]) -> dict[int, list[Piece]]:
 
 
 def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iterable[dict[str, Any]]:
-    """One Ray Data task an item, results as they come."""
+    """Run one Ray Data task per item and yield results as they come."""
     if not items:
         return ()
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -308,7 +308,7 @@ def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iter
 def _with_copies(
     plan: IngestPlan, profiles: dict[int, SourceProfile], counts: Counter[int], written: Sequence[PartitionRecord]
 ) -> dict[int, SourceProfile]:
-    """The profiles of the sources after their copies (``counts`` by source) were found, and left out if so ruled."""
+    """Return the profiles of the sources after their copies (``counts`` by source) were found, and left out if so ruled."""
     if plan.config.checks.rules.duplicate_cell != "drop":
         warned = {source: SourceProfile(warned={"duplicate_cell": count}) for source, count in counts.items() if count}
         return {source: profile.merge(warned.get(source, SourceProfile())) for source, profile in profiles.items()}
@@ -320,7 +320,7 @@ def _with_copies(
 
 
 def _conflict(plan: IngestPlan, error: NotFoundError | RayError) -> ConflictError | None:
-    """What to say where an object is gone because another ingest of this name has finished and cleared up."""
+    """Return the error to raise if an object is missing because another ingest of this name finished and cleaned up."""
     if not isinstance(user_error(error), NotFoundError):
         return None
     winner = find_manifest(plan.config.store, f"{plan.config.corpus}@{plan.version}")
@@ -329,7 +329,7 @@ def _conflict(plan: IngestPlan, error: NotFoundError | RayError) -> ConflictErro
     return ConflictError(
         f"Version {plan.version} of corpus {plan.config.corpus!r} was committed by another ingest first "
         f"(manifest {winner.digest[:16]}, {winner.num_cells:,} cells).",
-        remedy="Use that version, or run this ingest again: it finds what is there.",
+        remedy="Use that version, or run this ingest again: it returns that version.",
         uri=corpus_uri(plan.config.store, plan.config.corpus),
         winner=winner.digest,
     )

@@ -1,4 +1,4 @@
-"""A ledger of the cells that came, step by step, and the proof that each came exactly once an epoch."""
+"""Record the cells of each step, and prove that each cell came exactly once per epoch."""
 
 # n batches, C cells over all of them
 
@@ -30,7 +30,7 @@ class LedgerEntries:
 
     @staticmethod
     def join(parts: Iterable[LedgerEntries]) -> LedgerEntries:
-        """All entries, one part after the other."""
+        """Concatenate the entries of all parts."""
         everything = [LedgerEntries(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint64)), *parts]
         return LedgerEntries(
             np.concatenate([part.steps for part in everything]),
@@ -41,22 +41,22 @@ class LedgerEntries:
 
 @dataclass
 class Ledger:
-    """Notes what one rank is given: 20 bytes a cell until it is saved."""
+    """The cells that one rank received: 20 bytes per cell until they are saved."""
 
     _noted: list[LedgerEntries] = field(default_factory=list)
 
     def record(self, batch: StepBatch) -> None:
-        """Note the cells of a minibatch."""
+        """Record the cells of a minibatch."""
         steps = np.full(batch.num_cells, batch.step, np.int64)
         # Copies: a view would keep the tokens of a whole chunk in memory.
         self._noted.append(LedgerEntries(steps, batch.epochs.copy(), batch.cell_ids.copy()))
 
     def entries(self) -> LedgerEntries:
-        """What was noted."""
+        """Return the recorded entries."""
         return LedgerEntries.join(self._noted)
 
     def save(self, folder_uri: str, *, start: int, stop: int, rank: int, world_size: int) -> None:
-        """Write what was noted of the steps ``start`` to ``stop`` and forget it; a repetition writes the same name."""
+        """Write and forget the entries of the steps ``start`` to ``stop``; a repetition writes the same name."""
         data, noted = io.BytesIO(), self.entries()
         np.savez(data, steps=noted.steps, epochs=noted.epochs, cell_ids=noted.cell_ids)
         name = f"steps-{start:09d}-{stop:09d}-rank-{rank}-of-{world_size}.npz"
@@ -65,10 +65,10 @@ class Ledger:
 
 
 def load_ledger(folder_uri: str) -> LedgerEntries:
-    """All that the ranks of a run have saved below a folder.
+    """Load all entries that the ranks of a run saved below a folder.
 
-    A run that was killed may have left some steps twice, by other numbers of ranks or between other checkpoints: they
-    hold the same cells, and of each step those of one complete set of ranks count.
+    A killed run may have left some steps twice, from other numbers of ranks or between other checkpoints. They contain
+    the same cells, so for each step the entries of one complete set of ranks are used.
     """
     segments: dict[tuple[int, int], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for uri in storage.list_files(folder_uri):
@@ -84,7 +84,7 @@ def load_ledger(folder_uri: str) -> LedgerEntries:
 
 
 def _load(uri: str, first: int) -> LedgerEntries:
-    """The entries of a segment from the step ``first`` on."""
+    """Load the entries of a segment from the step ``first`` on."""
     with np.load(io.BytesIO(storage.read_bytes(uri))) as arrays:
         new = arrays["steps"] >= first
         return LedgerEntries(arrays["steps"][new], arrays["epochs"][new], arrays["cell_ids"][new])
@@ -92,13 +92,13 @@ def _load(uri: str, first: int) -> LedgerEntries:
 
 @dataclass(frozen=True)
 class EpochProof:
-    """What a ledger holds of an epoch, beside what there is in the corpus."""
+    """The entries of an epoch compared with the corpus."""
 
     epoch: int
     num_cells: int
     num_distinct: int
     num_expected: int
-    sums_agree: bool  # of the cell ids modulo 2**64, with those the ingest noted
+    sums_agree: bool  # of the cell ids modulo 2**64, with the sums in the manifest
 
     @property
     def complete(self) -> bool:
@@ -112,7 +112,7 @@ class EpochProof:
 
 
 def prove_epochs(entries: LedgerEntries, stream: CorpusStream) -> list[EpochProof]:
-    """Compare the epochs in a ledger with the manifest, which names the number and the sum of the ids of all cells.
+    """Compare the epochs in a ledger with the manifest, which has the number of all cells and the sum of their ids.
 
     With a selection, labels or weights the cells are read from the shards instead.
     """
@@ -129,7 +129,7 @@ def prove_epochs(entries: LedgerEntries, stream: CorpusStream) -> list[EpochProo
 
 
 def _draw_ids(stream: CorpusStream, unit: int, epoch: int) -> UInt64:
-    """The ids of all draws of a unit in an epoch, read from its shard."""
+    """Read the ids of all draws of a unit in an epoch from its shard."""
     if not stream.members.counts[unit]:
         return np.empty(0, np.uint64)
     rows, _ = stream.members.draws(unit, epoch)

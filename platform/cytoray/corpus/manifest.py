@@ -1,4 +1,4 @@
-"""What an ingest wrote: sources, shards with digests, configuration. A version exists once its commit object does.
+"""Manifests of corpora: sources, shards with digests, configuration. A version exists once its commit object does.
 
 ``corpora/NAME/versions/000001.json`` is put if absent and names a manifest, which names every other object, each with
 its digest. Versions never change; an appended one names the shards of its parent beside its own.
@@ -72,11 +72,11 @@ class ShardRecord(CellFileRecord):
 
 
 class SourceRecord(Config):
-    """One source file as it was when it was read."""
+    """A source file as it was when it was read."""
 
     uri: str
-    identity: str = Field(description="What tells its cells from those of another source, in cell ids.")
-    config_digest: str = Field(description="Of how it was to be read.")
+    identity: str = Field(description="Distinguishes its cells from those of other sources, in cell ids.")
+    config_digest: str = Field(description="Digest of its settings.")
     version: str = Field(description="ETag, or size and mtime on a local disk.")
     num_bytes: int
     format: str
@@ -86,22 +86,22 @@ class SourceRecord(Config):
     num_genes: int
     num_matched_genes: int
     num_kept_cells: int
-    dropped: dict[str, int] = Field(description="Cells dropped, by rule.")
-    warned: dict[str, int] = Field(description="Cells, genes or files a rule warned of.")
+    dropped: dict[str, int] = Field(description="Number of cells dropped, by rule.")
+    warned: dict[str, int] = Field(description="Number of cells, genes or files that a rule warned of.")
 
 
 class QuarantineRecord(Config):
-    """A source that was left out, and why."""
+    """A source that was left out, with the reason."""
 
     uri: str
-    key: str = Field(description="The place in the file; empty where it is the file itself.")
+    key: str = Field(description="The place in the file; empty if it is the file itself.")
     rule: str = Field(description="The rule it broke, or malformed.")
     reason: str
     remedy: str
 
 
 class IncrementRecord(Config):
-    """What one version added."""
+    """The changes that one version added."""
 
     version: int
     config_digest: str
@@ -118,7 +118,7 @@ class CorpusManifest(Config):
     format: Literal[2] = 2
     name: str
     version: int = Field(1, ge=1)
-    parent: str | None = Field(None, description="Digest of the manifest of the version before.")
+    parent: str | None = Field(None, description="Digest of the parent version's manifest.")
     increments: tuple[IncrementRecord, ...] = ()
     vocabulary_digest: str
     values: Literal["counts", "expression"]
@@ -126,7 +126,9 @@ class CorpusManifest(Config):
     n_bins: int
     seed: int
     modalities: dict[str, tuple[str, ...]] = Field({}, description="Feature names of each further modality, in order.")
-    modality_values: dict[str, Literal["counts", "expression"]] = Field({}, description="As what each is kept.")
+    modality_values: dict[str, Literal["counts", "expression"]] = Field(
+        {}, description="How the values of each are stored."
+    )
     obs_columns: dict[str, str] = Field({}, description="Columns of the obs tables and their Arrow types.")
     sources: tuple[SourceRecord, ...]
     quarantined: tuple[QuarantineRecord, ...] = ()
@@ -141,24 +143,24 @@ class CorpusManifest(Config):
 
     @property
     def num_cells(self) -> int:
-        """Cells over all shards."""
+        """Number of cells over all shards."""
         return sum(shard.num_cells for shard in self.shards)
 
     @property
     def num_entries(self) -> int:
-        """Non-zero values over all shards."""
+        """Number of non-zero values over all shards."""
         return sum(shard.num_entries for shard in self.shards)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shards with their obs and modalities."""
+        """Number of bytes of all shards with their obs, hashes and modalities."""
         return sum(file.num_bytes for shard in self.shards for file in shard.files)
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) that names this version: these cells in this order, and where they came from.
+        """SHA-256 (hex) that names this version: these cells in this order, from these sources.
 
-        Left out is what is for people: the wording of why a source was left out names the rows that one task read.
+        Text for people is excluded: the reason why a source was left out names the rows that one task read.
         """
         words = {"quarantined": {"__all__": {"reason", "remedy"}}}
         return hashlib.sha256(self.model_dump_json(exclude=words).encode()).hexdigest()
@@ -182,30 +184,30 @@ class _Commit(Config):
     check: str = ""
 
     def sealed(self) -> bytes:
-        """Its bytes, with a digest of themselves inside: every flipped bit is noticed."""
+        """Serialise it with a digest of itself, so that every flipped bit is noticed."""
         bare = self.model_copy(update={"check": ""})
         check = hashlib.sha256(bare.model_dump_json().encode()).hexdigest()
         return self.model_copy(update={"check": check}).model_dump_json().encode()
 
 
 def corpus_uri(store: str, name: str) -> str:
-    """Where a corpus lies in a store; of ``NAME@VERSION`` only the name counts."""
+    """Return where a store keeps a corpus; of ``NAME@VERSION`` only the name counts."""
     return storage.join(store, "corpora", name.partition("@")[0])
 
 
 def version_uri(uri: str, version: int) -> str:
-    """The commit object of a version of the corpus at ``uri``."""
+    """Return where the commit object of a version of the corpus at ``uri`` is stored."""
     return storage.join(uri, "versions", f"{version:06d}.json")
 
 
 def list_versions(uri: str) -> list[int]:
-    """The committed versions of the corpus at ``uri``, ascending."""
+    """List the committed versions of the corpus at ``uri``, ascending."""
     found = (_VERSION_FILE.search(name) for name in storage.list_files(storage.join(uri, "versions")))
     return sorted(int(match[1]) for match in found if match)
 
 
 def commit_manifest(uri: str, manifest: CorpusManifest) -> None:
-    """Write the manifest, then put its version if absent; ConflictError, naming the winner, when another was first."""
+    """Write the manifest, then put its version if absent; ConflictError, naming the winner, if another was first."""
     data = manifest.model_dump_json(indent=1).encode()
     digest = hashlib.sha256(data).hexdigest()
     key = f"manifests/{digest}.json"
@@ -221,7 +223,7 @@ def commit_manifest(uri: str, manifest: CorpusManifest) -> None:
         raise ConflictError(
             f"Version {manifest.version} of corpus {manifest.name!r} was committed by another ingest first "
             f"(manifest {winner.digest[:16]}, {winner.num_cells:,} cells).",
-            remedy="Use that version, or run this ingest again: it finds what is there.",
+            remedy="Use that version, or run this ingest again: it returns that version.",
             uri=uri,
             winner=winner.digest,
         ) from error
@@ -229,7 +231,7 @@ def commit_manifest(uri: str, manifest: CorpusManifest) -> None:
 
 
 def load_manifest(store: str, name: str) -> CorpusManifest:
-    """The manifest of a corpus: the latest version of ``NAME``, or ``NAME@VERSION``; CorpusError if there is none."""
+    """Load a corpus's manifest: the latest version of ``NAME``, or ``NAME@VERSION``; CorpusError if missing."""
     manifest = find_manifest(store, name)
     if manifest is not None:
         return manifest
@@ -244,7 +246,7 @@ def load_manifest(store: str, name: str) -> CorpusManifest:
 
 
 def find_manifest(store: str, name: str) -> CorpusManifest | None:
-    """As ``load_manifest``, but None where there is no such corpus or version."""
+    """Load a manifest as ``load_manifest`` does, but return None if there is no such corpus or version."""
     plain, _, asked = name.partition("@")
     uri = corpus_uri(store, plain)
     versions = list_versions(uri)
@@ -255,7 +257,7 @@ def find_manifest(store: str, name: str) -> CorpusManifest | None:
 
 
 def load_commit(uri: str, version: int) -> FileRecord:
-    """Which object is the manifest of a version of the corpus at ``uri``; CorpusError where the commit is damaged."""
+    """Find the manifest of a version of the corpus at ``uri``; CorpusError if the commit object is damaged."""
     where = version_uri(uri, version)
     data = storage.read_bytes(where)
     try:
@@ -268,7 +270,7 @@ def load_commit(uri: str, version: int) -> FileRecord:
 
 
 def _load(uri: str, version: int) -> CorpusManifest:
-    """The manifest of a version that is there."""
+    """Load the manifest of an existing version."""
     commit = load_commit(uri, version)
     where = storage.join(uri, commit.key)
     data = storage.read_bytes(where, sha256=commit.sha256)
@@ -276,21 +278,21 @@ def _load(uri: str, version: int) -> CorpusManifest:
         return CorpusManifest.model_validate_json(data)
     except ValidationError as error:
         raise CorpusError(
-            f"{where} is no manifest that this version of cytoray knows.",
+            f"{where} is not a manifest that this version of cytoray can read.",
             remedy=f"It reads format {FORMAT}: ingest the corpus again under another name.",
             uri=where,
         ) from error
 
 
 def _damaged(where: str) -> CorpusError:
-    """What to say of a commit object that is not as it was written."""
+    """Return the error for a damaged commit object."""
     return CorpusError(
-        f"{where} is damaged, or not by this version of cytoray.",
+        f"{where} is damaged, or was not written by this version of cytoray.",
         remedy="Restore it from a copy, or ingest the corpus again under another name.",
         uri=where,
     )
 
 
 def content_key(folder: str, stem: str, sha256: str, suffix: str) -> str:
-    """A key that carries its content's digest, so that a retry writes the same name and bytes."""
+    """Build a key that contains its content's digest, so that a retry writes the same name and bytes."""
     return f"{folder}/{stem}-{sha256[:16]}{suffix}"

@@ -11,10 +11,10 @@ nnz        binary  n x uint32, expressed genes of each cell
 glen       binary  n x uint32, bytes of each cell in genes
 nlarge     binary  n x uint32, entries of each cell in large
 genes      binary  gap streams (see ``tokens.packed``), cell after cell, of places in the table of genes
-values     binary  counts: one byte a gene, 255 meaning "the next entry of large";
-                   expression: one float32 a gene
+values     binary  counts: one byte per gene, 255 meaning "the next entry of large";
+                   expression: one float32 per gene
 large      binary  uint32, the counts of 255 and more, in order
-bins       binary  one byte a gene, only where bins are stored
+bins       binary  one byte per gene, only if bins are stored
 =========  ======  =====================================================================================
 
 The table of the genes stands in the file's metadata, base64 of the gap stream of a cell that has them all.
@@ -60,7 +60,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """The bytes of a shard file and what its record needs to know of them."""
+    """The bytes of a shard file and the facts for its record."""
 
     data: bytes
     sha256: str
@@ -70,7 +70,7 @@ class EncodedShard:
     frame_sha256: str
 
     def record(self, key: str) -> CellFileRecord:
-        """The record of this file under ``key``."""
+        """Return the record of this file under ``key``."""
         return CellFileRecord(
             key=key,
             sha256=self.sha256,
@@ -111,7 +111,7 @@ def encode_shard(packed: PackedCells, *, values: Values) -> EncodedShard:
 
 
 def _chunks(packed: PackedCells, borders: npt.NDArray[np.int64], values: Values) -> pa.Table:
-    """The parquet rows: every stream cut at the borders of the chunks, none copied."""
+    """Build the parquet rows: every stream is cut at the borders of the chunks without a copy."""
     bins = packed.bins if packed.bins is not None else np.empty(0, np.uint8)
     entries = packed.indptr[borders]
     columns = {
@@ -136,7 +136,7 @@ def _chunks(packed: PackedCells, borders: npt.NDArray[np.int64], values: Values)
 
 
 def _binary(stream: npt.NDArray[Any], borders: npt.NDArray[np.int64]) -> pa.ChunkedArray:
-    """A binary column whose values are the stream's items between neighbouring borders."""
+    """Build a binary column whose values are the stream's items between neighbouring borders."""
     offsets, data = borders * stream.itemsize, pa.py_buffer(np.ascontiguousarray(stream))
     arrays = []
     for start in range(0, len(offsets) - 1, CHUNKS_PER_ROW_GROUP):  # 32-bit offsets suffice for a row group
@@ -148,7 +148,7 @@ def _binary(stream: npt.NDArray[Any], borders: npt.NDArray[np.int64]) -> pa.Chun
 
 
 def _row_groups(data: bytes, packed: PackedCells) -> tuple[RowGroupRecord, ...]:
-    """Where the row groups of an encoded file lie, and their digests."""
+    """Locate the row groups of an encoded file and compute their digests."""
     footer = pq.read_metadata(pa.BufferReader(data))
     starts = [footer.row_group(group).column(0).data_page_offset for group in range(footer.num_row_groups)]
     if not starts:
@@ -173,7 +173,7 @@ def _row_groups(data: bytes, packed: PackedCells) -> tuple[RowGroupRecord, ...]:
 
 
 def _frame_start(row_groups: Sequence[RowGroupRecord]) -> int:
-    """Where the footer begins."""
+    """Return the offset of the footer."""
     return row_groups[-1].offset + row_groups[-1].num_bytes if row_groups else 0
 
 
@@ -185,9 +185,9 @@ class ShardReader:
         self.record = record
 
     def read_group(self, group: int) -> PackedCells:
-        """The cells of one row group: one ranged read (and one of the footer, the first time), verified.
+        """Read and verify the cells of one row group: one ranged read, and one of the footer the first time.
 
-        Raises DigestError where the bytes are not those that were written.
+        Raises DigestError if the bytes are not those that were written.
         """
         part, footer = self.record.row_groups[group], self._footer()
         data = storage.read_bytes(self.uri, start=part.offset, end=part.offset + part.num_bytes, sha256=part.sha256)
@@ -196,7 +196,7 @@ class ShardReader:
             return _decode(file.read_row_group(group, use_threads=False), uri=self.uri)
 
     def genes(self) -> npt.NDArray[np.int32]:
-        """The table of genes, ids ascending, shape (G,): those that occur in the file, and maybe more."""
+        """Return the table of genes, ids ascending, shape (G,): those in the file, and possibly more."""
         return _table_from_text(self._footer().metadata[b"cytoray.genes"])
 
     def _footer(self) -> pq.FileMetaData:
@@ -205,7 +205,7 @@ class ShardReader:
 
 
 def open_shard(uri: str, record: CellFileRecord) -> ShardReader:
-    """A reader of the row groups of the shard at ``uri``; nothing is read yet."""
+    """Return a reader of the row groups of the shard at ``uri``; nothing is read yet."""
     return ShardReader(uri, record)
 
 
@@ -215,56 +215,56 @@ def read_shard(uri: str, record: CellFileRecord) -> PackedCells:
 
 
 def decode_shard(data: bytes, *, uri: str = "") -> PackedCells:
-    """Decode the bytes of a shard file; CorpusError if they are none of this format."""
+    """Decode the bytes of a shard file; CorpusError if they are not of this format."""
     return _decode(pq.read_table(pa.BufferReader(data), use_threads=False), uri=uri)
 
 
 @functools.lru_cache(maxsize=4096)  # a footer takes some 10 kB
 def _load_footer(uri: str, start: int, stop: int, sha256: str) -> pq.FileMetaData:
-    """The verified footer of a shard file."""
+    """Load and verify the footer of a shard file."""
     return pq.read_metadata(pa.BufferReader(storage.read_bytes(uri, start=start, end=stop, sha256=sha256)))
 
 
 class _Window(io.RawIOBase):
-    """A file of which only some bytes are there: enough for a reader that asks for nothing else."""
+    """A file of which only some bytes are in memory, for a reader that reads nothing else."""
 
     def __init__(self, data: bytes, offset: int, num_bytes: int) -> None:
         self._data, self._offset, self._num_bytes = memoryview(data), offset, num_bytes
         self._place = 0
 
     def readable(self) -> bool:
-        """It is there to be read."""
+        """Return True."""
         return True
 
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Return the number of bytes of the whole file."""
         return self._num_bytes
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a place in the whole file."""
+        """Move to a position in the whole file."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._num_bytes}[whence]
         self._place = base + offset
         return self._place
 
     def tell(self) -> int:
-        """The place in the whole file."""
+        """Return the position in the whole file."""
         return self._place
 
     def read(self, size: int | None = -1) -> memoryview:
-        """Bytes from this place on, not copied; asking for others than those that are there is a mistake of ours."""
+        """Return bytes from the current position without a copy; bytes outside the window are a programming error."""
         stop = self._num_bytes if size is None or size < 0 else min(self._place + size, self._num_bytes)
         start, self._place = self._place, stop
-        assert start >= self._offset, "bytes before the window are asked for"
-        assert stop <= self._offset + len(self._data), "bytes behind the window are asked for"
+        assert start >= self._offset, "bytes before the window are read"
+        assert stop <= self._offset + len(self._data), "bytes behind the window are read"
         return self._data[start - self._offset : stop - self._offset]
 
 
 def _decode(table: pa.Table, *, uri: str) -> PackedCells:
-    """Parquet rows as cells."""
+    """Decode parquet rows as cells."""
     metadata = table.schema.metadata or {}
     if metadata.get(b"cytoray.format") != FORMAT.encode():
         raise CorpusError(
-            f"{uri or 'This file'} is no shard of a format that this version of cytoray knows.",
+            f"{uri or 'This file'} is not a shard of a format that this version of cytoray knows.",
             remedy="Ingest the corpus again.",
         )
     counts = metadata[b"cytoray.values"] == b"counts"
@@ -283,7 +283,7 @@ def _decode(table: pa.Table, *, uri: str) -> PackedCells:
 
 
 def _table_to_text(table: npt.NDArray[np.int32]) -> str:
-    """Ascending gene ids as text."""
+    """Encode ascending gene ids as text."""
     gaps = np.diff(table, prepend=-1) - 1
     ends = np.cumsum(gaps // ESCAPE + 1)
     stream = np.full(int(ends[-1]) if len(ends) else 0, ESCAPE, np.uint8)
@@ -291,7 +291,7 @@ def _table_to_text(table: npt.NDArray[np.int32]) -> str:
     return base64.b64encode(stream.tobytes()).decode()
 
 
-@functools.lru_cache(maxsize=1024)  # one array a shard: cells of equal tables can be joined as they are
+@functools.lru_cache(maxsize=1024)  # one array per table: cells of equal tables can be joined as they are
 def _table_from_text(text: bytes) -> npt.NDArray[np.int32]:
     """Undo ``_table_to_text``."""
     stream = np.frombuffer(base64.b64decode(text), np.uint8)
@@ -301,7 +301,7 @@ def _table_from_text(text: bytes) -> npt.NDArray[np.int32]:
 
 
 def _stream(table: pa.Table, name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """A binary column end to end, as little-endian numbers; not copied where it is one piece."""
+    """Return a binary column end to end as little-endian numbers, without a copy if it is one piece."""
     parts = []
     for array in table.column(name).chunks:
         _, offsets, data = array.buffers()
@@ -314,7 +314,7 @@ def _stream(table: pa.Table, name: str, dtype: type[np.generic]) -> npt.NDArray[
 
 
 def _starts(lengths: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-    """Where each cell's part of a stream begins, and the end of the last, shape (C + 1,)."""
+    """Return the offset of each cell's part of a stream and the end of the last, shape (C + 1,)."""
     starts = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts

@@ -33,9 +33,9 @@ from cytoray.tokens.packed import concatenate, unpack
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-CHUNK_CELLS = 4096  # filled at once: some 30 ms of work, of which calls and planning take little
+CHUNK_CELLS = 4096  # filled at once: some 30 ms of work, which hides the cost of calls and planning
 CHUNK_BYTES = 15 * 2**20  # and at most this much: one block of Ray Data
-REMOTE_READERS = 8  # ranged reads at a time from an object store, where one waits 10 to 100 ms for its first byte
+REMOTE_READERS = 8  # ranged reads at a time from an object store: the first byte takes 10 to 100 ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class CorpusStream:
 
     @property
     def num_cells(self) -> int:
-        """Cells of one epoch."""
+        """Number of cells per epoch."""
         return self.order.num_cells
 
     @property
@@ -59,16 +59,16 @@ class CorpusStream:
 
     @functools.cached_property
     def order(self) -> ReadingOrder:
-        """Which cells make up which step."""
+        """The reading order: the cells of each step."""
         return ReadingOrder(self.members.counts, self.options.seed, self.options.cells_per_step)
 
     @functools.cached_property
     def filler(self) -> ChunkFiller:
-        """What turns an order into minibatches."""
+        """The filler that turns an order into minibatches."""
         return ChunkFiller(self.options, self.members)
 
     def read_step(self, step: int, *, rank: int, world_size: int) -> StepBatch:
-        """One rank's whole share of one step (without a token budget, which may cut it into several)."""
+        """Read one rank's whole share of one step (without a token budget, which may split it)."""
         batches = list(self.read_steps(step, step + 1, rank=rank, world_size=world_size, threads=0))
         assert len(batches) == 1, "a token budget cuts a step into parts: use read_steps"
         return batches[0]
@@ -76,16 +76,16 @@ class CorpusStream:
     def read_steps(
         self, start: int, stop: int, *, rank: int = 0, world_size: int = 1, threads: int = 2
     ) -> Iterator[StepBatch]:
-        """One rank's share of the steps ``start`` to ``stop``, in order; nothing that lies before is read.
+        """Yield one rank's share of the steps ``start`` to ``stop``, in order; nothing before ``start`` is read.
 
         With ``threads`` the next row groups are read and filled in the background, into bounded memory (about 200 MB at
-        1,500 genes a cell); with 0 each when it is asked for. Raises DigestError where stored bytes have changed.
+        1,500 genes per cell); with 0, on demand. Raises DigestError if stored bytes have changed.
         """
         for chunk in self.read_chunks(range(start, stop), rank=rank, world_size=world_size, threads=threads):
             yield from chunk.batches()
 
     def read_chunks(self, steps: range, *, rank: int = 0, world_size: int = 1, threads: int = 0) -> Iterator[StepChunk]:
-        """As ``read_steps``, several steps together; ``steps`` may leave some out."""
+        """Yield what ``read_steps`` does, several steps together; ``steps`` may skip some."""
         jobs = self._jobs(steps, rank, world_size)
         if not threads:
             return fill_in_turn(self.filler, jobs, self.read_unit)
@@ -109,7 +109,7 @@ class CorpusStream:
         return np.cumsum([0, *(len(shard.row_groups) for shard in self.manifest.shards)], dtype=np.int64)
 
     def _jobs(self, steps: range, rank: int, world_size: int) -> Iterator[Job]:
-        """Chunks of steps that lie in one window."""
+        """Plan chunks of steps within one window."""
         team = Team.of(rank, world_size)
         ranks = {"rank": team.first, "num_ranks": team.num_ranks, "world_size": world_size}
         share = max(1, self.options.cells_per_step // world_size)
@@ -127,7 +127,7 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
     manifest = load_manifest(store, corpus)
     if manifest.binning == "stored" and manifest.n_bins != options.tokenizer.n_bins:
         raise CorpusError(
-            f"Corpus {corpus!r} stores {manifest.n_bins} bins; {options.tokenizer.n_bins} are asked for.",
+            f"Corpus {corpus!r} stores {manifest.n_bins} bins; the configuration has {options.tokenizer.n_bins}.",
             remedy="Use the corpus's n_bins, or ingest it with binning: on_read.",
         )
     if manifest.vocabulary_digest != GeneVocabulary.load_default().digest():
@@ -145,7 +145,7 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
 
 
 def load_cells(store: str, manifest: CorpusManifest) -> SparseCells:
-    """All cells of a (small) corpus, in shard order: for baselines."""
+    """Load all cells of a small corpus, in shard order."""
     uri = corpus_uri(store, manifest.name)
     shards = [shard for shard in manifest.shards if shard.num_cells] or manifest.shards[:1]
     return unpack(concatenate([read_shard(storage.join(uri, shard.key), shard) for shard in shards]))
@@ -168,7 +168,7 @@ class LabelledSample:
 def sample_labelled_cells(
     store: str, manifest: CorpusManifest, label_key: str, *, max_cells: int, seed: int = 0
 ) -> LabelledSample:
-    """Cells that have a label in ``label_key``, of a large corpus ``max_cells``: whole row groups drawn at random.
+    """Load cells that have a label in ``label_key``; of a large corpus ``max_cells``, in row groups drawn at random.
 
     Only those row groups are read and held. Cells come in the order of the corpus. CorpusError if no cell has a label.
     """

@@ -50,11 +50,11 @@ _DEFLATE: dict[Compression, Callable[[bytes], bytes]] = {
 
 
 class SynthConfig(Config):
-    """What to make; equal settings give equal files."""
+    """Settings of the files; equal settings give equal files."""
 
-    num_cells: int = Field(10_000, ge=1, description="Cells over all files.")
+    num_cells: int = Field(10_000, ge=1, description="Number of cells over all files.")
     num_genes: int = Field(20_000, ge=50, le=30_000, description="Genes of every file: real symbols of the vocabulary.")
-    mean_genes: float = Field(1_500, ge=1, le=6_000, description="Expressed genes of a cell, on average.")
+    mean_genes: float = Field(1_500, ge=1, le=6_000, description="Mean number of expressed genes per cell.")
     num_types: int = Field(40, ge=1, description="Cell types, each with its own weights of the genes.")
     num_donors: int = Field(48, ge=1, description="Donors; each has cells of one file only, one after another.")
     num_files: int = Field(8, ge=1, description="h5ad files.")
@@ -67,7 +67,7 @@ class SynthConfig(Config):
 
 @dataclass(frozen=True)
 class _World:
-    """What all cells share."""
+    """The parameters that all cells share."""
 
     genes: list[str]
     weights_TG: npt.NDArray[np.float64]
@@ -77,10 +77,10 @@ class _World:
 
 
 def synthesise(folder: Path, config: SynthConfig, *, advance: progress.Advance = progress.silent) -> list[Path]:
-    """Write ``config.num_files`` files ``part-000.h5ad``, ... into ``folder``; ``advance`` is told of cells written.
+    """Write ``config.num_files`` files ``part-000.h5ad``, ... into ``folder``; ``advance`` counts cells written.
 
-    Columns of obs: cell_type, donor, tissue, disease, is_primary_data, n_counts, and batch_label and perturbation where
-    asked for. Memory is a few blocks of 512 cells a core, whatever the number of cells. Raises CorpusError where
+    Columns of obs: cell_type, donor, tissue, disease, is_primary_data, n_counts, and batch_label and perturbation if
+    configured. Memory is a few blocks of 512 cells per core, whatever the number of cells. Raises CorpusError if
     ``perturbed_genes`` names a gene that is not among those drawn.
     """
     world = _build_world(config)
@@ -100,10 +100,10 @@ def synthesise(folder: Path, config: SynthConfig, *, advance: progress.Advance =
 
 
 def gene_names(num_genes: int) -> list[str]:
-    """``num_genes`` symbols of the default vocabulary in its order: coding genes, as are expressed, then others.
+    """Return ``num_genes`` symbols of the default vocabulary in its order: coding genes, then others if needed.
 
-    Where they stand in the vocabulary decides how well gaps between them compress: as in real files, not one after
-    another.
+    Their positions in the vocabulary decide how well the gaps between them compress; as in real files, they are not
+    adjacent.
     """
     plain = [token for token in GeneVocabulary.load_default().tokens if re.fullmatch(r"[A-Z][A-Z0-9-]{1,9}", token)]
     coding = [token for token in plain if not NON_CODING.search(token)]
@@ -115,12 +115,12 @@ def gene_names(num_genes: int) -> list[str]:
 
 
 def _spread(names: list[str], number: int) -> list[str]:
-    """``number`` of the names, evenly."""
+    """Pick ``number`` of the names, evenly spaced."""
     return [names[i] for i in np.linspace(0, len(names) - 1, number).astype(int)]
 
 
 def _build_world(config: SynthConfig) -> _World:
-    """Gene weights of every condition, and how many bursts express how many genes."""
+    """Draw the gene weights of every condition, and tabulate expressed genes by number of bursts."""
     rng = np.random.default_rng(config.seed)
     genes = gene_names(config.num_genes)
     base_G = rng.lognormal(0, 2.0, config.num_genes)
@@ -139,11 +139,14 @@ def _build_world(config: SynthConfig) -> _World:
 
 
 def _perturbation_factors(genes: list[str], config: SynthConfig, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Factor of each gene under control (row 0) and each knock-down: its target by 0.1, a module of 20 genes by 3."""
+    """Return each gene's factor under control (row 0) and each knock-down: 0.1 for its target, 3 for 20 other genes."""
     factors = np.ones((1 + len(config.perturbed_genes), len(genes)))
     for row, gene in enumerate(config.perturbed_genes, start=1):
         if gene not in genes:
-            raise CorpusError(f"No gene {gene!r} is drawn.", remedy=f"Name one of {', '.join(genes[:5])}, ...")
+            raise CorpusError(
+                f"Unknown gene {gene!r}: it is not among those drawn.",
+                remedy=f"Name one of {', '.join(genes[:5])}, ...",
+            )
         factors[row, rng.choice(len(genes), 20, replace=False)] = 3.0
         factors[row, genes.index(gene)] = 0.1
     return factors
@@ -151,7 +154,7 @@ def _perturbation_factors(genes: list[str], config: SynthConfig, rng: np.random.
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which type, donor, batch and perturbation each cell of a file has, shape (C,) each, and its expressed genes."""
+    """Type, donor, batch, perturbation and number of expressed genes of each cell of a file, shape (C,) each."""
 
     types: Int64
     donors: Int64
@@ -160,13 +163,13 @@ class _Layout:
     expressed: npt.NDArray[np.float64]
 
     def conditions(self, config: SynthConfig) -> Int64:
-        """Rows of the weight table."""
+        """Return each cell's row in the weight table."""
         inner = self.batches * (1 + len(config.perturbed_genes)) + self.perturbations
         return self.types * config.num_batches * (1 + len(config.perturbed_genes)) + inner
 
 
 def _lay_out(config: SynthConfig, number: int, num_cells: int) -> _Layout:
-    """Runs of types inside consecutive donors."""
+    """Draw runs of types inside consecutive donors."""
     rng = np.random.default_rng([config.seed, number])
     num_runs = 8 + 3 * num_cells // MEAN_RUN
     lengths = 1 + rng.geometric(1 / MEAN_RUN, num_runs)
@@ -214,7 +217,7 @@ def _write_part(part: _Part, config: SynthConfig, world: _World, advance: progre
 
 
 def _draw_blocks(part: _Part, config: SynthConfig, world: _World, layout: _Layout) -> Iterator[DrawnCells]:
-    """The cells of a part in blocks."""
+    """Draw the cells of a part in blocks."""
     conditions = layout.conditions(config)
     bursts = np.empty(len(conditions))
     for condition in np.unique(conditions):
@@ -227,7 +230,7 @@ def _draw_blocks(part: _Part, config: SynthConfig, world: _World, layout: _Layou
 
 
 def _obs(part: _Part, config: SynthConfig, layout: _Layout) -> pd.DataFrame:
-    """What is known of the cells of a part."""
+    """Build the obs table of a part."""
     num_cells = part.stop - part.start
     names = pd.Index([f"cell-{number}" for number in range(part.start, part.stop)], dtype=object)
     obs = pd.DataFrame(index=names)
@@ -244,7 +247,7 @@ def _obs(part: _Part, config: SynthConfig, layout: _Layout) -> pd.DataFrame:
 
 
 def _categories(codes: Int64, names: list[str]) -> pd.Categorical:
-    """Codes as a categorical column of the categories that occur."""
+    """Convert codes to a categorical column of the categories that occur."""
     there = np.unique(codes)
     return pd.Categorical.from_codes(np.searchsorted(there, codes), pd.Index([names[code] for code in there]))
 
@@ -269,7 +272,7 @@ class _CsrWriter:
         self._put("indices", block.gene_ids)
 
     def close(self, num_genes: int) -> None:
-        """Write what is left over, the row pointers and the encoding."""
+        """Write the remaining values, the row pointers and the encoding."""
         indptr = np.concatenate(self._indptr)
         for name in self._waiting:
             self._put(name, np.zeros(-int(indptr[-1]) % CHUNK, self._group[name].dtype))
@@ -279,7 +282,7 @@ class _CsrWriter:
         self._group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
 
     def _put(self, name: str, part: Float32 | Int32) -> None:
-        """Write the whole chunks there are, keep the rest."""
+        """Write whole chunks and keep the rest."""
         dataset, flat = self._group[name], np.concatenate([*self._waiting[name], part])
         start, whole = dataset.shape[0], len(flat) // CHUNK * CHUNK
         dataset.resize((start + whole,))

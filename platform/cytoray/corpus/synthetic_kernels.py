@@ -1,4 +1,4 @@
-"""Draw synthetic cells by the ten thousand: one pass a cell, compiled, without the interpreter lock."""
+"""Draw synthetic cells by the ten thousand: one pass per cell, compiled, without the GIL."""
 
 # C cells, G genes, T conditions, N non-zero entries over all cells
 
@@ -45,7 +45,7 @@ def build_alias(weights_TG: npt.NDArray[np.float64]) -> AliasTables:
 def draw_cells(
     alias: AliasTables, conditions: Int64, bursts: npt.NDArray[np.float64], keys: npt.NDArray[np.uint64]
 ) -> DrawnCells:
-    """Cells of ``conditions`` with about ``bursts`` bursts each, all of shape (C,); ``keys`` is their randomness."""
+    """Draw cells of ``conditions`` with about ``bursts`` bursts each, all of shape (C,), from the random ``keys``."""
     num_cells = len(conditions)
     values = np.empty(num_cells * MAX_GENES, np.float32)  # touched as far as it is filled
     gene_ids = np.empty(num_cells * MAX_GENES, np.int32)

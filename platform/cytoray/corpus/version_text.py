@@ -10,7 +10,7 @@ from cytoray.corpus.versions import CorpusDiff
 
 
 def describe_corpus(store: str, manifest: CorpusManifest) -> Iterator[str]:
-    """What a version holds, in lines for people."""
+    """Describe a version in lines for people."""
     yield f"corpus      {manifest.name}@{manifest.version} in {store}"
     yield f"digest      {manifest.digest}"
     yield f"content     {manifest.content_digest}"
@@ -41,7 +41,7 @@ def describe_corpus(store: str, manifest: CorpusManifest) -> Iterator[str]:
 
 
 def describe_diff(difference: CorpusDiff) -> Iterator[str]:
-    """What sets two versions apart, in lines for people."""
+    """Describe the differences of two versions in lines for people."""
     if difference.same_cells:
         yield "the same cells in the same order"
     (cells, more_cells), (size, more_size) = difference.num_cells, difference.num_bytes

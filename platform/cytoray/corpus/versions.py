@@ -1,4 +1,4 @@
-"""Keep corpora: list and compare versions, read every byte again against its digest, delete what no version names."""
+"""Maintain corpora: list and compare versions, verify every byte, delete objects that no version names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CorpusSummary:
 
 @dataclass(frozen=True)
 class CorpusDiff:
-    """What sets two versions apart; the first of each pair is the older one's."""
+    """The differences of two versions; the first of each pair is the older one's."""
 
     num_cells: tuple[int, int]
     num_bytes: tuple[int, int]
@@ -55,13 +55,13 @@ class CorpusDiff:
 
     @property
     def same_cells(self) -> bool:
-        """Whether both hold the same cells in the same order."""
+        """Whether both contain the same cells in the same order."""
         return not self.added_shards and not self.removed_shards
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One object that is not as it was written."""
+    """An object that differs from what was written."""
 
     uri: str
     problem: str
@@ -69,7 +69,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a verification read, and what it found."""
+    """The result of a verification."""
 
     num_versions: int
     num_files: int
@@ -82,12 +82,12 @@ class GcReport:
     """Objects that no version names, and whether they were deleted."""
 
     orphans: tuple[str, ...]
-    num_young: int  # left alone: an ingest that is under way may need them
+    num_young: int  # kept: an ingest under way may need them
     deleted: bool
 
 
 def list_corpora(store: str) -> list[CorpusSummary]:
-    """Every corpus of a store that has a committed version, by name."""
+    """List the corpora of a store that have a committed version, by name."""
     found: dict[str, list[int]] = {}
     for uri in storage.list_files(storage.join(store, "corpora")):
         match = _COMMIT.search(uri)
@@ -123,13 +123,13 @@ def diff(older: CorpusManifest, newer: CorpusManifest) -> CorpusDiff:
 def verify(store: str, name: str, *, advance: progress.Advance = progress.silent) -> VerifyReport:
     """Read every object of a corpus again: all versions of ``NAME``, or ``NAME@VERSION`` alone.
 
-    Every damaged or missing object is reported, not the first one only. ``advance`` is told of bytes read.
+    Every damaged or missing object is reported, not the first one only. ``advance`` counts bytes read.
     """
     uri = corpus_uri(store, name)
     plain, _, asked = name.partition("@")
     versions = [int(asked)] if asked else list_versions(uri)
     if asked or not versions:
-        load_commit(uri, load_manifest(store, name).version)  # a version that is not there
+        load_commit(uri, load_manifest(store, name).version)  # raises if the version does not exist
     damaged: list[Damage] = []
     files: dict[str, tuple[FileRecord, ShardRecord | None]] = {}
     for version in versions:
@@ -153,7 +153,7 @@ def verify(store: str, name: str, *, advance: progress.Advance = progress.silent
 
 
 def _check_file(uri: str, file: FileRecord, shard: ShardRecord | None) -> Damage | None:
-    """Read one object; a file of cells is decoded too, and must hold what its record says."""
+    """Read one object; a file of cells is decoded too and compared with its record."""
     where = storage.join(uri, file.key)
     try:
         if not isinstance(file, CellFileRecord):
@@ -165,7 +165,7 @@ def _check_file(uri: str, file: FileRecord, shard: ShardRecord | None) -> Damage
     sums = int(cells.cell_ids.sum(dtype="uint64"))
     seen = (cells.num_cells, len(cells.values), sums)
     expected = (file.num_cells, file.num_entries, shard.cell_id_sum if shard is not None else sums)
-    return None if seen == expected else Damage(where, f"{where}: holds {seen}, its record says {expected}.")
+    return None if seen == expected else Damage(where, f"{where}: contains {seen}, its record says {expected}.")
 
 
 def gc(store: str, *, dry_run: bool = True, grace_s: float = GRACE_S) -> GcReport:
@@ -196,7 +196,7 @@ def _delete_all(orphans: Sequence[str], marks: Marks) -> None:
 
 
 def _find_orphans(store: str, grace_s: float) -> tuple[list[str], int]:
-    """Objects that may be deleted, in that order, and how many others no version names."""
+    """Return the objects that may be deleted, in that order, and how many other unnamed ones there are."""
     now = time.time()
     ages = {entry.uri: now - entry.modified_s for entry in _objects(store)}
     named = _named(store, ages)
@@ -210,7 +210,7 @@ def _find_orphans(store: str, grace_s: float) -> tuple[list[str], int]:
 
 
 def _objects(store: str) -> list[storage.ObjectInfo]:
-    """Everything below the corpora of a store, what dead writers left under temporary names too."""
+    """List everything below the corpora of a store, including temporary files of dead writers."""
     return storage.list_objects(storage.join(store, "corpora"), temporary=True)
 
 
@@ -220,13 +220,13 @@ def _records_first(uri: str) -> tuple[bool, bool, str]:
 
 
 def _corpus_of(uri: str, store: str) -> str:
-    """The folder of the corpus that an object of a store belongs to."""
+    """Return the folder of the corpus that an object of a store belongs to."""
     inside = uri.removeprefix(storage.join(store, "corpora") + "/")
     return corpus_uri(store, inside.partition("/")[0])
 
 
 def _named(store: str, uris: Iterable[str]) -> set[str]:
-    """Every object that some version names, and the folders of their reports."""
+    """Collect every object that some version names, and the folders of their reports."""
     named: set[str] = set()
     for match in filter(None, map(_COMMIT.search, uris)):
         name, version = match[1], int(match[2])
@@ -250,6 +250,6 @@ def _is_named(uri: str, named: set[str]) -> bool:
 
 
 def _short(value: object) -> str:
-    """A setting for people: long ones by their beginning."""
+    """Format a setting for people; a long one is cut."""
     text = ", ".join(map(str, value)) if isinstance(value, dict) else str(value)
     return text if len(text) <= 80 else text[:77] + "…"

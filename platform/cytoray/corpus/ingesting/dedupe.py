@@ -1,7 +1,7 @@
-"""Cells that occur more than once, in one file, across files, or in the version before: found by their content hashes.
+"""Find cells that occur more than once, in one file, across files, or in the parent version, by content hash.
 
-Of equal cells one stays: one that is in the corpus already, else that of the smallest (source identity, row), so that
-the choice does not depend on what was read when.
+Of equal cells one is kept: one that the corpus contains already, else the one with the smallest (source identity,
+row), so that the choice does not depend on the order of reading.
 """
 
 # K cells of a bucket
@@ -45,17 +45,17 @@ from cytoray.failpoints import failpoint
 from cytoray.tokens.cells import UInt64
 
 CELLS_PER_BUCKET = 4_000_000  # some 200 MB in one task
-IN_PARENT = -1  # rank of cells of the version before
+IN_PARENT = -1  # rank of cells of the parent version
 CELLS = pa.schema([("content", pa.uint64()), ("cell_id", pa.uint64()), ("rank", pa.int64()), ("row", pa.int64())])
 
 
 class CopiesRecord(Config):
-    """The copies among the cells of one bucket; its presence means that their list is complete."""
+    """The copies among the cells of one bucket; the record exists only if their list is complete."""
 
     name: str
     bucket: int
-    by_source: dict[int, int] = Field(description="Copies by the place of their source in the plan.")
-    sections: SectionIndex = Field(description="One section a partition: the cell ids to leave out.")
+    by_source: dict[int, int] = Field(description="Number of copies by index of their source in the plan.")
+    sections: SectionIndex = Field(description="One section per partition: the cell ids to leave out.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Candidates:
 
 
 def num_buckets(num_cells: int) -> int:
-    """In how many parts ``num_cells`` cells are compared."""
+    """Return the number of parts in which ``num_cells`` cells are compared."""
     return -(-num_cells // CELLS_PER_BUCKET)
 
 
@@ -145,7 +145,7 @@ def join_copies(
 
 
 def _read_parts(plan: IngestPlan, parts: Sequence[HashPart]) -> pa.Table:
-    """The cells of some parts as a table of ``CELLS``."""
+    """Read the cells of some parts as a table of ``CELLS``."""
     order = _order(plan)
     ranks = {source: rank for rank, source in enumerate(order)}
 
@@ -163,7 +163,7 @@ def _read_parts(plan: IngestPlan, parts: Sequence[HashPart]) -> pa.Table:
 
 
 def _known_content(uri: str, part: KnownCells) -> UInt64:
-    """The content hashes of a committed shard."""
+    """Read the content hashes of a committed shard."""
     data = storage.read_bytes(uri, sha256=part.file.sha256)
     if not part.in_obs:
         return np.frombuffer(data, "<u8").astype(np.uint64, copy=False)
@@ -175,7 +175,7 @@ def _candidates(table: pa.Table) -> _Candidates:
 
 
 def _copies_among(plan: IngestPlan, cells: _Candidates) -> npt.NDArray[np.int64]:
-    """The cells that are copies of another one; CorpusError if the rules refuse them."""
+    """Find the cells that are copies of another one; CorpusError if the rules refuse them."""
     by_place = np.lexsort((cells.rows, cells.ranks, cells.content))
     content = cells.content[by_place]
     copy = np.concatenate([np.zeros(min(1, len(content)), bool), content[1:] == content[:-1]])
@@ -187,12 +187,12 @@ def _copies_among(plan: IngestPlan, cells: _Candidates) -> npt.NDArray[np.int64]
 
 
 def _order(plan: IngestPlan) -> list[int]:
-    """The sources, by their identity."""
+    """Return the sources' indices, sorted by identity."""
     return sorted(range(len(plan.sources)), key=lambda source: plan.sources[source].source.identity)
 
 
 def _by_partition(plan: IngestPlan, cell_ids: UInt64, members: range) -> list[pa.Buffer]:
-    """Sorted cell ids, one section per partition of ``members``."""
+    """Sort cell ids into one section per partition of ``members``."""
     cell_ids = np.sort(cell_ids)
     partitions = partition_of(plan, cell_ids)
     order = np.argsort(partitions, kind="stable")
@@ -201,13 +201,13 @@ def _by_partition(plan: IngestPlan, cell_ids: UInt64, members: range) -> list[pa
 
 
 def _refusal(plan: IngestPlan, cells: _Candidates, one: int, other: int) -> CorpusError:
-    """The error for two equal cells."""
+    """Return the error for two equal cells."""
     order = _order(plan)
 
     def name(cell: int) -> str:
         rank = int(cells.ranks[cell])
         if rank == IN_PARENT:
-            return "a cell that is in the corpus already"
+            return "a cell that the corpus already contains"
         return f"row {cells.rows[cell]:,} of {plan.sources[order[rank]].source.uri}"
 
     uri = plan.sources[order[int(cells.ranks[one])]].source.uri
@@ -220,5 +220,5 @@ def _refusal(plan: IngestPlan, cells: _Candidates, one: int, other: int) -> Corp
 
 
 def round_of(quarantined: Sequence[str], spills: Sequence[str]) -> str:
-    """Names what follows the first pass: other sources left out or other ranges of rows, other files."""
+    """Return an identifier for the names of later passes' files; it depends on the sources left out and the spills."""
     return hashlib.sha256(json.dumps([sorted(quarantined), *spills]).encode()).hexdigest()[:8]

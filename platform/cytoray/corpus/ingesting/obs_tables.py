@@ -1,4 +1,4 @@
-"""The obs table of a corpus: one Arrow type a column over all sources, and the columns that cytoray puts in front."""
+"""The obs table of a corpus: one Arrow type per column over all sources, after the columns that cytoray adds."""
 
 # C cells
 
@@ -15,19 +15,19 @@ import pyarrow.parquet as pq
 
 from cytoray.tokens.labels import label_texts
 
-# Made anew by every ingest: where an ingest reads what an export wrote, the old ones are left out.
+# Every ingest creates these: if it reads the output of an export, the old ones are left out.
 OWN_COLUMNS = {"_cell_id": "uint64", "_content": "uint64", "_source": "string", "_obs_name": "string"}
 _FAMILIES = {"int64": "number", "double": "number", "bool": "flag", "string": "text"}
 
 
 def column_types(frame: pd.DataFrame, wanted: Iterable[str]) -> dict[str, str]:
-    """The Arrow type (int64, double, bool, string) in which each column of a source can be kept."""
+    """Return the Arrow type (int64, double, bool, string) in which each column of a source can be kept."""
     names = tuple(wanted) or tuple(str(name) for name in frame.columns)
     return {name: _type_of(frame[name]) for name in names if name not in OWN_COLUMNS}
 
 
 def unite_types(types: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The type of each column over all sources: text where they are numbers in one and words or flags in another."""
+    """Return each column's type over all sources: text if it has numbers in one and words or flags in another."""
     united: dict[str, str] = {}
     for columns in types:
         for name, kind in columns.items():
@@ -36,12 +36,12 @@ def unite_types(types: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def obs_schema(types: Mapping[str, str]) -> pa.Schema:
-    """The schema of an obs table."""
+    """Return the schema of an obs table."""
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in {**OWN_COLUMNS, **types}.items()])
 
 
 def obs_arrays(frame: pd.DataFrame, types: Mapping[str, str]) -> list[pa.Array]:
-    """The columns of ``types`` for the cells of ``frame``; null where the source has no such column or no value."""
+    """Build the columns of ``types`` for the cells of ``frame``; null if the source lacks the column or the value."""
     return [
         _array(frame[name], kind) if name in frame else pa.nulls(len(frame), pa.type_for_alias(kind))
         for name, kind in types.items()
@@ -49,7 +49,7 @@ def obs_arrays(frame: pd.DataFrame, types: Mapping[str, str]) -> list[pa.Array]:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a parquet file; equal tables give equal bytes."""
+    """Encode a table as a parquet file; equal tables give equal bytes."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
@@ -71,7 +71,7 @@ def _unite(one: str, other: str) -> str:
 
 
 def _array(values: pd.Series, kind: str) -> pa.Array:
-    """One column of the corpus; every value that becomes text is spelled as ``label_text`` spells it."""
+    """Convert one column; every value that becomes text is spelled as ``label_text`` spells it."""
     if kind == "string":
         return pa.array(label_texts(values), pa.string())
     own = pa.type_for_alias(_type_of(values))
@@ -81,7 +81,7 @@ def _array(values: pd.Series, kind: str) -> pa.Array:
 def own_arrays(
     cell_ids: npt.NDArray[np.uint64], content: npt.NDArray[np.uint64], source: str, frame: pd.DataFrame
 ) -> list[pa.Array]:
-    """The arrays of ``OWN_COLUMNS``."""
+    """Build the arrays of ``OWN_COLUMNS``."""
     return [
         pa.array(cell_ids),
         pa.array(content),

@@ -27,7 +27,7 @@ def build_manifest(
     quarantined: tuple[QuarantineRecord, ...],
     shards: list[ShardRecord],
 ) -> CorpusManifest:
-    """Put together what was read and written, behind what the version before has."""
+    """Build the manifest: the sources and shards of the parent version, then the new ones."""
     config = plan.config
     parent = load_manifest(config.store, f"{config.corpus}@{plan.version - 1}") if plan.version > 1 else None
     sources = tuple(_source_records(plan, profiles))

@@ -1,4 +1,4 @@
-"""What an ingest is going to do, told from the headers of its sources: which cells, how many shards."""
+"""Plan an ingest from the headers of its sources: which cells it reads, how many shards it writes."""
 
 # C cells
 
@@ -53,7 +53,7 @@ BYTES_PER_ENTRY, BYTES_PER_CELL = 1.02, 40  # of a shard with its obs
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source that can be read, and what its header says."""
+    """A source that can be read, with the facts in its header."""
 
     source: SourceConfig
     description: SourceDescription
@@ -87,26 +87,26 @@ class KnownCells:
 
     @staticmethod
     def of(shard: ShardRecord) -> KnownCells:
-        """The hashes of a shard."""
+        """Locate the hashes of a shard."""
         return KnownCells(shard.hashes or shard.obs, shard.num_cells, in_obs=shard.hashes is None)
 
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """All that a task needs to know; pickled into each."""
+    """The plan of an ingest, pickled into each task."""
 
     config: IngestConfig
-    sources: tuple[PlannedSource, ...]  # those to be read, by uri
+    sources: tuple[PlannedSource, ...]  # to be read, sorted by uri
     quarantined: tuple[QuarantineRecord, ...]
     values: Values
     modalities: dict[str, Modality]
     obs_types: dict[str, str]
-    genes: Int32  # ascending ids of the genes that a source has: what the streams of the shards count from 0
+    genes: Int32  # ascending ids of the genes of all sources; shards number genes by their index here
     num_partitions: int
     uri: str
     staging: str
     version: int
-    known: tuple[KnownCells, ...]  # what the version before holds
+    known: tuple[KnownCells, ...]  # cells of the parent version
 
     @property
     def groups(self) -> Groups:
@@ -115,13 +115,13 @@ class IngestPlan:
 
     @property
     def num_cells(self) -> int:
-        """Cells to be read."""
+        """Number of cells to be read."""
         return sum(planned.description.num_cells for planned in self.sources)
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What an ingest would do, estimated from headers."""
+    """The work of an ingest, estimated from headers."""
 
     num_sources: int
     num_quarantined: int
@@ -133,11 +133,11 @@ class DryRun:
 
 
 def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
-    """Open every source's metadata, refuse what cannot be used, lay out the work.
+    """Open every source's metadata, refuse sources that cannot be used, and plan the work.
 
-    With ``append``, the sources that the corpus has are left out, and what is new must fit it. Raises CorpusError for
-    a bad source unless ``checks.max_bad_files`` lets it be quarantined. ``run`` calls a function with each source, as
-    ``map`` does: opening one takes a tenth of a second, and there may be thousands.
+    With ``append``, sources already in the corpus are left out, and new ones must fit it. Raises CorpusError for a bad
+    source unless ``checks.max_bad_files`` lets it be quarantined. ``run`` calls a function with each source, as ``map``
+    does: opening one takes a tenth of a second, and there may be thousands.
     """
     parent = find_manifest(config.store, config.corpus) if config.append else None
     known = {record.uri: record.identity for record in parent.sources} if parent else {}
@@ -168,11 +168,11 @@ def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
 
 
 def dry_run(config: IngestConfig) -> DryRun:
-    """What ``ingest(config)`` would do, without reading a cell; CorpusError as there."""
+    """Estimate the work of ``ingest(config)`` without reading any cells; raises CorpusError as ``ingest`` does."""
     plan = plan_ingest(config)
     read = sum(planned.description.num_bytes for planned in plan.sources)
     known = [planned.description.num_entries for planned in plan.sources]
-    # Where a format does not tell, about what gzip makes of a count and its column.
+    # If a format does not record it: about the size of a count and its column after gzip.
     entries = sum(
         read_bytes // 2 if count is None else count
         for count, read_bytes in zip(known, (p.description.num_bytes for p in plan.sources), strict=True)
@@ -189,7 +189,7 @@ def dry_run(config: IngestConfig) -> DryRun:
 
 
 def quarantine(config: IngestConfig, record: QuarantineRecord, *, so_far: int) -> QuarantineRecord:
-    """Leave a bad source out, if ``so_far`` others leave room for it under ``checks.max_bad_files``; else raise."""
+    """Leave out a bad source if ``checks.max_bad_files`` allows one more than ``so_far``; otherwise raise."""
     if so_far >= config.checks.max_bad_files:
         problem = f"{record.uri}: {record.reason}"
         if so_far:
@@ -200,17 +200,17 @@ def quarantine(config: IngestConfig, record: QuarantineRecord, *, so_far: int) -
 
 
 def refused(uri: str, error: CorpusError) -> QuarantineRecord:
-    """The record of a source that ``error`` refused."""
+    """Return the record of a source that ``error`` refused."""
     return QuarantineRecord(**dataclasses.asdict(Quarantined.of(uri, error)))
 
 
 def describe_source(description: SourceDescription, num_matched_genes: int) -> str:
-    """One line that says what a file holds and what will be done with it."""
+    """Describe in one line what a file contains and how it will be used."""
     done = {
         "counts": "raw counts, kept exactly",
-        "near_counts": "counts with the noise of floats, rounded",
+        "near_counts": "counts with floating-point noise, rounded",
         "recoverable": "log-normalised values whose counts are recoverable, restored cell by cell",
-        "expression": "expression that is no count, kept as float32 (bins depend on ranks only)",
+        "expression": "expression, not counts, kept as float32 (bins depend on ranks only)",
         "negative": "values below zero, which will be refused",
     }[description.value_kind]
     return (
@@ -220,7 +220,7 @@ def describe_source(description: SourceDescription, num_matched_genes: int) -> s
 
 
 def _unknown(sources: Sequence[SourceConfig], parent: CorpusManifest | None) -> list[SourceConfig]:
-    """The sources that ``parent`` does not have; CorpusError where one of its own has changed or its name is taken."""
+    """Return the sources missing from ``parent``; CorpusError if one of its own changed or its name is taken."""
     known = {record.identity: record for record in parent.sources} if parent else {}
     fresh, old = [], []
     for source in sources:
@@ -230,7 +230,7 @@ def _unknown(sources: Sequence[SourceConfig], parent: CorpusManifest | None) -> 
         elif record.uri != source.uri or record.config_digest != source.fingerprint():
             raise CorpusError(
                 f"{source.uri}: the corpus has cells of a source called {source.identity!r} already ({record.uri}), "
-                "read from elsewhere or otherwise.",
+                "read from elsewhere or with other settings.",
                 remedy="Give this source another `name`, or leave it out.",
                 uri=source.uri,
             )
@@ -249,7 +249,7 @@ def _unknown(sources: Sequence[SourceConfig], parent: CorpusManifest | None) -> 
 
 
 def source_version(source: SourceConfig, format: str) -> str:
-    """The version of a source as it is stored now; one request for a single file, which is not opened."""
+    """Return a source's version as it is stored now; for a single file this takes one request and does not open it."""
     if format not in FOLDERS:
         return storage.info(source.uri).version
     with open_source(source) as reader:
@@ -259,7 +259,7 @@ def source_version(source: SourceConfig, format: str) -> str:
 def _describe_all(
     config: IngestConfig, sources: Sequence[SourceConfig], run: Run
 ) -> tuple[list[PlannedSource], list[QuarantineRecord], Int32]:
-    """Those that can be used, the others, and the ids of all genes that a usable one has, ascending."""
+    """Return the usable sources, the others, and the ids of all genes of usable ones, ascending."""
     planned: list[PlannedSource] = []
     quarantined: list[QuarantineRecord] = []
     genes = np.empty(0, np.int32)
@@ -286,7 +286,7 @@ def _describe_or_refuse(config: IngestConfig, source: SourceConfig) -> Described
 
 
 def _describe(config: IngestConfig, source: SourceConfig) -> Described:
-    """Open one source: what it is, and the ids of its genes, ascending; CorpusError where it cannot be used."""
+    """Open one source; return its description and the ids of its genes, ascending. CorpusError if it is unusable."""
     vocabulary = GeneVocabulary.load_default()
     with open_source(source) as reader:
         description = reader.describe()
@@ -306,20 +306,20 @@ def _describe(config: IngestConfig, source: SourceConfig) -> Described:
 
 
 def _refuse_negative(reader: CellReader, mapping: GeneMapping, config: IngestConfig, num_cells: int) -> None:
-    """Read as far as the negative value that the sample showed: CorpusError names its cell."""
+    """Read up to the negative value that the sample showed, and raise a CorpusError that names its cell."""
     options = RowChecks(config.checks, config.filter, "expression")
     for start in range(0, num_cells, SLAB_ROWS):
         check_rows(reader, mapping, options, start=start, stop=min(start + SLAB_ROWS, num_cells))
 
 
 def _is_whole(reader: CellReader, name: str, num_cells: int) -> bool:
-    """Whether the first cells of a modality hold integers only."""
+    """Return whether the first cells of a modality contain only integers."""
     values = reader.read_modality(name, 0, min(SAMPLE_ROWS, num_cells)).data
     return bool((values == np.rint(values)).all() and (values >= 0).all())
 
 
 def _unite_modalities(planned: Sequence[PlannedSource], parent: CorpusManifest | None) -> dict[str, Modality]:
-    """Features of each modality over all sources; those of ``parent`` keep their places."""
+    """Unite the features of each modality over all sources; those of ``parent`` keep their indices."""
     united: dict[str, Modality] = {}
     for name in sorted({*(parent.modalities if parent else ()), *(name for p in planned for name in p.features)}):
         old = parent.modalities.get(name, ()) if parent else ()
@@ -338,7 +338,7 @@ def _unite_modalities(planned: Sequence[PlannedSource], parent: CorpusManifest |
 
 
 def _refuse_misfit(config: IngestConfig, values: Values, parent: CorpusManifest) -> None:
-    """CorpusError where new cells would not mean the same as those that are there."""
+    """Raise CorpusError if new cells would not mean the same as those in the corpus."""
     here = {
         "values": (values, parent.values),
         "binning": (config.binning, parent.binning),

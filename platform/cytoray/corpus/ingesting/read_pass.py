@@ -35,23 +35,23 @@ COPIES = pa.schema([("content", pa.uint64()), ("cell_id", pa.uint64()), ("row", 
 
 
 class SpillRecord(Config):
-    """What became of one range of rows; its presence means that the spill is complete."""
+    """The result of reading one range of rows; the record exists only if the spill is complete."""
 
-    source: int = Field(description="Place of the source in the plan.")
+    source: int = Field(description="Index of the source in the plan.")
     start: int
     stop: int
-    num_cells: int = Field(description="Cells kept.")
+    num_cells: int = Field(description="Number of cells kept.")
     sections: SectionIndex = Field(description="One section per group, then one with the cells' content hashes.")
     profile: dict[str, Any]
 
 
 def spill_name(source: int, start: int, stop: int) -> str:
-    """The name of the spill of a range in the staging area; its record has ``.json`` after it."""
+    """Return the name of a range's spill in the staging area; its record has the suffix ``.json``."""
     return f"spill-{source:05d}-{start:010d}-{stop:010d}"
 
 
 def spill_schema(plan: IngestPlan) -> pa.Schema:
-    """Columns of a partition's section: obs, source and sum of each cell, then packed cells and their modalities."""
+    """Return the columns of a section: obs, source and sum of each cell, then packed cells and their modalities."""
     fields = [*obs_schema(plan.obs_types), pa.field(SOURCE, pa.int32()), pa.field(SUM, pa.float64()), *stream_fields()]
     for name in plan.modalities:
         fields += stream_fields(name)
@@ -59,14 +59,14 @@ def spill_schema(plan: IngestPlan) -> pa.Schema:
 
 
 def partition_of(plan: IngestPlan, cell_ids: UInt64) -> UInt64:
-    """The partition of each cell, shape (C,): a matter of the cell alone."""
+    """Return the partition of each cell, shape (C,); it depends on the cell alone."""
     return combine(plan.config.seed, int(Purpose.PARTITION), cell_ids) % np.uint64(plan.num_partitions)
 
 
 def spill_ranges(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
-    """Read and check neighbouring ranges of rows and leave their cells in the staging area, unless they are there.
+    """Read and check neighbouring ranges of rows and write their cells to the staging area, unless that was done.
 
-    Returns the records of the spills, and why the source cannot be used, if the plan leaves room for a bad one.
+    Returns the records of the spills, and why the source cannot be used if the plan tolerates another bad source.
     """
     source, borders = int(item["source"]), [int(border) for border in item["borders"]]
     done: dict[str, Any] = {"source": source, "num_rows": borders[-1] - borders[0], "records": []}
@@ -82,7 +82,7 @@ def spill_ranges(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
 
 
 def _spill_range(plan: IngestPlan, source: int, start: int, stop: int) -> str:
-    """Spill one range of rows, unless that was done before; its record as JSON."""
+    """Spill one range of rows, unless that was done before, and return its record as JSON."""
     uri = storage.join(plan.staging, spill_name(source, start, stop))
     done = storage.find_bytes(f"{uri}.json")
     if done is not None:
@@ -101,7 +101,7 @@ def _spill_range(plan: IngestPlan, source: int, start: int, stop: int) -> str:
     text = record.model_dump_json()
     storage.write_bytes(f"{uri}.json", text.encode())
     failpoint("ingest.after_spill")
-    pa.default_memory_pool().release_unused()  # a worker that waits for its next task keeps nothing
+    pa.default_memory_pool().release_unused()  # an idle worker holds no memory
     return text
 
 
@@ -119,7 +119,7 @@ _open: list[_Open] = []  # one at most
 
 @contextlib.contextmanager
 def _opened(planned: PlannedSource, plan: IngestPlan) -> Iterator[tuple[CellReader, GeneMapping]]:
-    """The source, open, and its genes; CorpusError where it is not what was planned, before or after the reading."""
+    """Yield the open source and its genes; CorpusError if it differs from the plan, before or after reading."""
     if not _open or _open[0].planned != planned:
         close_sources()
         reader = open_source(planned.source)
@@ -138,11 +138,11 @@ def _opened(planned: PlannedSource, plan: IngestPlan) -> Iterator[tuple[CellRead
             close_sources()
         _refuse_changed(
             planned, source_version(planned.source, planned.description.format)
-        )  # which explains better what was read of it
+        )  # the better explanation of any error in what was read
 
 
 def close_sources() -> None:
-    """Close what this process keeps open."""
+    """Close the source that this process keeps open."""
     while _open:
         _open.pop().reader.__exit__(None, None, None)
 
@@ -160,7 +160,7 @@ def _refuse_changed(planned: PlannedSource, version: str) -> None:
 def _read(
     reader: CellReader, mapping: GeneMapping, plan: IngestPlan, source: int, rows: range
 ) -> tuple[pa.Table, CheckedRows]:
-    """The kept cells of a range as a table of ``spill_schema``."""
+    """Read the kept cells of a range as a table of ``spill_schema``."""
     options = RowChecks(plan.config.checks, plan.config.filter, plan.values, plan.genes)
     checked = check_rows(reader, mapping, options, start=rows.start, stop=rows.stop)
     frame, cells = reader.obs.iloc[checked.rows], checked.cells
@@ -177,7 +177,7 @@ def _read(
 
 
 def _modality_cells(reader: CellReader, plan: IngestPlan, name: str, checked: CheckedRows, rows: range) -> PackedCells:
-    """The same cells in a further modality; without any value where the source does not have it."""
+    """Read the same cells in a further modality; without any value if the source does not have it."""
     modality, counts = plan.modalities[name], plan.modalities[name].values == "counts"
     if all(config.name != name for config in reader.source.modalities):
         nothing = np.zeros(checked.cells.num_cells + 1, np.int64)
@@ -193,7 +193,7 @@ def _modality_cells(reader: CellReader, plan: IngestPlan, name: str, checked: Ch
     if bad.any():
         raise CorpusError(
             f"{reader.source.uri}: modality {name!r} holds {matrix.data[bad][0]} in rows from {rows.start:,}, "
-            f"which is no {'count' if counts else 'number'}.",
+            f"which is not a {'count' if counts else 'number'}.",
             remedy="Name a matrix of raw counts in sources.modalities, or leave the modality out.",
             uri=reader.source.uri,
             rule="modality",

@@ -16,7 +16,7 @@ from cytoray.corpus.ingesting.spill import CELL_ID, read_table, split_by, write_
 
 
 class RunRecord(Config):
-    """A run, or some content hashes cut by bucket; its presence means that the object is complete."""
+    """A run, or some content hashes cut by bucket; the record exists only if the object is complete."""
 
     name: str
     sections: SectionIndex
@@ -38,7 +38,7 @@ def write_run(item: dict[str, Any], *, plan: IngestPlan, round_id: str) -> dict[
 
 
 def save_run(plan: IngestPlan, name: str, sections: list[pa.Buffer]) -> str:
-    """Write sections to the staging area, then their record, which is returned as JSON."""
+    """Write sections to the staging area, then their record; return the record as JSON."""
     uri = storage.join(plan.staging, name)
     record = RunRecord(name=name, sections=write_sections(uri, sections)).model_dump_json()
     storage.write_bytes(f"{uri}.json", record.encode())

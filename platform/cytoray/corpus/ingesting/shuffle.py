@@ -24,13 +24,13 @@ from cytoray.config import Config
 MAX_SECTIONS = 64  # of a spill, which takes about 50 MB: sections of 0.8 MB
 RUN_BYTES = 128 * 2**20  # what a task gathers: as much as a partition, with three copies of it in memory at times
 HASH_BYTES = 24  # per cell: content hash, cell id, row
-# Ranges of one source that a task reads one after another: between two tasks a worker waits for 0.2 s, and opens.
+# Ranges of one source that a task reads in turn: between two tasks a worker waits for 0.2 s and opens the source.
 RANGES_PER_TASK = 4
 TASKS_PER_WORKER = 4  # at least, or the last one to finish keeps the others waiting
 
 
 class SectionIndex(Config):
-    """Where the sections of an object lie: section i is the bytes ``borders[i]`` to ``borders[i + 1]``."""
+    """The sections of an object: section i is the bytes ``borders[i]`` to ``borders[i + 1]``."""
 
     borders: tuple[int, ...]
     checks: tuple[int, ...]  # CRC-32
@@ -46,16 +46,16 @@ class Piece:
 
     @staticmethod
     def of(name: str, index: SectionIndex) -> Piece:
-        """The object ``name`` whose sections lie as in ``index``."""
+        """Build the piece ``name`` from the index of its sections."""
         return Piece(name, np.array(index.borders, np.int64), np.array(index.checks, np.uint32))
 
     def part(self, sections: range) -> Piece:
-        """Some neighbouring sections of it."""
+        """Return some neighbouring sections of this object."""
         borders = self.borders[sections.start : sections.stop + 1]
         return Piece(self.name, borders, self.checks[sections.start : sections.stop])
 
     def size(self, section: int) -> int:
-        """Bytes of a section."""
+        """Return the number of bytes of a section."""
         return int(self.borders[section + 1] - self.borders[section])
 
 
@@ -68,27 +68,27 @@ class Groups:
 
     @staticmethod
     def of(num_partitions: int) -> Groups:
-        """At most ``MAX_SECTIONS`` groups; each is one partition while that suffices."""
+        """Form at most ``MAX_SECTIONS`` groups, of one partition each if possible."""
         return Groups(num_partitions, -(-num_partitions // MAX_SECTIONS))
 
     @property
     def num_groups(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return -(-self.num_partitions // self.width)
 
     def members(self, group: int) -> range:
-        """The partitions of a group."""
+        """Return the partitions of a group."""
         return range(group * self.width, min((group + 1) * self.width, self.num_partitions))
 
 
 def cut_rows(num_rows: int, at_most: int) -> list[int]:
-    """Borders of equal ranges that cover the rows of a source; without any row there is no range."""
+    """Cut the rows of a source into equal ranges and return their borders; no rows give no range."""
     num_ranges = -(-num_rows // at_most)
     return [num_rows * number // num_ranges for number in range(num_ranges + 1)] if num_rows else []
 
 
 def read_items(num_rows: Sequence[int], *, rows_per_task: int, concurrency: int) -> list[dict[str, Any]]:
-    """Items of the first pass: each a few neighbouring ranges of one source."""
+    """Plan the first pass: each item is a few neighbouring ranges of one source."""
     ranges = [cut_rows(rows, rows_per_task) for rows in num_rows]
     together = min(RANGES_PER_TASK, max(1, sum(map(len, ranges)) // (TASKS_PER_WORKER * concurrency)))
     return [
@@ -99,7 +99,7 @@ def read_items(num_rows: Sequence[int], *, rows_per_task: int, concurrency: int)
 
 
 def run_items(spills: Sequence[Piece], groups: Groups) -> list[dict[str, Any]]:
-    """Items that gather each group into runs; none if a group is a partition already."""
+    """Plan the gathering of each group into runs; no items if each group is one partition."""
     if groups.width == 1:
         return []
     return [
@@ -110,7 +110,7 @@ def run_items(spills: Sequence[Piece], groups: Groups) -> list[dict[str, Any]]:
 
 
 def partition_items(spills: Sequence[Piece], runs: dict[int, list[Piece]], groups: Groups) -> list[dict[str, Any]]:
-    """Items of the second pass: a partition and its sections, in the ``runs`` of its group or in the spills."""
+    """Plan the second pass: each item is a partition and its sections in the ``runs`` of its group or in the spills."""
     items = []
     for group in range(groups.num_groups):
         for place, partition in enumerate(groups.members(group)):
@@ -120,7 +120,7 @@ def partition_items(spills: Sequence[Piece], runs: dict[int, list[Piece]], group
 
 
 def hash_items(num_cells: Sequence[int], *, num_buckets: int) -> list[dict[str, Any]]:
-    """Items that cut parts with ``num_cells`` content hashes each by bucket."""
+    """Plan the cutting by bucket of parts with ``num_cells`` content hashes each."""
     batches = _batches(range(len(num_cells)), [HASH_BYTES * cells for cells in num_cells])
     return [
         {"number": number, "first": batch[0], "last": batch[-1] + 1, "num_buckets": num_buckets}
@@ -129,7 +129,7 @@ def hash_items(num_cells: Sequence[int], *, num_buckets: int) -> list[dict[str, 
 
 
 def section_item(pieces: Iterable[Piece], section: int) -> dict[str, Any]:
-    """The places of one section in several objects, for a task; empty ones are left out."""
+    """Describe the places of one section in several objects, for a task; empty ones are left out."""
     there = [piece for piece in pieces if piece.size(section)]
     places = np.array([piece.borders[section : section + 2] for piece in there], np.int64)
     checks = np.array([piece.checks[section] for piece in there], np.uint32)
@@ -137,7 +137,7 @@ def section_item(pieces: Iterable[Piece], section: int) -> dict[str, Any]:
 
 
 def section_places(item: dict[str, Any]) -> list[tuple[str, int, int, int]]:
-    """Name, start, stop and check of each section in an item."""
+    """Return name, start, stop and check of each section in an item."""
     places = np.frombuffer(item["places"], np.int64).reshape(-1, 2).tolist()
     checks = np.frombuffer(item["checks"], np.uint32).tolist()
     names = [str(name) for name in item["names"]]
@@ -145,7 +145,7 @@ def section_places(item: dict[str, Any]) -> list[tuple[str, int, int, int]]:
 
 
 def _batches(things: Sequence[Any], sizes: Sequence[int]) -> Iterable[Sequence[Any]]:
-    """Neighbouring things of ``RUN_BYTES`` together, as far as that goes."""
+    """Group neighbouring things into batches of about ``RUN_BYTES``."""
     ends = np.cumsum(sizes)
     if not len(ends) or not ends[-1]:
         return

@@ -1,7 +1,7 @@
-"""Between the two passes of an ingest: cells and their obs as Arrow batches, one section a partition, read by range.
+"""Spills, between the two passes of an ingest: cells and obs as Arrow batches, one section per group, read by range.
 
-A spill is the sections end to end in one object; where each lies and its CRC-32 is kept by whoever wrote it, in a
-record that comes last, so that a spill without its record counts as never written. CRC-32, which finds every flipped
+A spill is one object of sections end to end. The offset and CRC-32 of each section are in a record that is written
+last, so that a spill without its record counts as never written. CRC-32, which finds every flipped
 bit and costs a twentieth of SHA-256: a spill is twice the bytes of its shards and outlives no ingest.
 """
 
@@ -42,12 +42,12 @@ def write_sections(uri: str, sections: Sequence[bytes | memoryview | pa.Buffer])
 
 
 def read_section(uri: str, index: SectionIndex, section: int) -> bytes:
-    """One section, verified; an empty one is not fetched."""
+    """Read and verify one section; an empty one is not fetched."""
     return read_checked(uri, index.borders[section], index.borders[section + 1], index.checks[section])
 
 
 def read_neighbours(uri: str, index: SectionIndex, sections: range) -> list[bytes]:
-    """Neighbouring sections in one request, each verified."""
+    """Read neighbouring sections in one request, each verified."""
     borders = index.borders[sections.start : sections.stop + 1]
     checks = index.checks[sections.start : sections.stop]
     for _ in range(2):
@@ -59,7 +59,7 @@ def read_neighbours(uri: str, index: SectionIndex, sections: range) -> list[byte
 
 
 def read_table(folder: str, item: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """The sections that an item places in objects of a folder, one after the other, as a table."""
+    """Read the sections that an item places in objects of a folder, in order, as a table."""
 
     def fetch(place: tuple[str, int, int, int]) -> pa.RecordBatch:
         name, start, stop, check = place
@@ -70,7 +70,7 @@ def read_table(folder: str, item: dict[str, Any], schema: pa.Schema) -> pa.Table
 
 
 def read_checked(uri: str, start: int, stop: int, check: int) -> bytes:
-    """The bytes ``start`` to ``stop`` of an object; DigestError where their CRC-32 is not ``check``, twice."""
+    """Read the bytes ``start`` to ``stop`` of an object; DigestError if their CRC-32 differs from ``check`` twice."""
     for _ in range(2):  # the flip may have been on the wire
         data = storage.read_bytes(uri, start=start, end=stop)
         if isal_zlib.crc32(data) == check:
@@ -87,12 +87,12 @@ def _changed(uri: str, start: int, stop: int) -> DigestError:
 
 
 def stream_fields(name: str = "") -> list[pa.Field]:
-    """The Arrow fields that hold packed cells: the shard's own, or those of the modality ``name``."""
+    """Return the Arrow fields for packed cells: the shard's own, or those of the modality ``name``."""
     return [pa.field(_column(name, stream), pa.large_binary()) for stream in _STREAMS]
 
 
 def to_arrays(packed: PackedCells) -> list[pa.Array]:
-    """Packed cells as the arrays of ``stream_fields``, a value a cell, nothing copied."""
+    """Wrap packed cells as the arrays of ``stream_fields``, one value per cell, without a copy."""
     parts = (
         (packed.genes, packed.gene_starts),
         (packed.values, packed.indptr * packed.values.itemsize),
@@ -125,7 +125,7 @@ def from_table(table: pa.Table, *, counts: bool, name: str = "", gene_table: Int
 
 
 def to_section(batch: pa.RecordBatch) -> pa.Buffer:
-    """A batch as bytes, without its schema."""
+    """Serialise a batch without its schema."""
     return batch.serialize()
 
 
@@ -135,7 +135,7 @@ def from_section(data: bytes, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def split_by(table: pa.Table, groups: npt.NDArray[np.integer], num_groups: int) -> list[pa.Buffer]:
-    """The rows of a table by their group (C,), each group one section, in the order they stand; no bytes for no row."""
+    """Split the rows of a table by group (C,), one section each, keeping their order; a group without rows is empty."""
     order = np.argsort(groups, kind="stable")
     borders = np.searchsorted(groups[order], np.arange(num_groups + 1))
     if not len(order):
@@ -153,7 +153,7 @@ def _column(name: str, stream: str) -> str:
 
 
 def _stream(table: pa.Table, column: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The bytes of a binary column end to end, and where each cell's begin, (C + 1,)."""
+    """Return the bytes of a binary column end to end, and the offset of each cell's, (C + 1,)."""
     chunks = table.column(column).chunks
     array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], pa.large_binary())])
     if len(array) == 0:

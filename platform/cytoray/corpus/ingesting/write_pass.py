@@ -33,7 +33,7 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 
 
 class PartitionRecord(Config):
-    """What became of one partition; ``shard`` is null where no cell fell into it."""
+    """The result of writing one partition; ``shard`` is null if no cell fell into it."""
 
     partition: int
     shard: ShardRecord | None = Field(description="Its presence means that every file it names was written.")
@@ -52,7 +52,7 @@ class Round:
 def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dict[str, Any]:
     """Gather one partition, put it in its keyed order, write shard, modalities and obs, unless that was done before.
 
-    The item holds the partition and where its sections lie.
+    The item contains the partition and the places of its sections.
     """
     partition = int(item["partition"])
     where = storage.join(plan.staging, f"shard-{round_.name}-{partition:05d}.json")
@@ -83,7 +83,7 @@ def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dic
 
 
 def _copies_of(plan: IngestPlan, round_: Round, partition: int) -> UInt64:
-    """The cell ids of a partition that are to be left out."""
+    """Read the cell ids of a partition that are to be left out."""
     group = partition // plan.groups.width
     piece = round_.copies.get(group)
     if piece is None:
@@ -95,7 +95,7 @@ def _copies_of(plan: IngestPlan, round_: Round, partition: int) -> UInt64:
 
 
 def _done_before(where: str, plan: IngestPlan) -> PartitionRecord | None:
-    """The record of an earlier attempt, if all that it names is still there."""
+    """Return the record of an earlier attempt, if every file it names still exists."""
     try:
         record = PartitionRecord.model_validate_json(storage.read_bytes(where))
         for file in record.shard.files if record.shard else ():

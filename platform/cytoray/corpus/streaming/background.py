@@ -1,4 +1,4 @@
-"""Work on a thread that nobody has to wait for when the process ends, and whose error is not lost."""
+"""Daemon threads whose errors are not lost, and bounded room for what they produce."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def start_daemon(work: Callable[[], None], *, name: str) -> Future[None]:
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the result is wanted
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
             done.set_exception(error)
         else:
             done.set_result(None)
@@ -51,6 +51,6 @@ class Room:
             self._places.put(None)
 
     def close(self) -> None:
-        """Let ``take`` return False from now on, also where it is waiting."""
+        """Let ``take`` return False from now on, even if it is waiting."""
         self.closed = True
         self._places.put(None)

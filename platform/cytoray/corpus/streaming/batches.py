@@ -1,6 +1,6 @@
 """Minibatches as narrow arrays: filled by the fused kernel for several steps at once, and carried by Arrow uncopied."""
 
-# M micro-batches, B cells of a micro-batch, L tokens a cell after padding, G unknown genes a cell after padding,
+# M micro-batches, B cells of a micro-batch, L tokens per cell after padding, G unknown genes per cell after padding,
 # T tokens over all cells of a packed micro-batch, C cells over all micro-batches
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ class StepBatch:
 
     @property
     def indptr(self) -> Int64:
-        """Where the cells of a packed micro-batch begin and end, (B + 1,)."""
+        """Borders of the cells of a packed micro-batch, (B + 1,)."""
         return _starts(self.lengths)
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens, unknown ones included."""
+        """Number of real tokens, unknown ones included."""
         unknown = 0 if self.unknown_lengths is None else int(self.unknown_lengths.sum())
         return int(self.lengths.sum()) + unknown
 
     def split(self, num_parts: int) -> list[StepBatch]:
         """Cut a padded share into parts of which the largest has as few tokens as possible, cells in their order.
 
-        Each is as wide as its longest cell. Every part has at least one cell if there are as many cells.
+        Each is as wide as its longest cell. Every part has at least one cell, if there are enough cells.
         """
         assert self.gene_ids.ndim == 2, "packed micro-batches are cut by a token budget"
         least, most = -(-self.num_tokens // num_parts), max(self.num_tokens, 1)
@@ -102,7 +102,7 @@ class StepBatch:
         return ends[1:]
 
     def _rows(self, rows: slice) -> StepBatch:
-        """Some cells, in narrower arrays (views)."""
+        """Return some cells in narrower arrays (views)."""
         width = int(self.lengths[rows].max(initial=0))
         unknown_width = 0 if self.unknown_lengths is None else int(self.unknown_lengths[rows].max(initial=0))
 
@@ -129,26 +129,26 @@ class StepBatch:
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """An array of all micro-batches, and where each one's part begins."""
+    """An array over all micro-batches, with the offset of each one's part."""
 
     flat: Array
     starts: Int64  # (M + 1,)
 
     def part(self, number: int) -> Array:
-        """What one micro-batch has of it."""
+        """Return the part of one micro-batch."""
         return self.flat[self.starts[number] : self.starts[number + 1]]
 
 
 @dataclass(frozen=True, eq=False)
 class StepChunk:
-    """Micro-batches of neighbouring steps in flat arrays: what is filled at once and crosses Ray's object store."""
+    """Micro-batches of neighbouring steps in flat arrays, filled at once and passed through Ray's object store."""
 
     layout: Layout
     heads: Int64  # (M, 3): step, part, num_parts
     fields: dict[str, Ragged]  # by the names of StepBatch; modality fields as NAME/feature_ids, ...
 
     def batches(self) -> Iterator[StepBatch]:
-        """The micro-batches, as views."""
+        """Yield the micro-batches, as views."""
         for number, (step, part, num_parts) in enumerate(self.heads.tolist()):
             arrays = {name: field.part(number) for name, field in self.fields.items()}
             num_cells = len(arrays["cell_ids"])
@@ -160,11 +160,11 @@ class StepChunk:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the arrays."""
+        """Number of bytes of the arrays."""
         return sum(field.flat.nbytes for field in self.fields.values())
 
     def to_table(self) -> pa.Table:
-        """One row, which nobody can cut: arrays as binary values; nothing is copied."""
+        """Convert to one row, which cannot be split, with arrays as binary values; nothing is copied."""
         dtypes = {name: field.flat.dtype.str for name, field in self.fields.items()}
         columns = {
             "about": pa.array([json.dumps({"layout": self.layout, "dtypes": dtypes})]),
@@ -187,7 +187,7 @@ class StepChunk:
 
 
 def _cell(array: Array) -> pa.Array:
-    """A binary column of one value: the bytes of an array, as they lie."""
+    """Wrap the bytes of an array as a binary column of one value."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     offsets = pa.py_buffer(np.array([0, len(data)], np.int32))
     return pa.BinaryArray.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(data)])
@@ -208,5 +208,5 @@ def _nest_modalities(arrays: dict[str, Array]) -> dict[str, Any]:
 
 
 def _starts(lengths: npt.ArrayLike) -> Int64:
-    """Running sum from 0."""
+    """Return the running sum from 0."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""From an order and decoded row groups to minibatches, in place: lengths are known before any token is made."""
+"""Fill minibatches in place from an order and decoded row groups: lengths are known before any token is made."""
 
 # T steps, B cells of a share, C = T * B cells, M micro-batches, U units
 
@@ -23,7 +23,7 @@ from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packe
 from cytoray.tokens.tokenizer import CellTokenizer, TokenBuffers, TokenPlan
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-REPEAT_SHIFT = 32  # the n-th repetition of a cell in an epoch draws as in epoch + n * 2**32
+REPEAT_SHIFT = 32  # the n-th repetition of a cell in an epoch uses the random numbers of epoch + n * 2**32
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class _Group:
 
 @dataclass(frozen=True, eq=False)
 class _Slots:
-    """Where tokens go: of each cell (C,), and of each micro-batch (M + 1,)."""
+    """The places of tokens, for each cell (C,) and each micro-batch (M + 1,)."""
 
     starts: Int64
     widths: Int64
@@ -57,7 +57,7 @@ class _Slots:
 
 @dataclass(frozen=True, eq=False)
 class ChunkFiller:
-    """Fills chunks; nothing in it changes, so threads may share it."""
+    """The step from cells to chunks; it is immutable, so threads may share it."""
 
     options: StreamOptions
     members: Members
@@ -69,13 +69,13 @@ class ChunkFiller:
 
     @property
     def bytes_per_cell(self) -> int:
-        """Bytes of a cell's tokens, at most."""
+        """Maximum number of bytes of a cell's tokens."""
         copies = 2 if self.options.style == "masked" else 1
         item_bytes = self.tokenizer.id_dtype.itemsize + copies * self.tokenizer.value_dtype.itemsize
         return self.options.tokenizer.max_length * item_bytes
 
     def fill(self, steps: Int64, cells: OrderedCells, load: Callable[[int], LoadedUnit], *, team: Team) -> StepChunk:
-        """The micro-batches of the T ``steps`` for one rank of the ``team`` whose cells these are."""
+        """Fill the micro-batches of the T ``steps`` for one rank of the ``team`` that owns the cells."""
         groups, num_genes = self._deal(self._groups(cells, load), cells, team)
         share = num_genes.shape
         ratios = None
@@ -109,7 +109,7 @@ class ChunkFiller:
         return StepChunk(self.options.layout, heads, fields)
 
     def _groups(self, cells: OrderedCells, load: Callable[[int], LoadedUnit]) -> list[_Group]:
-        """The cells by unit and epoch."""
+        """Group the cells by unit and epoch."""
         units, places, epochs = cells.units.ravel(), cells.places.ravel(), cells.epochs.ravel()
         if not len(units):
             return []
@@ -123,7 +123,7 @@ class ChunkFiller:
         return groups
 
     def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64]:
-        """What one rank of the team gets: its cells by unit and epoch, and their numbers of genes (T, B)."""
+        """Return one rank's cells by unit and epoch, and their numbers of genes (T, B)."""
         num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
         known, _ = self.tokenizer.num_tokens(num_genes, None)
         mine = team.pick(known.reshape(cells.units.shape))
@@ -138,7 +138,7 @@ class ChunkFiller:
         return dealt, num_genes[mine]
 
     def _cut(self, steps: Int64, tokens: Int64) -> tuple[Int64, Int64]:
-        """Heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""
+        """Return heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""
         budget = self.options.token_budget
         if budget is None:
             heads = np.stack([steps, np.zeros_like(steps), np.ones_like(steps)], axis=1)
@@ -192,7 +192,7 @@ class ChunkFiller:
         return TokenBuffers(**dict(zip(wanted, empty_arrays(list(wanted.values())), strict=True)))
 
     def _describe(self, groups: list[_Group], order: Int64, borders: Int64) -> dict[str, Ragged]:
-        """Ids, epochs and labels of the cells."""
+        """Collect ids, epochs and labels of the cells."""
         ids = _gather(groups, lambda group: group.unit.cells.cell_ids[group.rows], np.uint64)[order]
         epochs = _gather(groups, lambda group: np.full(len(group.rows), group.epoch), np.int32)[order]
         fields = {"cell_ids": Ragged(ids, borders), "epochs": Ragged(epochs, borders)}
@@ -215,9 +215,9 @@ class ChunkFiller:
         return fields
 
 
-def _gather(groups: list[_Group], tell: Callable[[_Group], Array], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def _gather(groups: list[_Group], values_of: Callable[[_Group], Array], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Something of each of the C cells, group by group."""
     found = np.empty(sum(len(group.where) for group in groups), dtype)
     for group in groups:
-        found[group.where] = tell(group)
+        found[group.where] = values_of(group)
     return found

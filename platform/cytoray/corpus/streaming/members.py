@@ -1,4 +1,4 @@
-"""Which cells of a corpus make up a stream: all, a selection by obs, those with a label; and how often each comes."""
+"""Select the cells of a stream: all, those that obs selects, those with a label; and how often each comes."""
 
 # N cells of the corpus, U units (row groups), C cells of one unit, D draws from a unit in an epoch, K labels
 
@@ -24,10 +24,10 @@ Codes = npt.NDArray[np.signedinteger]
 
 @dataclass(frozen=True)
 class ObsWeights:
-    """How often cells come, by a column of obs; cells where it is missing do not.
+    """How often cells come, by a column of obs; cells without a value never come.
 
-    ``values`` gives the mean number of times an epoch of each value (1 for those not named); None balances: every value
-    comes equally often, an epoch being as long as without weights.
+    ``values`` gives the mean number of times per epoch for each value (1 for those not named). None balances: every
+    value comes equally often, and an epoch is as long as without weights.
     """
 
     column: str
@@ -36,7 +36,7 @@ class ObsWeights:
 
 @dataclass(frozen=True)
 class MemberOptions:
-    """Which cells, by obs."""
+    """A selection of cells by obs."""
 
     label_key: str | None = None
     select: str | None = None
@@ -48,10 +48,10 @@ class Members:
     """The cells of a stream: of unit u the rows ``starts[u]`` to ``starts[u + 1]`` of the corpus."""
 
     starts: Int64  # (U + 1,)
-    counts: Int64  # (U,) draws an epoch
+    counts: Int64  # (U,) draws per epoch
     seed: int
     labels: tuple[str, ...] = ()
-    _kept: UInt8 | None = field(default=None, repr=False)  # one bit a cell of the corpus, None if all are kept
+    _kept: UInt8 | None = field(default=None, repr=False)  # one bit per cell of the corpus, None if all are kept
     _codes: Codes | None = field(default=None, repr=False)  # (N,) label of each cell
     _weights: tuple[Codes, Float64] | None = field(default=None, repr=False)  # (N,) class, its weight
     _recent: Recent = field(default_factory=lambda: Recent(64), repr=False, init=False)  # draws of units
@@ -62,7 +62,7 @@ class Members:
         return self._kept is None and self._weights is None
 
     def rows(self, unit: int) -> Int64:
-        """The rows of a unit that belong to the stream."""
+        """Return the rows of a unit that belong to the stream."""
         start, stop = int(self.starts[unit]), int(self.starts[unit + 1])
         if self._kept is None:
             return np.arange(stop - start)
@@ -70,7 +70,7 @@ class Members:
         return np.flatnonzero(bits)
 
     def draws(self, unit: int, epoch: int) -> tuple[Int64, Int64]:
-        """The row of each of a unit's D draws in an epoch, and how often it was drawn before (both (D,))."""
+        """Return the row of each of a unit's D draws in an epoch, and how often it was drawn before (both (D,))."""
         draws: tuple[Int64, Int64] = self._recent.get((unit, epoch), lambda: self._draw(unit, epoch))
         return draws
 
@@ -91,13 +91,13 @@ class Members:
         return rows[drawn], np.arange(len(drawn)) - np.repeat(np.cumsum(times) - times, times)
 
     def recoded(self, labels: tuple[str, ...]) -> Members:
-        """The same cells, their labels by their places among ``labels``, which must hold all of them."""
+        """Return the same cells with their labels numbered as in ``labels``, which must contain all of them."""
         assert self._codes is not None, "these members have no labels"
         places = np.array([*(labels.index(label) for label in self.labels), -1], np.int32)
         return replace(self, labels=labels, _codes=places[self._codes])
 
     def codes(self, unit: int, rows: Int64) -> npt.NDArray[np.int32]:
-        """The labels of rows of a unit, empty without a label key."""
+        """Return the labels of rows of a unit, empty without a label key."""
         if self._codes is None:
             return np.empty(0, np.int32)
         codes: npt.NDArray[np.int32] = self._codes[self.starts[unit] + rows].astype(np.int32)
@@ -105,7 +105,7 @@ class Members:
 
 
 def find_members(store: str, manifest: CorpusManifest, options: MemberOptions, *, seed: int) -> Members:
-    """The cells of ``manifest`` that ``options`` ask for; CorpusError where there is none."""
+    """Find the cells of ``manifest`` that ``options`` select; CorpusError if there are none."""
     sizes = np.array([group.num_cells for shard in manifest.shards for group in shard.row_groups], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     if options == MemberOptions():
@@ -135,7 +135,7 @@ def find_members(store: str, manifest: CorpusManifest, options: MemberOptions, *
 
 
 def _read(store: str, manifest: CorpusManifest, options: MemberOptions) -> tuple[npt.NDArray[np.bool_], Coder, Coder]:
-    """One pass over obs: what the selection keeps (N,), the labels, the classes of the weights."""
+    """Read obs once; return the mask of the selection (N,), the labels, and the classes of the weights."""
     from cytoray.corpus.checking.selection import (  # pandas: a third of a second in every worker
         select_rows,
         selected_columns,
@@ -158,13 +158,13 @@ def _read(store: str, manifest: CorpusManifest, options: MemberOptions) -> tuple
 
 
 def _class_weights(weights: ObsWeights, names: tuple[str, ...], counts: Int64) -> Float64:
-    """Mean draws an epoch of a cell of each class (K,)."""
+    """Return the mean number of draws per epoch for a cell of each class (K,)."""
     if weights.values is None:
         balanced: Float64 = counts.sum() / (len(names) * counts)
         return balanced
     unknown = sorted(set(weights.values) - set(names))
     if unknown or any(value < 0 for value in weights.values.values()):
-        problem = f"has no value {unknown[0]!r}" if unknown else "is given a weight below zero"
+        problem = f"has no value {unknown[0]!r}" if unknown else "has a negative weight"
         raise CorpusError(
             f"Weights: {weights.column!r} {problem}.",
             remedy=f"Values there: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}.",
@@ -174,7 +174,7 @@ def _class_weights(weights: ObsWeights, names: tuple[str, ...], counts: Int64) -
 
 
 def _draws_per_unit(starts: Int64, kept: npt.NDArray[np.bool_], weights: tuple[Any, Any] | None) -> Int64:
-    """Draws of each unit an epoch (U,): its kept cells, or its share of the sum of weights, the same in each epoch."""
+    """Return each unit's draws per epoch (U,): its kept cells, or its share of the weights; equal in all epochs."""
     if weights is None:
         running = np.concatenate([[0], np.cumsum(kept)])[starts]
         return np.diff(running).astype(np.int64)

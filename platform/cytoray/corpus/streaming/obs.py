@@ -1,4 +1,4 @@
-"""What is known of each cell beside its counts: the obs tables of a corpus, read shard by shard."""
+"""The obs tables of a corpus, read shard by shard."""
 
 # C cells
 
@@ -23,9 +23,9 @@ AHEAD = 4 * READERS
 
 
 def read_tables(store: str, manifest: CorpusManifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The named columns of obs, one table a shard, aligned with the shard's cells; CorpusError if the corpus lacks one.
+    """Read the named columns of obs, one table per shard, aligned with its cells; CorpusError if a column is missing.
 
-    Shards of before an append may lack a column, whose values are then missing, or have it in a narrower type.
+    Shards older than an append may lack a column, whose values are then missing, or have it in a narrower type.
     """
     with ThreadPoolExecutor(READERS, "obs") as pool:
         # A few tables ahead, not all of them: 33 million rows of obs do not fit.
@@ -67,14 +67,14 @@ def _widened(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
 
 
 class Coder:
-    """Numbers the texts of a column that comes in pieces."""
+    """Integer codes for the texts of a column that comes in pieces."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self._pieces: list[npt.NDArray[np.signedinteger]] = []
 
     def add(self, column: pa.ChunkedArray) -> Codes:
-        """Note a piece; its codes so far (C,), -1 where a value is missing. ``finish`` may number them otherwise."""
+        """Add a piece and return its codes (C,), -1 for a missing value. ``finish`` may number them differently."""
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         encoded = pa.chunked_array(column.chunks, column.type).combine_chunks().dictionary_encode()
@@ -89,7 +89,7 @@ class Coder:
     def finish(
         self, keep: npt.NDArray[np.bool_] | None = None
     ) -> tuple[tuple[str, ...], npt.NDArray[np.signedinteger]]:
-        """The texts of the cells in ``keep`` (C,), sorted, and every cell's code in them, -1 where there is none."""
+        """Return the sorted texts of the cells in ``keep`` (C,), and every cell's code in them, -1 if missing."""
         counts = np.zeros(len(self._numbers) + 1, np.int64)
         start = 0
         for piece in self._pieces:

@@ -1,4 +1,4 @@
-"""How a corpus is to be streamed."""
+"""Options of a stream."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Style = Literal["plain", "masked", "generative"]
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Which cells come, in which steps, and in which form.
+    """The cells of a stream, their steps, and their form.
 
     ``seed`` keys the order and what is drawn once a step; ties, samples and splits of a cell are keyed by
     ``tokenizer.seed``. Of ``ratios``, the shares of genes to be masked or held back, one is drawn each step, the same
@@ -35,8 +35,8 @@ class StreamOptions:
     ratios: tuple[float, ...] = ()
     layout: Layout = "padded"
     pad_to_multiple: int = 1  # widths are rounded up to it
-    token_budget: int | None = None  # most tokens of a micro-batch, padding included
-    modalities: tuple[str, ...] = ()  # further matrices that are read along
+    token_budget: int | None = None  # maximum tokens per micro-batch, padding included
+    modalities: tuple[str, ...] = ()  # further matrices to read
 
     def __post_init__(self) -> None:
         assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
@@ -44,10 +44,10 @@ class StreamOptions:
 
     @property
     def members(self) -> MemberOptions:
-        """What decides which cells come."""
+        """The options that select cells."""
         return MemberOptions(self.label_key, self.select, self.weights)
 
     def ratios_at(self, steps: Int64) -> Float64:
-        """The share of genes hidden at each of the steps (T,)."""
+        """Return the share of genes hidden at each of the steps (T,)."""
         keys = combine(self.seed, int(Purpose.MASKING), steps)
         return np.asarray(np.array(self.ratios)[keys % np.uint64(len(self.ratios))])

@@ -6,7 +6,7 @@ their cells, so that every step draws from all of them. The epochs follow one an
 positions [t * S, (t + 1) * S) of an endless stream. Inside a step cells stand lane by lane, and the ranks p to q of W
 take the slice [p * S // W, q * S // W): the union over ranks is the same for every W, and few ranks read few lanes.
 
-Nothing is stored and nothing but the step is needed to go on; the cost is one permutation of the units an epoch.
+Nothing is stored, and only the step is needed to resume; the cost is one permutation of the units per epoch.
 """
 
 # U units, T steps, S cells of a step, B cells of a share of a step, n cells of a window
@@ -48,7 +48,7 @@ class _Window:
 
 @dataclass(frozen=True, eq=False)
 class ReadingOrder:
-    """The order over units with ``counts`` (U,) cells each an epoch."""
+    """The order over units with ``counts`` (U,) cells per epoch."""
 
     counts: Int64
     seed: int
@@ -61,16 +61,16 @@ class ReadingOrder:
 
     @functools.cached_property
     def num_cells(self) -> int:
-        """Cells N of one epoch."""
+        """Number of cells N per epoch."""
         return int(self.counts.sum())
 
     @property
     def window_cells(self) -> int:
-        """Cells of a whole window: a whole number of steps."""
+        """Number of cells of a whole window: a whole number of steps."""
         return max(WINDOW_STEPS, -(-WINDOW_CELLS // self.cells_per_step)) * self.cells_per_step
 
     def cells(self, start: int, stop: int, *, rank: int = 0, world_size: int = 1, num_ranks: int = 1) -> OrderedCells:
-        """The share of ``num_ranks`` ranks, from ``rank`` on, in the steps ``start`` to ``stop``."""
+        """Return the share of ``num_ranks`` ranks, from ``rank`` on, in the steps ``start`` to ``stop``."""
         assert 0 <= rank < rank + num_ranks <= world_size, "ranks are counted from 0"
         size, first, last = self.cells_per_step, start * self.cells_per_step, stop * self.cells_per_step
         mine = slice(rank * size // world_size, (rank + num_ranks) * size // world_size)
@@ -85,9 +85,9 @@ class ReadingOrder:
         return OrderedCells(*shares)
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Cut the steps ``start`` to ``stop`` where windows begin, into runs that read hardly anything twice.
+        """Cut the steps ``start`` to ``stop`` at window borders into runs that read hardly anything twice.
 
-        A run is as near as it gets to ``RUN_WINDOWS`` whole windows; those of a small corpus are small.
+        A run is as close to ``RUN_WINDOWS`` whole windows as possible; runs of a small corpus are small.
         """
         first = start
         for epoch, begin, _ in self._windows(start * self.cells_per_step, stop * self.cells_per_step):
@@ -99,7 +99,7 @@ class ReadingOrder:
             yield first, stop
 
     def _windows(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """The windows (epoch, begin, end; positions inside the epoch) that hold positions ``first`` to ``last``."""
+        """Yield the windows (epoch, begin, end; positions in the epoch) of the positions ``first`` to ``last``."""
         position = first
         while position < last:
             epoch, offset = divmod(position, self.num_cells)
@@ -135,7 +135,7 @@ class ReadingOrder:
         return _Window(units[lane_of], places)
 
     def _epoch(self, epoch: int) -> tuple[Int64, Int64]:
-        """The units of an epoch in their order, and the position at which each ends; empty ones are left out."""
+        """Return the units of an epoch in order, and the position at which each ends; empty ones are left out."""
         units: tuple[Int64, Int64] = self._recent.get(epoch, lambda: self._permute(epoch))
         return units
 

@@ -1,6 +1,6 @@
-"""Read row groups and fill chunks ahead of whoever consumes them, on a few threads and into bounded memory.
+"""Read row groups and fill chunks ahead of the consumer, on a few threads and into bounded memory.
 
-Reading, inflating and the kernel release Python's lock, so threads do; processes would have to pickle every minibatch.
+Reading, inflating and the kernel release the GIL, so threads suffice; processes would pickle every minibatch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ READ_AHEAD = 2  # chunks whose row groups are read: half a window, so that the n
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A chunk to be filled."""
+    """A chunk to fill."""
 
     steps: Int64  # (T,)
     cells: OrderedCells  # of the whole team
@@ -43,7 +43,7 @@ Read = Callable[[int], LoadedUnit]
 
 
 def fill_in_turn(filler: ChunkFiller, jobs: Iterator[Job], read: Read) -> Iterator[StepChunk]:
-    """Fill each chunk when it is asked for, keeping the row groups of the last one."""
+    """Fill each chunk on demand, keeping the row groups of the last one."""
     held: dict[int, LoadedUnit] = {}
     for job in jobs:
         units = job.units
@@ -54,12 +54,12 @@ def fill_in_turn(filler: ChunkFiller, jobs: Iterator[Job], read: Read) -> Iterat
 def fill_ahead(
     filler: ChunkFiller, jobs: Iterator[Job], read: Read, *, threads: int, num_readers: int
 ) -> Iterator[StepChunk]:
-    """Fill on ``threads`` threads, reading on them too or on ``num_readers`` others; begins when first asked."""
+    """Fill on ``threads`` threads, reading on them too or on ``num_readers`` others, from the first ``next`` on."""
     return _Ahead(filler, jobs, read, threads, num_readers).chunks()
 
 
 class _Ahead:
-    """Plans on a thread of its own, so that planning never keeps the consumer waiting; pools read and fill."""
+    """A thread that plans, so that the consumer never waits for planning, and pools that read and fill."""
 
     def __init__(self, filler: ChunkFiller, jobs: Iterator[Job], read: Read, threads: int, num_readers: int) -> None:
         self._filler, self._jobs, self._read = filler, jobs, read
@@ -67,13 +67,13 @@ class _Ahead:
         # Among the fillers a read comes before the filling that waits for it, so the two never block one another.
         self._readers = ThreadPoolExecutor(num_readers, "corpus-read") if num_readers else self._fillers
         self._units: dict[int, Future[LoadedUnit]] = {}
-        self._wanted: Counter[int] = Counter()  # by how many chunks under way each unit is still needed
+        self._wanted: Counter[int] = Counter()  # number of pending chunks that need each unit
         self._lock = threading.Lock()
         self._out: queue.SimpleQueue[Future[StepChunk] | None] = queue.SimpleQueue()
         self._room = Room(FILLED_AHEAD + threads)
 
     def chunks(self) -> Iterator[StepChunk]:
-        """What was filled, in order; an error comes where its chunk would have."""
+        """Yield the filled chunks in order; an error is raised in place of its chunk."""
         planning = start_daemon(self._plan, name="corpus-plan")
         try:
             while (filling := self._out.get()) is not None:
@@ -85,7 +85,7 @@ class _Ahead:
             self._room.close()  # and nothing that takes a lock: this may run as a finalizer
 
     def _plan(self) -> None:
-        """Plan until the end, an error, or nobody wants more."""
+        """Plan until the end, an error, or the consumer stops."""
         planned: deque[Job] = deque()
         try:
             for job in self._jobs:
@@ -108,7 +108,7 @@ class _Ahead:
                 self._wanted[unit] += 1
 
     def _begin_filling(self, job: Job) -> bool:
-        """Hand a chunk on as soon as there is room; False when nobody wants it."""
+        """Submit a chunk as soon as there is room; False if the consumer has stopped."""
         if not self._room.take():
             return False
         self._out.put(self._fillers.submit(self._fill, job))

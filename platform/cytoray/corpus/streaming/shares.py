@@ -1,4 +1,4 @@
-"""Which cells of a step a rank gets: about as many tokens as the others, since all wait for the slowest.
+"""Deal the cells of a step to ranks with about equal numbers of tokens, since all wait for the slowest.
 
 Up to ``TEAM_RANKS`` neighbouring ranks are a team. A team has a slice of each step, whose row groups all of its ranks
 read; it is dealt by length: the longest cell to the first rank, the next to the second, ..., and back from the last.
@@ -15,7 +15,7 @@ import numpy as np
 
 from cytoray.tokens.cells import Int64
 
-TEAM_RANKS = 4  # reading and decoding a cell takes a tenth of what filling it does
+TEAM_RANKS = 4  # reading and decoding a cell takes a tenth of the time of filling it
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Team:
 
     @staticmethod
     def of(rank: int, world_size: int) -> Team:
-        """The team of a rank; teams are as equal in size as can be."""
+        """Return the team of a rank; teams are as equal in size as possible."""
         num_teams = -(-world_size // TEAM_RANKS)
         borders = [team * world_size // num_teams for team in range(num_teams + 1)]
         first, last = next(team for team in itertools.pairwise(borders) if team[0] <= rank < team[1])
         return Team(first, last - first, rank - first)
 
     def pick(self, tokens: Int64) -> Int64:
-        """The share of this rank: indices (T, b), ascending in each step, into the flattened ``tokens`` (T, B)."""
+        """Return this rank's share: indices (T, b), ascending in each step, into the flattened ``tokens`` (T, B)."""
         turns = np.arange(tokens.shape[1]) % (2 * self.num_ranks)
         dealt_to = np.minimum(turns, 2 * self.num_ranks - 1 - turns)
         longest_first = np.argsort(-tokens, axis=1, kind="stable")

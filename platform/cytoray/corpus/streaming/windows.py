@@ -1,4 +1,4 @@
-"""The order of the cells of one window, compiled: in Python it would hold the lock that the consumer is waiting for."""
+"""The order of the cells of one window, compiled: in Python it would hold the GIL that the consumer waits for."""
 
 # K lanes (units of a window), n cells of a window
 
