@@ -85,7 +85,7 @@ def _feature_types(names: list[str]) -> npt.NDArray[Any]:
 
 
 class TenxContents:
-    """One or, of several genomes, more 10x matrices in one source."""
+    """The 10x matrix of a source, or one matrix per genome."""
 
     def __init__(self, matrices: Mapping[str, FeatureMatrix], format: Format, info: storage.ObjectInfo) -> None:
         """``matrices`` by the name of their genome."""
@@ -93,7 +93,7 @@ class TenxContents:
         self.num_bytes, self.version = info.num_bytes, info.version
         self.notes: list[str] = []
         if not matrices:
-            raise ValueError("there is no 10x matrix in it")
+            raise ValueError("it holds no 10x matrix")
         genomes = sorted(matrices, key=lambda name: (not _HUMAN.search(name), name))  # human first
         self._matrices = {"X": matrices[genomes[0]]}
         if len(genomes) > 1:
@@ -101,7 +101,7 @@ class TenxContents:
             self.notes.append(f"matrices of {len(genomes)} genomes: {', '.join(genomes)}")
 
     def matrices(self) -> dict[str, RowSource]:
-        """X; of several genomes, one layer each."""
+        """X; of several genomes, one layer per genome."""
         return {name: matrix.genes() for name, matrix in self._matrices.items()}
 
     def obs(self) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def is_tenx(file: h5py.File) -> bool:
 
 
 def open_tenx_h5(file: h5py.File, info: storage.ObjectInfo) -> TenxContents:
-    """A .h5 of Cell Ranger: one group ``matrix`` since version 3, one a genome before."""
+    """A .h5 of Cell Ranger: one group ``matrix`` since version 3, one per genome before."""
     groups = {name: group for name, group in file.items() if isinstance(group, h5py.Group) and "indptr" in group}
     return TenxContents({name: _read_group(group) for name, group in groups.items()}, "10x_h5", info)
 
