@@ -39,7 +39,7 @@ class SourceConfig(Config):
     name: str | None = Field(
         None,
         min_length=1,
-        description="Identity of these cells in cell ids; default: the file's name or, if it repeats, more of its path.",
+        description="Identity of these cells in cell ids; default: the file's name, or a longer end of its path.",
     )
     matrix: str = Field(
         "auto", pattern=r"^(auto|X|raw\.X|layers/.+)$", description="auto (prefer counts), X, raw.X or layers/NAME."
@@ -84,7 +84,7 @@ class RuleConfig(Config):
     not_recoverable: Severity = Field(
         "drop", description="A log-normalised cell whose counts do not come back exactly."
     )
-    empty_cell: Severity = Field("drop", description="A cell without any count.")
+    empty_cell: Severity = Field("drop", description="A cell without a single count.")
     too_few_genes: Severity = Field("drop", description="A cell with fewer vocabulary genes than min_genes.")
     duplicate_cell: Severity | Literal["off"] = Field(
         "drop", description="A cell with the same counts as another, in the file or across files; one is kept."
