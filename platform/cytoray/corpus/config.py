@@ -1,4 +1,4 @@
-"""What an ingest is told: where the cells are, what is wrong with a cell, where the corpus goes."""
+"""Configuration of an ingest: where the cells are, the rules they must meet, where the corpus is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ModalityConfig(Config):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Its name in the corpus, such as protein.")
     matrix: str = Field(
-        pattern=r"^(obsm|mod)/.+$", description="obsm/NAME of the file, or mod/NAME of an h5mu: where its counts are."
+        pattern=r"^(obsm|mod)/.+$", description="Where its counts are: obsm/NAME of the file, or mod/NAME of an h5mu."
     )
     feature_names: str | None = Field(
         None,
@@ -31,15 +31,15 @@ class SourceConfig(Config):
     """One file (or folder) of cells, or a prefix of them."""
 
     uri: Location = Field(
-        description="A file or folder of cells in any known format, or a prefix ending in '/' below which all are read."
+        description="A file of cells in any known format, or a prefix ending in '/' below which all are read."
     )
     format: Literal["auto", "h5ad", "h5mu", "zarr", "10x_h5", "10x_mtx", "loom", "scb", "triples"] = Field(
-        "auto", description="Format of the file; auto tells it by name and content."
+        "auto", description="Format of the file; auto recognises it by its content."
     )
     name: str | None = Field(
         None,
         min_length=1,
-        description="Identity of these cells in cell ids; default: the file's name (or path in URI/).",
+        description="Identity of these cells in cell ids; default: the file's name, or a longer end of its path.",
     )
     matrix: str = Field(
         "auto", pattern=r"^(auto|X|raw\.X|layers/.+)$", description="auto (prefer counts), X, raw.X or layers/NAME."
@@ -50,25 +50,30 @@ class SourceConfig(Config):
     filter: str | None = Field(
         None, description="Cells to keep, as an expression over obs: disease == 'normal' and is_primary_data."
     )
-    gene_column: str | None = Field(None, description="Column of var that names the genes; the index if null.")
-    ensembl_column: str | None = Field(None, description="Column of var with Ensembl ids, tried where a name fails.")
+    gene_column: str | None = Field(
+        None,
+        description="Column of var that names the genes; default: the index, or a column of symbols.",
+    )
+    ensembl_column: str | None = Field(
+        None, description="Column of var with Ensembl ids, used for genes whose name is unknown."
+    )
     modalities: tuple[ModalityConfig, ...] = Field((), description="Further matrices over the same cells.")
 
     @property
     def identity(self) -> str:
-        """What tells these cells from those of another source."""
+        """Name that distinguishes these cells from those of another source."""
         return self.name or self.uri.rstrip("/").rpartition("/")[2]
 
 
 class RuleConfig(Config):
-    """What happens when a rule is broken: error refuses the file, drop drops the cell, warn counts it in the report.
+    """Severity of each rule: error refuses the file, drop drops the cell, warn counts it in the report.
 
-    A rule about a whole file cannot drop: there ``drop`` is refused.
+    A rule about a whole file cannot drop cells: ``drop`` is invalid there.
     """
 
     not_finite: Literal["error", "drop"] = Field("error", description="A value is NaN or infinite.")
     negative: Literal["error", "drop"] = Field("error", description="A value is below zero.")
-    non_integer: Literal["error", "drop"] = Field("error", description="A value among counts is no integer.")
+    non_integer: Literal["error", "drop"] = Field("error", description="A value among counts is not an integer.")
     not_counts: Literal["error", "warn"] = Field(
         "error",
         description="The matrix holds no counts and none can be recovered; warn keeps it as float32 expression.",
@@ -103,7 +108,7 @@ class RuleConfig(Config):
 
 
 class CheckConfig(Config):
-    """When cells and files are refused."""
+    """Conditions under which cells and files are refused."""
 
     rules: RuleConfig = Field(RuleConfig(), description="Severity of each rule.")
     min_genes: int = Field(1, ge=1, description="A cell with fewer expressed vocabulary genes is dropped.")
@@ -124,16 +129,14 @@ class CheckConfig(Config):
 
 
 class IngestConfig(Config):
-    """From files of cells to one committed corpus."""
+    """Settings of an ingest, from files of cells to one committed corpus."""
 
     places: ClassVar[frozenset[str]] = frozenset({"store", "append", "read_concurrency", "rows_per_task"})
 
     kind: Literal["ingest"] = Field("ingest", description="Which stage this file configures.")
     store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
     corpus: str = Field(pattern=NAME_PATTERN, description="Name of the corpus.")
-    append: bool = Field(
-        False, description="Where the corpus is there already, add the sources it does not have as its next version."
-    )
+    append: bool = Field(False, description="If the corpus exists, add the sources that it lacks as its next version.")
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="The files to read.")
     filter: str | None = Field(
         None, description="Cells to keep, of every source, as an expression over obs; see sources.filter."
@@ -142,12 +145,14 @@ class IngestConfig(Config):
     checks: CheckConfig = Field(CheckConfig(), description="The data rules.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="Binning, when bins are stored.")
     binning: Literal["stored", "on_read"] = Field(
-        "on_read", description="Keep each cell's bins in the shards, or draw them anew each epoch."
+        "on_read", description="Store each cell's bins in the shards, or draw them anew in each epoch."
     )
     seed: int = Field(0, ge=0, description="Keys the global shuffle.")
-    cells_per_shard: int = Field(40_000, ge=256, description="Target cells a shard file (about 60 MB at 1,500 genes).")
-    rows_per_task: int = Field(16_384, ge=1, description="Rows one read task takes.")
-    read_concurrency: int = Field(2, ge=1, description="Read tasks at a time.")
+    cells_per_shard: int = Field(
+        40_000, ge=256, description="Target number of cells per shard file (about 60 MB at 1,500 genes)."
+    )
+    rows_per_task: int = Field(16_384, ge=1, description="Rows per read task.")
+    read_concurrency: int = Field(2, ge=1, description="Concurrent read tasks.")
 
     @model_validator(mode="after")
     def _bins_fit_a_byte(self) -> IngestConfig:

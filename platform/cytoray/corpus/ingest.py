@@ -308,7 +308,7 @@ def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iter
 def _with_copies(
     plan: IngestPlan, profiles: dict[int, SourceProfile], counts: Counter[int], written: Sequence[PartitionRecord]
 ) -> dict[int, SourceProfile]:
-    """Return the profiles of the sources after their copies (``counts`` by source) were found, and left out if so ruled."""
+    """Return the profiles of the sources after their copies (``counts`` by source) were found, or left out."""
     if plan.config.checks.rules.duplicate_cell != "drop":
         warned = {source: SourceProfile(warned={"duplicate_cell": count}) for source, count in counts.items() if count}
         return {source: profile.merge(warned.get(source, SourceProfile())) for source, profile in profiles.items()}

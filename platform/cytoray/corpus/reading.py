@@ -1,4 +1,4 @@
-"""Cells straight from a file, checked and mapped as an ingest does it: for evaluation, queries and embedding."""
+"""Read cells straight from a file, checked and mapped as in an ingest: for evaluation, queries and embedding."""
 
 # C cells
 
@@ -18,9 +18,9 @@ from cytoray.tokens.packed import unpack
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 ROWS_AT_A_TIME = 4_096
-# Bins depend on ranks only, so cells of a question may be normalised ones, which a corpus would not take.
+# Bins depend on ranks only, so a query may hold normalised cells, which a corpus would not accept.
 _CHECKS = CheckConfig(rules=RuleConfig(not_counts="warn"))
-# Who asks for an answer to every cell is told of those without genes by name, so they stay.
+# Callers that need an answer for every cell report those without genes by name, so they are kept.
 _KEEP_ALL = CheckConfig(rules=RuleConfig(not_counts="warn", empty_cell="warn", too_few_genes="warn"))
 
 
@@ -30,7 +30,7 @@ class NamedCells:
 
     cells: SparseCells
     names: tuple[str, ...]  # (C,)
-    labels: tuple[str | None, ...]  # (C,), all None when no label was asked for
+    labels: tuple[str | None, ...]  # (C,), all None if no label was asked for
 
 
 def read_cells(
@@ -43,8 +43,7 @@ def read_cells(
 ) -> NamedCells:
     """Read, check and map the cells of a row range of one source; CorpusError names what is wrong.
 
-    ``vocabulary`` is the default one if it is not told. Cells without any of its genes are left out, unless asked for
-    by ``keep_empty``.
+    ``vocabulary`` is the default one if None. Cells without any of its genes are left out unless ``keep_empty``.
     """
     checks = _KEEP_ALL if keep_empty else _CHECKS
     with _Reading(source, vocabulary or GeneVocabulary.load_default(), checks) as reading:
@@ -80,7 +79,7 @@ class _Reading:
         self._reader.__exit__(*error)
 
     def read(self, *, start: int = 0, stop: int | None = None, label_key: str | None = None) -> NamedCells:
-        """The cells of a row range: in slabs, so that only checked cells stay in memory."""
+        """Read the cells of a row range in slabs, so that only checked cells stay in memory."""
         reader = self._reader
         num_cells = reader.describe().num_cells
         stop = num_cells if stop is None else min(stop, num_cells)

@@ -114,8 +114,8 @@ def replace(key: str, value: object) -> Callable[[h5py.File], None]:
     ("change", "words"),
     [
         (replace("X", None), "no expression matrix"),
-        (replace("obs", None), "there is no 'obs', so this is not an AnnData file"),
-        (replace("var", None), "there is no 'var', so this is not an AnnData file"),
+        (replace("obs", None), "'obs' is missing, so this is not an AnnData file"),
+        (replace("var", None), "'var' is missing, so this is not an AnnData file"),
         (replace("X", dict), "X cannot be read"),
         (replace("X", 5.0), "X cannot be read"),
         (replace("X", np.zeros(300)), "X cannot be read"),
@@ -131,12 +131,12 @@ def replace(key: str, value: object) -> Callable[[h5py.File], None]:
             r"rows 0 to 64: .*a column index is 300, but there are 300",
         ),
         (lambda file: file["X/indices"].__setitem__(5, -1), "a column index is -1, but there are 300"),
-        (lambda file: file["X/indptr"].__setitem__(5, 2**31 - 1), "the row pointers .indptr. fall"),
+        (lambda file: file["X/indptr"].__setitem__(5, 2**31 - 1), "the row pointers .indptr. decrease"),
         (lambda file: file["X/indptr"].__setitem__(300, 2**31 - 1), "a row pointer is 2,147,483,647"),
         (replace("X/indptr", np.arange(5)), "indptr has shape .5,., but there are 300 rows"),
         (replace("X/data", None), "X cannot be read .*data"),
         (replace("X/data", dict), "X cannot be read .*data is not an array"),
-        (replace("X/indptr", np.arange(301) * -5), "rows 0 to 64: cannot be read .*fall"),
+        (replace("X/indptr", np.arange(301) * -5), "rows 0 to 64: cannot be read .*decrease"),
         (replace("obs", 5), "obs cannot be read"),
         (replace("obs", dict), "obs cannot be read"),
         (replace("obs", np.zeros(300)), "obs cannot be read"),
@@ -168,7 +168,7 @@ def test_raw_x_and_raw_var_that_disagree(plant, build_adata, save, tmp_path):
     assert caught.value.details["key"] == "raw/var"
     with h5py.File(path, "a") as file:
         del file["raw/var"]
-    with open_reader(path) as reader, pytest.raises(CorpusError, match="there is no 'raw/var'"):
+    with open_reader(path) as reader, pytest.raises(CorpusError, match="'raw/var' is missing"):
         reader.describe()
 
 

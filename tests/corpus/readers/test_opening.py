@@ -275,7 +275,7 @@ def test_folders_of_scb_that_lack_a_part(write_format, plant, build_adata, open_
         "not a table of tokens and ids": lambda path: (path / "gene_vocab.json").write_text("[1]"),
         "its tables are JSON": lambda path: (path / "manifest.json").write_text('{"on_disk_format": "json"}'),
         "no token of id 999": lambda path: with_lists([[3, 999]], path),
-        "another number of genes": lambda path: with_lists([[3]], path),
+        "a different number of genes": lambda path: with_lists([[3]], path),
     }
     for number, (words, change) in enumerate(changes.items()):
         path = write_format("scb", build_adata(plant(0)), tmp_path / str(number))

@@ -1,1 +1,1 @@
-"""Readers of count matrices, one a file format, all with the face of ``base.CellReader``."""
+"""Readers of count matrices, one per file format, all with the interface of ``base.CellReader``."""

@@ -1,4 +1,4 @@
-"""What every reader of a file of cells offers, whatever the file's format."""
+"""The interface that the readers of all file formats share."""
 
 # C cells (rows read), G genes (columns of the file), F features of a further modality
 
@@ -19,7 +19,7 @@ ValueKind = Literal["counts", "near_counts", "recoverable", "expression", "negat
 
 @dataclass(frozen=True)
 class SourceDescription:
-    """What a source holds, told before any cell is read."""
+    """Contents of a source, known before any cell is read."""
 
     uri: str
     num_bytes: int
@@ -29,12 +29,12 @@ class SourceDescription:
     value_kind: ValueKind
     num_cells: int
     num_genes: int
-    num_entries: int | None  # stored non-zero values, None where the format does not tell without reading
+    num_entries: int | None  # stored non-zero values, None if the format does not say without reading
     id_type: str  # of the genes: symbol, ensembl, mixed, unknown
     species: str
     label_columns: tuple[str, ...]  # columns of obs with 2 to 1,000 distinct texts
     modalities: tuple[str, ...]  # names of the further matrices that are read along
-    notes: tuple[str, ...] = ()  # what a user should know: unsorted indices, an old encoding, ...
+    notes: tuple[str, ...] = ()  # remarks for the user: unsorted indices, an old encoding, ...
 
 
 class CellReader(Protocol):
@@ -45,11 +45,11 @@ class CellReader(Protocol):
 
     @property
     def version(self) -> str:
-        """As in ``SourceDescription.version``, of the object as it was opened."""
+        """Version of the object as it was opened; see ``SourceDescription.version``."""
 
     @property
     def obs(self) -> pd.DataFrame:
-        """The table of cells, index = cell names."""
+        """Table of cells, indexed by their names."""
 
     @property
     def gene_names(self) -> list[str]:
@@ -65,7 +65,7 @@ class CellReader(Protocol):
 
     @property
     def ensembl_ids(self) -> list[str] | None:
-        """Ensembl ids of the G genes, where the file has them (empty text where a gene has none)."""
+        """Ensembl ids of the G genes (empty for a gene without one), None if the file has none."""
 
     @property
     def genomes(self) -> list[str] | None:
@@ -73,7 +73,7 @@ class CellReader(Protocol):
 
     @property
     def matrix(self) -> str:
-        """Name of the matrix that is read."""
+        """Name of the matrix that is read: X, raw.X or layers/NAME."""
 
     @property
     def other_matrices(self) -> str:
@@ -81,22 +81,22 @@ class CellReader(Protocol):
 
     @property
     def value_kind(self) -> ValueKind:
-        """What its values are, judged from a spread sample of its rows."""
+        """Kind of its values, judged from a sample of rows spread over the matrix."""
 
     def describe(self) -> SourceDescription:
-        """Size, shape, kind of values, genes and labels; CorpusError where the parts disagree."""
+        """Describe shape, values, genes and labels; CorpusError if the parts disagree or hold no cells."""
 
     def labels(self, key: str) -> list[str | None]:
-        """One label a cell from a column of obs; None where it is missing."""
+        """Return one label per cell from a column of obs; None where it is missing."""
 
     def read_rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Cells ``start`` to ``stop`` in the file's own number type, shape (C, G): checked, sorted, no zeros stored."""
+        """Read cells ``start`` to ``stop`` in the file's number type, shape (C, G): checked, sorted, without zeros."""
 
     def modality_features(self, name: str) -> list[str]:
-        """Names of the F features of a further modality."""
+        """Return the names of the F features of a further modality."""
 
     def read_modality(self, name: str, start: int, stop: int) -> sparse.csr_matrix:
-        """Cells ``start`` to ``stop`` of a further modality, shape (C, F)."""
+        """Read cells ``start`` to ``stop`` of a further modality, shape (C, F)."""
 
     def __enter__(self) -> Self: ...
 

@@ -60,7 +60,7 @@ def is_table(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies below a prefix, judged by names: keys of sources (empty: the prefix itself) and of what is not read."""
+    """Keys below a prefix, sorted by name into sources (empty: the prefix itself) and files that are not read."""
 
     sources: tuple[str, ...]
     not_read: Mapping[str, tuple[str, str]]  # reason and remedy by key
@@ -199,7 +199,7 @@ def _doubles(sources: set[str]) -> dict[str, tuple[str, str]]:
 
 
 def _stem(key: str) -> str:
-    """A key without what tells formats of one matrix apart: endings, and the genome folder of Cell Ranger 2."""
+    """Strip from a key what differs between formats of one matrix: endings, and the genome folder of Cell Ranger 2."""
     folder, _, last = key.rpartition("/")
     if re.search(r"gene_bc_matrices$", folder):
         return folder

@@ -39,7 +39,7 @@ class FoundSources:
 def find_sources(sources: Sequence[SourceConfig], *, known: Mapping[str, str] | None = None) -> FoundSources:
     """Replace each prefix (or local folder) by the sources below it.
 
-    Sources without a ``name`` of their own are called by the shortest end of their path that tells them apart.
+    Sources without a ``name`` of their own are named by the shortest end of their path that distinguishes them.
     ``known`` are identities by URI that a corpus has already: they stay, and no other source gets them. Raises
     CorpusError if nothing is found below a prefix, or two sources would have one identity.
     """
@@ -51,11 +51,11 @@ def find_sources(sources: Sequence[SourceConfig], *, known: Mapping[str, str] | 
         found += expanded.sources
         not_read += expanded.not_read
         named += [source.name is not None] * len(expanded.sources)
-    called = _tell_apart(found, named, known or {})
+    called = _distinguish(found, named, known or {})
     for identity, count in Counter(source.identity for source in called).items():
         if count > 1:
             raise CorpusError(
-                f"{count} sources are called {identity!r}, so their cells could not be told apart.",
+                f"{count} sources are called {identity!r}, so their cells could not be distinguished.",
                 remedy="Give each a `name`, or list the file once.",
             )
     return FoundSources(tuple(called), tuple(not_read))
@@ -136,9 +136,9 @@ def _uri(folder: Folder, key: str) -> str:
 
 
 def _refusal(source: SourceConfig, info: storage.ObjectInfo) -> CorpusError | None:
-    """Open a file whose name does not tell whether it holds cells; the error if it holds none.
+    """Open a file whose name does not say whether it holds cells; return the error if it holds none.
 
-    A file that is damaged is not passed over in this way: it stays a source, and is refused as one.
+    A damaged file is not skipped in this way: it stays a source, and is refused as one.
     """
     try:
         if source.uri.lower().endswith(".zip"):
@@ -151,7 +151,7 @@ def _refusal(source: SourceConfig, info: storage.ObjectInfo) -> CorpusError | No
         return error if error.details.get("rule") == NOT_CELLS else None
 
 
-def _tell_apart(sources: list[SourceConfig], named: list[bool], known: Mapping[str, str]) -> list[SourceConfig]:
+def _distinguish(sources: list[SourceConfig], named: list[bool], known: Mapping[str, str]) -> list[SourceConfig]:
     """Give a ``name`` to the sources whose default identity is another one's, unless the user named them."""
     counts = Counter(source.identity for source in sources)
     taken = {identity: uri for uri, identity in known.items()}
@@ -168,7 +168,7 @@ def _tell_apart(sources: list[SourceConfig], named: list[bool], known: Mapping[s
 
 
 def _shortest_end(source: SourceConfig, others: set[str], taken: set[str]) -> str:
-    """The shortest end of a source's path, in whole names, that is no end of another path and not taken."""
+    """Return the shortest end of a source's path, in whole names, that no other path has and that is not taken."""
     parts = source.uri.rstrip("/").split("/")
     for count in range(source.identity.count("/") + 1, len(parts)):
         end = "/".join(parts[-count:])

@@ -1,4 +1,4 @@
-"""Read a table of an AnnData file, in HDF5 or zarr, of any encoding there has been."""
+"""Read a table of an AnnData file, in HDF5 or zarr, in any encoding that AnnData has used."""
 
 # C cells
 
@@ -23,9 +23,9 @@ _NO_COLUMNS = ("dataframe", "dict", "csr_matrix", "csc_matrix", "anndata", "raw"
 
 
 def read_frame(parent: Any, key: str, notes: list[str] | None = None) -> pd.DataFrame:
-    """The table under ``key`` of a group of HDF5 or zarr; ValueError names the column that cannot be read.
+    """Read the table under ``key`` of a group of HDF5 or zarr; ValueError names the column that cannot be read.
 
-    Columns that a table cannot hold (several values per row, compound values) are left out, which is put to ``notes``.
+    Columns that a table cannot hold (several values per row, compound values) are left out, and named in ``notes``.
     """
     element = parent[key]
     if isinstance(element, h5py.Dataset):
@@ -47,7 +47,7 @@ def read_frame(parent: Any, key: str, notes: list[str] | None = None) -> pd.Data
 
 
 def note_left_out(names: Iterable[str], table: str, notes: list[str] | None) -> None:
-    """Put to ``notes`` which columns of a table are left out, if there are any."""
+    """Add to ``notes`` which columns of a table are left out, if any."""
     listed = list(names)
     if listed and notes is not None:
         some = ", ".join(listed[:SHOWN_COLUMNS]) + (", …" if len(listed) > SHOWN_COLUMNS else "")
@@ -57,7 +57,7 @@ def note_left_out(names: Iterable[str], table: str, notes: list[str] | None) -> 
 
 
 def unholdable(frame: pd.DataFrame) -> list[Any]:
-    """Columns whose values are lists, arrays, tables or other things than one number, text or flag."""
+    """Return the columns whose values are lists, arrays, tables or anything but one number, text or flag."""
     found = []
     for place, name in enumerate(frame.columns):
         column = frame.iloc[:, place]
@@ -70,14 +70,14 @@ def unholdable(frame: pd.DataFrame) -> list[Any]:
 
 
 def read_element(element: Any) -> Any:
-    """An array, a table or a text of an AnnData file."""
+    """Read an array, a table or a text of an AnnData file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return read_elem(element)
 
 
 def label_columns(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Columns that tell cells apart by 2 to ``MAX_LABELS`` distinct texts."""
+    """Return the columns with 2 to ``MAX_LABELS`` distinct texts."""
     found = []
     for name, column in frame.items():
         is_text = isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind in "OU"

@@ -1,4 +1,4 @@
-"""Find the names and the Ensembl ids of a table of genes without being told where they are."""
+"""Find the names and the Ensembl ids in a table of genes, whatever its columns are called."""
 
 # G genes
 
@@ -31,7 +31,7 @@ _LOOKED_AT = 2_000  # names that decide what a column holds
 
 
 def gene_column(var: pd.DataFrame, source: SourceConfig) -> str | None:
-    """Column of var that names the G genes, None for the index.
+    """Return the column of var that names the G genes, None for the index.
 
     That is ``gene_column``, else the index, unless it holds ids, numbers or names of unknown kind and a column holds
     gene symbols: one with a usual name, or else the column of text with the most human symbols.
@@ -58,7 +58,7 @@ def gene_column(var: pd.DataFrame, source: SourceConfig) -> str | None:
 
 
 def gene_names(var: pd.DataFrame, source: SourceConfig) -> list[str]:
-    """Names of the G genes, from ``gene_column``; a gene without one has its name in the index."""
+    """Return the names of the G genes, from the column of ``gene_column`` or, for a gene without one, the index."""
     index, column = _texts(var.index), gene_column(var, source)
     if column is None:
         return index
@@ -67,7 +67,7 @@ def gene_names(var: pd.DataFrame, source: SourceConfig) -> list[str]:
 
 
 def ensembl_ids(var: pd.DataFrame, names: Sequence[str], source: SourceConfig) -> list[str] | None:
-    """Ensembl ids of the G genes: ``ensembl_column``, else a column (or the index) that holds such; None if none."""
+    """Return the Ensembl ids of the G genes: ``ensembl_column``, else a column (or the index) of ids; else None."""
     if source.ensembl_column is not None:
         return _texts(_column(var, source.ensembl_column, source.uri))
     if _share_of_ids(names) >= 0.5:
@@ -115,7 +115,7 @@ def _column(var: pd.DataFrame, column: str, uri: str) -> pd.Series[Any]:
 
 
 def _texts(values: pd.Series[Any] | pd.Index[Any]) -> list[str]:
-    """Values as text, a missing one as none."""
+    """Values as text; a missing one is empty."""
     objects = np.asarray(values, dtype=object)
     return ["" if missing else str(value) for value, missing in zip(objects, pd.isna(objects), strict=True)]
 
@@ -127,5 +127,5 @@ def _share_of_ids(names: Sequence[str]) -> float:
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
-    """Whether all names are numbers, as an index is that nobody gave."""
+    """Whether all names are numbers, as in an index that was never set."""
     return bool(names) and all(_NUMBER.fullmatch(name) for name in names[:_LOOKED_AT])

@@ -36,10 +36,10 @@ class AnnDataContents:
         self._tree, self._uri = tree, info.uri
         is_old = "X" in tree and "h5sparse_format" in tree["X"].attrs
         if is_old or isinstance(tree.get("obs"), h5py.Dataset):
-            self.notes.append("an encoding of before AnnData 0.7")
+            self.notes.append("an encoding from before AnnData 0.7")
 
     def matrices(self) -> dict[str, RowSource]:
-        """X, raw.X and the layers, as far as they are there; files of before 2020 have a key ``raw.X``."""
+        """X, raw.X and the layers, as far as present; files from before 2020 have a key ``raw.X``."""
         places = {"X": "X", "raw.X": "raw.X" if "raw.X" in self._tree else "raw/X"}
         places.update({f"layers/{name}": f"layers/{name}" for name in self._tree.get("layers", ())})
         return {name: self._rows(key) for name, key in places.items() if key in self._tree}
@@ -76,7 +76,7 @@ class AnnDataContents:
         return Modality(rows, numbered(names, rows.shape[1], config.name))
 
     def _names_of(self, name: str, count: int) -> list[str] | None:
-        """Names of as many features as there are, where ``uns`` has them under the name of the matrix."""
+        """Names of the features, if ``uns`` has as many under the name of the matrix."""
         stem = name.rpartition("_")[0] or name
         for key in (f"uns/{name}_names", f"uns/{name}", f"uns/{stem}_names", f"uns/{stem}"):
             if key in self._tree and hasattr(self._tree[key], "shape") and self._tree[key].shape == (count,):
@@ -86,7 +86,7 @@ class AnnDataContents:
     def _frame(self, key: str) -> pd.DataFrame:
         if key not in self._tree:
             raise UnreadableError(
-                f"there is no {key!r}, so this is not an AnnData file", remedy="Write it with adata.write_h5ad."
+                f"{key!r} is missing, so this is not an AnnData file", remedy="Write it with adata.write_h5ad."
             )
         return read_frame(self._tree, key, self.notes)
 
@@ -96,7 +96,10 @@ class AnnDataContents:
 
 
 def open_rows(element: Any, *, source: tuple[str, ...]) -> RowSource:
-    """A matrix of AnnData, dense or sparse, of HDF5 or zarr; ValueError if it is none. ``source`` tells which it is."""
+    """Open a matrix of AnnData, dense or sparse, in HDF5 or zarr; ValueError if it is not one.
+
+    ``source`` identifies it: URI, version and key.
+    """
     if hasattr(element, "shape"):
         return DenseRows(element)
     layout, shape = sparse_layout(element)
@@ -108,7 +111,7 @@ def open_rows(element: Any, *, source: tuple[str, ...]) -> RowSource:
 
 
 def sparse_layout(group: Any) -> tuple[Literal["csr", "csc"], tuple[int, int]]:
-    """Whether a group holds compressed rows or columns, and its shape (C, G); ValueError if neither."""
+    """Return whether a group holds compressed rows or columns, and its shape (C, G); ValueError if neither."""
     attributes = group.attrs
     layout = str(attributes.get("encoding-type", attributes.get("h5sparse_format", ""))).removesuffix("_matrix")
     shape = attributes.get("shape", attributes.get("h5sparse_shape", ()))
@@ -160,7 +163,7 @@ def _absent_chunks(array: Any) -> list[tuple[int, int]]:
 
 
 class MemoryRows:
-    """A small matrix that is in memory already."""
+    """A small matrix in memory."""
 
     def __init__(self, values_CF: npt.NDArray[Any]) -> None:
         self.shape = (int(values_CF.shape[0]), int(values_CF.shape[1]))
@@ -175,5 +178,5 @@ class MemoryRows:
         return RawRows(part[row, column], column, indptr)
 
     def sample_values(self) -> npt.NDArray[Any]:
-        """All of them."""
+        """Return all values."""
         return self._values

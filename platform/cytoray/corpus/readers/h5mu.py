@@ -1,4 +1,4 @@
-"""MuData files (h5mu): one AnnData tree for each modality, the genes' being the cells and the others read along."""
+"""MuData (h5mu or zarr): an AnnData tree per modality; that of the genes gives the cells, others are read along."""
 
 # C cells, F features of a further modality
 
@@ -40,7 +40,7 @@ class MuDataContents(AnnDataContents):
         self._file, self._main = file, main
 
     def obs(self) -> pd.DataFrame:
-        """The table of the genes' modality, and what the whole file's table adds to it."""
+        """The table of the genes' modality, with the further columns of the whole file's table."""
         frame = super().obs()
         if "obs" not in self._file:
             return frame
@@ -75,7 +75,7 @@ class MuDataContents(AnnDataContents):
 
 
 class ReorderedRows:
-    """Rows of another matrix by number; -1 is a cell that it does not have, and an empty row."""
+    """Rows of another matrix by number; -1 stands for a cell that it does not have, and gives an empty row."""
 
     def __init__(self, rows: RowSource, places: npt.NDArray[np.integer]) -> None:
         self.shape = (len(places), rows.shape[1])
@@ -96,9 +96,9 @@ class ReorderedRows:
         )
 
     def _stretch(self, places: npt.NDArray[np.integer]) -> RawRows:
-        """Rows that stand one after the other, or the one that is not there."""
+        """Consecutive rows, or one empty row for a missing cell."""
         return _ONE_EMPTY if places[0] < 0 else self._rows.read(int(places[0]), int(places[-1]) + 1)
 
     def sample_values(self) -> None:
-        """Not asked of a further modality."""
+        """Return None: further modalities are not sampled."""
         return

@@ -1,4 +1,4 @@
-"""Open an HDF5 file, local or remote, refuse what leads out of it, and read its gzip arrays faster than HDF5 does."""
+"""Open an HDF5 file, local or remote, refuse links to other files, and read its gzip arrays faster than HDF5 does."""
 
 # N elements
 
@@ -25,13 +25,13 @@ CHUNK_CACHE_BYTES = 32 * 2**20  # a dense matrix's chunks straddle the pieces it
 
 
 def _open(place: Any) -> h5py.File:
-    """Without a lock: many tasks read one file, and it may lie on a disk that knows no locks."""
+    """Open without a lock: many tasks read one file, and its disk may not support locks."""
     try:
         return h5py.File(place, "r", locking=False, rdcc_nbytes=CHUNK_CACHE_BYTES)
     except OSError as error:
         if "locking flag" not in str(error):
             raise
-        # This process has the file open already (a backed AnnData): HDF5 wants the same choice as then.
+        # This process has the file open already (a backed AnnData), and HDF5 requires the same locking.
         return h5py.File(place, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
 
 
@@ -59,7 +59,7 @@ def open_h5(info: storage.ObjectInfo, stack: contextlib.ExitStack) -> h5py.File:
 
 
 def refuse_links(file: h5py.File, uri: str, keys: Iterable[str]) -> None:
-    """Raise CorpusError if a part of the file is kept in another: a link out, virtual or external data."""
+    """Raise CorpusError if part of the file is stored in another: an external link, virtual or external data."""
     for key in keys:
         link = file.get(key, getlink=True)
         if link is None:
@@ -72,7 +72,7 @@ def refuse_links(file: h5py.File, uri: str, keys: Iterable[str]) -> None:
 
 
 def _refuse(file: h5py.File, uri: str, links: Mapping[str, Any]) -> None:
-    """Raise CorpusError if one of these objects is kept elsewhere."""
+    """Raise CorpusError if one of these objects is stored elsewhere."""
     for name, link in links.items():
         if kind := _kept_elsewhere(file, name, link):
             raise CorpusError(
@@ -84,7 +84,7 @@ def _refuse(file: h5py.File, uri: str, links: Mapping[str, Any]) -> None:
 
 
 def _kept_elsewhere(file: h5py.File, name: str, link: Any) -> str:
-    """In which way an object is kept in another file, empty if it is not."""
+    """Describe how an object is stored in another file; empty if it is not."""
     if isinstance(link, h5py.ExternalLink):
         return f"a link to another file ({link.filename})"
     try:
@@ -101,7 +101,7 @@ def _kept_elsewhere(file: h5py.File, name: str, link: Any) -> str:
 
 
 class H5Array:
-    """A dataset of one axis; where it is kept in gzip chunks these are inflated by isal, twice as fast as by HDF5."""
+    """A dataset of one axis; gzip chunks are inflated by isal, twice as fast as by HDF5."""
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         self._dataset = dataset
@@ -130,7 +130,7 @@ class H5Array:
         if self._last is None or self._last[0] != first:
             try:
                 values = self._inflate(first, length)
-            except DAMAGE:  # not stored, or damaged: HDF5 tells which
+            except DAMAGE:  # not stored, or damaged: HDF5 raises if it is the latter
                 values = np.asarray(self._dataset[first : first + length])
             self._last = first, values
         return self._last[1]
@@ -138,7 +138,7 @@ class H5Array:
     def _inflate(self, first: int, length: int) -> npt.NDArray[Any]:
         skipped, packed = self._dataset.id.read_direct_chunk((first,))
         if skipped:
-            raise ValueError("this chunk went round a filter")
+            raise ValueError("this chunk skipped a filter")
         size = length * self.dtype.itemsize
         data = isal_zlib.decompress(packed, bufsize=size)
         if len(data) != size:
@@ -150,7 +150,7 @@ class H5Array:
 
 
 def _deflate_shuffle(dataset: h5py.Dataset) -> bool | None:
-    """Whether bytes were shuffled before gzip; None where the dataset is kept in another way."""
+    """Whether bytes were shuffled before gzip; None if the dataset is stored in another way."""
     if dataset.ndim != 1 or dataset.chunks is None or dataset.dtype.kind not in "iuf":
         return None
     layout: h5py.h5p.PropDCID = dataset.id.get_create_plist()

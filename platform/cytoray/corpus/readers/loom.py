@@ -40,20 +40,20 @@ class LoomContents:
         return matrices
 
     def obs(self) -> pd.DataFrame:
-        """The attributes of columns that are one value a cell."""
+        """The column attributes with one value per cell."""
         return self._attributes("col_attrs", self._file["matrix"].shape[1], _CELL_NAMES)
 
     def var(self, matrix: str) -> pd.DataFrame:
-        """The attributes of rows that are one value a gene."""
+        """The row attributes with one value per gene."""
         return self._attributes("row_attrs", self._file["matrix"].shape[0], _GENE_NAMES)
 
     def modality_names(self) -> tuple[str, ...]:
-        """The attributes of columns that are several values a cell."""
+        """The column attributes with several values per cell."""
         attributes = self._file["col_attrs"].items()
         return tuple(f"obsm/{name}" for name, values in attributes if len(values.shape) == 2 and not values.dtype.names)
 
     def modality(self, config: ModalityConfig) -> Modality:
-        """One of these."""
+        """One of these attributes as a matrix."""
         rows = DenseRows(self._file["col_attrs"][config.matrix.removeprefix("obsm/")])
         return Modality(rows, numbered(None, rows.shape[1], config.name))
 

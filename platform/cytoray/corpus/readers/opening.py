@@ -32,13 +32,13 @@ from cytoray.errors import CorpusError, StorageError
 
 
 def open_source(source: SourceConfig) -> CellReader:
-    """Open one source; use the reader as a context manager. CorpusError in one line where it cannot be read."""
+    """Open one source; use the reader as a context manager. CorpusError if it cannot be read."""
     with contextlib.ExitStack() as stack:
         contents = _open_contents(source, stack)
         if source.format not in ("auto", contents.format):
             raise CorpusError(
                 f"{source.uri}: this is {contents.format}, not {source.format}.",
-                remedy="Leave `format` out: it is told by the content.",
+                remedy="Leave `format` out: it is recognised by the content.",
                 uri=source.uri,
             )
         return SourceReader(source, contents, stack.pop_all())

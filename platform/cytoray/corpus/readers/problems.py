@@ -99,8 +99,8 @@ def no_space(purpose: str) -> CorpusError:
 def no_matrix(uri: str, name: str, there: Sequence[str]) -> CorpusError:
     """Build the error for a matrix that was asked for but is missing."""
     return CorpusError(
-        f"{uri}: there is no matrix {name!r}.",
-        remedy=f"This file holds: {', '.join(there) or 'none at all'}.",
+        f"{uri}: the matrix {name!r} is missing.",
+        remedy=f"This file holds: {', '.join(there) or 'no matrix'}.",
         uri=uri,
         key=name,
     )

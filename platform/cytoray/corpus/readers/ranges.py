@@ -1,4 +1,4 @@
-"""A remote object as a seekable file, for HDF5: blocks of it are kept, and reading on fetches more of them at once."""
+"""Objects as seekable files: remote ones by blocks, more of them at once as reading continues, and unpacked ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from cytoray import storage
 
 BLOCK_BYTES = 2**20
-# HDF5 jumps between its tables and the data: one block is fetched at a jump, twice as many each time reading goes on.
+# HDF5 jumps between its tables and the data: one block is fetched at a jump, twice as many each time reading continues.
 MAX_AHEAD = 16
 BLOCKS_A_REQUEST = 4  # a request costs the client 3 ms of CPU, as much as 4 MiB take to arrive
 KEPT_BLOCKS = 64
@@ -65,7 +65,7 @@ def read_object(info: storage.ObjectInfo, start: int | None = None, end: int | N
 
 
 def open_parquet(file: BinaryIO) -> pq.ParquetFile:
-    """A parquet file that is read as far as it is asked for: by default pyarrow fetches all row groups ahead."""
+    """Open a parquet file without fetching all row groups ahead, as pyarrow does by default."""
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=BLOCK_BYTES)
 
 
@@ -132,7 +132,7 @@ class RangeFile(_SeekableFile):
         return filled
 
     def _block(self, block: int, *, upto: int) -> bytes:
-        """One block; where it is not here it is fetched with those that will be asked for next."""
+        """Return one block; if it is not in memory it is fetched along with those likely to be read next."""
         if block not in self._blocks:
             self._ahead = min(2 * self._ahead, MAX_AHEAD) if block == self._next else 1
             stop = min(block + max(self._ahead, min(upto - block + 1, MAX_AHEAD)), -(-self._size // BLOCK_BYTES))
@@ -144,7 +144,7 @@ class RangeFile(_SeekableFile):
         return self._blocks[block]
 
     def _fetch(self, first: int, stop: int) -> None:
-        """Get blocks ``first`` to ``stop``, several at a request and all requests at once."""
+        """Fetch blocks ``first`` to ``stop``, several per request and all requests at once."""
         starts = [block * BLOCK_BYTES for block in range(first, stop, BLOCKS_A_REQUEST)]
         end = min(stop * BLOCK_BYTES, self._size)
         ranges = [(start, min(start + BLOCKS_A_REQUEST * BLOCK_BYTES, end)) for start in starts]

@@ -1,4 +1,4 @@
-"""Matrices that are read by row range: as compressed rows, or dense, from arrays that are sliced where they lie."""
+"""Matrices that are read by row range, compressed by row or dense, from arrays that are sliced on disk."""
 
 # C cells (rows read), G genes (columns), N stored entries
 
@@ -19,7 +19,7 @@ DENSE_PIECE_BYTES = 64 * 2**20
 
 
 class Array(Protocol):
-    """What is asked of an array in a file: that of h5py, of zarr, or the fast one of ``hdf5``."""
+    """An array in a file: that of h5py, of zarr, or the fast one of ``hdf5``."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ class Array(Protocol):
 
 
 class RowSource(Protocol):
-    """A matrix of cells by genes that gives its rows by range."""
+    """A matrix of cells by genes that is read by row range."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,13 +45,13 @@ class RowSource(Protocol):
 
     @property
     def num_entries(self) -> int | None:
-        """Stored entries, None where that is not known without reading them."""
+        """Stored entries, None if that is unknown without reading them."""
 
     def read(self, start: int, stop: int) -> RawRows:
-        """Rows ``start`` to ``stop`` as they are stored; ValueError where they contradict themselves."""
+        """Read rows ``start`` to ``stop`` as they are stored; ValueError if they are inconsistent."""
 
     def sample_values(self) -> npt.NDArray[Any] | None:
-        """Some values from all over the matrix, where whole rows are dear to get; None where they are not."""
+        """Return values from all over the matrix if whole rows are slow to read, else None."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ class RawRows:
 
 
 def tidy_rows(raw: RawRows, num_genes: int) -> tuple[sparse.csr_matrix, int]:
-    """Checked rows, each entry once, in order of gene and none of them zero; and how many rows were not in order.
+    """Check and sort rows: each entry once, in order of gene, without zeros; return them and how many were unsorted.
 
-    Raises ValueError where row pointers, columns or number types cannot be.
+    Raises ValueError if row pointers, columns or number types are invalid.
     """
     values = plain_numbers(raw.values)
     # scipy's compiled code would follow a wrong index out of memory: everything is checked before it sees it.
     if (np.diff(raw.indptr) < 0).any():
-        raise ValueError("the row pointers fall")
+        raise ValueError("the row pointers decrease")
     if not len(values) == len(raw.columns) == raw.indptr[-1]:
         raise ValueError(f"{len(values):,} values, {len(raw.columns):,} indices, {raw.indptr[-1]:,} entries expected")
     if raw.columns.dtype.kind not in "iu":
-        raise ValueError(f"the column indices are no integers but {raw.columns.dtype}")
+        raise ValueError(f"the column indices are not integers but {raw.columns.dtype}")
     if len(raw.columns):
         lowest, highest = int(raw.columns.min()), int(raw.columns.max())
         if lowest < 0 or highest >= num_genes:
@@ -89,7 +89,7 @@ def tidy_rows(raw: RawRows, num_genes: int) -> tuple[sparse.csr_matrix, int]:
         num_unsorted = _count_unsorted(matrix)
         matrix.sort_indices()
         if _count_unsorted(matrix):
-            matrix.data = _wide(matrix.data)  # or the sum of an entry's parts could run over
+            matrix.data = _wide(matrix.data)  # or the sum of an entry's parts could overflow
             matrix.has_canonical_format = False
             matrix.sum_duplicates()
         matrix.has_canonical_format = True
@@ -99,7 +99,7 @@ def tidy_rows(raw: RawRows, num_genes: int) -> tuple[sparse.csr_matrix, int]:
 
 
 def plain_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Values in a number type that scipy computes with; ValueError if they are no numbers."""
+    """Values in a number type that scipy computes with; ValueError if they are not numbers."""
     if values.dtype.kind == "b":
         return values.view(np.uint8) if values.dtype.itemsize == 1 else values.astype(np.uint8)
     if values.dtype.kind not in "iuf":
@@ -118,7 +118,7 @@ def _wide(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _count_unsorted(matrix: sparse.csr_matrix) -> int:
-    """Rows in which a column does not come after the one before it."""
+    """Count the rows in which a column does not come after the previous one."""
     falls = np.flatnonzero(np.diff(matrix.indices) <= 0) + 1
     rows = np.searchsorted(matrix.indptr, falls, side="right") - 1
     return len(np.unique(rows[matrix.indptr[rows] != falls]))
@@ -128,7 +128,7 @@ class CompressedRows:
     """A CSR matrix whose three arrays lie in a file."""
 
     def __init__(self, values: Array, columns: Array, indptr: Array, *, shape: tuple[int, int]) -> None:
-        """Raises ValueError where the three arrays and the shape do not fit each other."""
+        """Raises ValueError if the three arrays and the shape do not agree."""
         self.shape = shape
         self.num_entries: int | None = int(values.shape[0])
         self._values, self._columns, self._indptr = values, columns, indptr
@@ -142,14 +142,14 @@ class CompressedRows:
         indptr = np.asarray(self._indptr[start : stop + 1]).astype(np.int64)
         first, last = int(indptr[0]), int(indptr[-1])
         if (np.diff(indptr) < 0).any():
-            raise ValueError("the row pointers (indptr) fall")
+            raise ValueError("the row pointers (indptr) decrease")
         if first < 0 or last > self._values.shape[0]:
             raise ValueError(f"a row pointer is {max(last, -first):,}, but there are {self.num_entries:,} entries")
         values, columns = np.asarray(self._values[first:last]), np.asarray(self._columns[first:last])
         return RawRows(values, columns, indptr - first)
 
     def sample_values(self) -> None:
-        """Rows are cheap here."""
+        """Return None: rows are quick to read."""
         return
 
 
@@ -177,11 +177,11 @@ class DenseRows:
         return RawRows(matrix.data, matrix.indices, matrix.indptr.astype(np.int64))
 
     def sample_values(self) -> None:
-        """Rows are cheap here."""
+        """Return None: rows are quick to read."""
         return
 
     def _cell_pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The range cut into pieces, at borders of the stored chunks where these are not too high."""
+        """The range cut into pieces, at borders of the stored chunks if these are not too large."""
         unit = self._chunk(self._axis)
         fitting = DENSE_PIECE_BYTES // max(1, self.shape[1] * self._array.dtype.itemsize)
         step = max(unit, fitting // unit * unit)
@@ -234,5 +234,5 @@ class SelectedColumns:
         return RawRows(raw.values[kept], columns[kept], before[raw.indptr])
 
     def sample_values(self) -> npt.NDArray[Any] | None:
-        """Those of the whole matrix."""
+        """Return values of the whole matrix."""
         return self._rows.sample_values()

@@ -1,4 +1,4 @@
-"""Folders of scGPT's own format (scBank): a parquet table of lists, one row a cell, and the vocabulary beside it."""
+"""Folders of scGPT's own format (scBank): a parquet table of lists, one row per cell, and the vocabulary beside it."""
 
 # C cells, G genes, N stored entries
 
@@ -25,7 +25,7 @@ from cytoray.corpus.readers.source import Modality
 _WRITE_SCB = "Copy the whole folder that scGPT's DataBank wrote: gene_vocab.json, manifest.json and its tables."
 _ROWS_AT_A_TIME = 1_024
 _LISTS = ("genes", "expressions")
-_NO_GENE, _NO_TOKEN = -1, -2  # columns of a special token, and of an id that is none
+_NO_GENE, _NO_TOKEN = -1, -2  # columns of a special token, and of an unknown id
 
 
 class ScbContents:
@@ -36,7 +36,7 @@ class ScbContents:
     def __init__(
         self, files: Mapping[str, storage.ObjectInfo], info: storage.ObjectInfo, stack: contextlib.ExitStack
     ) -> None:
-        """``files`` by name in the folder; raises ValueError for what scGPT would not have written."""
+        """``files`` by name in the folder; raises ValueError if scGPT cannot have written them."""
         self.num_bytes, self.version = info.num_bytes, info.version
         self.notes: list[str] = []
         manifest = _read_json(files, "manifest.json") if "manifest.json" in files else {}
@@ -54,7 +54,7 @@ class ScbContents:
         return {"X": ListRows(self._table, self._ids)}
 
     def obs(self) -> pd.DataFrame:
-        """The running numbers of the cells, all that scGPT keeps of them, and further columns that are no lists."""
+        """The running numbers of the cells, all that scGPT keeps of them, and further columns without lists."""
         schema = self._table.schema_arrow
         plain = [field.name for field in schema if not pa.types.is_list(field.type)]
         frame = self._table.read(columns=plain).to_pandas()
@@ -66,7 +66,7 @@ class ScbContents:
         return pd.DataFrame(index=pd.Index([token for token in self._ids if not _is_special(token)], dtype=object))
 
     def modality_names(self) -> tuple[str, ...]:
-        """None: a cell is a list of genes."""
+        """Return no name: a cell is a list of genes."""
         return ()
 
     def modality(self, config: ModalityConfig) -> Modality:
@@ -89,7 +89,7 @@ def _read_vocabulary(files: Mapping[str, storage.ObjectInfo]) -> dict[str, int]:
 
 
 def _is_special(token: str) -> bool:
-    """Whether it is ``<cls>`` or another token that is no gene."""
+    """Whether it is ``<cls>`` or another token that is not a gene."""
     return token.startswith("<") and token.endswith(">")
 
 
@@ -127,7 +127,7 @@ class ListRows:
             genes, expressions = (batch.column(name) for name in _LISTS)
             offsets = np.asarray(genes.offsets)
             if genes.null_count or expressions.null_count or not np.array_equal(offsets, expressions.offsets):
-                raise ValueError("a cell has another number of genes than of expressions")
+                raise ValueError("a cell has a different number of genes and expressions")
             places = self._places(np.asarray(genes.values)[offsets[0] : offsets[-1]])
             kept = places >= 0
             columns.append(places[kept])
@@ -138,7 +138,7 @@ class ListRows:
         return RawRows(np.concatenate(values), np.concatenate(columns), indptr)
 
     def sample_values(self) -> None:
-        """Rows are cheap here."""
+        """Return None: rows are quick to read."""
         return
 
     def _batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
@@ -156,7 +156,7 @@ class ListRows:
             place += batch.num_rows
 
     def _places(self, ids: Any) -> Any:
-        """Columns of ids, below zero for a special token; ValueError for an id that the vocabulary does not have."""
+        """Return the columns of ids, below zero for a special token; ValueError for an unknown id."""
         known = (ids >= 0) & (ids < len(self._column))
         places = np.where(known, self._column[np.where(known, ids, 0)], _NO_TOKEN)
         if (places == _NO_TOKEN).any():

@@ -1,4 +1,4 @@
-"""The reader that all formats share: a format only says where matrices and tables are, everything else is done here."""
+"""The reader that all formats share: a format only locates matrices and tables, everything else is done here."""
 
 # C cells (rows read), G genes (columns of the file), F features of a further modality
 
@@ -38,7 +38,7 @@ class Modality:
 
 
 class Contents(Protocol):
-    """What a format finds in one open source. Its methods may raise what damaged files raise; see ``explained``."""
+    """The matrices and tables of one open source. Its methods may raise any error of ``problems.DAMAGE``."""
 
     format: Format
     num_bytes: int
@@ -55,14 +55,14 @@ class Contents(Protocol):
         """The table of genes of one of the matrices."""
 
     def modality_names(self) -> tuple[str, ...]:
-        """What ``modality`` would find, as ``obsm/NAME`` or ``mod/NAME``."""
+        """Names that ``modality`` accepts, as ``obsm/NAME`` or ``mod/NAME``."""
 
     def modality(self, config: ModalityConfig) -> Modality:
         """A further matrix over the cells."""
 
 
 class SourceReader:
-    """One open source of cells, with the face of ``base.CellReader``; a context manager."""
+    """One open source of cells, with the interface of ``base.CellReader``; a context manager."""
 
     def __init__(self, source: SourceConfig, contents: Contents, stack: contextlib.ExitStack) -> None:
         """``stack`` holds what is open, and is closed with the reader."""
@@ -82,12 +82,12 @@ class SourceReader:
 
     @property
     def version(self) -> str:
-        """ETag, or size and mtime, of the object as it was opened; of a folder, a digest over those of its files."""
+        """ETag, or size and mtime, of the object as it was opened; for a folder, a digest over those of its files."""
         return self._contents.version
 
     @cached_property
     def obs(self) -> pd.DataFrame:
-        """The table of cells, index = cell names."""
+        """Table of cells, indexed by their names."""
         with explained(self.source.uri, "obs"):
             frame = self._contents.obs()
             left_out = unholdable(frame)
@@ -96,7 +96,7 @@ class SourceReader:
 
     @cached_property
     def matrix(self) -> str:
-        """The matrix that is read: the one asked for, or by preference counts before anything else."""
+        """Name of the matrix that is read: the one asked for, or else counts before anything else."""
         if not self._matrices:
             raise CorpusError(
                 f"{self.source.uri}: the file has no expression matrix (no X, raw.X or layers).",
@@ -122,12 +122,12 @@ class SourceReader:
 
     @property
     def value_kind(self) -> ValueKind:
-        """What the values of the chosen matrix are, judged from a spread sample of its rows."""
+        """Kind of the chosen matrix's values, judged from a sample of rows spread over it."""
         return self._judge(self.matrix).kind
 
     @cached_property
     def gene_names(self) -> list[str]:
-        """Names of the G genes: from ``gene_column``, the index of var, or its column of symbols beside Ensembl ids."""
+        """Names of the G genes; see ``genes.gene_column``."""
         return gene_names(self._var, self.source)
 
     @cached_property
@@ -142,7 +142,7 @@ class SourceReader:
 
     @cached_property
     def ensembl_ids(self) -> list[str] | None:
-        """Ensembl ids of the G genes, from ``ensembl_column`` or where else var has them beside the names."""
+        """Ensembl ids of the G genes, from ``ensembl_column`` or any other column of var that holds them."""
         return ensembl_ids(self._var, self.gene_names, self.source)
 
     @cached_property
@@ -151,7 +151,7 @@ class SourceReader:
         return gene_genomes(self._var)
 
     def describe(self) -> SourceDescription:
-        """Size, shape, kind of values, genes and labels; CorpusError if the parts disagree or there are no cells."""
+        """Describe shape, values, genes and labels; CorpusError if the parts disagree or hold no cells."""
         num_cells, num_genes = self._rows.shape
         for axis, table, expected, seen in (
             ("obs", "obs", num_cells, len(self.obs)),
@@ -192,26 +192,26 @@ class SourceReader:
         )
 
     def labels(self, key: str) -> list[str | None]:
-        """One label a cell from a column of obs; None where it is missing."""
+        """Return one label per cell from a column of obs; None where it is missing."""
         if key not in self.obs:
             raise no_column(self.source.uri, "obs", key, [str(name) for name in self.obs.columns])
         return label_texts(self.obs[key])
 
     def read_rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Cells ``start`` to ``stop`` in the file's own number type, shape (C, G): checked, sorted, no zeros stored.
+        """Read cells ``start`` to ``stop`` in the file's number type, shape (C, G): checked, sorted, without zeros.
 
-        Half floats come as float32 and truth values as uint8: scipy computes with neither.
+        Half floats become float32 and booleans uint8: scipy computes with neither.
         """
         matrix, num_unsorted = self._read(self._rows, self.matrix, (start, stop))
         self.num_unsorted_rows += num_unsorted
         return matrix
 
     def modality_features(self, name: str) -> list[str]:
-        """Names of the F features of a further modality."""
+        """Return the names of the F features of a further modality."""
         return self._modality(name).features
 
     def read_modality(self, name: str, start: int, stop: int) -> sparse.csr_matrix:
-        """Cells ``start`` to ``stop`` of a further modality, shape (C, F)."""
+        """Read cells ``start`` to ``stop`` of a further modality, shape (C, F)."""
         rows = self._modality(name).rows
         return self._read(rows, f"modality {name}", (start, stop))[0]
 
@@ -240,12 +240,12 @@ class SourceReader:
             return tidy_rows(rows.read(start, stop), rows.shape[1])
 
     def _judge(self, matrix: str) -> Judged:
-        """What a sample of a matrix tells, looked at once."""
+        """Judge a matrix by a sample, once."""
         if matrix not in self._judged:
-            self._judged[matrix] = self._look_at(matrix)
+            self._judged[matrix] = self._judge_sample(matrix)
         return self._judged[matrix]
 
-    def _look_at(self, matrix: str) -> Judged:
+    def _judge_sample(self, matrix: str) -> Judged:
         """Read a sample of a matrix."""
         rows = self._matrices[matrix]
         with explained(self.source.uri, matrix):
@@ -260,17 +260,17 @@ class SourceReader:
         return Judged(judge_values(sample), sample.nnz == 0, only_value(sample.data), num_unsorted_rows=unsorted)
 
     def _species(self) -> str:
-        """What the genes tell by their ids, genomes and names."""
+        """The species of the genes, by their ids, genomes and names."""
         names, prefixes = split_genomes(self.gene_names)
         ids = None if self.ensembl_ids is None else split_genomes(self.ensembl_ids)[0]
         genomes = [genome or prefix for genome, prefix in zip(self.genomes or prefixes, prefixes, strict=True)]
         return judge_species(names, ensembl_ids=ids, genomes=genomes).name
 
     def _notes(self) -> tuple[str, ...]:
-        """What a user should know of this source."""
+        """Remarks on this source for the user."""
         notes = list(self._contents.notes)
         if self._judge(self.matrix).num_unsorted_rows:
-            notes.append("rows whose column indices are not in order, or double")
+            notes.append("rows whose column indices are not in order, or occur twice")
         if self.gene_column is not None and self.source.gene_column is None and self.gene_column != "feature_name":
             notes.append(f"genes are named by column {self.gene_column!r} of {self._var_key}")
         doubled = [name for name, count in Counter(self.gene_names).items() if count > 1]
@@ -281,7 +281,7 @@ class SourceReader:
             notes.append(f"{self.matrix} was chosen{self.other_matrices}")
         if self._judge(self.matrix).only_value is not None:
             notes.append(
-                f"{self.matrix}{self._remark(self.matrix)}: these are no counts that tell genes of a cell apart"
+                f"{self.matrix}{self._remark(self.matrix)}: these counts do not distinguish the genes of a cell"
             )
         return tuple(notes)
 
@@ -337,5 +337,5 @@ class SourceReader:
 
 
 def numbered(names: list[str] | None, count: int, prefix: str) -> list[str]:
-    """``names``, or numbers behind ``prefix`` where there are none."""
+    """Return ``names``, or numbers behind ``prefix`` if they are None."""
     return names if names is not None else [f"{prefix}_{number}" for number in range(count)]

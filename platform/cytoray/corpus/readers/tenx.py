@@ -134,7 +134,7 @@ class TenxContents:
         self.num_bytes, self.version = info.num_bytes, info.version
         self.notes: list[str] = []
         if not matrices:
-            raise ValueError("there is no 10x matrix in it")
+            raise ValueError("it holds no 10x matrix")
         self._matrix = next(iter(matrices.values()))
         if len(matrices) > 1:
             self._matrix = join_genomes(matrices)
@@ -167,7 +167,7 @@ def is_tenx(file: h5py.File) -> bool:
 
 
 def open_tenx_h5(file: h5py.File, info: storage.ObjectInfo) -> TenxContents:
-    """A .h5 of Cell Ranger: one group ``matrix`` since version 3, one a genome before."""
+    """A .h5 of Cell Ranger: one group ``matrix`` since version 3, one per genome before."""
     groups = {name: group for name, group in file.items() if isinstance(group, h5py.Group) and "indptr" in group}
     return TenxContents({name: _read_group(group, name) for name, group in groups.items()}, "10x_h5", info)
 

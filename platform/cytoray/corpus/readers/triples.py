@@ -1,4 +1,4 @@
-"""Parquet and Arrow tables of one entry a row: a cell, a gene, a count."""
+"""Parquet and Arrow tables with one entry per row: a cell, a gene, a count."""
 
 # N entries
 
@@ -36,13 +36,13 @@ _COUNT = ("count", "counts", "umicount", "umis", "umi", "numumis", "readcount", 
 
 
 class Names:
-    """Numbers for names, in the order in which they first come."""
+    """Numbers for names, in order of first occurrence."""
 
     def __init__(self) -> None:
         self._numbers: dict[Any, int] = {}
 
     def number(self, column: pa.Array) -> npt.NDArray[np.int64]:
-        """The number of each of N names."""
+        """Return the number of each of N names."""
         if column.null_count:
             raise UnreadableError("a cell or a gene is missing (null)", remedy="Remove the rows without a name.")
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -59,7 +59,7 @@ class Names:
 
 
 class Triples(Buckets):
-    """The entries of a table, put into files by row, and the names of cells and genes."""
+    """The entries of a table, sorted into a file by row, and the names of cells and genes."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self.cells, self.genes = Names(), Names()
@@ -74,12 +74,12 @@ class Triples(Buckets):
 
 
 class TriplesContents:
-    """One table; it has to be read once before it can tell how many cells it has."""
+    """One table; it must be read once before the number of cells is known."""
 
     format: Format = "triples"
 
     def __init__(self, info: storage.ObjectInfo, stack: contextlib.ExitStack) -> None:
-        """Raises ValueError when the table has not the three columns."""
+        """Raises ValueError if the table lacks one of the three columns."""
         self.num_bytes, self.version = info.num_bytes, info.version
         self.notes = ["a table of entries: it was read once to sort them by cell"]
         self._info = info
@@ -102,7 +102,7 @@ class TriplesContents:
         return pd.DataFrame(index=pd.Index(self._triples().genes.texts(), dtype=object))
 
     def modality_names(self) -> tuple[str, ...]:
-        """None."""
+        """Return no name: the table has genes only."""
         return ()
 
     def modality(self, config: ModalityConfig) -> Modality:
@@ -116,7 +116,7 @@ class TriplesContents:
 
 
 def find_columns(names: list[str]) -> list[str]:
-    """The columns of cell, gene and count; ValueError tells which there are when one is missing."""
+    """Return the columns of cell, gene and count; ValueError lists the columns if one is missing."""
     plain = {name.lower().replace("_", "").replace(" ", ""): name for name in reversed(names)}
     found = []
     for what, usual in (("cell", _CELL), ("gene", _GENE), ("count", _COUNT)):

@@ -1,9 +1,9 @@
-"""Give rows of what a file does not keep by row: compressed columns, and entries in any order.
+"""Read by row what a file does not store by row: compressed columns, and entries in any order.
 
 The entries are read once, front to back, and put into a temporary file, sorted by ranges of ``BUCKET_ROWS`` rows within
-each stretch; rows are then put together from the parts of the few ranges they touch. Memory stays flat: a stretch of
-the entries, then one range of rows. The file takes 8 bytes an entry and those of its value. It is kept while the
-process lives, so that the next rows of the same source find it, and has no name: it goes with the process.
+each stretch; rows are then assembled from the few ranges they touch. Memory stays flat: a stretch of
+the entries, then one range of rows. The file takes 8 bytes per entry and those of its value. It is kept while the
+process lives, so that later reads of the same source find it, and has no name: it is gone with the process.
 """
 
 # N entries
@@ -26,7 +26,7 @@ from cytoray.corpus.readers.rows import Array, RawRows, plain_numbers
 
 STRETCH_ENTRIES = 2**21
 BUCKET_ROWS = 2_048
-KEPT_FILES = 2  # a task reads one source; each may take as much disk as the source unpacked
+KEPT_FILES = 2  # a task reads one source; each may take as much disk as the unpacked source
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ _kept: OrderedDict[tuple[str, ...], Buckets] = OrderedDict()
 
 
 def keep_buckets(key: tuple[str, ...], make: Callable[[], Buckets]) -> Buckets:
-    """The buckets of a file's matrix (``key`` names file, version and matrix), made if this process has none."""
+    """Return the buckets of a matrix (``key``: its file, version and name), made on first use in a process."""
     if key not in _kept:
         _kept[key] = make()
         while len(_kept) > KEPT_FILES:
@@ -118,10 +118,10 @@ def keep_buckets(key: tuple[str, ...], make: Callable[[], Buckets]) -> Buckets:
 
 
 class TurnedRows:
-    """Rows of a matrix whose entries come in another order than by row."""
+    """Rows of a matrix whose entries are stored in another order."""
 
     def __init__(self, buckets: Callable[[], Buckets], *, shape: tuple[int, int], num_entries: int) -> None:
-        """``buckets`` sorts the whole matrix, or gives what it made before; see ``keep_buckets``."""
+        """``buckets`` returns the sorted matrix, made on first use; see ``keep_buckets``."""
         self.shape = shape
         self.num_entries: int | None = num_entries
         self._buckets = buckets
@@ -131,17 +131,17 @@ class TurnedRows:
         return self._buckets().read(start, stop)
 
     def sample_values(self) -> npt.NDArray[Any] | None:
-        """Nothing that is known without reading all."""
+        """Return None: no value is known without reading all."""
         return None
 
 
 class CompressedColumns(TurnedRows):
-    """A CSC matrix whose three arrays lie in a file."""
+    """A CSC matrix whose three arrays are in a file."""
 
     def __init__(
         self, values: Array, rows: Array, indptr: Array, *, shape: tuple[int, int], key: tuple[str, ...]
     ) -> None:
-        """Raises ValueError where the three arrays and the shape do not fit each other."""
+        """Raises ValueError if the three arrays and the shape do not agree."""
 
         def buckets() -> Buckets:
             return keep_buckets(key, lambda: Buckets(self._stretches()))
@@ -164,7 +164,7 @@ class CompressedColumns(TurnedRows):
         indptr = np.asarray(self._indptr[:]).astype(np.int64)
         count = int(self._values.shape[0])
         if (np.diff(indptr) < 0).any() or indptr[0] != 0 or indptr[-1] != count:
-            raise ValueError("the column pointers (indptr) fall, or do not end at the last entry")
+            raise ValueError("the column pointers (indptr) decrease, or do not end at the last entry")
         for start in range(0, count, STRETCH_ENTRIES):
             stop = min(start + STRETCH_ENTRIES, count)
             rows = np.asarray(self._rows[start:stop])
@@ -175,14 +175,14 @@ class CompressedColumns(TurnedRows):
 
 
 def _narrow(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Numbers in 16 bits where they fit: numpy sorts these by radix, five times as fast."""
+    """Numbers in 16 bits if they fit: numpy sorts these by radix, five times as fast."""
     return numbers.astype(np.uint16) if len(numbers) and numbers.max() < 2**16 else numbers
 
 
 def check_range(indices: npt.NDArray[Any], size: int, what: str) -> None:
     """Raise ValueError unless all ``indices`` are integers of 0 to ``size`` - 1."""
     if indices.dtype.kind not in "iu":
-        raise ValueError(f"the {what} indices are no integers but {indices.dtype}")
+        raise ValueError(f"the {what} indices are not integers but {indices.dtype}")
     if len(indices) and (indices.min() < 0 or indices.max() >= size):
         wrong = indices.min() if indices.min() < 0 else indices.max()
         raise ValueError(f"a {what} index is {wrong:,}, but there are {size:,} {what}s")

@@ -1,4 +1,4 @@
-"""Judge what the values of a matrix are, from a sample of its rows, and choose the matrix that holds the counts."""
+"""Judge the values of a matrix from a sample of its rows, and choose the matrix that holds the counts."""
 
 # C cells, N values
 
@@ -17,7 +17,7 @@ from cytoray.corpus.checking.counts import RECOVERABLE_SAMPLE_SHARE, recover_cou
 from cytoray.corpus.readers.base import ValueKind
 
 INTEGER_TOLERANCE = 1e-3  # counts that went through floats
-STRAY_SHARE = 0.01  # of values that are no counts among counts: the rules tell them cell by cell
+STRAY_SHARE = 0.01  # of values among counts that are not counts: the rules report them cell by cell
 FEWEST_VALUES = 20  # from which a single value among all of them is no accident
 SAMPLE_BLOCKS = 12
 BLOCK_ROWS = 64
@@ -39,7 +39,7 @@ def sample_ranges(num_rows: int) -> list[tuple[int, int]]:
 
 
 def judge_values(sample: sparse.csr_matrix) -> ValueKind:
-    """What the values of a sample of cells are; NaN and Inf are judged by the rest and refused later, by cell."""
+    """Judge the values of a sample of cells; NaN and Inf are ignored here and refused later, by cell."""
     values = sample.data[np.isfinite(sample.data)]
     kind = judge_numbers(values)
     if kind != "expression" or values.max() > _MAX_LOG_VALUE:
@@ -50,7 +50,7 @@ def judge_values(sample: sparse.csr_matrix) -> ValueKind:
 
 
 def judge_numbers(values: npt.NDArray[Any]) -> ValueKind:
-    """What N values are as far as they tell without their rows: recoverable ones count as expression."""
+    """Judge N values without their rows: recoverable ones count as expression."""
     values = values[np.isfinite(values)]
     is_float = values.dtype.kind == "f"
     error = np.abs(values - np.rint(values)) if is_float else np.zeros(len(values))
@@ -73,13 +73,13 @@ class Judged:
     """Facts about one matrix, from a sample of it."""
 
     kind: ValueKind
-    empty: bool  # not one value in the sample
+    empty: bool  # no value in the sample
     only_value: float | None = None  # of all entries in the sample, if they are all the same
     num_unsorted_rows: int = 0  # in the sample
 
 
 def choose_matrix(num_genes: Mapping[str, int], judge: Callable[[str], Judged]) -> str:
-    """The matrix to read: counts before anything else, and of equals the one with most genes, then X, then by name.
+    """Choose the matrix to read: counts before anything else, of equals the one with most genes, then X, then by name.
 
     Counts that are all the same (presence and absence) come after values whose counts can be restored. ``num_genes``
     the matrices in their order; ``judge`` is called no more often than needed.

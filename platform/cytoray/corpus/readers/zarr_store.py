@@ -1,4 +1,4 @@
-"""A folder of zarr, local or remote, through the one door to storage; read only, and nothing outside of the folder."""
+"""A zarr folder as a read-only store, local, remote or unpacked; no key outside of the folder can be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cytoray.errors import CorpusError
 
 
 class FolderStore(Store):
-    """Keys of one listing: what is not in it is absent without a question to the store."""
+    """Keys of one listing: a key that is not in it is absent, without a request to the store."""
 
     supports_writes = supports_deletes = supports_partial_writes = False
     supports_listing = True
@@ -30,7 +30,7 @@ class FolderStore(Store):
         return isinstance(other, FolderStore) and other._uri == self._uri
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """An object or a range of it, None if there is none."""
+        """Return an object or a range of it, None if it is absent."""
         if key not in self._objects:
             return None
         info = self._objects[key]
@@ -48,7 +48,7 @@ class FolderStore(Store):
         return key in self._objects
 
     def has(self, key: str) -> bool:
-        """Whether the listing has it, for who does not await."""
+        """Whether the listing has a key, without awaiting."""
         return key in self._objects
 
     async def set(self, key: str, value: Buffer) -> None:
