@@ -151,12 +151,12 @@ class scGPTFineTuningModel(scGPT):
 
     def _with_head(self, size: int, *, seed: int, keep: bool) -> ScGPT:
         """A copy of the model with a head of ``size`` outputs."""
-        config, given = self.bundle.model.config, self.config.given
+        config, settings = self.bundle.model.config, self._settings
         changes: dict[str, Any] = {"num_labels": size}
-        if "dropout" in given:
-            changes["dropout"] = self.config.dropout
-        if "n_layers_cls" in given:
-            changes["num_classifier_layers"] = self.config.n_layers_cls
+        if "dropout" in settings.given:
+            changes["dropout"] = settings.dropout
+        if "n_layers_cls" in settings.given:
+            changes["num_classifier_layers"] = settings.n_layers_cls
         shape = ModelConfig.model_validate(config.model_dump() | changes)
         return with_head(self.bundle, shape, seed=seed, keep=keep)
 
