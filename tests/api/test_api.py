@@ -337,7 +337,7 @@ def test_empty_cells_are_named_and_become_nan(face: scGPT, make_adata: MakeAnnDa
         (np.nan, "is not finite: nan"),
         (np.inf, "is not finite: inf"),
         (-3, "is negative: -3"),
-        (1.5, "is no integer: 1.5"),
+        (1.5, "is not an integer: 1.5"),
     ],
 )
 def test_bad_values_are_named_by_cell_and_gene(face: scGPT, make_adata: MakeAnnData, value: float, problem: str):
@@ -504,7 +504,7 @@ def test_the_number_of_heads_of_a_public_checkpoint_must_be_given(face: scGPT, t
 
 def test_a_registered_model_needs_a_registry(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigError, match=r"no MLflow is named.*tracking_uri"):
+    with pytest.raises(ConfigError, match=r"no MLflow server is given.*tracking_uri"):
         scGPT(scGPTConfig(model="models:/scgpt@champion"))
     with pytest.raises(ConfigError, match="uri"):
         scGPT(scGPTConfig(model="models:/scgpt@champion", tracking_uri="nonsense"))
@@ -566,7 +566,7 @@ def test_random_weights_are_reproducible_and_leave_the_generator_alone():
         ({"emb_mode": "mean"}, "emb_mode.*'cell', 'cls' or 'gene', got 'mean'"),
         ({"batch_size": 0}, "batch_size.*greater than or equal to 1, got 0"),
         ({"embsize": 10, "nheads": 3}, "embsize 10 is not a multiple of nheads 3"),
-        ({"nlayer": 3}, "no argument nlayer .did you mean nlayers"),
+        ({"nlayer": 3}, "unknown argument nlayer .did you mean nlayers"),
         ({"device": "tpu"}, "device.*got 'tpu'.*cpu, cuda"),
         ({"empty_cells": "drop"}, "empty_cells.*'nan' or 'error'"),
         ({"dropout": 1.5, "pad_token": "x"}, "dropout.*; pad_token"),

@@ -365,8 +365,9 @@ def _labels(labels: list[str], **changes: Any) -> list[Any]:
         (lambda labels: _labels(labels, c4=None, c9=np.nan), "2 cells have no label: c4, c9"),
         (lambda labels: _labels(labels, c4="mast"), "4 classes for output_size 3: B, NK, T, mast"),
         (lambda labels: _labels(labels, c4=1), "texts and numbers"),
-        (lambda labels: [0.5] * 60, "0.5 is no class.*regression"),
+        (lambda labels: [0.5] * 60, "0.5 is not a class.*regression"),
         (lambda labels: "BNK", "are a str"),
+        (lambda labels: ["B"] * 60, "All training labels are 'B'.*two classes"),
     ],
 )
 def test_wrong_labels_are_told(separable: Any, bundle_folder: Path, change: Any, told: str):

@@ -47,5 +47,5 @@ def test_what_changes_values_before_binning_is_refused(bundle_folder: Path, make
     with pytest.raises(ModelError, match="genes are selected first"):
         face.process_data(data, fine_tuning=True, n_top_genes=5)
     data.var_names = [data.var_names[1], *data.var_names[1:]]
-    with pytest.raises(ModelError, match="several columns go onto gene"):
+    with pytest.raises(ModelError, match="several columns map to gene"):
         face.process_data(data)

@@ -141,7 +141,7 @@ def test_a_fit_cut_short_is_reported_not_warned_about(monkeypatch):
 
 def test_no_training_cell_is_an_error_with_a_remedy():
     nothing = sparse.csr_matrix((0, 3), dtype=np.float32)
-    with pytest.raises(CorpusError, match="no training cell"):
+    with pytest.raises(CorpusError, match="No training cell"):
         logistic_regression(nothing, train_labels=[], test=nothing)
-    with pytest.raises(CorpusError, match="no training cell"):
+    with pytest.raises(CorpusError, match="No training cell"):
         majority_class([], 3)

@@ -65,7 +65,7 @@ def test_dictionary_survives_json_unchanged():
 
 
 def test_no_cell_to_score_is_an_error_with_a_remedy():
-    with pytest.raises(CorpusError, match="no held-out cell") as error:
+    with pytest.raises(CorpusError, match="No held-out cell") as error:
         score_classification([], [], labels=["A"])
     assert error.value.remedy
 

@@ -177,7 +177,7 @@ def test_unlisted_file_is_refused(saved: Path) -> None:
 
 
 def test_no_bundle_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no model bundle"):
+    with pytest.raises(NotFoundError, match="not a model bundle"):
         load_bundle(tmp_path / "nowhere")
     with pytest.raises(NotFoundError, match=r"digests\.json"):
         load_bundle(tmp_path)

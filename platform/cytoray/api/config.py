@@ -1,4 +1,4 @@
-"""``scGPTConfig``: the arguments of the model card, and where the weights come from; every mistake told by its name."""
+"""``scGPTConfig``: the arguments of the model card, and the source of the weights; every wrong argument is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 class scGPTConfig(Config):
-    """How cells become embeddings. With ``model``, what is not given here is as the weights have it.
+    """How cells become embeddings. With ``model``, arguments that are left out take the values of the weights.
 
     Raises ConfigError that names each wrong argument and what is allowed.
     """
@@ -25,13 +25,16 @@ class scGPTConfig(Config):
     model: str | Path | None = Field(
         None,
         description="Weights: a bundle's or public checkpoint's folder, the s3:// URI of either, models:/NAME@ALIAS or "
-        "models:/NAME/VERSION; None: random weights, of use for trials only.",
+        "models:/NAME/VERSION; None: random weights, useful for trials only.",
     )
-    tracking_uri: str | None = Field(None, description="MLflow of a models:/ name; default: $MLFLOW_TRACKING_URI.")
-    cache_folder: str | Path = Field("~/.cache/cytoray/models", description="Where models:/ bundles are kept.")
-    batch_size: int = Field(24, ge=1, description="Most cells of a minibatch; no result depends on it.")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server of a models:/ name; default: $MLFLOW_TRACKING_URI."
+    )
+    cache_folder: str | Path = Field("~/.cache/cytoray/models", description="Local folder for models:/ bundles.")
+    batch_size: int = Field(24, ge=1, description="Maximum number of cells in a minibatch; no result depends on it.")
     emb_mode: Literal["cell", "cls", "gene"] = Field(
-        "cell", description="An embedding: mean over the cell's genes, hidden state of <cls>, or one for each gene."
+        "cell",
+        description="Kind of embedding: mean over the cell's genes, hidden state of <cls>, or one vector per gene.",
     )
     nlayers: int = Field(12, ge=1, le=1024, description="Transformer layers.")
     nheads: int = Field(8, ge=1, description="Attention heads; must divide embsize.")
@@ -39,17 +42,19 @@ class scGPTConfig(Config):
     d_hid: int = Field(512, ge=1, le=262_144, description="Hidden width of the feed-forward.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of random weights and in fine-tuning.")
     n_layers_cls: int = Field(3, ge=1, le=64, description="Linear layers of the fine-tuning head.")
-    pad_token: Literal["<pad>"] = Field("<pad>", description="The only padding token there is.")
+    pad_token: Literal["<pad>"] = Field("<pad>", description="The only supported padding token.")
     mask_value: float = Field(-1.0, allow_inf_nan=False, description="Value that stands in for a hidden expression.")
     pad_value: float = Field(-2.0, allow_inf_nan=False, description="Value of padding; with random weights of <cls>.")
-    max_length: int = Field(1200, ge=2, description="Most tokens of a cell, <cls> included; longer cells are sampled.")
+    max_length: int = Field(
+        1200, ge=2, description="Maximum number of tokens per cell, <cls> included; longer cells are sampled."
+    )
     binning_seed: int = Field(123, ge=0, description="Seed of tie breaking and sampling.")
     ties: Literal["keyed", "global_rng"] = Field(
         "keyed",
-        description="Which bin a tied value takes: by binning_seed and cell, or as the original draws it, by NumPy's "
+        description="How ties between bins are broken: by binning_seed and cell, or as in the original, by NumPy's "
         "global generator when the data are processed.",
     )
-    empty_cells: EmptyCells = Field("nan", description="Cells without a known gene: NaN in every result, or an error.")
+    empty_cells: EmptyCells = Field("nan", description="Cells without a known gene: NaN in all results, or an error.")
     seed: int = Field(0, ge=0, description="Seed of random weights, of a new head and of training.")
     device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or mps.")
     world_size: int = Field(8, ge=1, description="Accepted as in helical, without effect: this face is one process.")
@@ -63,13 +68,13 @@ class scGPTConfig(Config):
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that the user set."""
+        """The arguments that the user set."""
         return frozenset(self.model_fields_set)
 
     @field_validator("device", mode="before")
     @classmethod
     def _named_device(cls, device: Any) -> Any:
-        """A ``torch.device`` is as good as its name."""
+        """Accept a ``torch.device`` as well as its name."""
         return str(device) if type(device).__name__ == "device" else device
 
     @model_validator(mode="after")
@@ -80,7 +85,7 @@ class scGPTConfig(Config):
 
 
 def checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
-    """Validate ``values`` as ``kind``; ConfigError that names each wrong argument."""
+    """Validate ``values`` as ``kind``; raise ConfigError that names each wrong argument."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -88,14 +93,14 @@ def checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
 
 
 def mistakes(error: ValidationError, kind: type[Config]) -> ConfigError:
-    """All mistakes in one error: argument, what is allowed, what was given."""
+    """Combine all mistakes in one error: argument, allowed values, given value."""
     lines, arguments = [], []
     for detail in error.errors():
         name = str(detail["loc"][0]) if detail["loc"] else ""
         arguments.append(name)
         if detail["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, kind.model_fields, n=1)
-            lines.append(f"there is no argument {name}" + (f" (did you mean {near[0]}?)" if near else ""))
+            lines.append(f"unknown argument {name}" + (f" (did you mean {near[0]}?)" if near else ""))
         else:
             text = detail["msg"].removeprefix("Value error, ")
             lines.append(f"{name}: {text}, got {detail['input']!r}" if name else text)

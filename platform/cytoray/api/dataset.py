@@ -1,4 +1,4 @@
-"""``scGPTDataset``: checked cells over the vocabulary of a model, and the report of how its genes were found."""
+"""``scGPTDataset``: checked cells over the vocabulary of a model, with a report of how their genes were matched."""
 
 # C cells, G genes of the source
 
@@ -31,11 +31,11 @@ SHOWN = 5  # names in a message
 
 @dataclass(frozen=True, repr=False)
 class GeneReport:
-    """How G genes were matched to the vocabulary, and which cells have none of them."""
+    """How G genes were matched to the vocabulary, and which cells have none that matched."""
 
     num_genes: int
-    matched: dict[str, int]  # genes by the kind of name that was found: symbol, ensembl, previous, alias
-    unknown: tuple[str, ...]  # genes that the model does not know, left out
+    matched: dict[str, int]  # number of genes by the kind of name: symbol, ensembl, previous, alias
+    unknown: tuple[str, ...]  # genes that the model does not know; they are left out
     duplicates: dict[str, list[str]]  # gene of the vocabulary -> the names whose values were summed
     empty_cells: tuple[str, ...]  # names of cells without a single known gene
     id_type: str
@@ -81,7 +81,7 @@ class scGPTDataset:
     obs_names: tuple[str, ...]  # (C,)
     report: GeneReport
     vocabulary: GeneVocabulary
-    batch_labels: tuple[str | None, ...] | None = None  # (C,), None where none were asked for
+    batch_labels: tuple[str | None, ...] | None = None  # (C,); None if not requested
 
     def __len__(self) -> int:
         return len(self.obs_names)
@@ -93,7 +93,7 @@ class scGPTDataset:
         return f"scGPTDataset({len(self):,} cells, {known:,} of {self.report.num_genes:,} genes known{batches})"
 
     def take(self, rows: npt.NDArray[np.integer]) -> scGPTDataset:
-        """The cells at ``rows``, in that order; the report stays that of all cells."""
+        """Return the cells at ``rows``, in that order; the report still covers all cells."""
         labels = None if self.batch_labels is None else tuple(self.batch_labels[row] for row in rows)
         names = tuple(self.obs_names[row] for row in rows)
         return replace(self, cells=take(self.cells, rows), obs_names=names, batch_labels=labels)
@@ -106,7 +106,7 @@ class scGPTDataset:
 
 @dataclass(frozen=True)
 class Request:
-    """What ``process_data`` was asked for."""
+    """The arguments of ``process_data``."""
 
     gene_names: str
     matrix: str
@@ -115,13 +115,13 @@ class Request:
     n_top_genes: int | None  # None: all genes
     flavor: Flavor
     empty_cells: EmptyCells
-    drawn_bins: int | None = None  # bins to be drawn by NumPy's global generator while reading
+    drawn_bins: int | None = None  # number of bins that NumPy's global generator draws while reading
 
 
 def build_dataset(
     cells: Any, vocabulary: GeneVocabulary, request: Request, *, advance: Callable[[float], object]
 ) -> scGPTDataset:
-    """Read, check and map ``cells``, some rows at a time; see ``scGPT.process_data``."""
+    """Read, check and map ``cells``, a range of rows at a time; see ``scGPT.process_data``."""
     with open_cells(cells, matrix=request.matrix, gene_names=request.gene_names) as reader:
         names = [str(name) for name in reader.obs.index]
         matrix = f"{reader.matrix} was read{reader.other_matrices}"
@@ -145,19 +145,19 @@ def build_dataset(
 
 
 def _refuse_changed_values(reader: CellReader, mapping: GeneMapping, request: Request) -> None:
-    """ModelError where bins drawn for the columns would not be those of the genes."""
+    """Raise ModelError if bins drawn per column would differ from the bins of the genes."""
     reason = "genes are selected first" if request.n_top_genes is not None else None
     if mapping.duplicates:
-        reason = f"several columns go onto gene {next(iter(mapping.duplicates))!r}"
+        reason = f"several columns map to gene {next(iter(mapping.duplicates))!r}"
     if reason is not None:
         raise ModelError(
-            f"{reader.source.uri}: ties='global_rng' draws a bin for each value as it stands, but {reason}.",
+            f"{reader.source.uri}: ties='global_rng' draws a bin for each stored value, but {reason}.",
             remedy="Prepare the data so that each column is one gene to be embedded, or use ties='keyed'.",
         )
 
 
 def report_empty_cells(dataset: scGPTDataset, empty_cells: EmptyCells) -> None:
-    """A warning, or a ModelError, that names the cells without a known gene."""
+    """Warn about cells without a known gene, or raise ModelError, and name them."""
     names = [dataset.obs_names[row] for row in dataset.empty_rows]
     if not names:
         return
@@ -168,12 +168,12 @@ def report_empty_cells(dataset: scGPTDataset, empty_cells: EmptyCells) -> None:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """Join the first few of many names."""
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def _batch_labels(reader: CellReader, wanted: bool | str) -> tuple[str | None, ...] | None:
-    """One label a cell from the column that is asked for; None if none is."""
+    """One label per cell from the requested column of obs; None if none is requested."""
     if wanted is False:
         return None
     columns = [str(name) for name in reader.obs.columns]
@@ -184,7 +184,7 @@ def _batch_labels(reader: CellReader, wanted: bool | str) -> tuple[str | None, .
 
 
 def _refuse_strangers(reader: CellReader, mapping: GeneMapping) -> None:
-    """ModelError where the model knows none of the genes."""
+    """Raise ModelError if the model knows none of the genes."""
     if (mapping.ids >= 0).any():
         return
     species = "" if mapping.species == "unknown" else f"{mapping.species} "
@@ -200,7 +200,7 @@ def _refuse_strangers(reader: CellReader, mapping: GeneMapping) -> None:
 
 
 def _restricted(cells: PackedCells, genes: Int32) -> PackedCells:
-    """The cells with no other than ``genes`` (ascending ids); their values stay."""
+    """Keep only ``genes`` (ascending ids); values are unchanged."""
     sparse = unpack(cells)
     kept = np.isin(sparse.gene_ids, genes)
     starts = np.concatenate([[0], np.cumsum(kept)])[sparse.indptr].astype(np.int64)

@@ -30,9 +30,9 @@ _HEAD, _KIND = "head", "label_type"  # keys of the lineage
 
 
 class scGPTFineTuningModel(scGPT):
-    """scGPT with a head of K outputs on the cell embedding that its weights were made for (``<cls>``, mostly).
+    """scGPT with a head of K outputs on the cell embedding of its weights (mostly ``<cls>``).
 
-    ``history`` has one record for each epoch of the last training.
+    ``history`` has one record per epoch of the last training.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class scGPTFineTuningModel(scGPT):
         fine_tuning_head: Head = "classification",
         output_size: int | None = None,
     ) -> None:
-        """Load the weights of ``scGPT_config`` as scGPT does and give them a head of ``output_size`` outputs.
+        """Load weights as scGPT does and add a head of ``output_size`` outputs.
 
-        The head is random by ``scGPT_config.seed``, or that of the weights where these have one of this kind and
-        size; then ``output_size`` may be left out. Raises ConfigError that names the argument.
+        If the weights have a head of this kind and size it is kept, and ``output_size`` may be left out; otherwise
+        the head is initialised from ``scGPT_config.seed``. Raises ConfigError that names a wrong argument.
         """
         super().__init__(scGPT_config)
         self._give_head(fine_tuning_head, output_size)
@@ -58,7 +58,7 @@ class scGPTFineTuningModel(scGPT):
         fine_tuning_head: Head = "classification",
         output_size: int | None = None,
     ) -> Self:
-        """The same from a bundle in memory, which is not changed."""
+        """Build the same from a bundle in memory, which is not changed."""
         self = super().from_bundle(bundle, configurer=configurer)
         self._give_head(fine_tuning_head, output_size)
         return self
@@ -78,7 +78,7 @@ class scGPTFineTuningModel(scGPT):
         freeze_layers: int = 0,
         seed: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Train all weights but the frozen ones with AdamW, keep the best epoch's, and return the history.
+        """Train all weights except frozen ones with AdamW, keep those of the best epoch, and return the history.
 
         ``train_labels``: one text or whole number per cell, or for regression numbers (C,) or (C, K); a Series or
         DataFrame whose index has the cells' names is matched by name, and refused if it names only some of them.
@@ -87,7 +87,7 @@ class scGPTFineTuningModel(scGPT):
         the last epoch stays. Cells without a known gene are left out, with a warning.
 
         Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
-        TrainingError where the loss is not finite. Whatever happens, the model ends in eval mode.
+        TrainingError if the loss is not finite. The model always ends in eval mode.
         """
         settings = {"epochs": epochs, "learning_rate": learning_rate, "patience": patience, "seed": seed}
         settings |= {"batch_size": batch_size, "validation_fraction": validation_fraction}
@@ -110,13 +110,13 @@ class scGPTFineTuningModel(scGPT):
         return self.history
 
     def get_outputs(self, dataset: scGPTDataset) -> Float32:
-        """What the head says of each cell, float32 (C, K): logits, or numbers; NaN for cells without a known gene."""
+        """Return the outputs of the head, float32 (C, K): logits or numbers; NaN for cells without a known gene."""
         self._check(dataset)
         with watched("predict", total=len(dataset)) as advance:
             return self._inference(dataset, advance).logits()
 
     def predict(self, dataset: scGPTDataset) -> npt.NDArray[Any]:
-        """The label of each cell (C,), None where it has no known gene; of regression the outputs, (C,) or (C, K)."""
+        """Return the label of each cell (C,), None without a known gene; for regression the outputs, (C,) or (C, K)."""
         outputs = self.get_outputs(dataset)
         if self.head == "regression":
             return outputs[:, 0] if outputs.shape[1] == 1 else outputs
@@ -129,7 +129,7 @@ class scGPTFineTuningModel(scGPT):
         return Classes(self.bundle.labels, numbers=self.bundle.lineage.get(_KIND) == "int")
 
     def _give_head(self, head: Head, output_size: int | None) -> None:
-        """Make the bundle one of our own, with a head."""
+        """Replace the bundle by a copy with a head."""
         if head not in get_args(Head):
             raise ConfigError(f"fine_tuning_head is {head!r}.", remedy=f"Choose one of {', '.join(get_args(Head))}.")
         self.head, self.history = head, list[dict[str, Any]]()
@@ -139,7 +139,7 @@ class scGPTFineTuningModel(scGPT):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigError(
                 f"output_size is {output_size!r}.",
-                remedy="Give the number of classes, or of numbers a cell, 1 or more.",
+                remedy="Give the number of classes, or of numbers per cell, 1 or more.",
             )
         refuse_conditions(bundle.model.config)
         if size == there:
@@ -151,27 +151,27 @@ class scGPTFineTuningModel(scGPT):
 
     def _with_head(self, size: int, *, seed: int, keep: bool) -> ScGPT:
         """A copy of the model with a head of ``size`` outputs."""
-        config, given = self.bundle.model.config, self.config.given
+        config, settings = self.bundle.model.config, self._settings
         changes: dict[str, Any] = {"num_labels": size}
-        if "dropout" in given:
-            changes["dropout"] = self.config.dropout
-        if "n_layers_cls" in given:
-            changes["num_classifier_layers"] = self.config.n_layers_cls
+        if "dropout" in settings.given:
+            changes["dropout"] = settings.dropout
+        if "n_layers_cls" in settings.given:
+            changes["num_classifier_layers"] = settings.n_layers_cls
         shape = ModelConfig.model_validate(config.model_dump() | changes)
         return with_head(self.bundle, shape, seed=seed, keep=keep)
 
     def _replace_head(self, names: tuple[str, ...], lineage: dict[str, str], *, seed: int) -> None:
-        """Give the model a new head, random by ``seed``, whose outputs have ``names``."""
+        """Give the model a new head, initialised from ``seed``, whose outputs have ``names``."""
         bundle = self.bundle
         model = self._with_head(len(names), seed=seed, keep=False)
         parent = bundle.lineage.get("parent_bundle_digest") or bundle.digest or ""
-        told = {**bundle.lineage, "parent_bundle_digest": parent, **lineage}
-        self.bundle = ModelBundle(model, bundle.vocabulary, bundle.tokenizer_config, names, told)
+        lineage = {**bundle.lineage, "parent_bundle_digest": parent, **lineage}
+        self.bundle = ModelBundle(model, bundle.vocabulary, bundle.tokenizer_config, names, lineage)
 
     def _learn_labels(self, labels: npt.NDArray[Any], config: FitConfig) -> npt.NDArray[Any]:
-        """Targets of the training labels; a head that knew other classes before is replaced."""
+        """Targets of the training labels; a head trained on other classes is replaced."""
         if len(labels) == 0:
-            raise ModelError("There are no cells to train with.", remedy="Give some.")
+            raise ModelError("No cells to train with.", remedy="Give a data set that has cells.")
         size = self.bundle.model.config.num_labels
         if self.head == "regression":
             self.bundle.digest = None
@@ -184,18 +184,18 @@ class scGPTFineTuningModel(scGPT):
             trained = not all(map(is_unused, self.bundle.labels))
             if trained or config.seed != self.config.seed:
                 self._replace_head(classes.names, lineage, seed=config.seed)
-        told = {**self.bundle.lineage, **lineage}
-        self.bundle = replace(self.bundle, labels=classes.names, lineage=told, digest=None)
+        lineage = {**self.bundle.lineage, **lineage}
+        self.bundle = replace(self.bundle, labels=classes.names, lineage=lineage, digest=None)
         return classes.codes(labels)
 
     def _targets(self, labels: npt.NDArray[Any], *, seen: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Targets of validation labels; classes that training has not ``seen`` are refused."""
+        """Targets of validation labels; classes that are not among the ``seen`` ones are refused."""
         if self.head == "regression":
             return numbers(labels, self.bundle.model.config.num_labels, what="validation_labels")
         return self._classes.codes(labels, known={self.bundle.labels[code] for code in np.unique(seen)})
 
     def _examples(self, dataset: scGPTDataset, targets: npt.NDArray[Any]) -> Examples:
-        """The cells that have a gene, with their targets; a warning names the others."""
+        """The cells with a known gene and their targets; a warning names the others."""
         self._check(dataset)
         empty = [dataset.obs_names[row] for row in dataset.empty_rows]
         if empty:
@@ -207,7 +207,7 @@ class scGPTFineTuningModel(scGPT):
         return Examples(dataset.cells, torch.from_numpy(targets)).take(rows)
 
     def _split(self, train: Examples, config: FitConfig) -> tuple[Examples, Examples | None]:
-        """Training and held-out examples; None where no cell is held out."""
+        """Training and held-out examples; None if no cell is held out."""
         one = np.zeros(len(train.targets), np.int64)
         strata = train.targets.numpy() if self.head == "classification" else one
         rows, held = hold_out(strata, fraction=config.validation_fraction, seed=config.seed)

@@ -37,20 +37,24 @@ CLIP_NORM = 1.0
 
 
 class FitConfig(Config):
-    """How a model is fitted."""
+    """Settings of the fit."""
 
     epochs: int = Field(1, ge=1, description="Passes over the training cells.")
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="AdamW's learning rate.")
-    batch_size: int = Field(24, ge=1, description="Cells of one step of the optimizer.")
-    patience: int | None = Field(None, ge=1, description="Stop after so many epochs without a better validation loss.")
-    freeze_layers: int = Field(0, ge=0, description="First transformer layers that stay, with the gene embeddings.")
-    validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of cells held out to judge epochs.")
+    batch_size: int = Field(24, ge=1, description="Cells per optimizer step.")
+    patience: int | None = Field(
+        None, ge=1, description="Number of epochs without a better validation loss after which to stop."
+    )
+    freeze_layers: int = Field(
+        0, ge=0, description="Number of first transformer layers that are frozen, with the gene embeddings."
+    )
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of cells held out to select the best epoch.")
     seed: int = Field(0, ge=0, description="Seed of the hold-out, the order of cells, ties and dropout.")
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """C cells, each with a gene at least, and what is to be learned of them."""
+    """C cells, each with at least one gene, and their targets."""
 
     cells: PackedCells
     targets: Tensor  # int64 (C,) classes, or float32 (C, K)
@@ -61,7 +65,7 @@ class Examples:
 
 
 def hold_out(strata: Int64, *, fraction: float, seed: int) -> tuple[Int64, Int64]:
-    """Rows to train with and rows held out, by (seed, row): of each stratum (C,) its share, and never the last one."""
+    """Split rows into training and held-out ones, keyed by (seed, row): a share of each stratum, never all of it."""
     keys = combine(int(Purpose.SPLIT), seed, np.arange(len(strata)))
     held = []
     for stratum in np.unique(strata):
@@ -73,10 +77,10 @@ def hold_out(strata: Int64, *, fraction: float, seed: int) -> tuple[Int64, Int64
 
 
 class Fit:
-    """Fits the model of one bundle, in place."""
+    """Fitting of a bundle's model, in place."""
 
     def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
-        """Raises ConfigError where more layers are to be frozen than there are."""
+        """Raises ConfigError if more layers are to be frozen than the model has."""
         self._model, self._head, self._config = bundle.model, head, config
         self._tokenizer = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
         num_layers = bundle.model.config.num_layers
@@ -86,10 +90,10 @@ class Fit:
             )
 
     def run(self, train: Examples, validation: Examples | None, *, advance: progress.Advance) -> list[dict[str, Any]]:
-        """Train, and return a record an epoch; the model ends in eval mode with the weights of its best epoch.
+        """Train and return one record per epoch; the model ends in eval mode with the weights of the best epoch.
 
-        The best epoch has the lowest validation loss; without validation the last one stays. Raises TrainingError
-        where a loss is not finite.
+        The best epoch has the lowest validation loss; without validation it is the last. Raises TrainingError if a
+        loss is not finite.
         """
         history: list[dict[str, Any]] = []
         best: tuple[int, dict[str, Tensor]] | None = None
@@ -111,7 +115,7 @@ class Fit:
         return history
 
     def judge(self, examples: Examples) -> dict[str, float]:
-        """``validation_loss`` and, of classes, ``accuracy``; in eval mode, without gradients."""
+        """Return ``validation_loss`` and, for classes, ``accuracy``."""
         self._model.eval()
         rows = np.arange(len(examples.targets))
         loss, right = 0.0, 0
@@ -124,7 +128,7 @@ class Fit:
         return found | ({"accuracy": right / len(rows)} if self._head == "classification" else {})
 
     def _epoch(self, train: Examples, epoch: int, optimizer: torch.optim.Optimizer, advance: progress.Advance) -> float:
-        """One pass over all cells in a new order; returns the mean loss of a cell."""
+        """Train on all cells once, in a new order; return the mean loss per cell."""
         self._model.train()
         keys = combine(int(Purpose.ORDER), self._config.seed, epoch, np.arange(len(train.targets)))
         order = np.argsort(keys, kind="stable")
@@ -137,7 +141,7 @@ class Fit:
         return total / len(order)
 
     def _step(self, train: Examples, rows: Int64, epoch: int, optimizer: torch.optim.Optimizer) -> float:
-        """One step on the mean loss of the cells at ``rows``, gathered over micro-batches."""
+        """Take one step on the mean loss of the cells at ``rows``, accumulated over micro-batches."""
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for places, batch in self._micro_batches(train, rows, epoch=epoch):
@@ -152,7 +156,7 @@ class Fit:
     def _micro_batches(
         self, examples: Examples, rows: Int64, *, epoch: int | None
     ) -> Iterator[tuple[Int64, PackedMinibatch]]:
-        """Rows and tokens of cells of similar length, ties and samples drawn anew in every epoch."""
+        """Yield rows and tokens of cells of similar length; ties and samples are drawn anew in each epoch."""
         for start in range(0, len(rows), MOST_TOKENS):
             some = rows[start : start + MOST_TOKENS]
             tokens = self._tokenizer(take(examples.cells, some), epoch=epoch)
@@ -174,7 +178,7 @@ class Fit:
 
 @contextmanager
 def _trained(model: ScGPT, freeze_layers: int) -> Iterator[None]:
-    """Freeze the first layers within the block; whatever happens in it, the model ends unfrozen and in eval mode."""
+    """Freeze the first layers within the block; afterwards the model is unfrozen and in eval mode."""
     frozen = [model.encoder, *list(model.transformer_encoder.layers)[:freeze_layers]] if freeze_layers else []
     parameters = [parameter for module in frozen for parameter in module.parameters() if parameter.requires_grad]
     try:

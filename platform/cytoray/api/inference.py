@@ -1,4 +1,4 @@
-"""Run a model over a data set in minibatches of similar length: hidden states, attention and logits, cell by cell."""
+"""Run a model over a data set in minibatches of similar length: hidden states, attention and logits per cell."""
 
 # C cells, T tokens of a minibatch, L tokens of a cell, D width, H heads, K outputs
 
@@ -27,18 +27,18 @@ _CELLS_AT_A_TIME = 4_096
 
 
 class Inference:
-    """A bundle's model over one data set, in eval mode and without gradients; empty cells are passed over."""
+    """A bundle's model over one data set, in eval mode and without gradients; empty cells are skipped."""
 
     def __init__(
         self, bundle: ModelBundle, dataset: scGPTDataset, *, batch_tokens: int, advance: Callable[[int], object]
     ) -> None:
-        """``batch_tokens`` bounds a minibatch; ``advance`` is told how many cells are done."""
+        """``batch_tokens`` bounds a minibatch; ``advance`` receives the number of cells done."""
         bundle.model.eval()
         self._bundle, self._dataset = bundle, dataset
         self._batch_tokens, self._advance = batch_tokens, advance
 
     def gene_states(self) -> list[pd.Series]:
-        """For each cell a series of hidden states, float32 (D,), by gene symbol; an empty one for an empty cell."""
+        """Return per cell a series of hidden states, float32 (D,), by gene symbol; empty for an empty cell."""
         states = [pd.Series([], index=pd.Index([], dtype=object), dtype=object) for _ in range(len(self._dataset))]
         for rows, tokens, batch in self._minibatches():
             hidden_TD = self._bundle.model.encode(batch).float().cpu().numpy()
@@ -48,7 +48,7 @@ class Inference:
         return states
 
     def attentions(self, *, layer: int) -> list[Float32]:
-        """Attention weights (H, L, L) of each cell in one layer, ``<cls>`` first; NaN (H, 1, 1) for an empty cell."""
+        """Return attention weights (H, L, L) per cell in one layer, ``<cls>`` first; NaN (H, 1, 1) if it is empty."""
         heads = self._bundle.model.config.num_heads
         found = [np.full((heads, 1, 1), np.nan, np.float32) for _ in range(len(self._dataset))]
         for rows, _, batch in self._minibatches():
@@ -57,7 +57,7 @@ class Inference:
         return found
 
     def genes(self) -> list[list[str]]:
-        """Symbols of each cell's L tokens in their order, ``<cls>`` first; no model is run."""
+        """Return the symbols of each cell's L tokens in order, ``<cls>`` first, without running the model."""
         found: list[list[str]] = [["<cls>"] for _ in range(len(self._dataset))]
         for rows, tokens in self._tokens():
             for place, row in enumerate(rows):
@@ -66,7 +66,7 @@ class Inference:
         return found
 
     def logits(self) -> Float32:
-        """What the classifier says of each cell (C, K); NaN for an empty cell."""
+        """Return the classifier's logits (C, K); NaN for an empty cell."""
         model = self._bundle.model
         found = np.full((len(self._dataset), model.config.num_labels), np.nan, np.float32)
         for rows, _, batch in self._minibatches():
@@ -74,7 +74,7 @@ class Inference:
         return found
 
     def _minibatches(self) -> Iterator[tuple[Rows, TokenizedCells, PackedMinibatch]]:
-        """Rows, tokens and tensors of minibatches of similar length."""
+        """Yield rows, tokens and tensors of minibatches of similar length."""
         with torch.inference_mode():
             for rows, tokens in self._tokens():
                 for places in group_by_length(tokens.lengths, batch_tokens=self._batch_tokens):
@@ -83,7 +83,7 @@ class Inference:
                     self._advance(len(places))
 
     def _tokens(self) -> Iterator[tuple[Rows, TokenizedCells]]:
-        """The tokens of the cells that have genes, some thousand cells at a time."""
+        """Yield the tokens of cells that have genes, some thousand cells at a time."""
         tokenizer = CellTokenizer(self._bundle.vocabulary, self._bundle.tokenizer_config)
         kept = np.flatnonzero(self._dataset.cells.num_genes_per_cell > 0)
         for start in range(0, len(kept), _CELLS_AT_A_TIME):

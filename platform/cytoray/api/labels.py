@@ -1,4 +1,4 @@
-"""Labels of cells as what a head learns from: class codes or numbers, checked and matched to the cells by name."""
+"""Turn labels of cells into targets of a head: class codes or numbers, checked and matched to the cells by name."""
 
 # C cells, K outputs
 
@@ -48,19 +48,25 @@ def aligned(labels: Any, dataset: scGPTDataset, *, what: str, like: Any = None) 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a head: what its K outputs are called, and whether users know them as numbers."""
+    """The classes of a head: the names of its K outputs, and whether users gave them as numbers."""
 
     names: tuple[str, ...]  # (K,)
     numbers: bool
 
     @staticmethod
     def of(labels: npt.NDArray[Any], num_outputs: int) -> Classes:
-        """The classes that ``labels`` (C,) tell: whole numbers below K are the outputs' own, others are sorted.
+        """Find the classes of ``labels`` (C,): whole numbers below K number the outputs, other classes are sorted.
 
-        Raises ModelError for more distinct classes than outputs, and for what is neither text nor a whole number.
+        Raises ModelError for fewer than two or more than K classes, and for labels that are neither texts nor whole
+        numbers.
         """
         plain = _plain(labels)
         distinct = sorted(set(plain))
+        if len(distinct) < 2:
+            raise ModelError(
+                f"All training labels are {distinct[0]!r}.",
+                remedy="Give cells of at least two classes; fine_tuning_head='regression' learns numbers.",
+            )
         numbers = isinstance(distinct[0], int)
         if numbers and distinct[0] >= 0 and distinct[-1] < num_outputs:
             return Classes(tuple(map(str, range(num_outputs))), numbers=True)
@@ -74,7 +80,7 @@ class Classes:
         return Classes((*map(str, distinct), *unused), numbers)
 
     def codes(self, labels: npt.NDArray[Any], *, known: set[str] | None = None) -> Int64:
-        """Output number of each label (C,); ModelError that names classes which are not ``known``."""
+        """Return the output of each label (C,); raise ModelError that names classes which are not ``known``."""
         texts = [str(label) for label in _plain(labels)]
         unseen = sorted(set(texts) - (set(self.names) if known is None else known))
         if unseen:
@@ -87,7 +93,7 @@ class Classes:
         return np.array([places[text] for text in texts], np.int64)
 
     def decode(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """The likeliest label of each row of (C, K), as the user wrote it; None for a row of NaN."""
+        """Return the most likely label per row of (C, K), as the user wrote it; None for a row of NaN."""
         used = [number for number, name in enumerate(self.names) if not is_unused(name)]
         labels = np.empty(len(logits), object)
         for row in np.flatnonzero(np.isfinite(logits).all(axis=1)):
@@ -97,13 +103,13 @@ class Classes:
 
 
 def is_unused(name: str) -> bool:
-    """Whether ``name`` is that of an output without a class."""
+    """Whether ``name`` is the name of an output without a class."""
     start, _, end = UNUSED.partition("{}")
     return name.startswith(start) and name.endswith(end)
 
 
 def numbers(labels: npt.NDArray[Any], num_outputs: int, *, what: str) -> npt.NDArray[np.float32]:
-    """Regression targets (C, K) of labels (C,) or (C, K); ModelError for another shape or for what is no number."""
+    """Return regression targets (C, K) of labels (C,) or (C, K); raise ModelError for other shapes or values."""
     try:
         values = labels.astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -184,5 +190,5 @@ def _plain_one(label: Any) -> int | str:
     if isinstance(label, int | np.integer) or (isinstance(label, float | np.floating) and float(label).is_integer()):
         return int(str(text))
     raise ModelError(
-        f"{label!r} is no class.", remedy="Give texts or whole numbers, or set fine_tuning_head='regression'."
+        f"{label!r} is not a class.", remedy="Give texts or whole numbers, or set fine_tuning_head='regression'."
     )

@@ -34,7 +34,7 @@ class scGPT:
     """A model with its vocabulary and tokens (``bundle``), and how it is used (``config``)."""
 
     def __init__(self, configurer: scGPTConfig | None = None) -> None:
-        """Load the weights that ``configurer.model`` names; without one, random weights and a UserWarning.
+        """Load the weights that ``configurer.model`` names; without it, use random weights and warn.
 
         Raises ConfigError, NotFoundError, DigestError, RegistryError or ModelError that names what is wrong.
         """
@@ -43,7 +43,7 @@ class scGPT:
 
     @classmethod
     def from_bundle(cls, bundle: ModelBundle, *, configurer: scGPTConfig | None = None) -> Self:
-        """The face of a bundle in memory, which is not changed; ``configurer.model`` counts for nothing."""
+        """Use a bundle in memory, which is not changed; ``configurer.model`` is ignored."""
         self = cls.__new__(cls)
         self._settings = configurer or scGPTConfig()
         self.bundle = on_device(adapted(bundle, self._settings), self._settings)
@@ -51,7 +51,7 @@ class scGPT:
 
     @property
     def config(self) -> scGPTConfig:
-        """The configuration in force: what the user left out is as the weights have it."""
+        """The configuration in force: arguments that were left out have the values of the weights."""
         return in_force(self._settings, self.bundle)
 
     def __repr__(self) -> str:
@@ -72,19 +72,18 @@ class scGPT:
         *,
         matrix: str = "auto",
     ) -> scGPTDataset:
-        """Check C cells and map their genes to the model's; the AnnData is not changed, nor made dense.
+        """Check C cells and map their genes to the model's; the AnnData is neither changed nor made dense.
 
         ``adata``: an AnnData (CSR, CSC or dense; in memory or backed), or the path or s3:// URI of a file that cytoray
-        reads. Values are looked at some 2,000 cells at a time; CSC in memory is turned into CSR once, which takes a
-        copy of it. ``matrix`` is auto (raw counts before anything else, as in an ingest), X, raw.X or layers/NAME.
-        ``gene_names``: "index", or the column of var with symbols or Ensembl ids (symbols or ids that stand beside
-        them are found and used as well); genes that share a symbol are summed. ``fine_tuning`` keeps the
-        ``n_top_genes`` most variable genes by ``flavor``; their values stay.
-        ``use_batch_labels``: column of obs, or True for ``batch``. ``use_raw_counts`` False takes any values from
-        zero on: bins depend on ranks only.
+        reads. Values are read some 2,000 cells at a time; a CSC matrix in memory is converted to CSR once, which takes
+        a copy. ``matrix`` is auto (the rule of an ingest: raw counts first), X, raw.X or layers/NAME. ``gene_names``: "index", or the column of var with symbols
+        or Ensembl ids (the other kind is used as well if var has it); genes that share a symbol are
+        summed. ``fine_tuning`` keeps the ``n_top_genes`` most variable genes by ``flavor``; their values are unchanged.
+        ``use_batch_labels``: column of obs, or True for ``batch``. ``use_raw_counts`` False accepts any
+        non-negative values: bins depend on ranks only.
 
-        Raises CorpusError that names cell and gene of the first value that is not finite, negative or no integer, or
-        the columns where the one asked for is not there; ModelError where no gene is known, or by ``empty_cells``.
+        Raises CorpusError that names cell and gene of the first value that is not finite, negative or not an integer,
+        or the columns if the requested one is missing; ModelError if no gene is known, or by ``empty_cells``.
         """
         if n_top_genes < 1 or flavor not in FLAVORS:
             raise ConfigError(
@@ -112,12 +111,12 @@ class scGPT:
         output_genes: bool = False,
         attn_layer: int = -1,
     ) -> Any:
-        """Embeddings by ``emb_mode``, float32 (C, D), each of length 1; NaN for empty cells.
+        """Return embeddings by ``emb_mode``, float32 (C, D), each of length 1; NaN for empty cells.
 
-        With emb_mode "gene": for each cell a pandas Series of hidden states (D,), as they are, by gene symbol. With
-        ``output_attentions`` or ``output_genes`` a tuple that goes on with a list of attention weights (H, L, L) of
-        layer ``attn_layer``, and with a list of each cell's L token names, ``<cls>`` first. A cell's result depends
-        neither on other cells nor on batch_size. Raises ModelError for a data set of another vocabulary.
+        With emb_mode "gene": per cell a pandas Series of hidden states (D,), not normalised, by gene symbol. With
+        ``output_attentions`` or ``output_genes`` the result is a tuple: the embeddings, then a list of attention
+        weights (H, L, L) of layer ``attn_layer``, then a list of each cell's L token names, ``<cls>`` first. A cell's
+        result depends neither on other cells nor on batch_size. Raises ModelError for a data set of another vocabulary.
         """
         self._check(dataset)
         layers = self.bundle.model.config.num_layers
@@ -133,7 +132,7 @@ class scGPT:
         return (embeddings, *further) if further else embeddings
 
     def embed(self, adata: anndata.AnnData, key: str = KEY, **options: Any) -> Float32:
-        """Write the embeddings (C, D) of an AnnData to its ``obsm[key]``, its only change, and return them.
+        """Write the embeddings (C, D) of an AnnData to its ``obsm[key]`` and return them; nothing else is changed.
 
         ``options`` are those of ``process_data``.
         """
@@ -174,9 +173,9 @@ class scGPT:
         return save_bundle(self.bundle, Path(folder))
 
     def _embeddings(self, dataset: scGPTDataset) -> Float32:
-        """One vector a cell (C, D), whatever its genes' would be."""
+        """One vector per cell, (C, D)."""
         if self.config.emb_mode == "gene":
-            raise ConfigError("emb_mode 'gene' has no embedding of a cell.", remedy="Set emb_mode to 'cell' or 'cls'.")
+            raise ConfigError("emb_mode 'gene' gives no embedding per cell.", remedy="Set emb_mode to 'cell' or 'cls'.")
         self._check(dataset)
         wanted = _POOLING[self.config.emb_mode]
         # Where it is the model's own way, the predictor runs once for embeddings and labels.
@@ -196,11 +195,11 @@ class scGPT:
 
     @property
     def _batch_tokens(self) -> int:
-        """Tokens of a minibatch that holds no more than about ``batch_size`` of the longest cells."""
+        """Tokens per minibatch, so that it holds about ``batch_size`` of the longest cells at most."""
         return min(MOST_TOKENS, self.config.batch_size * self.bundle.tokenizer_config.max_length)
 
     def _check(self, dataset: scGPTDataset) -> None:
-        """Refuse what this model cannot take."""
+        """Refuse data that this model cannot use."""
         if dataset.vocabulary is not self.bundle.vocabulary and dataset.vocabulary != self.bundle.vocabulary:
             raise ModelError(
                 "This data set was made for a model with another vocabulary.",

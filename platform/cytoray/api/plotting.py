@@ -1,4 +1,4 @@
-"""Draw cell embeddings in UMAP's plane, coloured by what an AnnData knows of its cells, without touching it."""
+"""Draw cell embeddings in the UMAP plane, coloured by obs or a gene, without changing the AnnData."""
 
 # C cells, D width
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import anndata
     from matplotlib.figure import Figure
 
-FEWEST_CELLS = 10  # below which UMAP has no neighbours to speak of
+FEWEST_CELLS = 10  # fewer have too few neighbours for UMAP
 
 
 def plot_plane(
     adata: anndata.AnnData, embeddings: npt.NDArray[np.float32], *, color: str | None, file: str | Path | None
 ) -> Figure:
-    """Draw embeddings (C, D) of the cells of ``adata`` that have one; those of empty cells are NaN and left out.
+    """Draw the embeddings (C, D) of the cells of ``adata``; cells whose embedding is NaN are left out.
 
     Raises ModelError for embeddings of other cells, and for fewer than ten cells.
     """

@@ -1,4 +1,4 @@
-"""Read cells range by range: every value is looked at, and the first bad one is named by cell and gene."""
+"""Read cells range by range and check every value; the first bad one is named by cell and gene."""
 
 # C cells (rows read), G genes of the source
 
@@ -25,12 +25,12 @@ from cytoray.tokens.packed import PackedCells, concatenate, pack_rows, packed_co
 from cytoray.tokens.vocabulary import GeneMapping
 
 ROWS_AT_A_TIME = 2_048
-_FAULTS = {NOT_FINITE: "is not finite", NEGATIVE: "is negative", NON_INTEGER: "is no integer"}
+_FAULTS = {NOT_FINITE: "is not finite", NEGATIVE: "is negative", NON_INTEGER: "is not an integer"}
 
 
 @dataclass(frozen=True)
 class CheckedReading:
-    """One pass over all cells of ``reader``, which was opened on ``cells``."""
+    """A pass over all cells of ``reader``, which was opened on ``cells``."""
 
     cells: Any
     reader: CellReader
@@ -38,9 +38,9 @@ class CheckedReading:
     drawn_bins: int | None = None  # bins drawn by NumPy's global generator, in the order of rows and columns
 
     def read(self, mapping: GeneMapping, advance: Callable[[float], object]) -> tuple[PackedCells, bool]:
-        """The cells over the vocabulary, and whether all their values are integers; CorpusError for the first bad one.
+        """Return the cells over the vocabulary, and whether all values are integers; CorpusError for the first bad one.
 
-        ``advance`` is told how many cells are done.
+        ``advance`` receives the number of cells done.
         """
         num_cells = self.reader.describe().num_cells
         ids = cell_id("", [str(name) for name in self.reader.obs.index])
@@ -65,7 +65,7 @@ class CheckedReading:
         return concatenate(parts), whole
 
     def _checked(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Rows ``start`` to ``stop`` (C, G) without a fault; counts that went through floats are exact again."""
+        """Return the checked rows ``start`` to ``stop`` (C, G); counts that went through floats are rounded."""
         matrix = self.reader.read_rows(start, stop)
         scan = scan_rows(matrix, counts=self.counts)
         if scan.faults.any():
@@ -96,7 +96,7 @@ class CheckedReading:
         counts = f"{other} holds raw counts: name it with matrix={other!r}" if other else ""
         if fault == NEGATIVE:
             return (
-                counts or "Scaled values are no expression: name the counts with matrix='layers/NAME' or 'raw.X'"
+                counts or "Scaled values are not expression: name the counts with matrix='layers/NAME' or 'raw.X'"
             ) + "."
         return f"{counts}{', or s' if counts else 'S'}et use_raw_counts=False: bins depend on ranks only."
 
@@ -105,9 +105,9 @@ class CheckedReading:
 
 
 def _draw_bins(matrix: sparse.csr_matrix, ids: Int32, n_bins: int) -> npt.NDArray[np.integer]:
-    """Bins of the entries of known genes, drawn row by row in the order of the columns, as the original draws them.
+    """Draw bins of the entries of known genes, row by row in the order of the columns, as the original does.
 
-    They come in the order in which packed cells hold their entries.
+    They are returned in the order in which packed cells hold their entries.
     """
     known = np.flatnonzero(ids >= 0)
     rows = sparse.csr_matrix(matrix[:, known], dtype=np.float32)

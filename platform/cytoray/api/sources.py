@@ -1,4 +1,4 @@
-"""Open an AnnData, in memory or backed, or a file of cells, as one kind of reader: row range by row range."""
+"""Open an AnnData, in memory or backed, or a file of cells with one kind of reader, by ranges of rows."""
 
 # C cells, G genes
 
@@ -59,7 +59,7 @@ def _source(uri: str, matrix: str, column: str | None) -> SourceConfig:
 
 
 class _HeldContents:
-    """What an AnnData object holds, in the shape that readers of files have."""
+    """The contents of an AnnData object, with the interface of file formats."""
 
     format: Format = "h5ad"
     num_bytes, version = 0, ""
@@ -91,11 +91,11 @@ class _HeldContents:
         return var
 
     def modality_names(self) -> tuple[str, ...]:
-        """None are asked for."""
+        """None: this API reads one matrix."""
         return ()
 
     def modality(self, config: ModalityConfig) -> Modality:
-        """None are asked for."""
+        """None: this API reads one matrix."""
         raise KeyError(config.name)
 
     def _rows(self, key: str, pick: Callable[[Any], Any]) -> RowSource:

@@ -1,6 +1,6 @@
-"""Choose the genes that vary most between cells, on a copy: the cells keep the values that are binned later.
+"""Select the genes that vary most between cells; the values that are binned later are unchanged.
 
-``seurat_v3`` is computed here, as Stuart et al. (2019) define it: scanpy's needs scikit-misc, which is no dependency.
+``seurat_v3`` is computed here, as Stuart et al. (2019) define it, since scanpy's needs scikit-misc, not a dependency.
 Its trend is a LOESS of degree 2 and span 0.3, evaluated at up to 512 places and interpolated between them.
 """
 
@@ -30,11 +30,11 @@ def select_genes(cells: PackedCells, num_genes: int, flavor: Flavor, *, counts: 
     """Ids of the ``num_genes`` most variable genes, ascending; all that occur if there are no more.
 
     ``seurat_v3`` works on raw counts; the others on counts that are normalised and logged first, or on expression
-    (``counts`` False) as it is. Raises ConfigError where ``seurat_v3`` is asked for without counts.
+    (``counts`` False) as it is. Raises ConfigError for ``seurat_v3`` without counts.
     """
     if flavor == "seurat_v3" and not counts:
         raise ConfigError(
-            "flavor: seurat_v3 works on raw counts, and these values are none.",
+            "flavor: seurat_v3 works on raw counts, but these values are not counts.",
             remedy="Choose flavor='seurat' or 'cell_ranger', or give raw counts.",
         )
     matrix, ids = _occurring(cells)
@@ -116,7 +116,7 @@ def _parabola(xs: Float64, ys: Float64, place: float, num_near: int) -> float:
 
 
 def _first_of_nearest(xs: Float64, place: float, num_near: int) -> int:
-    """Where the window of the ``num_near`` values nearest to ``place`` starts."""
+    """Start of the window of the ``num_near`` values nearest to ``place``."""
     low, high = 0, len(xs) - num_near
     while low < high:
         middle = (low + high) // 2

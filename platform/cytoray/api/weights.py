@@ -1,4 +1,4 @@
-"""From what a configuration names as its model to a bundle in memory: folder, s3://, models:/ or random."""
+"""Load the bundle that a configuration names: a folder, s3://, models:/ or random weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TOKENS = {name: name for name in ("max_length", "pad_value", "mask_value", "tie
 
 
 def load_weights(config: scGPTConfig) -> ModelBundle:
-    """The bundle that ``config`` asks for, on its device. Raises what a wrong name, folder or content deserves."""
+    """Load the bundle that ``config`` names, on its device; raises errors that name a wrong name, folder or content."""
     device = _device(config)
     if config.model is None:
         bundle = _random(config)
@@ -50,7 +50,7 @@ def load_weights(config: scGPTConfig) -> ModelBundle:
 
 
 def adapted(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
-    """The bundle with the tokens that ``config`` asks for; ModelError where it asks for another architecture."""
+    """The bundle with the tokens that ``config`` asks for; ModelError if it asks for another architecture."""
     _refuse_contradictions(config, bundle.model.config)
     changes = {field: getattr(config, name) for name, field in _TOKENS.items() if name in config.given}
     tokenizer_config = bundle.tokenizer_config.model_copy(update=changes)
@@ -70,7 +70,7 @@ def in_force(config: scGPTConfig, bundle: ModelBundle) -> scGPTConfig:
 
 
 def on_device(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
-    """The bundle on the device that ``config`` names, if it names one; a model that must move is copied first."""
+    """The bundle on the device that ``config`` names, if any; a model that must move is copied first."""
     device = _device(config)
     if "device" not in config.given or bundle.model.device.type == device.type:
         return bundle
@@ -78,7 +78,7 @@ def on_device(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
 
 
 def with_head(bundle: ModelBundle, config: ModelConfig, *, seed: int, keep: bool) -> ScGPT:
-    """A copy of the bundle's model in the shape of ``config``, its classifier random by ``seed`` unless kept."""
+    """A copy of the bundle's model in the shape of ``config``; its classifier is new unless kept."""
     source = bundle.model
     with seeded(seed):
         model = ScGPT(config, pad_id=source.pad_id)
@@ -92,7 +92,7 @@ def with_head(bundle: ModelBundle, config: ModelConfig, *, seed: int, keep: bool
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Draw torch's random numbers from ``seed`` within the block, and leave its generators as they were."""
+    """Seed torch within the block and restore its generators afterwards."""
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -100,7 +100,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def refuse_conditions(config: ModelConfig) -> None:
-    """ModelError for models whose tokens need more than genes and values."""
+    """Raise ModelError for models whose tokens need more than genes and values."""
     needs = {
         "batch labels": config.token_norm == "domain",
         "modalities": config.num_modalities > 0,
@@ -109,7 +109,7 @@ def refuse_conditions(config: ModelConfig) -> None:
     missing = [name for name, needed in needs.items() if needed]
     if missing:
         raise ModelError(
-            f"This model needs {' and '.join(missing)} for each cell, which this face does not give.",
+            f"This model needs {' and '.join(missing)} for each cell, which the Python API does not pass on.",
             remedy="Use a model of genes and values, such as the pretrained ones.",
         )
 
@@ -145,7 +145,7 @@ def _load(config: scGPTConfig, name: str) -> ModelBundle:
 
 
 def _open_folder(folder: Path, config: scGPTConfig) -> ModelBundle:
-    """A bundle or a public checkpoint, told by the files in the folder."""
+    """Load a bundle or a public checkpoint, depending on the files in the folder."""
     if (folder / DIGESTS).exists():
         return load_bundle(folder)
     if not (folder / WEIGHTS).exists():
@@ -173,7 +173,7 @@ def _from_registry(config: scGPTConfig, name: str) -> ModelBundle:
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         raise ConfigError(
-            f"model: {name} is a registered model, but no MLflow is named.",
+            f"model: {name} is a registered model, but no MLflow server is given.",
             remedy="Give tracking_uri (http://host:port or sqlite:///mlflow.db), or set MLFLOW_TRACKING_URI.",
         )
     bundle, _ = resolve(
@@ -187,22 +187,22 @@ def _device(config: scGPTConfig) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[device.type]:
         usable = ", ".join(name for name, usable in there.items() if usable)
-        raise ConfigError(f"device: there is no {config.device} here.", remedy=f"Usable: {usable}.")
+        raise ConfigError(f"device: {config.device} is not available.", remedy=f"Usable: {usable}.")
     return device
 
 
 def _refuse_contradictions(config: scGPTConfig, shape: ModelConfig) -> None:
-    """The first argument that the user set and that the weights contradict."""
+    """Refuse the first argument that contradicts the weights."""
     for name, field in _ARCHITECTURE.items():
         wanted: Any = getattr(config, name)
-        told: Any = getattr(shape, field)
+        actual: Any = getattr(shape, field)
         if name == "n_layers_cls" and shape.num_labels == 0:
             continue  # weights without a classifier say nothing about one
-        if name in config.given and wanted != told:
+        if name in config.given and wanted != actual:
             raise ModelError(
-                f"{name}={wanted} was asked for, but the weights ({config.model or 'the bundle'}) have {name}={told}.",
-                remedy=f"Leave {name} out: with a model it is as the weights have it.",
+                f"{name}={wanted} was asked for, but the weights ({config.model or 'bundle'}) have {name}={actual}.",
+                remedy=f"Leave {name} out: with a model it comes from the weights.",
                 argument=name,
                 given=wanted,
-                weights=told,
+                weights=actual,
             )

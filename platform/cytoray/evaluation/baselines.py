@@ -25,7 +25,7 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class BaselinePrediction:
-    """What a fitted baseline says: one label per test cell, and whether its fit came to rest."""
+    """Predictions of a fitted baseline: one label per test cell, and whether the fit converged."""
 
     predicted: tuple[str, ...]
     converged: bool
@@ -70,7 +70,7 @@ def logistic_regression(
 
 def _require_cells(num_cells: int) -> None:
     if num_cells == 0:
-        raise CorpusError("There is no training cell to fit a baseline on.", remedy="Hold out fewer cells.")
+        raise CorpusError("No training cells to fit a baseline on.", remedy="Hold out fewer cells.")
 
 
 def _log_normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -99,7 +99,7 @@ def _scaled(values: sparse.csr_matrix, scale: Float32) -> Float32:
 
 
 def _fit(values: Float32, labels: npt.NDArray[np.str_]) -> tuple[LogisticRegression, bool]:
-    """Fit, and say whether the solver converged instead of warning about it; other warnings pass through."""
+    """Fit, and return whether the solver converged instead of warning about it; other warnings pass through."""
     # One thread: the products are small, and on two busy cores waiting for a second thread took ten times as long.
     with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)

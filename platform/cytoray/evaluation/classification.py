@@ -77,9 +77,7 @@ def score_classification(
     """
     assert len(truth) == len(predicted), f"{len(truth)} true labels but {len(predicted)} predicted ones"
     if len(truth) == 0:
-        raise CorpusError(
-            "There is no held-out cell to score.", remedy="Hold out more cells, or give a larger data set."
-        )
+        raise CorpusError("No held-out cells to score.", remedy="Hold out more cells, or give a larger data set.")
     all_labels = _all_labels(labels, truth, predicted)
     confusion = _confusion(truth, predicted, all_labels)
     per_label = _per_label(confusion, all_labels)

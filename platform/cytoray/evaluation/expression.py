@@ -1,4 +1,4 @@
-"""What a pretrained model's guesses of hidden genes have to beat: mean bins, and the bins of cells that look alike.
+"""Baselines for the prediction of hidden genes: mean bins, and the bins of similar cells.
 
     report = judge_baselines(train, known=known, unknown=unknown)
     report.best.mean_squared_error  # of the strongest of the three, to set beside the model's
@@ -56,14 +56,14 @@ class BinnedCells:
         return np.repeat(np.arange(self.num_cells), np.diff(self.indptr))
 
     def to_matrix(self, num_genes: int) -> sparse.csr_matrix:
-        """The bins as rows of a sparse matrix (C, G), zero where a gene is not there."""
+        """Return the bins as a sparse matrix (C, G), zero for genes that are not expressed."""
         parts = self.bins.astype(np.float32), self.gene_ids, self.indptr
         return sparse.csr_matrix(parts, (self.num_cells, num_genes))
 
 
 @dataclass(frozen=True)
 class NeighbourOptions:
-    """How neighbours are found and asked; where there is a choice, training cells that are set aside make it."""
+    """How neighbours are found and weighted; options with several values are chosen on training cells set aside."""
 
     num_components: int = 50
     num_neighbours: tuple[int, ...] = (10, 30, 100, 300, 1000)
@@ -107,7 +107,7 @@ def judge_baselines(
     assert known.num_cells == unknown.num_cells, f"{known.num_cells} cells but {unknown.num_cells} have hidden genes"
     if not len(train.bins) or not len(unknown.bins):
         what = "hidden gene to judge" if len(train.bins) else "training cell to fit"
-        raise CorpusError(f"There is no {what} baselines on.", remedy="Hold out other cells.")
+        raise CorpusError(f"No {what} baselines on.", remedy="Hold out other cells.")
     options = options or NeighbourOptions()
     num_neighbours, shrinkage = choose_neighbours(train, options)
     single = NeighbourOptions(options.num_components, (num_neighbours,), (shrinkage,), options.seed)

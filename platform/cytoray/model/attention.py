@@ -1,4 +1,4 @@
-"""Self-attention: every token sees the known ones of its cell, an unknown token itself as well.
+"""Self-attention: every token attends to the known tokens of its cell, an unknown token also to itself.
 
 No L x L mask is made: cells are computed one by one, or packed kernels keep them apart, and the one score of an
 unknown token with itself rides on an extra key (see ``_with_extra_row``).
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Fused GPU kernels want head widths in multiples of 8; the CPU's do not care.
 _HEAD_MULTIPLE = 8
-# Below this many tokens a cell on average, padding costs a CPU less than going cell by cell.
+# Below this many tokens per cell on average, padding costs a CPU less than one call per cell.
 _SHORT = 96
 
 
@@ -123,7 +123,7 @@ def attend(
 
 
 class _Call(NamedTuple):
-    """What a kernel is told beside queries, keys and values."""
+    """Arguments of a kernel beside queries, keys and values."""
 
     asking: Segments
     keys: Segments

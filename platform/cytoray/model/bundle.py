@@ -31,10 +31,10 @@ Value = TypeVar("Value")
 
 @dataclass
 class ModelBundle:
-    """A model with all that is needed to use it on new cells and to know where it came from.
+    """A model with everything needed to use it on new cells and to trace its origin.
 
     ``digest`` is the SHA-256 of the bundle's ``digests.json``, hence of everything in it; set by saving and loading.
-    Raises ModelError where the vocabulary or the labels do not fit the model.
+    Raises ModelError if the vocabulary or the labels do not fit the model.
     """
 
     model: ScGPT = field(repr=False)
@@ -51,7 +51,7 @@ class ModelBundle:
 def save_bundle(bundle: ModelBundle, folder: Path) -> str:
     """Write the bundle as ``folder``, which appears whole or not at all, and return its digest.
 
-    Equal content gives equal bytes and so an equal digest. Raises ConflictError where ``folder`` exists.
+    Equal content gives equal bytes and so an equal digest. Raises ConflictError if ``folder`` exists.
     """
     folder = Path(folder)
     if folder.exists():
@@ -74,7 +74,7 @@ def save_bundle(bundle: ModelBundle, folder: Path) -> str:
 def load_bundle(folder: Path) -> ModelBundle:
     """Load a bundle onto the CPU after verifying every byte of it; nothing in it can run code.
 
-    Raises NotFoundError where there is no bundle, DigestError for changed, missing or additional files, ModelError
+    Raises NotFoundError if the folder has no bundle, DigestError for changed, missing or additional files, ModelError
     for content that is intact but does not fit together.
     """
     folder = Path(folder)
@@ -116,7 +116,7 @@ def _canonical(value: Any) -> bytes:
 def _read_verified(folder: Path) -> tuple[dict[str, bytes], str]:
     """Read every file once and compare its digest before anything is parsed; returns contents and bundle digest."""
     if not (folder / DIGESTS).is_file():
-        raise NotFoundError(f"{folder} is no model bundle: it has no {DIGESTS}.", remedy="Check the path.")
+        raise NotFoundError(f"{folder} is not a model bundle: it has no {DIGESTS}.", remedy="Check the path.")
     listing = (folder / DIGESTS).read_bytes()
     expected = _parse_listing(listing, file=folder / DIGESTS)
     present = {path.name for path in folder.iterdir()} - {DIGESTS}

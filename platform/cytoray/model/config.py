@@ -19,7 +19,7 @@ DecoderActivation = Literal[
 
 
 class ModelConfig(Config):
-    """Everything needed to build a ``ScGPT``; the defaults are the released whole-human model's."""
+    """Everything needed to build a ``ScGPT``; the defaults are those of the released whole-human model."""
 
     vocabulary_size: int = Field(gt=0, le=10_000_000, description="Rows of the gene table, special tokens included.")
     width: int = Field(512, gt=0, le=65_536, description="Embedding width D (scGPT's embsize).")
@@ -28,7 +28,7 @@ class ModelConfig(Config):
     num_layers: int = Field(12, gt=0, le=1024, description="Transformer layers.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout on value embeddings and residual branches.")
     attention_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout on attention weights; the original's is that of the rest (0.2)."
+        0.0, ge=0, lt=1, description="Dropout on attention weights; the original uses the same as elsewhere (0.2)."
     )
     attention_backend: AttentionBackend = Field(
         "auto",
@@ -51,11 +51,11 @@ class ModelConfig(Config):
         False, description="Quirk of the original: padding counts in the statistics of token_norm; for its parity only."
     )
     num_batch_labels: int = Field(
-        0, ge=0, le=100_000, description="Experimental batches that token_norm domain or the decoders or the "
-        "discriminator tell apart; 0 = none."
+        0, ge=0, le=100_000, description="Number of experimental batches of token_norm domain, the decoders or the "
+        "discriminator; 0 = none."
     )  # fmt: skip
-    decoders_see_batch: bool = Field(False, description="Whether the expression decoders are told the batch label.")
-    batch_discriminator: bool = Field(False, description="Whether there is an adversarial batch classifier (DAB).")
+    decoders_see_batch: bool = Field(False, description="Whether the expression decoders take the batch label.")
+    batch_discriminator: bool = Field(False, description="Whether the model has an adversarial batch classifier (DAB).")
     num_modalities: int = Field(
         0, ge=0, le=1000, description="Rows of the table of modalities, special tokens included; 0 = one modality."
     )
@@ -74,12 +74,14 @@ class ModelConfig(Config):
         "torch.nn.",
     )
     zero_probability: bool = Field(
-        False, description="Whether the decoders also tell the probability of not being zero (explicit_zero_prob)."
+        False, description="Whether the decoders also predict the probability of not being zero (explicit_zero_prob)."
     )
     cell_conditioned_decoder: Literal["none", "inner product", "inner product, detach", "concat query", "sum query"] = (
         Field("inner product", description="Decoder of a gene's expression from the cell embedding (GEPC/MVC).")
     )
-    generative: bool = Field(True, description="Whether there is a flag for unknown genes (generative pretraining).")
+    generative: bool = Field(
+        True, description="Whether the model has a flag for unknown genes (generative pretraining)."
+    )
     num_labels: int = Field(0, ge=0, le=1_000_000, description="Classes of the cell classifier; 0 = no classifier.")
     num_classifier_layers: int = Field(
         3, gt=0, le=64, description="Linear layers of the classifier, the last included (n_layers_cls)."
@@ -103,7 +105,7 @@ class ModelConfig(Config):
 
     @property
     def condition_width(self) -> int:
-        """Width of what the expression decoder takes: D, or 2 D where it is told batch label or modality."""
+        """Width of the expression decoder's input: D, or 2 D with the batch label or modality."""
         return self.width * (2 if self.decoders_see_batch or self.num_modalities else 1)
 
     @field_validator("decoder_activation", mode="before")
@@ -127,7 +129,7 @@ class ModelConfig(Config):
         if self.attention_dropout and self.attention_backend in ("varlen", "flex"):
             raise ValueError(f"attention_backend {self.attention_backend} has no attention_dropout; use sdpa or cell")
         if self.zero_probability and self.cell_conditioned_decoder in ("concat query", "sum query"):
-            raise ValueError(f"cell_conditioned_decoder {self.cell_conditioned_decoder} tells no zero_probability")
+            raise ValueError(f"cell_conditioned_decoder {self.cell_conditioned_decoder} has no zero_probability")
         if self.adaptive_bias and self.expression_decoder != "affine":
             raise ValueError("adaptive_bias needs expression_decoder affine")
         if self.decoder_activation is not None and self.expression_decoder != "affine":

@@ -1,4 +1,4 @@
-"""What a token is made of: embeddings of its gene, its value and its conditions, and a norm on their sum."""
+"""Embeddings of a token's gene, value and conditions, and the norm on their sum."""
 
 # T packed tokens (or any other leading shape), D width
 

@@ -1,4 +1,4 @@
-"""Floating-point operations that a model needs for given cells, so that speed can be told as a share of the machine.
+"""Floating-point operations that a model needs for given cells, so that speed is a share of the machine's peak.
 
 Matrix products only, a multiply-add being two operations; real tokens only; attention as its rule needs it: a known
 token's row of scores over the known tokens of its cell, an unknown one's over these and itself.
@@ -78,7 +78,7 @@ def _values(config: ModelConfig, tokens: int) -> int:
 
 
 def _decoders(config: ModelConfig, tokens: int, cells: int) -> int:
-    """The expression decoder, and the queries of the cell-conditioned one with one product of W a cell."""
+    """The expression decoder, and the queries of the cell-conditioned one with one product of W per cell."""
     width = config.width
     expression = 2 * tokens * (2 * width * width + width)
     if config.cell_conditioned_decoder == "none":

@@ -1,4 +1,4 @@
-"""What is read off the transformer: expression per gene, expression from the cell alone, the cell's class and batch."""
+"""Heads of the transformer: expression per gene, expression from the cell alone, the cell's class and batch."""
 
 # B cells, T packed tokens, D width, E width of conditions included (D or 2 D), K labels
 
@@ -17,20 +17,20 @@ _HIDDEN_WIDTH = 64  # of the concat and sum styles
 
 
 class Expression(NamedTuple):
-    """Predicted expression of each token and, where the model tells it, the probability of not being zero."""
+    """Predicted expression of each token and, if the model predicts it, the probability of not being zero."""
 
     value: Tensor  # (T,)
     nonzero_probability: Tensor | None = None  # (T,)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Expression (T,) that is zero by chance (the original's ``do_sample``); the value where no chance is told."""
+        """Sample expression (T,), zero by chance (the original's ``do_sample``); or the value without a probability."""
         if self.nonzero_probability is None:
             return self.value
         return self.value * torch.bernoulli(self.nonzero_probability, generator=generator)
 
 
 class ExpressionDecoder(nn.Module):
-    """Expression of each token from its hidden state, and from conditions beside it if there are any (GEP)."""
+    """Expression of each token from its hidden state and its conditions, if any (GEP)."""
 
     def __init__(self, width: int, *, input_width: int | None = None, zero_probability: bool = False) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class AffineExpressionDecoder(nn.Module):
 class CellConditionedDecoder(nn.Module):
     """Expression of a gene from the cell embedding and the gene's identity alone (GEPC or MVC).
 
-    ``query_width`` is D, or 2 D where the gene's modality stands beside it; ``cell_width`` likewise for the cell.
+    ``query_width`` is D, or 2 D with the gene's modality; ``cell_width`` likewise for the cell.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class CellConditionedDecoder(nn.Module):
             self.W = nn.Linear(query_width, cell_width, bias=False)
             self.W_zero_logit = nn.Linear(query_width, cell_width) if zero_probability else None
             return
-        assert not zero_probability, "only the inner product styles tell a probability of zero"
+        assert not zero_probability, "only the inner product styles predict a probability of zero"
         gene_width = _HIDDEN_WIDTH if style == "concat query" else cell_width
         self.gene2query = nn.Linear(query_width, gene_width)
         joined_width = cell_width + gene_width if style == "concat query" else cell_width
@@ -112,7 +112,7 @@ class CellConditionedDecoder(nn.Module):
             return self._by_network(torch.cat([cells_BE[cell_of_T], query_TE], dim=-1))
         if self.style == "sum query":
             return self._by_network(cells_BE[cell_of_T] + query_TE)
-        # (W query) . cell = query . (W^T cell): one product with W a cell instead of one a token.
+        # (W query) . cell = query . (W^T cell): one product with W per cell instead of one per token.
         value_T = _dot(query_TE, (cells_BE @ self.W.weight)[cell_of_T])
         if self.W_zero_logit is None:
             return Expression(value_T)
@@ -140,13 +140,13 @@ class CellClassifier(nn.Module):
 
 
 class BatchDiscriminator(CellClassifier):
-    """Logits of the cell's batch label through a reversed gradient: what trains it makes the cell forget (DAB)."""
+    """Logits of the cell's batch label through a reversed gradient, so that cells lose it (DAB)."""
 
     def __init__(self, width: int, *, num_labels: int, num_layers: int) -> None:
         super().__init__(width, num_labels=num_labels, num_layers=num_layers, activation=nn.LeakyReLU)
 
     def forward(self, cells_BD: Tensor) -> Tensor:
-        """Return logits (B, K); the gradient that reaches ``cells_BD`` has its sign turned."""
+        """Return logits (B, K); the gradient that reaches ``cells_BD`` is negated."""
         reversed_BD: Tensor = _ReverseGradient.apply(cells_BD)  # type: ignore[no-untyped-call]
         return super().forward(reversed_BD)
 

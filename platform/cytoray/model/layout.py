@@ -1,4 +1,4 @@
-"""Where each cell's tokens stand in a packed minibatch: known ones cell after cell, then the unknown ones."""
+"""Positions of each cell's tokens in a packed minibatch: known ones cell by cell, then the unknown ones."""
 
 # B cells, T tokens = all known ones, then all unknown ones; L, G the most known and unknown tokens of a cell
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Runs of rows that follow one another, one run a cell."""
+    """Consecutive runs of rows, one per cell."""
 
     lengths: tuple[int, ...]  # (B,)
     device: torch.device
@@ -40,7 +40,7 @@ class Segments:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Where each cell starts and the last ends, int32 (B + 1,): what varlen kernels take."""
+        """Start of each cell and end of the last, int32 (B + 1,), as varlen kernels take them."""
         return torch.nn.functional.pad(self.counts.cumsum(0), (1, 0)).to(torch.int32)
 
     @cached_property
@@ -51,7 +51,7 @@ class Segments:
 
     @cached_property
     def places(self) -> Tensor:
-        """Where each row stands among B x longest padded ones, int64 (T,)."""
+        """Position of each row among B x longest padded ones, int64 (T,)."""
         within = torch.arange(self.total, device=self.device) - self.starts[self.cells]
         return self.cells * self.longest + within
 
@@ -66,7 +66,7 @@ class Segments:
         return len(set(self.lengths)) == 1
 
     def pad(self, rows_TD: Tensor) -> Tensor:
-        """Rows as (B, longest, …), zero where there is none."""
+        """Return rows as (B, longest, …), zero at padding."""
         if self.are_equal:
             return rows_TD.view(len(self.lengths), self.longest, *rows_TD.shape[1:])
         padded = rows_TD.new_zeros(len(self.lengths) * self.longest, *rows_TD.shape[1:])
@@ -93,7 +93,7 @@ class Layout:
 
     @cached_property
     def cls_known(self) -> Segments:
-        """What is left of the known rows where only the first of each cell is asked for."""
+        """The known rows if only the first of each cell is needed."""
         return Segments(tuple(min(length, 1) for length in self.known.lengths), self.known.device)
 
     @cached_property
@@ -103,7 +103,7 @@ class Layout:
 
     @cached_property
     def cls_rows(self) -> Tensor:
-        """Rows that the last layer has to answer for: the first of each cell, and every unknown one."""
+        """Rows that the last layer must compute: the first of each cell, and every unknown one."""
         first = self.known.starts[self.known.counts > 0]
         if self.unknown is None:
             return first

@@ -20,12 +20,12 @@ class SummedLoss:
 
     @property
     def mean(self) -> Tensor:
-        """The loss of these terms alone; 0 where there is none."""
+        """The mean over the terms; 0 without any."""
         return self.total / self.count.clamp(min=1)
 
 
 def expression_loss(predicted_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
-    """Sum of squared errors where ``counted_BL`` is True; whatever stands elsewhere, NaN included, has no influence."""
+    """Sum of squared errors where ``counted_BL`` is True; other values, NaN included, are ignored."""
     error_BL = torch.where(counted_BL, predicted_BL - target_BL, 0.0)
     return SummedLoss(error_BL.square().sum(), counted_BL.sum())
 
@@ -40,7 +40,7 @@ def classification_loss(logits_BK: Tensor, labels_B: Tensor) -> SummedLoss:
 def nonzero_loss(probability_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
     """Negative log-likelihood of a value being above zero or not, where ``counted_BL`` is True (zero log-likelihood).
 
-    ``probability_BL`` is that of NOT being zero, as the decoders tell it.
+    ``probability_BL`` is that of NOT being zero, as the decoders predict it.
     """
     probability = probability_BL.to(torch.promote_types(probability_BL.dtype, torch.float32))
     terms_BL = F.binary_cross_entropy(probability, (target_BL > 0).to(probability.dtype), reduction="none")
@@ -66,6 +66,6 @@ def contrastive_loss(first_BD: Tensor, second_BD: Tensor, *, temperature: float 
 
 
 def relative_error(predicted_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
-    """Sum of ``|predicted - target| / (target + 1e-6)`` where ``counted_BL`` is True; to be logged, not minimised."""
+    """Sum of ``|predicted - target| / (target + 1e-6)`` where ``counted_BL`` is True; for logging, not for training."""
     terms_BL = (predicted_BL - target_BL).abs() / (target_BL + 1e-6)
     return SummedLoss(torch.where(counted_BL, terms_BL, 0.0).sum(), counted_BL.sum())

@@ -1,4 +1,4 @@
-"""A minibatch as the model computes it: packed parts of known or unknown tokens, and results put back in its shape."""
+"""Packed parts of a minibatch, known or unknown tokens, and the way back to the minibatch's shape."""
 
 # B cells, L tokens of a padded cell, T packed tokens
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """The packed tokens of some cells, all known or all unknown, with what their embeddings and decoders need."""
+    """The packed tokens of some cells, all known or all unknown, with the inputs of embeddings and decoders."""
 
     gene_ids_T: Tensor
     segments: Segments
@@ -49,18 +49,18 @@ def unknown_part(batch: GenerativeMinibatch | PackedGenerativeMinibatch) -> Part
 
 
 def restore(rows: Tensor, batch: Minibatch | PackedMinibatch) -> Tensor:
-    """Packed rows in the shape of the minibatch they came from."""
+    """Put packed rows into the shape of their minibatch."""
     return spread(rows, getattr(batch, "padding_mask", None))
 
 
 def restore_expression(expression: Expression, batch: Minibatch | PackedMinibatch) -> Expression:
-    """Packed predictions in the shape of the minibatch they came from."""
+    """Put packed predictions into the shape of their minibatch."""
     value, chance = expression
     return Expression(restore(value, batch), None if chance is None else restore(chance, batch))
 
 
 def spread(rows: Tensor, padding_mask_BL: Tensor | None) -> Tensor:
-    """Rows at the places that are not padding, zero elsewhere; as they are where there is no padding mask."""
+    """Put rows at the positions that are not padding, zero elsewhere; without a padding mask return them unchanged."""
     if padding_mask_BL is None:
         return rows
     spread = rows.new_zeros(*padding_mask_BL.shape, *rows.shape[1:])

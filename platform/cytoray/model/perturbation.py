@@ -1,4 +1,4 @@
-"""Expression of perturbed cells, predicted from control cells and flags of what was perturbed."""
+"""Predict expression of perturbed cells from control cells and flags of the perturbed genes."""
 
 # B cells, G genes of the panel
 
@@ -22,11 +22,11 @@ def predict_perturbed(
     panel: Literal["all", "expressed"] = "all",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Expression (B, G) after perturbation of control cells that all have the same G genes in the same order.
+    """Predict expression (B, G) after perturbation of control cells that share the same G genes in the same order.
 
     ``panel`` "expressed" leaves out genes that are zero in every cell of the minibatch, whose prediction is then 0
-    (the original's ``include_zero_gene="batch-wise"``). With a ``generator`` and a model that tells the probability of
-    zero, zeros are drawn by chance, as the original does. Genes that are padding are predicted as 0.
+    (the original's ``include_zero_gene="batch-wise"``). With a ``generator`` and a model that predicts the probability
+    of zero, zeros are sampled, as in the original. Genes that are padding are predicted as 0.
     """
     assert cells.perturbations is not None, "predicting a perturbation needs its flags"
     columns = torch.arange(cells.gene_ids.shape[1], device=cells.gene_ids.device)

@@ -17,7 +17,7 @@ from cytoray.model.public_layout import GENES, LAYERS, AttentionLayout
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 _POOLINGS = {"cls": "cls", "avg-pool": "mean", "w-pool": "weighted"}
-# Keys of the released file that tell of a training run, not of the model: null where nobody says more.
+# Keys of the released file that describe a training run, not the model: null unless given.
 _RUN_KEYS = (
     "data_source", "save_dir", "load_model", "n_hvg", "valid_size_or_ratio", "dist_backend", "grad_accu_steps",
     "dist_url", "mask_ratio", "vocab_path", "rank", "batch_size", "eval_batch_size", "epochs", "lr",
@@ -27,7 +27,7 @@ _RUN_KEYS = (
 
 
 class Extras(Config):
-    """What ``args.json`` has no key for, written by cytoray under the key ``cytoray``."""
+    """Settings without a key in ``args.json``, written by cytoray under the key ``cytoray``."""
 
     model: dict[str, Any] = Field({}, description="Fields of ModelConfig that differ from what a reader infers.")
     tokenizer: dict[str, Any] = Field({}, description="Likewise of TokenizerConfig.")
@@ -35,7 +35,7 @@ class Extras(Config):
 
 
 class PublicArgs(Config):
-    """The keys of ``args.json`` that a reader uses; null and absent are one, other keys are passed over."""
+    """The keys of ``args.json`` that a reader uses; null and absent are the same, other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -45,12 +45,12 @@ class PublicArgs(Config):
     nlayers: int | None = Field(None, gt=0, description="Transformer layers.")
     n_layers_cls: int | None = Field(None, gt=0, le=64, description="Linear layers of the classifier.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout.")
-    pad_token: Literal["<pad>"] | None = Field(None, description="The only padding token there is.")
+    pad_token: Literal["<pad>"] | None = Field(None, description="The only supported padding token.")
     n_bins: int | None = Field(None, gt=1, lt=2**15, description="Expression bins.")
-    max_seq_len: int | None = Field(None, gt=1, description="Most tokens of a cell.")
+    max_seq_len: int | None = Field(None, gt=1, description="Maximum number of tokens per cell.")
     pad_value: float | None = Field(None, allow_inf_nan=False, description="Value of padding.")
     mask_value: float | None = Field(None, allow_inf_nan=False, description="Value of a hidden gene.")
-    input_style: str | None = Field(None, description="What values are; binned in all released models.")
+    input_style: str | None = Field(None, description="Kind of values; binned in all released models.")
     input_emb_style: Literal["continuous", "category", "scaling"] | None = Field(None, description="Value encoder.")
     # Options of the original's constructor that released files do not have, but a careful author's may.
     cell_emb_style: Literal["cls", "avg-pool", "w-pool"] | None = Field(None, description="A cell's embedding.")
@@ -59,14 +59,14 @@ class PublicArgs(Config):
     decoder_adaptive_bias: bool | None = Field(None, description="Whether the affine decoder's offset is adaptive.")
     pre_norm: Literal[False] | None = Field(None, description="Normalisation before each block is not supported.")
     fast_transformer_backend: Literal["flash"] | None = Field(None, description="Linear attention is not supported.")
-    cytoray: Extras = Field(Extras(), description="What the other keys cannot say.")
+    cytoray: Extras = Field(Extras(), description="Settings that have no other key.")
 
-    def tokenizer_config(self, told: Mapping[str, Any], *, file: Path) -> tuple[TokenizerConfig, tuple[str, ...]]:
+    def tokenizer_config(self, shown: Mapping[str, Any], *, file: Path) -> tuple[TokenizerConfig, tuple[str, ...]]:
         """How this model's cells become tokens, and which of it is assumed since nothing gives it.
 
         ``<cls>`` carries ``pad_value``, as in pretraining. A table of values holds the bins, padding and the mask.
         """
-        released, rows = TokenizerConfig(), told["num_value_bins"]
+        released, rows = TokenizerConfig(), shown["num_value_bins"]
         n_bins = self.n_bins or (rows - 2 if rows > 3 else released.n_bins)
         pad_value = float(n_bins) if rows else released.pad_value
         defaults: dict[str, Any] = {
@@ -94,7 +94,7 @@ class PublicArgs(Config):
 
 
 def read_args(file: Path) -> tuple[dict[str, Any], PublicArgs]:
-    """Return ``args.json`` as it is and as it is understood; ModelError that names the key if one is wrong."""
+    """Return ``args.json`` as stored and as validated; raise ModelError that names a wrong key."""
     data = file.read_bytes()
     try:
         args = json.loads(data)
@@ -108,32 +108,32 @@ def read_args(file: Path) -> tuple[dict[str, Any], PublicArgs]:
         raise _invalid(error, where=str(file)) from error
 
 
-def check_args(settings: PublicArgs, *, told: Mapping[str, Any], file: Path) -> None:
-    """Refuse an ``args.json`` that says another thing than the tensors do."""
+def check_args(settings: PublicArgs, *, shown: Mapping[str, Any], file: Path) -> None:
+    """Refuse an ``args.json`` that contradicts the tensors."""
     first = f"{LAYERS}.0.linear1.weight"
     rules = {
         "embsize": ("width", GENES),
         "d_hid": ("feedforward_width", first),
-        "nlayers": ("num_layers", f"{LAYERS}.{told['num_layers'] - 1}.*, the last of them"),
+        "nlayers": ("num_layers", f"{LAYERS}.{shown['num_layers'] - 1}.*, the last of them"),
         "input_emb_style": ("value_style", "value_encoder.*"),
     }
-    if told["num_labels"]:
+    if shown["num_labels"]:
         rules["n_layers_cls"] = ("num_classifier_layers", "cls_decoder._decoder.*")
     for key, (field, tensor) in rules.items():
-        said = getattr(settings, key)
-        if said is not None and said != told[field]:
+        given = getattr(settings, key)
+        if given is not None and given != shown[field]:
             raise ModelError(
-                f"{file}: {key} is {said!r}, but the tensors say {told[field]!r} ({tensor}).",
+                f"{file}: {key} is {given!r}, but the tensors say {shown[field]!r} ({tensor}).",
                 remedy="Give the args.json that was saved with these weights, or all of the weights.",
                 file=str(file),
                 key=key,
-                said=said,
-                told=told[field],
+                given=given,
+                shown=shown[field],
             )
 
 
 def resolve_config(
-    told: Mapping[str, Any], settings: PublicArgs, *, overrides: Mapping[str, Any], file: Path
+    shown: Mapping[str, Any], settings: PublicArgs, *, overrides: Mapping[str, Any], file: Path
 ) -> tuple[ModelConfig, tuple[str, ...]]:
     """The model's configuration, and notes.
 
@@ -141,11 +141,11 @@ def resolve_config(
     ``args.json`` (called ``file`` in messages), and defaults. Raises ModelError.
     """
     chosen = {**settings.cytoray.model, **overrides}
-    _check_overrides(settings.cytoray.model, told=told, source=f"{file}: cytoray.model")
-    _check_overrides(overrides, told=told, source="overrides")
-    values, notes = _inferred(told, settings, chosen=chosen, file=file)
-    detached = chosen.get("cell_conditioned_decoder") or _detached(told, settings)
-    values |= {**chosen, **told} | ({"cell_conditioned_decoder": detached} if detached else {})
+    _check_overrides(settings.cytoray.model, shown=shown, source=f"{file}: cytoray.model")
+    _check_overrides(overrides, shown=shown, source="overrides")
+    values, notes = _inferred(shown, settings, chosen=chosen, file=file)
+    detached = chosen.get("cell_conditioned_decoder") or _detached(shown, settings)
+    values |= {**chosen, **shown} | ({"cell_conditioned_decoder": detached} if detached else {})
     try:
         config = ModelConfig(**values)
     except ValidationError as error:
@@ -153,11 +153,11 @@ def resolve_config(
     return config, notes
 
 
-def assumed_decoder(told: Mapping[str, Any], settings: PublicArgs, *, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+def assumed_decoder(shown: Mapping[str, Any], settings: PublicArgs, *, overrides: Mapping[str, Any]) -> tuple[str, ...]:
     """The choices of a perturbation model's decoder that neither tensors nor ``args.json`` or ``overrides`` make."""
-    if told["expression_decoder"] != "affine":
+    if shown["expression_decoder"] != "affine":
         return ()
-    named = {*settings.cytoray.model, *overrides, *told} | {
+    named = {*settings.cytoray.model, *overrides, *shown} | {
         key.replace("decoder_adaptive", "adaptive") for key in settings.model_fields_set
     }
     fields = {"decoder_activation": "decoder_activation null", "adaptive_bias": "decoder_adaptive_bias false"}
@@ -179,11 +179,11 @@ def _check_table(config: TokenizerConfig, num_rows: int, *, file: Path) -> None:
 
 
 def _inferred(
-    told: Mapping[str, Any], settings: PublicArgs, *, chosen: Mapping[str, Any], file: Path
+    shown: Mapping[str, Any], settings: PublicArgs, *, chosen: Mapping[str, Any], file: Path
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What ``args.json`` says where tensors are silent, with notes."""
+    """Values of ``args.json`` that the tensors do not show, with notes."""
     notes = []
-    width, num_heads = told["width"], chosen.get("num_heads", settings.nheads)
+    width, num_heads = shown["width"], chosen.get("num_heads", settings.nheads)
     if num_heads is None:
         divisors = [str(number) for number in range(1, min(width, 64) + 1) if width % number == 0]
         raise ModelError(
@@ -202,12 +202,12 @@ def _inferred(
         )
     if settings.input_style not in (None, "binned"):
         notes.append(f"args.json says input_style {settings.input_style}; this tokenizer bins")
-    if told["value_style"] == "scaling":
-        notes.append("there is no value encoder: a value is taken as a factor of its gene's embedding")
+    if shown["value_style"] == "scaling":
+        notes.append("without a value encoder, a value is used as a factor of its gene's embedding")
     values: dict[str, Any] = {"num_heads": num_heads}
-    if told["generative"]:
+    if shown["generative"]:
         values["unknown_out_proj"] = False  # the weights were trained so
-    if told["expression_decoder"] == "affine":
+    if shown["expression_decoder"] == "affine":
         values["decoder_activation"] = settings.decoder_activation
         values["adaptive_bias"] = bool(settings.decoder_adaptive_bias)
     if settings.cell_emb_style is not None:
@@ -219,33 +219,33 @@ def _inferred(
     return values, tuple(notes)
 
 
-def _detached(told: Mapping[str, Any], settings: PublicArgs) -> str | None:
+def _detached(shown: Mapping[str, Any], settings: PublicArgs) -> str | None:
     """The style of the cell-conditioned decoder that has the same tensors as another, if ``args.json`` names it."""
     style = settings.mvc_decoder_style
-    return style if style == "inner product, detach" and told["cell_conditioned_decoder"] == "inner product" else None
+    return style if style == "inner product, detach" and shown["cell_conditioned_decoder"] == "inner product" else None
 
 
-def _check_overrides(overrides: Mapping[str, Any], *, told: Mapping[str, Any], source: str) -> None:
+def _check_overrides(overrides: Mapping[str, Any], *, shown: Mapping[str, Any], source: str) -> None:
     for field, value in overrides.items():
         if field not in ModelConfig.model_fields:
             near = difflib.get_close_matches(field, list(ModelConfig.model_fields), n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ModelError(f"{source}: there is no field {field!r} of a model.", remedy=hint.strip(), key=field)
-        pair = (told.get(field, value), value)
+            raise ModelError(f"{source}: unknown field {field!r}.", remedy=hint.strip(), key=field)
+        pair = (shown.get(field, value), value)
         if pair[0] != value and pair != ("inner product", "inner product, detach"):
             raise ModelError(
                 f"{source}: {field} is {value!r}, but the tensors say {pair[0]!r}.",
-                remedy=f"Leave {field} out: the tensors tell it.",
+                remedy=f"Leave {field} out: it is read from the tensors.",
                 key=field,
                 said=value,
-                told=pair[0],
+                shown=pair[0],
             )
 
 
 def build_args(
     config: ModelConfig, tokenizer: TokenizerConfig, *, layout: AttentionLayout, base: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Every key of the released ``args.json``, in its own words; ``base`` supplies what the model does not tell."""
+    """Every key of the released ``args.json``; ``base`` supplies those that the model does not determine."""
     args: dict[str, Any] = {**dict.fromkeys(_RUN_KEYS), "trunc_by_sample": True, "no_cce": True, "USE_CCE": False}
     args |= {key: value for key, value in base.items() if key != "cytoray"}
     args |= {
@@ -278,24 +278,24 @@ def extras(
     config: ModelConfig,
     tokenizer: TokenizerConfig,
     *,
-    told: Mapping[str, Any],
+    shown: Mapping[str, Any],
     args: Mapping[str, Any],
     labels: tuple[str, ...],
 ) -> dict[str, Any]:
-    """What a reader of tensors and ``args`` would not find out, for the key ``cytoray``; empty parts are left out."""
+    """Settings that tensors and ``args`` do not show, for the key ``cytoray``; empty parts are omitted."""
     file = Path("args.json")
     settings = PublicArgs.model_validate_json(json.dumps(args), strict=True)
-    inferred, _ = resolve_config(told, settings, overrides={}, file=file)
+    inferred, _ = resolve_config(shown, settings, overrides={}, file=file)
     parts = {
         "model": _difference(config, inferred),
-        "tokenizer": _difference(tokenizer, settings.tokenizer_config(told, file=file)[0]),
+        "tokenizer": _difference(tokenizer, settings.tokenizer_config(shown, file=file)[0]),
         "labels": [] if labels == default_labels(config.num_labels) else list(labels),
     }
     return {name: part for name, part in parts.items() if part}
 
 
 def default_labels(num_labels: int) -> tuple[str, ...]:
-    """Names of a classifier's outputs where nobody names them: their numbers."""
+    """Default names of a classifier's outputs: their numbers."""
     return tuple(map(str, range(num_labels)))
 
 
@@ -314,6 +314,6 @@ def _invalid(error: ValidationError, *, where: str) -> ModelError:
     key = ".".join(map(str, detail["loc"]))
     return ModelError(
         f"{where}: {key + ': ' if key else ''}{detail['msg'].removeprefix('Value error, ')}.",
-        remedy="Mend this key or leave it out.",
+        remedy="Correct this key or leave it out.",
         key=key,
     )

@@ -36,7 +36,7 @@ from cytoray.model.public_layout import (
     layout_name,
     released_names,
     released_order,
-    told_fields,
+    shown_fields,
 )
 from cytoray.model.public_report import CheckpointReport, as_stored, compare, listing, precisions
 from cytoray.model.public_weights import read_tensors
@@ -58,20 +58,20 @@ WEIGHTS, ARGS, VOCABULARY = "best_model.pt", "args.json", "vocab.json"
 
 @dataclass(frozen=True, eq=False)
 class PublicCheckpoint:
-    """A model of the public layout, ready for use, and what was found on the way."""
+    """A model of the public layout, ready for use, with a report of its loading."""
 
     model: ScGPT  # in eval mode, fp32, on the CPU
     vocabulary: GeneVocabulary
     tokenizer_config: TokenizerConfig
     report: CheckpointReport
-    args: dict[str, Any]  # args.json as it is; empty where there was none
-    labels: tuple[str, ...] = ()  # names of the classifier's outputs, where the checkpoint has them
+    args: dict[str, Any]  # args.json as stored; empty without one
+    labels: tuple[str, ...] = ()  # names of the classifier's outputs, if the checkpoint has them
 
     def to_bundle(self, labels: Sequence[str] = ()) -> ModelBundle:
         """The model as a bundle whose lineage names its weights, equal for equal weights.
 
         Without ``labels`` the classifier's outputs are named as in the checkpoint, or else by their numbers. Raises
-        ModelError where there is not one distinct name for each output.
+        ModelError unless each output has one distinct name.
         """
         names = tuple(labels) or self.labels or default_labels(self.model.config.num_labels)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
@@ -83,13 +83,13 @@ class PublicCheckpoint:
 def load_public_checkpoint(
     folder: Path, *, overrides: Mapping[str, Any] | None = None, allow_missing: bool = False
 ) -> PublicCheckpoint:
-    """Load a folder in the public scGPT layout; its tensors tell what the model is, ``args.json`` the rest.
+    """Load a folder in the public scGPT layout; the architecture is read from its tensors, the rest from ``args.json``.
 
-    ``overrides`` are fields of ModelConfig that tensors leave open, such as ``num_heads`` or ``cell_embedding``. With
-    ``allow_missing`` a head or condition that is there in part, or in another shape, keeps its initial values (always
-    the same ones) and the report says so; gene, value and transformer tensors must be whole in any case.
-    Nothing in the folder can run code. Raises NotFoundError where a file is not there, ModelError for everything that
-    is damaged or does not fit together.
+    ``overrides`` are fields of ModelConfig that tensors do not show, such as ``num_heads`` or ``cell_embedding``. With
+    ``allow_missing`` a head or condition that is incomplete or has another shape keeps its initial values (always
+    the same ones), which is reported; gene, value and transformer tensors must always be complete. Values that are
+    assumed since nothing gives them are named in a UserWarning. Nothing in the folder can run code. Raises
+    NotFoundError if a file is missing, ModelError for anything damaged or inconsistent.
     """
     folder, overrides = Path(folder), dict(overrides or {})
     _check_folder(folder, needs_args="num_heads" not in overrides)
@@ -97,12 +97,12 @@ def load_public_checkpoint(
     vocabulary, notes = _read_vocabulary(folder / VOCABULARY)
     stored, found_notes = read_tensors(folder / WEIGHTS)
     tensors, renamed, prefix_notes = _rename(stored, file=folder / WEIGHTS)
-    told = told_fields(Shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
-    _check_vocabulary(vocabulary, told["vocabulary_size"], file=folder / VOCABULARY)
-    check_args(settings, told=told, file=folder / ARGS)
-    config, config_notes = resolve_config(told, settings, overrides=overrides, file=folder / ARGS)
-    tokenizer_config, assumed = settings.tokenizer_config(told, file=folder / ARGS)
-    assumed += assumed_decoder(told, settings, overrides=overrides)
+    shown = shown_fields(Shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+    _check_vocabulary(vocabulary, shown["vocabulary_size"], file=folder / VOCABULARY)
+    check_args(settings, shown=shown, file=folder / ARGS)
+    config, config_notes = resolve_config(shown, settings, overrides=overrides, file=folder / ARGS)
+    tokenizer_config, assumed = settings.tokenizer_config(shown, file=folder / ARGS)
+    assumed += assumed_decoder(shown, settings, overrides=overrides)
     with torch.device("meta"):
         expected = ScGPT(config, pad_id=vocabulary.pad_id).state_dict()
     report = compare(tensors, expected, file=folder / WEIGHTS, allow_missing=allow_missing)
@@ -139,7 +139,7 @@ def save_public_checkpoint(
     layout: AttentionLayout = "flash",
     args: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model as ``export_bundle`` does, its labels by number."""
+    """Write a model as ``export_bundle`` does; labels are numbers."""
     bundle = ModelBundle(model, vocabulary, tokenizer_config, default_labels(model.config.num_labels))
     export_bundle(bundle, folder, layout=layout, args=args)
 
@@ -153,17 +153,17 @@ def export_bundle(
 ) -> None:
     """Write a bundle in the public scGPT layout as ``folder``, which appears whole or not at all.
 
-    ``args`` supplies the keys of ``args.json`` that tell of training, such as ``lr``; they are null otherwise. What
-    the layout has no place for stands under the key ``cytoray``. Raises ConflictError where ``folder`` exists.
+    ``args`` supplies the keys of ``args.json`` about training, such as ``lr``; they are null otherwise. Settings
+    without a key are stored under ``cytoray``. Raises ConflictError if ``folder`` exists.
     """
     folder = Path(folder)
     if folder.exists():
         raise ConflictError(f"{folder} exists already.", remedy="Choose another folder; nothing is ever overwritten.")
     state = {name: _plain(tensor) for name, tensor in bundle.model.state_dict().items()}
     config, tokenizer = bundle.model.config, bundle.tokenizer_config
-    told = told_fields(Shapes({name: tuple(tensor.shape) for name, tensor in state.items()}))
+    shown = shown_fields(Shapes({name: tuple(tensor.shape) for name, tensor in state.items()}))
     written = build_args(config, tokenizer, layout=layout, base=args or {})
-    if own := extras(config, tokenizer, told=told, args=written, labels=bundle.labels):
+    if own := extras(config, tokenizer, shown=shown, args=written, labels=bundle.labels):
         written["cytoray"] = own
     text = json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False)
     draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
@@ -178,7 +178,7 @@ def export_bundle(
 
 
 def _check_folder(folder: Path, *, needs_args: bool) -> None:
-    """NotFoundError that names what is missing and what is there."""
+    """Raise NotFoundError that names the missing and the present files."""
     if not folder.is_dir():
         kind = "a file, not a folder" if folder.exists() else "not there"
         raise NotFoundError(f"{folder} is {kind}.", remedy=f"Give the folder with {WEIGHTS}, {ARGS} and {VOCABULARY}.")
@@ -239,7 +239,7 @@ def _rename(
 
 
 def _build(config: ModelConfig, *, pad_id: int, tensors: Mapping[str, Tensor]) -> ScGPT:
-    """The model around its tensors; what is not among them gets the initial values of seed 0."""
+    """Build the model around its tensors; missing ones get the initial values of seed 0."""
     with torch.device("meta"):
         model = ScGPT(config, pad_id=pad_id)
     if len(tensors) < len(model.state_dict()):
@@ -251,6 +251,6 @@ def _build(config: ModelConfig, *, pad_id: int, tensors: Mapping[str, Tensor]) -
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Numbers in fp32, counters as they are; on the CPU, contiguous, and nobody else's."""
+    """A contiguous copy on the CPU: numbers in fp32, counters unchanged."""
     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", kind, copy=True).contiguous()

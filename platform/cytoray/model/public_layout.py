@@ -1,4 +1,4 @@
-"""Names of the public scGPT layout, in its three ways to write attention, and what tensors tell of their model."""
+"""Names of the public scGPT layout in its three attention layouts, and the fields that tensors determine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _flash_name(name: str) -> str:
 
 
 def layout_name(name: str, layout: AttentionLayout) -> str:
-    """What ``layout`` calls the tensor of this released name."""
+    """The name in ``layout`` of the tensor with this released name."""
     head, mark, tail = name.partition(_MARK)
     return head + mark + _ATTENTION[layout].get(tail, tail)
 
@@ -76,13 +76,13 @@ class Shapes(dict[str, Shape]):
         return any(name.startswith(prefix) for name in self)
 
     def size(self, *choices: tuple[str, int]) -> int:
-        """Size of an axis, read off the first of the (name, axis) that is there; ModelError if none is."""
+        """Size of an axis, from the first (name, axis) that exists; ModelError if none does."""
         for name, axis in choices:
             if name in self:
                 if len(self[name]) <= axis:
                     raise _mismatch(f"Tensor {name} has shape {self[name]}: it has too few axes", tensor=name)
                 return self[name][axis]
-        raise _mismatch(f"There is no tensor {choices[0][0]}, which the model cannot do without", tensor=choices[0][0])
+        raise _mismatch(f"Tensor {choices[0][0]} is missing, and the model needs it", tensor=choices[0][0])
 
     def count(self, prefix: str) -> int:
         """Highest number N of the names ``prefix.N.…``, plus 1."""
@@ -90,10 +90,10 @@ class Shapes(dict[str, Shape]):
         return 1 + max((int(match[1]) for name in self if (match := pattern.match(name))), default=-1)
 
 
-def told_fields(shapes: Shapes) -> dict[str, Any]:
-    """The fields of ModelConfig that tensors tell; those they leave open are not in it.
+def shown_fields(shapes: Shapes) -> dict[str, Any]:
+    """The fields of ModelConfig that tensors determine; the others are left out.
 
-    Raises ModelError where a tensor that is needed to tell is missing, or where two tell different things.
+    Raises ModelError if a needed tensor is missing or two tensors disagree.
     """
     num_layers = shapes.count(LAYERS)
     if not num_layers:
@@ -112,7 +112,7 @@ def told_fields(shapes: Shapes) -> dict[str, Any]:
 
 
 def _feedforward(num_layers: int) -> list[tuple[str, int]]:
-    """Where the feed-forward's width can be read, in any layer."""
+    """Tensors and axes that show the feed-forward's width, in any layer."""
     places = (("linear1.weight", 0), ("linear1.bias", 0), ("linear2.weight", 1))
     return [(f"{LAYERS}.{layer}.{name}", axis) for layer in range(num_layers) for name, axis in places]
 
@@ -178,12 +178,12 @@ def _num_outputs(shapes: Shapes, head: str) -> int:
     return shapes.size((f"{head}.out_layer.weight", 0), (f"{head}.out_layer.bias", 0))
 
 
-def _agreed(field: str, told: Mapping[str, int]) -> dict[str, int]:
-    """The field, if anything tells it; ModelError if tensors disagree."""
-    if len(set(told.values())) > 1:
-        listing = ", ".join(f"{name} says {number}" for name, number in told.items())
-        raise _mismatch(f"Tensors disagree on {field}: {listing}", tensors=dict(told))
-    return {field: next(iter(told.values()))} if told else {}
+def _agreed(field: str, shown: Mapping[str, int]) -> dict[str, int]:
+    """The field, if any tensor shows it; ModelError if tensors disagree."""
+    if len(set(shown.values())) > 1:
+        listing = ", ".join(f"{name} says {number}" for name, number in shown.items())
+        raise _mismatch(f"Tensors disagree on {field}: {listing}", tensors=dict(shown))
+    return {field: next(iter(shown.values()))} if shown else {}
 
 
 def _mismatch(problem: str, **details: Any) -> ModelError:

@@ -1,4 +1,4 @@
-"""What became of each tensor of a public checkpoint: matched, renamed, missing, unexpected, of another shape."""
+"""Report on each tensor of a public checkpoint: matched, renamed, missing, unexpected or of another shape."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _SHOWN = 10  # names of a list in a message
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What became of each tensor of the file and of the model."""
+    """The tensors of the file and of the model by outcome."""
 
     matched: tuple[str, ...] = ()  # tensors of the model that were found, those under another name included
     renamed: tuple[tuple[str, str], ...] = ()  # (name in the file, released name)
     missing: tuple[str, ...] = ()  # tensors of the model that are not in the file and keep their initial values
-    unexpected: tuple[str, ...] = ()  # tensors of the file that the model has no use for
+    unexpected: tuple[str, ...] = ()  # tensors of the file that the model does not have
     reshaped: tuple[tuple[str, Shape, Shape], ...] = ()  # (name, wanted, found): not used, initial values are kept
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()  # choices that change results and that neither tensors nor args.json make
 
     def text(self) -> str:
-        """The report as lines to be read."""
+        """The report as text."""
         counts = f"{len(self.matched)} tensors loaded, {len(self.renamed)} of them under another name"
         lines = [f"{counts}; {len(self.missing)} missing, {len(self.unexpected)} unexpected, "]
         lines[0] += f"{len(self.reshaped)} of another shape"
@@ -46,7 +46,7 @@ class CheckpointReport:
 def compare(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, file: Path, allow_missing: bool
 ) -> CheckpointReport:
-    """Hold the file's tensors against the model's; ModelError for what may not be missing."""
+    """Compare the file's tensors with the model's; ModelError for those that must not be missing."""
     missing = tuple(name for name in expected if name not in tensors)
     reshaped = tuple(
         (name, tuple(wanted.shape), tuple(tensors[name].shape))
@@ -86,7 +86,7 @@ def compare(
 
 
 def as_stored(tensor: Tensor, wanted: Tensor, *, name: str) -> Tensor:
-    """A copy of its own, in the model's type; ModelError for a tensor that is no weight."""
+    """Return a copy in the model's type; raise ModelError for a tensor that is not a weight."""
     if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ModelError(
             f"Tensor {name} holds {tensor.dtype}, the model wants {wanted.dtype}.",

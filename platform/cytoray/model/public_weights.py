@@ -1,4 +1,4 @@
-"""Read the tensors of a ``best_model.pt`` without running anything that it holds."""
+"""Read the tensors of a ``best_model.pt`` without running any of its content."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def _load(file: Path) -> Any:
-    """What the file holds, as far as torch's unpickler for weights alone lets it through."""
+    """Load the file with torch's weights-only unpickler."""
     file.open("rb").close()  # a file that may not be opened is an OSError, and not called damaged
     try:
         mapped = _can_be_mapped(file)
@@ -62,9 +62,9 @@ def _load(file: Path) -> Any:
     except _UNREADABLE as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
-            f"it asks for {refused[1]}, which is no part of weights"
+            f"it asks for {refused[1]}, which weights do not need"
             if refused
-            else "it is truncated, damaged or no file of torch.save with tensors alone"
+            else "it is truncated, damaged or not a torch.save file of tensors only"
         )
         raise ModelError(
             f"{file} is refused: {reason}. Nothing of it was run.",
@@ -75,9 +75,9 @@ def _load(file: Path) -> Any:
 
 
 def _can_be_mapped(file: Path) -> bool:
-    """Whether the tensors can be used where they lie in the file; ModelError if one was damaged.
+    """Whether the file can be memory-mapped; ModelError if a record is damaged.
 
-    torch itself does not look at checksums, so that a flipped bit would pass for a weight.
+    torch does not verify checksums, so a flipped bit would become a weight.
     """
     if not zipfile.is_zipfile(file):
         return False
@@ -108,7 +108,7 @@ def _is_intact(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
 
 
 def _check_storage(tensor: Tensor, *, name: str, file: Path) -> None:
-    """Refuse a tensor that is not plain numbers in memory, or claims more of them than the file holds."""
+    """Refuse a tensor that is not a plain array, or whose shape exceeds its storage."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise _no_weights(file, f"tensor {name} is {tensor.layout}, {tensor.dtype}, on {tensor.device.type}")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -117,7 +117,7 @@ def _check_storage(tensor: Tensor, *, name: str, file: Path) -> None:
 
 def _no_weights(file: Path, reason: str) -> ModelError:
     return ModelError(
-        f"{file} is no state dict: {reason}. Nothing of it was run.",
+        f"{file} is not a state dict: {reason}. Nothing of it was run.",
         remedy="Give a dict from names to tensors: torch.save(model.state_dict(), 'best_model.pt').",
         file=str(file),
     )

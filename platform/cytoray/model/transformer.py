@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerativeOutput:
-    """What the generative forward predicts for the unknown genes, and the cells it saw them through.
+    """Predictions of the generative forward for the unknown genes, and the cell embeddings.
 
     The shape of the predictions is that of the minibatch's unknown genes: (B, G), zero at padding, or packed (U,).
     """
@@ -52,7 +52,7 @@ class GenerativeOutput:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a forward pass tells; token-wise results in the shape of the minibatch, None for heads it lacks."""
+    """Results of a forward pass; per token in the shape of the minibatch, None for missing heads."""
 
     cells_BD: Tensor  # cell embeddings, not normalised
     expression: Expression  # (B, L), zero at padding, or (T,)
@@ -92,7 +92,7 @@ class EncoderLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The stack of layers; no norm after the last one, since each ends with its own."""
+    """The stack of layers; each ends with its own norm, so none follows the last."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class ScGPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.encoder.embedding.weight.device
 
     def encode(self, batch: Minibatch | PackedMinibatch) -> Tensor:
@@ -159,7 +159,7 @@ class ScGPT(nn.Module):
         return cells_BD
 
     def forward(self, batch: Minibatch | PackedMinibatch) -> ModelOutput:
-        """Everything the model's heads say of a minibatch; hide a gene by giving it the mask value."""
+        """Return the results of all heads for a minibatch; hide a gene by giving it the mask value."""
         part = known_part(batch)
         genes_TD = self.encoder(part.gene_ids_T)
         hidden_TD = self._encode(part, batch, genes_TD)
@@ -187,9 +187,9 @@ class ScGPT(nn.Module):
     def generate(
         self, cells_BD: Tensor, batch: Minibatch | PackedMinibatch, *, with_values: bool = False
     ) -> Expression:
-        """Expression (B, L) or (T,) that cells with these embeddings have of the genes of ``batch``.
+        """Predict expression (B, L) or (T,) of the genes of ``batch`` for cells with these embeddings.
 
-        The embedding takes the place of each cell's first token; the batch's values count ``with_values`` only.
+        The embedding replaces each cell's first token; the batch's values are used ``with_values`` only.
         """
         part = known_part(batch)
         tokens_TD = self._embed_tokens(part if with_values else replace(part, values_T=None), batch, flagged=False)
@@ -202,8 +202,8 @@ class ScGPT(nn.Module):
     ) -> GenerativeOutput:
         """Predict the unknown genes of each cell from its known ones.
 
-        With ``cell_embedding_BD`` (the second pass) it takes the place of the embedded ``<cls>`` token; detach it
-        first to train as the original does.
+        ``cell_embedding_BD`` (the second pass) replaces the embedded ``<cls>`` token; detach it first to train as
+        the original does.
         """
         known, unknown = known_part(batch.known), unknown_part(batch)
         layout = Layout(known.segments, unknown.segments)
@@ -224,7 +224,7 @@ class ScGPT(nn.Module):
         )
 
     def attention(self, batch: Minibatch | PackedMinibatch, *, layer: int = -1) -> list[Tensor]:
-        """Attention weights (H, L, L) of each cell in one layer: row = query, column = key."""
+        """Return attention weights (H, L, L) of each cell in one layer: row = query, column = key."""
         part = known_part(batch)
         layout, tokens_TD = Layout(part.segments), self._embed_tokens(part, batch)
         layers = list(self.transformer_encoder.layers)
@@ -249,7 +249,7 @@ class ScGPT(nn.Module):
         genes_TD: Tensor | None = None,
         flagged: bool = True,
     ) -> Tensor:
-        """What enters the transformer, (T, D)."""
+        """Input of the transformer, (T, D)."""
         mask = getattr(batch, "padding_mask", None)
         if self.config.norm_counts_padding and self.training and mask is not None:
             everything = known_part(batch.unmasked())
@@ -259,7 +259,7 @@ class ScGPT(nn.Module):
         return self._normed(self._sum(part, genes_TD, flagged=flagged), part)
 
     def _sum(self, part: Part, genes_TD: Tensor, *, flagged: bool = True) -> Tensor:
-        """Gene, value or flag, and perturbation of each token."""
+        """Sum the embeddings of gene, value or flag, and perturbation of each token."""
         if part.values_T is None:
             assert self.flag_encoder is not None or not flagged, "this model has no flag for unknown genes"
             tokens_TD = (
@@ -275,7 +275,7 @@ class ScGPT(nn.Module):
         return tokens_TD
 
     def _normed(self, tokens_TD: Tensor, part: Part) -> Tensor:
-        """The batch norm on the sum, where the model has one."""
+        """Apply the batch norm, if the model has one."""
         if self.bn is not None:
             normed_TD: Tensor = self.bn(tokens_TD)
             return normed_TD
@@ -312,7 +312,7 @@ class ScGPT(nn.Module):
         return conditioned
 
     def _token_conditions(self, part: Part) -> Tensor | None:
-        """What the decoders are told of each token beside its hidden state, (T, D)."""
+        """Inputs of the decoders for each token beside its hidden state, (T, D)."""
         conditions_TD = None
         if self.batch_encoder is not None:
             assert part.batch_labels_B is not None, "this model needs batch labels"
@@ -326,7 +326,7 @@ class ScGPT(nn.Module):
     def _pool(
         self, hidden_TD: Tensor, part: Part, batch: Minibatch | PackedMinibatch, *, pooling: Pooling | None = None
     ) -> Tensor:
-        """Hidden states to cell embeddings (B, D)."""
+        """Pool hidden states into cell embeddings (B, D)."""
         segments, config = part.segments, self.config
         pooling = pooling or config.cell_embedding
         if pooling == "cls":
@@ -345,7 +345,7 @@ class ScGPT(nn.Module):
 
 
 def _build_value_encoder(config: ModelConfig) -> nn.Module | None:
-    """The encoder of values; none where a value is a factor."""
+    """The encoder of values; None if a value is a factor."""
     if config.value_style == "continuous":
         return ValueEncoder(config.width, dropout=config.dropout)
     return CategoryEncoder(config.num_value_bins, width=config.width) if config.value_style == "category" else None

@@ -1,1 +1,1 @@
-"""What the model is trained and judged for: annotation and its siblings."""
+"""Tasks that the model is trained for and evaluated on."""

@@ -1,4 +1,4 @@
-"""Cell-type annotation: fine-tune a pretrained run on labelled cells, and judge it beside simple baselines."""
+"""Cell-type annotation: fine-tune a pretrained run on labelled cells, and compare it with simple baselines."""
 
 # C cells, G genes
 
@@ -59,7 +59,7 @@ def finetune(
     if len(stream.labels) < 2:
         raise CorpusError(
             f"Corpus {config.corpus!r}: {config.label_key!r} has only the label {stream.labels[0]!r}.",
-            remedy="Name a column that tells at least two kinds of cells apart.",
+            remedy="Set label_key to a column with at least two kinds of cells.",
         )
     if warning := missing_spellings_warning(stream.labels, where=f"Corpus {config.corpus!r}, obs/{config.label_key}"):
         logger.warning(warning)
@@ -98,7 +98,7 @@ def _load(record: BundleRecord) -> ModelBundle:
 
 @dataclass(frozen=True)
 class AnnotationReport:
-    """How well held-out cells were annotated, by whom, and where the pictures are."""
+    """Scores of the model and the baselines on held-out cells, and the files with plots."""
 
     scores: dict[str, ClassificationScores]  # model, logistic regression, majority class
     predictions: Predictions
@@ -107,14 +107,14 @@ class AnnotationReport:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The labelled cells that the simple baselines learn from: those the model was fine-tuned on."""
+    """The labelled cells that the baselines learn from: those the model was fine-tuned on."""
 
     store: str
     corpus: str
     label_key: str
 
     def predict(self, test: SparseCells, *, training: LabelledSample | None = None) -> dict[str, Sequence[str]]:
-        """Labels for ``test`` by logistic regression and by majority class; ``training`` is what ``load`` returned."""
+        """Predict labels for ``test`` by logistic regression and by majority class; ``training`` is what ``load`` returned."""
         train = self.load() if training is None else training
         log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(
@@ -150,7 +150,7 @@ def evaluate(
     Raises ModelError if the model has no classifier, or shares no label with the cells.
     """
     if not bundle.labels:
-        raise ModelError("This bundle has no classifier, so it cannot annotate.", remedy="Evaluate a fine-tuned run.")
+        raise ModelError("This bundle has no classifier and cannot annotate.", remedy="Evaluate a fine-tuned run.")
     truth = [str(label) for label in held_out.labels]
     _check_labels(truth, bundle.labels)
     folder.mkdir(parents=True, exist_ok=True)

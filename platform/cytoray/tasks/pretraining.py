@@ -1,4 +1,4 @@
-"""How well a pretrained model tells hidden genes of cells it never saw, beside what needs no model."""
+"""Evaluate how well a pretrained model predicts hidden genes of held-out cells, compared with simple baselines."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from cytoray.training.objectives import GenerativeObjective
 from cytoray.training.pretraining import stream_options
 from cytoray.training.validation import held_in, open_held_out
 
-TRAINING_CELLS = 20_000  # that baselines learn from, at most
+TRAINING_CELLS = 20_000  # maximum that baselines learn from
 CELLS_AT_A_TIME = 16
 
 
 def judge_pretraining(config: PretrainConfig, record: BundleRecord) -> dict[str, dict[str, float]]:
-    """Errors, in bins, on the cells that ``config.validation`` holds out: of the bundle and of three baselines.
+    """Return errors, in bins, of the bundle and of three baselines on the cells that ``config.validation`` holds out.
 
-    All see the same known genes and tell the same hidden ones. Runs of the masked style have no rows: their model does
-    not know the genes that are hidden here.
+    All see the same known genes and predict the same hidden ones. Runs of the masked style return no rows: their model
+    does not predict the genes that are hidden here.
     """
     if config.objective.style != "generative":
         return {}
@@ -44,10 +44,10 @@ def judge_pretraining(config: PretrainConfig, record: BundleRecord) -> dict[str,
         storage.download_folder(record.uri, Path(scratch) / "bundle")
         bundle = load_bundle(Path(scratch) / "bundle")
     objective = GenerativeObjective(config.objective, bundle.vocabulary.pad_id)
-    said = _predict(bundle.model, objective, batch)
+    predicted = _predict(bundle.model, objective, batch)
     baselines = judge_baselines(_training_cells(config), known=known, unknown=unknown)
     return {
-        "cytoray": _row(score_bins(said, unknown.bins)),
+        "cytoray": _row(score_bins(predicted, unknown.bins)),
         "global mean bin": _row(baselines.global_mean),
         "per-gene mean bin": _row(baselines.gene_mean),
         "kNN in PCA space": _row(baselines.neighbours),
@@ -56,11 +56,11 @@ def judge_pretraining(config: PretrainConfig, record: BundleRecord) -> dict[str,
 
 @torch.no_grad()
 def _predict(model: ScGPT, objective: GenerativeObjective, batch: StepBatch) -> np.ndarray:
-    """The bins (U,) that the model says hidden genes have."""
+    """Predict the bins (U,) of hidden genes."""
     model.eval()
     parts = batch.split(-(-batch.num_cells // CELLS_AT_A_TIME))
-    said = [model.forward_generative(objective.prepare(part)).expression for part in parts]
-    found: np.ndarray = torch.cat(said).float().numpy()
+    predicted = [model.forward_generative(objective.prepare(part)).expression for part in parts]
+    found: np.ndarray = torch.cat(predicted).float().numpy()
     return found
 
 
