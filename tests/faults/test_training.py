@@ -102,8 +102,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     found = latest_checkpoint(str(store), RUN)
     assert found is not None
     assert found.state.step == STEPS - EVERY
-    assert f"step-{STEPS:09d} is damaged, the one before is used" in caplog.text
-    result = "the one before is used, said aloud"
+    assert f"step-{STEPS:09d} is damaged, the previous one is used" in caplog.text
+    result = "the previous one is used, with a warning"
     if how == HARMS[0]:  # all four go on from the same step: one whole run tells of all
         (store / f"runs/{RUN}/DONE.json").unlink()
         said, begun = start(store).result()["events"]

@@ -164,8 +164,8 @@ def test_of_an_accuracy_more_is_better():
 
 def test_the_figures_of_the_run(page):
     rows = page.rows("figures")
-    assert rows["cells a second"][:2] == ["1,280", "1,280"]
-    assert rows["tokens a second"][0] == "1,500,000"
+    assert rows["cells per second"][:2] == ["1,280", "1,280"]
+    assert rows["tokens per second"][0] == "1,500,000"
     assert rows["operations that the objective needs"][0] == "25 TFLOP/s"
     assert rows["time of a step"][0] == "400 ms"
     assert rows["time spent waiting for data"][0] == "1.25%"
@@ -177,7 +177,7 @@ def test_the_figures_of_the_run(page):
 
 def test_the_mean_of_a_rate_is_over_time():
     history = [point(1, cells_per_s=100.0, step_s=9.0), point(2, cells_per_s=900.0, step_s=1.0)]
-    assert Page(render_page(build_card(history=history))).rows("figures")["cells a second"][1] == "180"
+    assert Page(render_page(build_card(history=history))).rows("figures")["cells per second"][1] == "180"
 
 
 def test_workers_alike_are_one_row(page):
@@ -258,7 +258,7 @@ def test_names_are_no_markup():
         ({"history": [point(5), point(10, loss=NAN, masked=NAN), point(15)]}, ["The loss went from"]),
         ({"history": [dict.fromkeys(point(1), NAN)] * 3, "validation": [{"step": 5.0, "masked": NAN}]}, ["not finite"]),
         ({"history": [point(5, loss=math.inf, masked=-1.0, gradient_norm=0.0, cells_per_s=0.0, step_s=0.0)]}, []),
-        ({"scores": {}}, ["masked loss on held-out cells was 62.00, 0.775 of what the mean bin gives (80.00)"]),
+        ({"scores": {}}, ["masked loss on held-out cells was 62.00, 0.775 times that of the mean bin (80.00)"]),
         ({"scores": {"model": {"mse": NAN}, "mean": {"mse": 3.0}}}, ["not finite", "held-out cells was 62"]),
         ({"scores": {"model": {"mse": 3.0}}}, ["held-out cells was 62"]),
         ({"scores": {"model": {"mse": 3.0}, "a": {"mae": 1.0}, "b": {"mse": 4.0}}}, ["a not measured 1.000 -"]),
