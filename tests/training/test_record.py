@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,8 @@ def test_what_is_no_run_name_is_refused(name: str, tmp_path: Path):
     for find in (latest_checkpoint, find_bundle, load_run_record, load_resumed_config):
         with pytest.raises(TrainingError, match="not a run name"):
             find(str(tmp_path), name)
+
+
+def test_a_finished_run_is_reported_without_importing_ray():
+    script = "import sys, cytoray.stages.job, cytoray.stages.resume; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
