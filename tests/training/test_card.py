@@ -104,7 +104,7 @@ def build_card(**changes: Any) -> RunCard:
             "global mean bin": {"mse": 80.0, "mae": 7.25, "num_genes": 123_456},
             "kNN in PCA space": {"mse": 73.777, "mae": 6.125, "num_genes": 123_456},
         },
-        "events": ["started with 2 workers at step 0", "step 17 was left out"],
+        "events": ["started with 2 workers at step 0", "step 17 was skipped"],
         "totals": {"steps": 1000.0, "cells": 512_000.0, "tokens": 614_400_000.0, "seconds": 4325.0},
         "reproduce": ["git checkout 0123abcd", "cytoray pretrain --config run.yaml"],
         "mlflow_run_id": "f00f", **changes,
@@ -133,7 +133,7 @@ def test_the_page_says_what_the_run_was(page):
     for words in (
         "1,000 steps", "614 M tokens", "1 h 12 min of training", "0.830 of the best baseline held out; less is better",
         "corpus manifest d1935e57", "git revision 0123abcd-dirty", "dirty: files differed", "torch 2.13.0",
-        "MLflow run f00f", "step 17 was left out",
+        "MLflow run f00f", "step 17 was skipped",
     ):  # fmt: skip
         assert words in page.text, words
     assert page.blocks["configuration"] == "run: blood-small\ntrain:\n  num_steps: 1000\n"

@@ -80,7 +80,7 @@ def test_what_went_wrong_is_raised_before_the_next_and_at_the_end(tmp_path: Path
     writer.submit(_alone(0.0), _state(2))
     with pytest.raises(StorageError):
         writer.wait()
-    writer.wait()  # told once
+    writer.wait()  # raised once
 
 
 def test_parts_of_two_ranks_are_one_checkpoint(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_damaged_part_leads_to_the_checkpoint_before(tmp_path: Path, caplog: p
     assert require_checkpoint(str(tmp_path), "run").state.step == 4
 
 
-def test_slices_that_leave_something_out_are_told(tmp_path: Path) -> None:
+def test_missing_slices_are_reported(tmp_path: Path) -> None:
     _save(tmp_path, 5, 1.0)
     found = require_checkpoint(str(tmp_path), "run")
     files = {name: digest for name, digest in found.files.items() if "00001-of" not in name}
