@@ -64,7 +64,7 @@ def _load(store: str, run: str) -> dict[str, Any]:
         return dict(load_run_record(store, run).config)
     except NotFoundError as error:
         root = storage.join(store, "runs")
-        files = (uri.partition("/runs/")[2] for uri in storage.list_files(root))
+        files = (uri.removeprefix(f"{root}/") for uri in storage.list_files(root))
         names = sorted({name.partition("/")[0] for name in files if name.endswith("/run.json")})
         raise TrainingError(
             f"Unknown run {run!r} in {store}.", remedy=f"Runs there: {', '.join(names) or 'none'}."
