@@ -1,4 +1,4 @@
-"""Kill, stop, double, hang or damage a training: it ends with an undisturbed one's weights, or says what to do."""
+"""Kill, stop, double, hang or damage a run: it ends with the weights of an undisturbed one, or with a remedy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_killed_rank_is_replaced(
     outcome(f"{name} kill -9 of a rank at {point}", 1, result)
 
 
-def test_a_killed_driver_goes_on_when_run_again(start: Start, store: Path, unbroken: Path, outcome: Outcome) -> None:
+def test_a_killed_driver_continues_when_run_again(start: Start, store: Path, unbroken: Path, outcome: Outcome) -> None:
     first = start(store, plan="train.after_step=sleep:0.5")
     wait_for_commit(store, first, EVERY)
     os.kill(first.process.pid, signal.SIGKILL)
@@ -102,12 +102,12 @@ def test_a_damaged_checkpoint_is_passed_over(
     found = latest_checkpoint(str(store), RUN)
     assert found is not None
     assert found.state.step == STEPS - EVERY
-    assert f"step-{STEPS:09d} is damaged, the one before is used" in caplog.text
-    result = "the one before is used, said aloud"
-    if how == HARMS[0]:  # all four go on from the same step: one whole run tells of all
+    assert f"step-{STEPS:09d} is damaged, the previous one is used" in caplog.text
+    result = "the previous one is used, with a warning"
+    if how == HARMS[0]:  # all four continue from the same step: one whole run is enough
         (store / f"runs/{RUN}/DONE.json").unlink()
-        said, begun = start(store).result()["events"]
-        assert "is damaged" in said
+        damaged, begun = start(store).result()["events"]
+        assert "is damaged" in damaged
         assert begun_at(begun) == found.state.step
         assert_equal(store, unbroken)
         result += ": equal"
@@ -147,7 +147,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_its_cells(start: Start,
     assert "the last of 3 in a row" in error["text"]
     assert "Cells of that step: " in error["text"]
     assert "optimizer.learning_rate" in error["remedy"]
-    outcome("T9 gradients that are not finite", 3, "left out, then an error with the cells and what to do")
+    outcome("T9 gradients that are not finite", 3, "skipped, then an error with the cells and a remedy")
 
 
 def test_sigterm_commits_and_exits_75(start: Start, store: Path, unbroken: Path, outcome: Outcome) -> None:
@@ -177,7 +177,7 @@ def test_of_two_starts_one_is_refused(start: Start, store: Path, unbroken: Path,
     outcome("T12 one run started twice at once", 1, "one refused with a remedy, the other: equal")
 
 
-def test_other_versions_are_told(start: Start, unbroken: Path, tmp_path: Path, outcome: Outcome) -> None:
+def test_other_versions_are_reported(start: Start, unbroken: Path, tmp_path: Path, outcome: Outcome) -> None:
     store = Path(shutil.copytree(unbroken, tmp_path / "store"))
     run = store / f"runs/{RUN}"
     (run / "DONE.json").unlink()
@@ -188,10 +188,10 @@ def test_other_versions_are_told(start: Start, unbroken: Path, tmp_path: Path, o
     (folder / STATE).write_text(json.dumps(state))
     commit["files"][STATE] = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()
     (folder / COMMIT).write_text(json.dumps(commit))
-    told = [event for event in start(store).result()["events"] if "was written with" in event]
-    assert {name for name in ("torch", "ray") for event in told if f"{name} 1.0.0" in event} == {"torch", "ray"}
+    warned = [event for event in start(store).result()["events"] if "was written with" in event]
+    assert {name for name in ("torch", "ray") for event in warned if f"{name} 1.0.0" in event} == {"torch", "ray"}
     assert_equal(store, unbroken)
-    outcome("T13 a checkpoint of other versions", len(told), "told by name: equal")
+    outcome("T13 a checkpoint of other versions", len(warned), "named in a warning: equal")
 
 
 def test_a_lost_node_leaves_fewer_workers_and_the_same_order(

@@ -1,4 +1,4 @@
-"""A store, a disk or an MLflow that fails while a training needs it: it ends all the same, or says what to do."""
+"""A store, a disk or an MLflow that fails while a training needs it: it still ends, or reports a remedy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_checkpoints_get_through_to_a_failing_store(
     outcome(f"T6 store: {name}", fault.fired, f"{len(events)} start(s): equal")
 
 
-def test_without_mlflow_a_run_is_told_to_it_later(unbroken: Path, tmp_path: Path, outcome: Outcome) -> None:
+def test_a_run_without_mlflow_is_shipped_later(unbroken: Path, tmp_path: Path, outcome: Outcome) -> None:
     """The undisturbed run had no MLflow at all."""
     journal = Path(shutil.copytree(unbroken.parent / "journal", tmp_path / "journal"))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -59,10 +59,10 @@ def test_without_mlflow_a_run_is_told_to_it_later(unbroken: Path, tmp_path: Path
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, STEPS + 1))
     assert sync(journal, uri=uri).sent == 0
-    outcome("T7 MLflow away for a whole run", report.sent, "the run ended; one sync told all steps, once")
+    outcome("T7 MLflow away for a whole run", report.sent, "the run ended; one sync shipped all steps, once")
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_with_room(
+def test_a_full_disk_is_reported_and_the_run_continues_with_room(
     start: Start, trainable: Path, unbroken: Path, tmp_path: Path, outcome: Outcome
 ) -> None:
     disk = tmp_path / "disk"
@@ -87,4 +87,4 @@ def test_a_full_disk_is_told_and_the_run_goes_on_with_room(
         assert_equal(store, unbroken)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
-    outcome("T10 disk full", 1, "told; the checkpoint before is intact; with room and run again: equal")
+    outcome("T10 disk full", 1, "reported; the previous checkpoint is intact; with room and run again: equal")

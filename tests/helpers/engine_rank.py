@@ -73,7 +73,7 @@ def whole(engine: Any) -> dict[str, Tensor]:
 
 
 def restored(stage: int, precision: str, store: str, run: str) -> tuple[Any, int]:
-    """A new engine that goes on with a checkpoint, and how many files of slices that took."""
+    """A new engine restored from a checkpoint, and the number of files of slices read."""
     saved = checkpoints.require_checkpoint(store, run)
     module = Wrapped()
     module.model.load_state_dict(saved.load_weights())

@@ -34,11 +34,11 @@ class Training:
 
     @property
     def log(self) -> str:
-        """What it has said on stderr."""
+        """Its stderr."""
         return (self.folder / "stderr").read_text()
 
     def result(self, code: int = 0) -> dict[str, Any]:
-        """What it wrote at its end, which must be with this exit code."""
+        """Wait for its end with this exit code; return its result."""
         assert self.process.wait(240) == code, self.log[-3000:]
         found: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
         return found

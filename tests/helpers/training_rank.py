@@ -1,8 +1,8 @@
 """One rank of a DeepSpeed run without Ray: python training_rank.py SETTINGS.pickle RANK WORLD PORT OUT [STORE].
 
-SETTINGS holds ``(WorkerSettings, stream, step to stop at)``. With STORE, training goes on from the newest checkpoint of
-run ``run`` in it. At the end rank 0 writes whole weights and moments, gathered by DeepSpeed, to OUT, and all ranks
-write a checkpoint of run ``run`` into the store that is OUT's folder. What is printed: files of slices read.
+SETTINGS holds ``(WorkerSettings, stream, step to stop at)``. With STORE, training continues from the newest checkpoint
+of run ``run`` in it. At the end rank 0 writes whole weights and moments, gathered by DeepSpeed, to OUT, and all ranks
+write a checkpoint of run ``run`` into the store that is OUT's folder. Prints the number of files of slices read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An MLflow that is away, hangs, refuses or is something else is told within seconds, without secrets."""
+"""An MLflow that is unreachable, hangs, rejects us or is something else is reported in seconds, without secrets."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def build_card(**changes: Any) -> RunCard:
             "global mean bin": {"mse": 80.0, "mae": 7.25, "num_genes": 123_456},
             "kNN in PCA space": {"mse": 73.777, "mae": 6.125, "num_genes": 123_456},
         },
-        "events": ["started with 2 workers at step 0", "step 17 was left out"],
+        "events": ["started with 2 workers at step 0", "step 17 was skipped"],
         "totals": {"steps": 1000.0, "cells": 512_000.0, "tokens": 614_400_000.0, "seconds": 4325.0},
         "reproduce": ["git checkout 0123abcd", "cytoray pretrain --config run.yaml"],
         "mlflow_run_id": "f00f", **changes,
@@ -133,7 +133,7 @@ def test_the_page_says_what_the_run_was(page):
     for words in (
         "1,000 steps", "614 M tokens", "1 h 12 min of training", "0.830 of the best baseline held out; less is better",
         "corpus manifest d1935e57", "git revision 0123abcd-dirty", "dirty: files differed", "torch 2.13.0",
-        "MLflow run f00f", "step 17 was left out",
+        "MLflow run f00f", "step 17 was skipped",
     ):  # fmt: skip
         assert words in page.text, words
     assert page.blocks["configuration"] == "run: blood-small\ntrain:\n  num_steps: 1000\n"
@@ -164,8 +164,8 @@ def test_of_an_accuracy_more_is_better():
 
 def test_the_figures_of_the_run(page):
     rows = page.rows("figures")
-    assert rows["cells a second"][:2] == ["1,280", "1,280"]
-    assert rows["tokens a second"][0] == "1,500,000"
+    assert rows["cells per second"][:2] == ["1,280", "1,280"]
+    assert rows["tokens per second"][0] == "1,500,000"
     assert rows["operations that the objective needs"][0] == "25 TFLOP/s"
     assert rows["time of a step"][0] == "400 ms"
     assert rows["time spent waiting for data"][0] == "1.25%"
@@ -177,7 +177,7 @@ def test_the_figures_of_the_run(page):
 
 def test_the_mean_of_a_rate_is_over_time():
     history = [point(1, cells_per_s=100.0, step_s=9.0), point(2, cells_per_s=900.0, step_s=1.0)]
-    assert Page(render_page(build_card(history=history))).rows("figures")["cells a second"][1] == "180"
+    assert Page(render_page(build_card(history=history))).rows("figures")["cells per second"][1] == "180"
 
 
 def test_workers_alike_are_one_row(page):
@@ -258,7 +258,7 @@ def test_names_are_no_markup():
         ({"history": [point(5), point(10, loss=NAN, masked=NAN), point(15)]}, ["The loss went from"]),
         ({"history": [dict.fromkeys(point(1), NAN)] * 3, "validation": [{"step": 5.0, "masked": NAN}]}, ["not finite"]),
         ({"history": [point(5, loss=math.inf, masked=-1.0, gradient_norm=0.0, cells_per_s=0.0, step_s=0.0)]}, []),
-        ({"scores": {}}, ["masked loss on held-out cells was 62.00, 0.775 of what the mean bin gives (80.00)"]),
+        ({"scores": {}}, ["masked loss on held-out cells was 62.00, 0.775 times that of the mean bin (80.00)"]),
         ({"scores": {"model": {"mse": NAN}, "mean": {"mse": 3.0}}}, ["not finite", "held-out cells was 62"]),
         ({"scores": {"model": {"mse": 3.0}}}, ["held-out cells was 62"]),
         ({"scores": {"model": {"mse": 3.0}, "a": {"mae": 1.0}, "b": {"mse": 4.0}}}, ["a not measured 1.000 -"]),

@@ -1,4 +1,4 @@
-"""Engines of every ZeRO stage: a gradient that is not finite changes nothing, and a checkpoint nothing gets lost in."""
+"""Engines of every ZeRO stage: updates that are not finite are skipped, and checkpoints restore exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Results = dict[str, dict[str, Tensor]]
 
 
 def _run(folder: Path, world_size: int, *others: Path) -> list[dict[str, Tensor]]:
-    """What each of so many ranks has found."""
+    """Run the ranks; return the results of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -40,7 +40,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture(scope="module")
 def found(stores: dict[int, Path]) -> dict[int, list[dict[str, Tensor]]]:
-    """What the ranks have found, by their number; one rank also restores the checkpoints of two."""
+    """Results of the ranks by world size; one rank also restores the checkpoints of two."""
     return {2: _run(stores[2], 2), 1: _run(stores[1], 1, stores[2])}
 
 
@@ -62,10 +62,10 @@ def _assert_same(results: dict[str, Tensor], wanted: dict[str, Tensor], *, far: 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("case", IDS)
-def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(
+def test_an_update_with_a_gradient_that_is_not_finite_is_skipped(
     case: str, world_size: int, found: dict[int, list[dict[str, Tensor]]]
 ) -> None:
-    """The last rank's first micro-batch spoils it; the steps after it are as if it had never been."""
+    """The last rank's first micro-batch makes it not finite; later steps are unaffected."""
     for rank in found[world_size]:
         results = _of(rank, case)
         assert results["facts"]["applied"].tolist() == [True] * 6

@@ -1,4 +1,4 @@
-"""DeepSpeed with any number of workers, stage and accumulation takes the very steps of a plain torch loop."""
+"""DeepSpeed with any number of workers, stage and accumulation takes the same steps as a plain torch loop."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_steps_equal_a_plain_torch_loop(
     [((2, 3), (1, 1), 2), ((2, 2), (2, 3), None), ((1, 0), (2, 3), 1)],
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_a_run_goes_on_at_another_world_size_and_stage(
+def test_a_run_continues_at_another_world_size_and_stage(
     first: tuple[int, int],
     then: tuple[int, int],
     read: int | None,

@@ -140,7 +140,7 @@ def test_a_bf16_checkpoint_goes_on_at_another_stage(wrote: int, reads: int, tmp_
     first = Engine(build_config(tmp_path, wrote, "bf16"))
     for step in range(SAVED_STEP):
         first.take(step)
-    writer = CheckpointWriter(f"{tmp_path}/runs/run/checkpoints", keep=None, attempt="a")
+    writer = CheckpointWriter(f"{tmp_path}/runs/run/checkpoints", keep=None, attempt="a", timeout_s=60)
     state = TrainerState(step=SAVED_STEP, manifest_digest="m", config_digest="c", history=())
     writer.submit(engines.take_snapshot(first.engine), state)
     writer.wait()

@@ -168,7 +168,7 @@ def test_unknown_gpus_are_told(text: str) -> None:
 
 def test_the_command_prints_the_table() -> None:
     command = ["train", "plan", "--config", str(HUMAN), "--gpus", "8xH100", "--price", "2"]
-    told = CliRunner().invoke(app, [*command, "--set", "store=/nowhere"])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, [*command, "--set", "store=/nowhere"])
+    assert result.exit_code == 0, result.output
     for line in ("51,330,049", "ZeRO 3", "390,000", "GPU-hours", "at 2 a GPU-hour", "cannot be read", "assumed"):
-        assert line in told.output
+        assert line in result.output

@@ -1,8 +1,10 @@
-"""The record of a run: the same settings go on, others are refused, and a newer cytoray's defaults are no others."""
+"""The record of a run: the same settings continue, others are refused, and new keys with defaults do not count."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +40,20 @@ def _rewrite(config: PretrainConfig, change: Any) -> None:
     file.write_text(json.dumps(record))
 
 
-def test_keys_that_came_to_be_since_are_their_defaults(config: PretrainConfig):
+def test_newer_keys_have_their_defaults(config: PretrainConfig):
     first = claim_run(config, "digest")
     _rewrite(config, lambda kept: (kept["optimizer"].pop("epsilon"), kept.pop("validation")))
     assert claim_run(config, "digest").run_uuid == first.run_uuid
 
 
-def test_a_missing_key_whose_default_is_not_meant_differs(config: PretrainConfig):
+def test_a_missing_key_with_another_value_than_its_default_differs(config: PretrainConfig):
     claim_run(config, "digest")
     _rewrite(config, lambda kept: kept["optimizer"].pop("weight_decay"))
     with pytest.raises(TrainingError, match=r"has other settings: optimizer\.weight_decay\."):
         claim_run(config, "digest")
 
 
-def test_a_key_that_is_no_more_differs_and_may_be_allowed(config: PretrainConfig):
+def test_a_removed_key_differs_and_may_be_allowed(config: PretrainConfig):
     first = claim_run(config, "digest")
     _rewrite(config, lambda kept: kept["optimizer"].update(momentum=0.5))
     with pytest.raises(TrainingError, match=r"has other settings: optimizer\.momentum\.") as refused:
@@ -111,3 +113,8 @@ def test_what_is_no_run_name_is_refused(name: str, tmp_path: Path):
     for find in (latest_checkpoint, find_bundle, load_run_record, load_resumed_config):
         with pytest.raises(TrainingError, match="not a run name"):
             find(str(tmp_path), name)
+
+
+def test_a_finished_run_is_reported_without_importing_ray():
+    script = "import sys, cytoray.stages.job, cytoray.stages.resume; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

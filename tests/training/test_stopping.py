@@ -1,4 +1,4 @@
-"""A run that is asked to stop commits a checkpoint and says so; `cytoray train resume` takes it to the same end."""
+"""A run that is asked to stop commits a checkpoint and reports it; `cytoray train resume` leads to the same result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_sigterm_stops_after_the_step_and_the_run_goes_on_with_fewer_workers(
     pretrain_config: Callable[..., PretrainConfig],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With validation and averaged weights, which must go on as well; one worker ends as two would have."""
+    """With validation and averaged weights, which must continue as well; one worker ends as two would have."""
 
     def build(run: str) -> PretrainConfig:
         config = pretrain_config(run, train={"num_steps": 12, "checkpoint_every": 12, "ema_decay": 0.5})

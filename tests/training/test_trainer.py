@@ -42,7 +42,7 @@ from cytoray.training.trainer import TrainingSpec, _failed, run_training
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
-def test_a_killed_run_ends_with_the_very_weights_of_an_unbroken_one(
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     pretrain_config: Callable[..., PretrainConfig],
     stream: CorpusStream,
     monkeypatch: pytest.MonkeyPatch,
@@ -79,7 +79,7 @@ def test_a_killed_run_ends_with_the_very_weights_of_an_unbroken_one(
 
 
 def _losses(point: dict[str, float]) -> dict[str, float]:
-    """What does not depend on the clock."""
+    """The figures that do not depend on the clock."""
     return {name: point[name] for name in ("step", "loss", "masked", "cell_conditioned", "second_pass")}
 
 
@@ -117,7 +117,7 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
         run_training(TrainingSpec(config, stream, model, vocabulary.pad_id, objective))
     error = user_error(caught.value)
     assert isinstance(error, TrainingError)
-    assert "at step 3, the last of 3 in a row" in error.problem  # steps 1 and 2 were left out
+    assert "at step 3, the last of 3 in a row" in error.problem  # steps 1 and 2 were skipped
     assert len(error.details["cells"]) == 16
     saved = latest_checkpoint(config.store, config.run)
     assert saved is not None
@@ -281,9 +281,9 @@ def test_a_damaged_commit_is_no_checkpoint(damage: str, tmp_path: Path, caplog: 
         ControllerError(ValueError("no room\nCUDA out of memory")),
     ],
 )
-def test_what_workers_kept_failing_with_is_told_in_a_line_and_logged_whole(
+def test_the_last_failure_of_workers_is_summarised_and_logged(
     error: Exception, pretrain_config: Callable[..., PretrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = _failed(pretrain_config("run", workers={"max_failures": 1}), error)
-    assert told.problem.endswith("after 1 restarts (workers.max_failures): CUDA out of memory")
+    failure = _failed(pretrain_config("run", workers={"max_failures": 1}), error)
+    assert failure.problem.endswith("after 1 restarts (workers.max_failures): CUDA out of memory")
     assert str(error) in caplog.text

@@ -14,7 +14,7 @@ from cytoray.errors import ConfigError
 from cytoray.registry.gate import GateConfig
 from cytoray.serving.config import ServeConfig
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import NAME, FinetuneConfig, PretrainConfig
+from cytoray.training.config import CORPUS, NAME, FinetuneConfig, PretrainConfig
 
 MODEL = (
     "models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME (a finished run of this store), or a bundle's folder or URI."
@@ -36,7 +36,7 @@ class EvaluateConfig(ModelStageConfig):
     kind: Literal["evaluate"] = Field("evaluate", description="Which stage this file configures.")
     data: SourceConfig = Field(description="Held-out cells.")
     label_key: str = Field(description="Column of obs with the true cell types.")
-    baseline_corpus: str = Field(pattern=NAME, description="Corpus that logistic regression learns from.")
+    baseline_corpus: str = Field(pattern=CORPUS, description="Corpus that logistic regression learns from.")
     folder: Location = Field("report", description="Local folder for scores.json and the plots.")
     plots: tuple[Literal["png", "svg", "pdf"], ...] = Field(
         ("png",), min_length=1, description="Formats of the plots; the report shows the first."

@@ -25,12 +25,12 @@ KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": Pre
 def load_resumed_config(
     store: str, run: str, *, overrides: Sequence[str] = (), allow: Sequence[str] = ()
 ) -> PretrainConfig | FinetuneConfig:
-    """The configuration of ``run`` in ``store``, with ``a.b=c`` overrides; keys in ``allow`` may differ from the run's.
+    """Load the configuration of ``run``, with ``a.b=c`` overrides; keys in ``allow`` may differ from the run's.
 
-    Raises TrainingError if there is no such run, ConfigError if an override does not fit.
+    Raises TrainingError if the run is missing, ConfigError if an override is invalid.
     """
     stored = _load(store, run)
-    stored["store"] = store  # where it lies may have another name from here
+    stored["store"] = store  # the same store may have another name on this machine
     stored["allow_changes"] = list(allow)
     with tempfile.TemporaryDirectory(prefix="cytoray-resume-") as folder:
         file = Path(folder) / f"{run}.yaml"
@@ -39,9 +39,9 @@ def load_resumed_config(
 
 
 def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any] | None:
-    """What the run's job has printed, if it has done all its steps, exported its bundle and written its card.
+    """Return the JSON that the job of a finished run prints; None if steps, its bundle or its card are missing.
 
-    None if anything is left to do. Raises TrainingError if its settings differ. Starts nothing and trains nothing.
+    Starts nothing. Raises TrainingError if the run's settings differ.
     """
     if not storage.exists(storage.join(run_folder(config.store, config.run), "run.json")):
         return None
@@ -64,8 +64,8 @@ def _load(store: str, run: str) -> dict[str, Any]:
         return dict(load_run_record(store, run).config)
     except NotFoundError as error:
         root = storage.join(store, "runs")
-        files = (uri.partition("/runs/")[2] for uri in storage.list_files(root))
+        files = (uri.removeprefix(f"{root}/") for uri in storage.list_files(root))
         names = sorted({name.partition("/")[0] for name in files if name.endswith("/run.json")})
         raise TrainingError(
-            f"There is no run {run!r} in {store}.", remedy=f"Runs there: {', '.join(names) or 'none'}."
+            f"Unknown run {run!r} in {store}.", remedy=f"Runs there: {', '.join(names) or 'none'}."
         ) from error

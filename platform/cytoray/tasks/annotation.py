@@ -114,7 +114,7 @@ class Baseline:
     label_key: str
 
     def predict(self, test: SparseCells, *, training: LabelledSample | None = None) -> dict[str, Sequence[str]]:
-        """Predict labels for ``test`` by logistic regression and by majority class; ``training`` is what ``load`` returned."""
+        """Predict labels for ``test`` by logistic regression and majority class; ``training`` is what ``load`` returned."""
         train = self.load() if training is None else training
         log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(

@@ -1,6 +1,6 @@
-"""A run's journal: one JSON event a line on the local disk, written before anything is sent anywhere.
+"""A run's journal: one JSON event per line on the local disk, written before anything is sent.
 
-Beside ``<run_uuid>.jsonl`` lies ``<run_uuid>.cursor.json``: how far the journal was shipped, and to which MLflow run.
+``<run_uuid>.cursor.json`` beside ``<run_uuid>.jsonl`` records how far the journal was shipped, and to which MLflow run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends events to one file. A line is one write to the operating system, so a killed process loses nothing."""
+    """Appends events to one file. Each line is one write system call, so a killed process loses nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             existing = path.read_bytes() if path.exists() else b""
             self._file = path.open("ab", buffering=0)
-            if existing and not existing.endswith(b"\n"):  # a crash of the machine tore the last line: close it
+            if existing and not existing.endswith(b"\n"):  # a crash of the machine left a partial line: end it
                 self._file.write(b"\n")
         except OSError as error:
             remedy = "Set journal_folder to a local folder that can be written."
@@ -46,7 +46,7 @@ class Journal:
         self.is_new = not existing
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one event. A full disk costs the event and a log line, never the caller's step."""
+        """Append one event. If the disk is full, the event is lost and this is logged; nothing is raised."""
         with self._lock:
             event = {"seq": self._seq, "time_ms": time.time_ns() // 1_000_000, "kind": kind, **fields}
             line = json.dumps(event, allow_nan=False, separators=(",", ":")) + "\n"
@@ -59,18 +59,18 @@ class Journal:
             self._seq += 1
 
     def fsync(self) -> None:
-        """Ask the operating system to put the journal on the disk, against a crash of the machine."""
-        with contextlib.suppress(OSError, ValueError):  # a full disk is told by write(); or closed just now
+        """Flush the journal to the disk, in case the machine crashes."""
+        with contextlib.suppress(OSError, ValueError):  # write() reports a full disk; or just closed
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; the journal stays."""
+        """Close the file."""
         self._file.close()
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a journal was shipped to one store; ``store`` is a digest, because a URI may hold a password."""
+    """Position up to which a journal was shipped to one store; ``store`` is a digest, as a URI may hold a password."""
 
     store: str
     mlflow_run_id: str | None = None
@@ -78,7 +78,7 @@ class Cursor:
 
     @classmethod
     def load(cls, journal: Path, *, uri: str) -> Cursor:
-        """The cursor for the store at ``uri``; at the start when there is none, or it belongs to another store."""
+        """Load the cursor for the store at ``uri``; at the start if it is missing or belongs to another store."""
         fresh = cls(store=hashlib.sha256(uri.encode()).hexdigest()[:16])
         try:
             saved = cls(**json.loads(_cursor_path(journal).read_text()))
@@ -87,7 +87,7 @@ class Cursor:
         return saved if saved.store == fresh.store else fresh
 
     def save(self, journal: Path) -> None:
-        """Replace the cursor file at once."""
+        """Replace the cursor file atomically."""
         path = _cursor_path(journal)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(dataclasses.asdict(self)))
@@ -99,7 +99,7 @@ def _cursor_path(journal: Path) -> Path:
 
 
 def read_events(journal: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Yield each whole event from ``offset`` (bytes) on, and the offset behind it; a torn line is of kind "torn"."""
+    """Yield each complete event from ``offset`` (bytes) with the offset after it; invalid lines are "torn"."""
     with journal.open("rb") as file:
         file.seek(offset)
         for line in file:
@@ -119,7 +119,7 @@ def _parse(line: bytes) -> Event:
 
 @contextlib.contextmanager
 def shipping_lock(journal: Path) -> Iterator[bool]:
-    """Whether we are the only one who ships this journal, until the end of the block or of the process."""
+    """Lock this journal for shipping until the end of the block; yields whether the lock was free."""
     with journal.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,6 +130,6 @@ def shipping_lock(journal: Path) -> Iterator[bool]:
 
 
 def encode_number(value: float) -> float | str:
-    """JSON has no NaN or infinity: those are written as the strings ``nan``, ``inf`` and ``-inf``."""
+    """Encode NaN and infinities, which JSON lacks, as the strings ``nan``, ``inf`` and ``-inf``."""
     number = float(value)
     return number if math.isfinite(number) else str(number)

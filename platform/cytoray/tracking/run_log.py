@@ -1,4 +1,4 @@
-"""The log of one run: what a training loop, a job or the quickstart calls."""
+"""The log of one run, used by the training loop, jobs and the quickstart."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class RunLog:
-    """Journals metrics, tags and files of one run and has them shipped to one MLflow run.
+    """Journals metrics, tags and files of one run and ships them to one MLflow run.
 
-    No method waits for MLflow, except ``finish`` for a bounded time. As a context manager it finishes the run itself,
-    FAILED when an exception leaves the block. Make it with ``start`` or ``resume``.
+    No method waits for MLflow, except ``finish`` for a limited time. As a context manager it finishes the run, as
+    FAILED if the block raises. Create it with ``start``, ``resume`` or ``open``.
     """
 
     def __init__(self, config: TrackingConfig, *, run_uuid: str, run_name: str | None) -> None:
@@ -27,7 +27,7 @@ class RunLog:
         self.folder = Path(config.journal_folder)
         self._uri = config.uri
         self._journal = Journal(self.folder / f"{run_uuid}.jsonl")
-        self._goes_on = not self._journal.is_new
+        self._continues = not self._journal.is_new
         if self._journal.is_new:
             self._journal.write(
                 "start",
@@ -49,7 +49,7 @@ class RunLog:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, object] | None = None,
     ) -> RunLog:
-        """Open the journal of a new run. Raises StorageError when the journal folder cannot be written."""
+        """Open the journal of a new run. Raises StorageError if the journal folder cannot be written."""
         log = cls(config, run_uuid=uuid.uuid4().hex, run_name=run_name)
         log.set_tags(tags or {})
         if params:
@@ -58,26 +58,26 @@ class RunLog:
 
     @classmethod
     def resume(cls, config: TrackingConfig, run_uuid: str) -> RunLog:
-        """Go on with the run ``run_uuid`` after a restart, on this node or another: the same one MLflow run."""
+        """Continue the run ``run_uuid`` after a restart, on this node or another, in the same MLflow run."""
         log = cls(config, run_uuid=run_uuid, run_name=None)
         log._write("resume")
         return log
 
     @classmethod
     def open(cls, config: TrackingConfig, *, run_uuid: str, run_name: str) -> RunLog:
-        """``run_uuid`` for the first time, or gone on with where its journal is here: the same one MLflow run."""
+        """Start the run ``run_uuid``, or continue it if its journal is here, in the same MLflow run."""
         log = cls(config, run_uuid=run_uuid, run_name=run_name)
-        if log._goes_on:
+        if log._continues:
             log._write("resume")
         return log
 
     @property
     def mlflow_run_id(self) -> str | None:
-        """The MLflow run's id; None until MLflow has been reached once."""
+        """The MLflow run's id; None until MLflow was reached once."""
         return Cursor.load(self._journal.path, uri=self._uri).mlflow_run_id
 
     def log_metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Record numbers of one step; NaN and infinities are recorded as such."""
+        """Record the metrics of one step, including NaN and infinities."""
         self._write("metrics", step=int(step), values={key: encode_number(value) for key, value in values.items()})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -86,11 +86,11 @@ class RunLog:
             self._write("tags", values={key: str(value) for key, value in tags.items()})
 
     def log_artifact(self, path: str | Path, *, folder: str = "") -> None:
-        """Keep a local file (or folder) with the run, under ``folder``. It must stay where it is until shipped."""
+        """Add a local file or folder to the run, under ``folder``. It must not be moved until it is shipped."""
         self._write("artifact", path=str(Path(path).absolute()), folder=folder)
 
     def finish(self, status: Status = "FINISHED", *, wait_s: float = 10.0) -> bool:
-        """End the run. Waits at most ``wait_s`` for MLflow; returns whether it has everything, else ``sync`` later."""
+        """End the run. Waits at most ``wait_s`` for MLflow; returns whether it has everything (if not, ``sync``)."""
         self._write("finish", status=status)
         self._finished = True
         self._journal.fsync()

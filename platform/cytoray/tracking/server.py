@@ -1,4 +1,4 @@
-"""The one way to MLflow: its configuration, its environment, and a connection that fails in seconds, not minutes."""
+"""Connect to MLflow: configuration, environment, and a connection that fails in seconds, not minutes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrackingConfig(Config):
         description="MLflow: http(s)://host:port, sqlite:////absolute/path/mlflow.db or postgresql://… .",
         pattern=r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://",
     )
-    experiment: str = Field("cytoray", min_length=1, description="Name of the MLflow experiment; made if missing.")
+    experiment: str = Field("cytoray", min_length=1, description="Name of the MLflow experiment; created if missing.")
     artifact_location: str | None = Field(
         None, description="Folder or s3:// prefix for the files of a NEW experiment; default: beside the database."
     )
@@ -47,7 +47,7 @@ class TrackingConfig(Config):
     @field_validator("uri")
     @classmethod
     def _absolute_database(cls, uri: str) -> str:
-        """A Ray worker has another current folder than the driver, so no path may stay relative."""
+        """Make the path absolute, since Ray workers have another current folder than the driver."""
         return f"{_SQLITE}{lasting_path(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
 
     @field_validator("artifact_location", "journal_folder")
@@ -71,9 +71,9 @@ def prepare_environment(environment: MutableMapping[str, str] | None = None) -> 
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the MLflow at ``uri``. Raises RegistryError within seconds when it does not answer.
+    """Return a client of the MLflow at ``uri``. Raises RegistryError within seconds if it does not answer.
 
-    MLflow itself would retry for four minutes over HTTP and for most of an hour on a database, so ask once first.
+    MLflow itself would retry for four minutes over HTTP and almost an hour on a database, so a probe comes first.
     """
     prepare_environment()
     from mlflow import MlflowClient
@@ -84,7 +84,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _probe(uri: str) -> None:
-    """Ask the store one cheap question, once."""
+    """Send the store one cheap request, without retries."""
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         _probe_http(uri)
@@ -98,7 +98,7 @@ def _probe(uri: str) -> None:
 
 
 def _probe_http(uri: str) -> None:
-    """One search without retries, with the user's credentials: also tells a server whose database is gone."""
+    """Search once without retries, with the user's credentials; this also detects a server without its database."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -112,16 +112,16 @@ def _probe_http(uri: str) -> None:
     )
     if answer.status_code in (401, 403):
         remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
-        raise RegistryError(f"MLflow at {public(uri)} refuses our credentials.", remedy=remedy, uri=public(uri))
+        raise RegistryError(f"MLflow at {public(uri)} rejected the credentials.", remedy=remedy, uri=public(uri))
     if answer.status_code >= 400:
         remedy = "Check the URI: it must be the root of an MLflow tracking server."
-        problem = f"What answers at {public(uri)} is not MLflow (HTTP {answer.status_code})."
+        problem = f"The server at {public(uri)} is not MLflow (HTTP {answer.status_code})."
         raise RegistryError(problem, remedy=remedy, uri=public(uri))
 
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn what MLflow, its database or its object store raise into a RegistryError with a remedy."""
+    """Turn errors of MLflow, its database or its object store into a RegistryError with a remedy."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
@@ -138,16 +138,16 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The shortest true reason: the operating system's error if one is at the bottom, else the first line."""
+    """Return the root cause if it is an operating system error, otherwise the first line."""
     root = error
     while (deeper := root.__cause__ or root.__context__) is not None:
         root = deeper
     lines = str(root if isinstance(root, OSError) else error).splitlines() or [type(error).__name__]
-    return re.sub(r"//[^/@\s]+@", "//", lines[0])[:300].rstrip(".")  # a URL in the message may hold a password
+    return re.sub(r"//[^/@\s]+@", "//", lines[0])[:300].rstrip(".")  # a URL in the message may contain a password
 
 
 def experiment_id(client: MlflowClient, name: str, *, artifact_location: str | None, uri: str) -> str:
-    """The id of the experiment, made if missing; a database without a server keeps its artifacts beside itself."""
+    """Return the id of the experiment, creating it if missing; artifacts of a local database lie beside it."""
     from mlflow.exceptions import MlflowException
 
     if artifact_location is None and uri.startswith(_SQLITE):
@@ -157,7 +157,7 @@ def experiment_id(client: MlflowClient, name: str, *, artifact_location: str | N
         try:
             return str(client.create_experiment(name, artifact_location=artifact_location))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else: made by another process just now
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise another process has just created it
                 raise
             experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
@@ -167,6 +167,6 @@ def experiment_id(client: MlflowClient, name: str, *, artifact_location: str | N
 
 
 def public(uri: str) -> str:
-    """``uri`` without user name and password, for messages and logs."""
+    """Remove user name and password from ``uri``, for messages and logs."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri

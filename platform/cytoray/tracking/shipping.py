@@ -1,7 +1,7 @@
-"""Carries journalled events into MLflow: in the background of a run, or later by ``sync``; twice is as good as once.
+"""Ship journalled events to MLflow, in the background of a run or later with ``sync``; repeating is harmless.
 
-Every event keeps its journal's timestamp and every store of MLflow ignores a metric row it already has; parameters,
-tags, files and states are overwritten with the same. So a crash between sending and noting it leaves no duplicates.
+Events keep the timestamps of the journal, and MLflow ignores metric rows that it already has; parameters, tags, files
+and states are overwritten with equal values. So a crash between sending and recording it leaves no duplicates.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shipped:
-    """What one pass did: events sent, and those MLflow will never take (invalid name, changed parameter, lost file)."""
+    """Result of one pass: events sent, and events that MLflow rejects (invalid name, changed parameter, lost file)."""
 
     sent: int = 0
     refused: int = 0
@@ -44,7 +44,7 @@ class Shipped:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What ``sync`` did: journals seen, events sent and refused, journals of live runs, failures by journal."""
+    """Result of ``sync``: journals found, events sent and rejected, journals of live runs, failures by journal."""
 
     journals: int
     sent: int
@@ -54,13 +54,13 @@ class SyncReport:
 
 
 def sync(journal_folder: str | Path, *, uri: str) -> SyncReport:
-    """Ship what the journals of a folder still hold to the MLflow at ``uri``; running it again sends nothing.
+    """Ship the remaining events of the journals in a folder to the MLflow at ``uri``; a second call sends nothing.
 
-    Raises NotFoundError when the folder is absent, RegistryError when MLflow does not answer.
+    Raises NotFoundError if the folder is missing, RegistryError if MLflow does not answer.
     """
     folder = Path(journal_folder)
     if not folder.is_dir():
-        raise NotFoundError(f"There is no journal folder {folder}.", remedy="Check the path.", uri=str(folder))
+        raise NotFoundError(f"The journal folder {folder} is missing.", remedy="Check the path.", uri=str(folder))
     connect(uri)
     journals = sorted(folder.glob("*.jsonl"))
     passes: list[Shipped | None] = []
@@ -76,7 +76,7 @@ def sync(journal_folder: str | Path, *, uri: str) -> SyncReport:
 
 
 def ship(journal: Path, *, uri: str) -> Shipped | None:
-    """Send what ``journal`` holds beyond its cursor. None when somebody else is shipping it. Raises RegistryError."""
+    """Ship the events after the cursor. Returns None if another process is shipping them. Raises RegistryError."""
     with shipping_lock(journal) as ours:
         if not ours:
             return None
@@ -88,7 +88,7 @@ def ship(journal: Path, *, uri: str) -> Shipped | None:
 
 
 def _find_place(client: MlflowClient, journal: Path, *, uri: str) -> Cursor:
-    """The cursor, with the run it belongs to; at the start when that run is not in the store any more."""
+    """Return the cursor and its run; at the start if that run is no longer in the store."""
     from mlflow.exceptions import MlflowException
 
     cursor = Cursor.load(journal, uri=uri)
@@ -105,14 +105,14 @@ def _find_place(client: MlflowClient, journal: Path, *, uri: str) -> Cursor:
 
 
 def _find_or_create_run(client: MlflowClient, journal: Path, *, uri: str) -> str:
-    """The id of this journal's one MLflow run, found by its tag.
+    """Find this journal's MLflow run by its tag, or create it; return its id.
 
-    A lost answer makes MLflow's client repeat the creation; the spare runs that leaves are deleted here.
+    After a lost response MLflow's client repeats the creation; the surplus runs are deleted here.
     """
     header = next((event for event, _ in read_events(journal)), None)
     if header is None or header["kind"] != "start":
-        remedy = "Its first line was torn by a crash; move the file away."
-        raise RegistryError(f"The journal {journal} does not say what run it is of.", remedy=remedy)
+        remedy = "A crash has damaged its first line; move the file away."
+        raise RegistryError(f"The journal {journal} does not name its run.", remedy=remedy)
     experiment = experiment_id(client, header["experiment"], artifact_location=header["artifact_location"], uri=uri)
     runs = _runs_of(client, experiment, header["run_uuid"])
     if not runs:
@@ -128,7 +128,7 @@ def _find_or_create_run(client: MlflowClient, journal: Path, *, uri: str) -> str
 
 
 def _runs_of(client: MlflowClient, experiment: str, run_uuid: str) -> list[Run]:
-    """Every run with this tag, deleted ones too, in an order that all shippers agree on."""
+    """Return all runs with this tag, including deleted ones, in a fixed order."""
     from mlflow.entities import ViewType
 
     found = client.search_runs([experiment], f"tags.`{RUN_UUID_TAG}` = '{run_uuid}'", run_view_type=ViewType.ALL)
@@ -142,7 +142,7 @@ def _refuse_deleted(run: Run) -> None:
 
 
 def _ship_rest(client: MlflowClient, journal: Path, cursor: Cursor) -> Shipped:
-    """Send the events behind the cursor, moving it after each batch."""
+    """Send the events after the cursor, moving it after each batch."""
     assert cursor.mlflow_run_id is not None
     sent = refused = 0
     for events, offset in _batches(read_events(journal, offset=cursor.offset)):
@@ -155,14 +155,14 @@ def _ship_rest(client: MlflowClient, journal: Path, cursor: Cursor) -> Shipped:
 
 
 def _batches(events: Iterable[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
-    """Group neighbours that fit into one call; every other event stands alone. Yields (events, offset behind them)."""
+    """Group adjacent events that fit into one call; others are sent alone. Yields (events, offset after them)."""
     for batchable, group in itertools.groupby(events, key=lambda item: item[0]["kind"] in _BATCHABLE):
         while chunk := list(itertools.islice(group, _BATCH_EVENTS if batchable else 1)):
             yield [event for event, _ in chunk], chunk[-1][1]
 
 
 def _send(client: MlflowClient, run_id: str, events: list[Event]) -> int:
-    """Send one batch; halve it as long as MLflow finds something invalid in it. Returns how many events it refused."""
+    """Send one batch, halving it while MLflow finds invalid events. Returns the number of rejected events."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -176,12 +176,12 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> int:
         if len(events) > 1:
             middle = len(events) // 2
             return _send(client, run_id, events[:middle]) + _send(client, run_id, events[middle:])
-        _logger.warning("MLflow refuses event %s of run %s: %s", events[0].get("seq"), run_id, error)
+        _logger.warning("MLflow rejected event %s of run %s: %s", events[0].get("seq"), run_id, error)
         return 1
 
 
 def _send_batch(client: MlflowClient, run_id: str, events: list[Event]) -> None:
-    """Send metrics, parameters and tags in as few calls as MLflow's limits allow."""
+    """Send metrics, parameters and tags in the fewest calls that MLflow's limits allow."""
     from mlflow.entities import Metric, Param, RunTag
 
     metrics = [
@@ -203,11 +203,11 @@ def _send_batch(client: MlflowClient, run_id: str, events: list[Event]) -> None:
 
 
 def _send_single(client: MlflowClient, run_id: str, event: Event) -> int:
-    """Carry out an event that is a call of its own. Returns 1 when there is nothing to send (any more), else 0."""
+    """Send an event that needs its own call. Returns 1 if it can no longer be sent, otherwise 0."""
     kind = event["kind"]
     if kind == "artifact":
         if not Path(event["path"]).exists():
-            _logger.warning("the artifact %s of run %s is gone and cannot be shipped", event["path"], run_id)
+            _logger.warning("the artifact %s of run %s is missing and cannot be shipped", event["path"], run_id)
             return 1
         client.log_artifact(run_id, event["path"], event["folder"] or None)
     elif kind == "finish":
@@ -218,7 +218,7 @@ def _send_single(client: MlflowClient, run_id: str, event: Event) -> int:
 
 
 class Shipper(threading.Thread):
-    """Ships one live journal about once a second; backs off while MLflow is away, for as long as the run lasts."""
+    """Ships one live journal about once per second; backs off while MLflow is unreachable, until the run ends."""
 
     def __init__(self, journal: Journal, *, uri: str) -> None:
         super().__init__(name=f"ship-{journal.path.stem[:8]}", daemon=True)
@@ -227,7 +227,7 @@ class Shipper(threading.Thread):
         self._deadline = float("inf")
 
     def run(self) -> None:
-        """The loop of the thread."""
+        """Ship until closed."""
         pause = INTERVAL_S
         while True:
             closing = self._closing.wait(pause)
@@ -246,11 +246,11 @@ class Shipper(threading.Thread):
             return ship(self._journal.path, uri=self._uri) is not None
         except RegistryError as error:
             level = logging.DEBUG if quiet else logging.WARNING
-            _logger.log(level, "tracking goes on in %s: %s", self._journal.path, error)
+            _logger.log(level, "tracking continues in %s: %s", self._journal.path, error)
             return False
 
     def close(self, *, wait_s: float) -> bool:
-        """Ship what is left for at most ``wait_s`` seconds. Returns whether all of it arrived."""
+        """Ship the rest for at most ``wait_s`` seconds. Returns whether everything arrived."""
         self._deadline = time.monotonic() + wait_s
         self._closing.set()
         self.join(wait_s)

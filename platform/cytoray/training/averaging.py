@@ -1,4 +1,4 @@
-"""A running average of the weights (EMA): steadier than the last ones, kept on every rank, swapped in to be judged."""
+"""An exponential moving average (EMA) of the weights, kept on every rank and swapped in for validation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """The exponential average of a model's weights; buffers and whatever is not a number in floating point are copied.
+    """The exponential average of a model's weights; integer tensors are copied.
 
-    It needs whole weights on every rank, which ZeRO 3 does not leave there.
+    It needs whole weights on every rank, which ZeRO 3 does not keep. With bf16 it averages the rounded weights.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, saved: dict[str, Tensor] | None = None) -> None:
-        """Begin with the model's weights, or go on with ``saved`` ones."""
+        """Begin with the model's weights, or continue from ``saved`` averages."""
         self._model, self._decay = model, decay
         start = model.state_dict() if saved is None else saved
         device = next(model.parameters()).device
@@ -24,7 +24,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of a step."""
+        """Add the weights after an optimiser update to the average."""
         for name, tensor in self._model.state_dict().items():
             average = self._average[name]
             if average.is_floating_point():
@@ -33,12 +33,12 @@ class WeightAverage:
                 average.copy_(tensor)
 
     def weights(self) -> dict[str, Tensor]:
-        """Averages by the names of the model's ``state_dict``, fp32; not copies."""
+        """Return the averages (fp32, not copies) by the names of the model's ``state_dict``."""
         return self._average
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Let the model have the averages inside the block."""
+        """Put the averages into the model for the duration of the block."""
         own = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         self._model.load_state_dict(self._average)
         try:
@@ -48,5 +48,5 @@ class WeightAverage:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """A copy, fp32 where it is a floating-point number."""
+    """Return a copy, in fp32 if it is floating-point."""
     return tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)

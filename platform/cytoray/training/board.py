@@ -1,4 +1,4 @@
-"""Where a run's workers and its driver hear of each other: steps and errors one way, the wish to stop the other."""
+"""Messages between a run's workers and its driver: steps and errors one way, the request to stop the other."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class News:
-    """What the workers have said."""
+    """The newest reports of the workers."""
 
-    first_step: int | None = None  # where the newest workers began
+    first_step: int | None = None  # at which the newest workers started
     step: int = 0
     loss: float = float("nan")
     starts: int = 0
@@ -32,13 +32,13 @@ class News:
 
 
 class Board:
-    """An actor that rank 0 tells of its steps and the driver asks."""
+    """An actor that receives the reports of rank 0, and that the driver polls."""
 
     def __init__(self) -> None:
         self._news, self._stop = News(), False
 
     def begin(self, step: int, hardware: list[dict[str, str]]) -> None:
-        """Workers have started and go on at ``step``."""
+        """Note that workers have started at ``step``."""
         news = self._news
         event = f"started with {len(hardware)} workers at step {step}" + (
             f", after step {news.step} had been done" if news.starts and news.step > step else ""
@@ -54,7 +54,7 @@ class Board:
         )
 
     def post(self, step: int, loss: float) -> bool:
-        """Note the newest step; whether the run is to stop."""
+        """Note the newest step; return whether the run is to stop."""
         self._news = replace(self._news, step=step, loss=loss)
         return self._stop
 
@@ -63,7 +63,7 @@ class Board:
         self._news = replace(self._news, mlflow_run_id=mlflow_run_id)
 
     def note(self, event: str) -> None:
-        """Note something that whoever reads of this run should know."""
+        """Add an event to the run card."""
         self._news = replace(self._news, events=(*self._news.events, event))
 
     def fail(self, error: TrainingError) -> None:
@@ -72,16 +72,16 @@ class Board:
             self._news = replace(self._news, error=error)
 
     def request_stop(self) -> None:
-        """Have the workers stop after their step."""
+        """Ask the workers to stop after the current step."""
         self._stop = True
 
     def read(self) -> News:
-        """What is known now."""
+        """Return the newest reports."""
         return self._news
 
 
 class Watch:
-    """Passes the board's news on while the block runs; SIGTERM, or a lost lease, stops the workers.
+    """Reports the board's news while the block runs; SIGTERM, or a lost lease, stops the workers.
 
     A second SIGTERM ends the process at once.
     """
@@ -106,7 +106,7 @@ class Watch:
         self._show()
 
     def _on_signal(self, *_: object) -> None:
-        """Only note it: the thread that looks at the board passes it on."""
+        """Only set a flag: the polling thread forwards it to the board."""
         self._stop.set()
         signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 

@@ -1,7 +1,7 @@
-"""Measure what a step of a run takes on this machine, with all its workers at once: as many local processes, no Ray.
+"""Measure how long a step of a run takes on this machine, with one local process per worker and no Ray.
 
-Each has the run's engine, takes its optimiser steps with the others, on cells of the corpus where it can be read, and
-copies a checkpoint. A step that takes long is measured on some of its cells and on next to none, and scaled by the
+Each process builds the run's engine, takes optimiser steps together with the others (on cells of the corpus if it can
+be read) and copies a checkpoint. A long step is measured on some of its cells and on almost none, and scaled by the
 operations that all of them need:  python -m cytoray.training.calibration ORDER.json RESULT.json  is one process.
 """
 
@@ -44,43 +44,43 @@ from cytoray.training.validation import Validator
 
 BUDGET_S = 8.0  # of timed steps
 READ_BUDGET_S = 2.0
-LONG_STEP_S = 4.0  # a step that takes longer is measured on some of its cells
+LONG_STEP_S = 4.0  # a longer step is measured on some of its cells
 FEWEST_STEPS, MOST_STEPS = 3, 200
-STEPS_READ, STEPS_A_RATIO = 24, 4  # of the corpus: read, and of these taken for each share of unknown genes
+STEPS_READ, STEPS_A_RATIO = 24, 4  # read from the corpus, and kept for each unknown ratio
 LIMIT_S = 900.0  # for all of it
 NUM_GENES = 60_000  # ids below are genes; special tokens have higher ones
 STDERR_LINES = 6
 
 
 class Calibration(Config):
-    """What was measured, in seconds; of a step, everything that all workers need to be through with it."""
+    """Measured times in seconds, until all workers have finished."""
 
-    step_s: float  # optimiser step, averaged over the shares of unknown genes and the passes of the run
-    read_s: float  # processor time that reading takes from a step: none where there are cores left for it
-    checkpoint_s: float  # copying one, and where no cores are left, making its bytes and their digests
-    validation_s: float  # judging the cells held out, once
-    start_s: float  # from the start of the processes to their first step: imports, engine, first cells
-    num_steps: int  # that were timed
-    share: float  # of a step's operations in each of them
+    step_s: float  # optimiser step, averaged over the unknown ratios and the passes of the run
+    read_s: float  # CPU time that reading takes from a step; 0 if spare cores do it
+    checkpoint_s: float  # copying one and, without spare cores, encoding and hashing it
+    validation_s: float  # one validation
+    start_s: float  # from process start to the first step: imports, engine, first cells
+    num_steps: int  # timed steps
+    share: float  # share of a full step's operations in each of them
 
     def seconds_per_step(self, checkpoint_every: int) -> float:
-        """Of the run, checkpoints and validations included."""
+        """Seconds per step of the run, including checkpoints and validations."""
         return self.step_s + self.read_s + (self.checkpoint_s + self.validation_s) / checkpoint_every
 
 
 class _Order(Config):
-    """What the processes are told."""
+    """The order that the processes read."""
 
     config: PretrainConfig
     genes_per_cell: float
     has_corpus: bool
-    started: float  # by the wall clock
+    started: float  # wall-clock time
 
 
 def calibrate(config: PretrainConfig, *, genes_per_cell: float, has_corpus: bool) -> Calibration:
-    """Measure ``config`` with ``workers.most`` processes, half a minute; TrainingError where one of them fails.
+    """Measure ``config`` with ``workers.most`` processes in about half a minute.
 
-    Without a corpus the cells are random ones of ``genes_per_cell`` genes.
+    Without a corpus the cells are random, with ``genes_per_cell`` genes. Raises TrainingError if a process fails.
     """
     with tempfile.TemporaryDirectory(prefix="cytoray-calibration-") as name:
         folder = Path(name)
@@ -91,7 +91,7 @@ def calibrate(config: PretrainConfig, *, genes_per_cell: float, has_corpus: bool
 
 
 def random_batch(config: PretrainConfig, tokens: int, *, ratio: float, step: int, num_cells: int = 1) -> StepBatch:
-    """Cells of ``tokens`` tokens with arbitrary genes and bins, ``ratio`` of the genes hidden in the run's style."""
+    """Make cells of ``tokens`` tokens with random genes and bins, ``ratio`` of the genes hidden in the run's style."""
     hidden = max(1, int((tokens - 1) * ratio))
     rng = np.random.default_rng(0)
     ids = rng.integers(0, NUM_GENES, (num_cells, tokens)).astype(np.uint16)
@@ -112,20 +112,20 @@ def random_batch(config: PretrainConfig, tokens: int, *, ratio: float, step: int
 
 
 def phases(config: PretrainConfig) -> tuple[tuple[int, float], ...]:
-    """A step before and one after the second pass comes in, each with its share of the run."""
+    """Return a step without and one with the second pass, each with its share of the run."""
     last, after = config.train.num_steps - 1, config.objective.second_pass_after
     share = 1 - (after or 0) / config.train.num_steps if config.objective.has_second_pass(last) else 0.0
     return (0, 1 - share), (last, share)
 
 
 def _run_together(folder: Path, config: PretrainConfig) -> None:
-    """Run all processes to their end; TrainingError with the last words of one that fails."""
+    """Run all processes to the end; TrainingError with the last lines of one that fails."""
     processes: list[subprocess.Popen[bytes]] = []
     deadline = time.monotonic() + LIMIT_S
     try:
         environment = _environment(config)
         for rank in range(config.workers.most):
-            processes.append(_start(folder, rank, environment))  # noqa: PERF401 - those started must be known when one fails
+            processes.append(_start(folder, rank, environment))  # noqa: PERF401 - the started ones are killed if one fails
         running = True
         while running:
             codes = [process.poll() for process in processes]
@@ -141,7 +141,7 @@ def _run_together(folder: Path, config: PretrainConfig) -> None:
 
 
 def _start(folder: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """One process, whose last words go to a file."""
+    """Start one process whose stderr goes to a file."""
     files = [str(folder / "order.json"), str(folder / "result.json")]
     command = [sys.executable, "-m", "cytoray.training.calibration", *files]
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -150,7 +150,7 @@ def _start(folder: Path, rank: int, environment: dict[str, str]) -> subprocess.P
 
 
 def _environment(config: PretrainConfig) -> dict[str, str]:
-    """Where the processes meet, and on what they compute."""
+    """The environment of the processes: rendezvous and device."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -162,7 +162,7 @@ def _environment(config: PretrainConfig) -> dict[str, str]:
 
 
 def _failure(folder: Path, rank: int, code: int | None) -> TrainingError:
-    """What went wrong with a process, as far as it said; ``code`` None where it did not end in time."""
+    """Describe a failed process by the end of its stderr; ``code`` is None if it timed out."""
     lines = (folder / f"{rank}.err").read_text(errors="replace").strip().splitlines()[-STDERR_LINES:]
     how = f"took longer than {LIMIT_S:.0f} s" if code is None else f"failed with exit code {code}"
     return TrainingError(
@@ -175,7 +175,7 @@ def _failure(folder: Path, rank: int, code: int | None) -> TrainingError:
 
 
 def main() -> None:
-    """One process of the measurement; the first one writes what was found."""
+    """Run one process of the measurement; rank 0 writes the result."""
     order_path, result_path = (Path(argument) for argument in sys.argv[1:])
     order = _Order.model_validate_json(order_path.read_bytes())
     workers = order.config.workers
@@ -192,7 +192,7 @@ def main() -> None:
 
 
 def _measure(order: _Order) -> Calibration:
-    """All figures, in the order in which a run meets what they are of."""
+    """Measure everything, in the order in which a run does it."""
     config = order.config
     rehearsal = _Rehearsal.build(config)
     batches, start_s, read_s = _find_batches(order)
@@ -211,9 +211,9 @@ def _measure(order: _Order) -> Calibration:
 
 
 def _find_batches(order: _Order) -> tuple[list[StepBatch], float, float]:
-    """This rank's share of some steps, shares of unknown genes in turn; when the first was there; seconds to read one.
+    """Return this rank's share of some steps, seconds until the first was read, and seconds to read one.
 
-    They are of the run's end, where the second pass is on if it ever is.
+    Unknown ratios alternate. The steps are from the end of the run, when the second pass is on if it ever is.
     """
     config, world_size = order.config, dist.get_world_size()
     if order.has_corpus:
@@ -227,7 +227,7 @@ def _find_batches(order: _Order) -> tuple[list[StepBatch], float, float]:
 
 
 def _read_batches(order: _Order) -> tuple[list[StepBatch], float, float]:
-    """As ``_find_batches``, from the corpus; reading is timed over a window, of which each step needs a part."""
+    """Like ``_find_batches``, from the corpus; reading is timed over a whole window of steps."""
     from cytoray.corpus.stream import open_stream
     from cytoray.training.pretraining import stream_options
     from cytoray.training.validation import held_in
@@ -255,7 +255,7 @@ def _read_batches(order: _Order) -> tuple[list[StepBatch], float, float]:
 
 @dataclass(frozen=True)
 class _TimedSteps:
-    """Seconds of a step on average over the run, from ``number`` steps of a ``share`` of its operations."""
+    """Mean seconds per step of the run, from ``number`` steps with a ``share`` of its operations."""
 
     seconds: float
     number: int
@@ -285,7 +285,7 @@ class _Rehearsal:
         return _Rehearsal(config, StepRunner(engine, config, model, objective), average)
 
     def time_steps(self, batches: list[StepBatch]) -> _TimedSteps:
-        """Time whole steps, or micro-batches where these take long."""
+        """Time whole steps, or micro-batches if steps take long."""
         idle_s = self._time_idle()
         wanted = self._mean_flops(batches)
         parts = self._num_parts(batches[0], idle_s, wanted)
@@ -301,7 +301,7 @@ class _Rehearsal:
     def _take_steps(
         self, runner: StepRunner, batches: list[StepBatch], *, fewest: int
     ) -> Iterator[tuple[float, StepPlan]]:
-        """Seconds of steps in turn over ``batches`` until the budget is spent on any rank; the first is not counted."""
+        """Yield seconds of steps over ``batches`` until a rank has spent the budget; the first is a warm-up."""
         if fewest > 1:
             self._step(runner, batches[-1])
         started = time.perf_counter()
@@ -312,7 +312,7 @@ class _Rehearsal:
                 return
 
     def _step(self, runner: StepRunner, batch: StepBatch, *signals: bool) -> tuple[float, StepPlan]:
-        """One optimiser step and its seconds."""
+        """Take one optimiser step; return its seconds."""
         started = time.perf_counter()
         plan = runner.plan(batch, *signals)
         runner.take(batch, plan)
@@ -321,12 +321,12 @@ class _Rehearsal:
         return time.perf_counter() - started, plan
 
     def _alone(self) -> StepRunner:
-        """Takes steps of one micro-batch."""
+        """A runner whose steps have one micro-batch."""
         train = self.config.train.model_copy(update={"accumulation": 1, "cells_per_step": dist.get_world_size()})
         return replace(self.runner, config=self.config.model_copy(update={"train": train}))
 
     def _time_idle(self) -> float:
-        """Seconds of a step on next to nothing: exchange of gradients, update."""
+        """Seconds of a step with almost no tokens: gradient exchange and update."""
         tiny = random_batch(self.config, 3, ratio=0.5, step=self.config.train.num_steps - 1)
         times = [self._step(self._alone(), tiny)[0] for _ in range(4)]
         return float(np.median(times[1:]))
@@ -342,7 +342,7 @@ class _Rehearsal:
         return self._over_ranks(sum(mine) / len(batches), dist.ReduceOp.SUM)
 
     def _num_parts(self, batch: StepBatch, idle_s: float, wanted: float) -> int:
-        """Into how many parts a step is to be cut so that one takes a few seconds; 1 where all of it does."""
+        """How many parts to cut a step into so that one takes a few seconds; 1 if the whole step does."""
         middle = batch.split(batch.num_cells)[batch.num_cells // 2]
         seconds, plan = self._step(self._alone(), middle)
         estimate = self._over_ranks(
@@ -350,18 +350,18 @@ class _Rehearsal:
         )
         if estimate <= LONG_STEP_S:
             return 1
-        micro_batches = self.runner.plan(batch).num_parts  # a part is no more than one of them
+        micro_batches = self.runner.plan(batch).num_parts  # a part must not be larger than one of them
         share = self.config.train.cells_per_step // dist.get_world_size()
         return min(share, max(micro_batches, int(estimate / LONG_STEP_S) + 1))
 
     def _over_ranks(self, value: float, operation: Any) -> float:
-        """A number of each rank, reduced."""
+        """Reduce a number over all ranks."""
         tensor = torch.tensor(value, dtype=torch.float64, device=self.runner.engine.device)
         dist.all_reduce(tensor, op=operation)
         return float(tensor)
 
     def time_checkpoint(self) -> tuple[float, float]:
-        """Seconds to copy a checkpoint, and to make its bytes and digests, which a thread does meanwhile."""
+        """Seconds to copy a checkpoint, and to encode and hash it (which a thread does in the background)."""
         averages = None if self.average is None else self.average.weights()
         started = time.perf_counter()
         snapshot = engines.take_snapshot(self.runner.engine, averages=averages)
@@ -373,7 +373,7 @@ class _Rehearsal:
         return copied - started, time.perf_counter() - copied
 
     def time_validation(self, batch: StepBatch) -> float:
-        """Seconds to judge as many cells as the run holds out, from those of ``batch`` or, of many, one part."""
+        """Seconds of one validation, scaled from the cells of ``batch`` or of one part of it."""
         if self.config.validation is None:
             return 0.0
         share = self.config.train.cells_per_step // dist.get_world_size()

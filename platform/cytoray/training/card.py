@@ -17,19 +17,19 @@ HTML_NAME, PLOT_NAME, JSON_NAME = "card.html", "loss.png", "card.json"
 
 @dataclass(frozen=True)
 class RunCard:
-    """Everything the card of a run says. What is missing was not measured; nothing is made up for it.
+    """The contents of a run card. Missing entries were not measured; nothing is filled in for them.
 
     ``history`` holds some steps of the run: ``step``, ``loss`` and its parts by name, and the figures of
     ``training.meter``. ``validation`` holds the errors on held-out cells at each checkpoint, ``mean_bin`` being that
-    of the best constant. ``scores`` is the final table: a row a model or baseline, the model's first.
+    of the best constant. ``scores`` is the final table: one row per model or baseline, the model's first.
     """
 
     run: str
     kind: str  # pretrain or finetune
-    config_yaml: str  # as it was resolved
+    config_yaml: str  # resolved, with all defaults
     digests: dict[str, str]  # of the corpus manifest, the configuration, bundles and checkpoints
-    code: dict[str, str]  # git revision, and versions of what computes
-    hardware: tuple[dict[str, str], ...]  # one a worker
+    code: dict[str, str]  # git revision and package versions
+    hardware: tuple[dict[str, str], ...]  # one per worker
     history: list[dict[str, float]]
     validation: list[dict[str, float]]
     scores: dict[str, dict[str, float]]
@@ -39,7 +39,7 @@ class RunCard:
     mlflow_run_id: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """The card as plain JSON data; numbers that are not finite are null."""
+        """Return the card as JSON data; numbers that are not finite become null."""
         values: dict[str, Any] = _finite(dataclasses.asdict(self))
         return {"format": FORMAT, "cytoray": cytoray.__version__, **values}
 
@@ -52,7 +52,7 @@ def load_card(folder: str) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same data with None in place of NaN and infinities, which JSON does not know."""
+    """Return the same data with None in place of NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {name: _finite(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):

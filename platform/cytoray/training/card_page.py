@@ -44,7 +44,7 @@ _WAITS = {"data_wait_share": "waiting for data", "checkpoint_stall_share": "stop
 _PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Learning rate", "learning rate", {"learning_rate": "learning rate"}),
     ("Gradient norm", "norm before clipping", {"gradient_norm": "gradient norm"}),
-    ("Throughput", "cells a second", {"cells_per_s": "cells"}),
+    ("Throughput", "cells per second", {"cells_per_s": "cells"}),
     ("Waits", "share of a step's time", _WAITS),
 )
 
@@ -52,9 +52,9 @@ _PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
 def write_card(card: RunCard, folder: Path) -> dict[str, Path]:
     """Write ``card.html`` (one file, nothing fetched from elsewhere), ``loss.png`` and ``card.json`` into ``folder``.
 
-    All are made before any is written, and each appears only when it is whole. Returns them by name.
+    All are rendered before any is written, and each is written atomically. Returns the paths by name.
     """
-    # The page comes last: who finds it finds the others beside it.
+    # The page is written last: if it exists, the other files do too.
     files = {
         JSON_NAME: (json.dumps(card.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
         PLOT_NAME: plot_loss_png(card.history, card.validation),
@@ -66,7 +66,7 @@ def write_card(card: RunCard, folder: Path) -> dict[str, Path]:
 
 
 def render_page(card: RunCard) -> str:
-    """The card as one HTML page."""
+    """Render the card as one HTML page."""
     comparison = Comparison.of(card.scores)
     return _template().render(
         card=card,
@@ -90,7 +90,7 @@ def render_page(card: RunCard) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    """The packaged template; every name and text of a run is escaped."""
+    """Load the packaged template, which escapes all names and texts of a run."""
     loader = jinja2.PackageLoader("cytoray.training", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -103,7 +103,7 @@ def _kind(card: RunCard) -> str:
 
 
 def _summary(card: RunCard, comparison: Comparison | None) -> str:
-    """The run in a few sentences."""
+    """Describe the run in a few sentences."""
     amounts = [
         number_text(card.totals[name], _unit(name, card.totals[name]))
         for name in ("steps", "cells", "tokens")
@@ -126,7 +126,7 @@ def _unit(name: str, value: float) -> str:
 
 
 def _validation_words(validation: Sequence[Mapping[str, float]]) -> str:
-    """What the last checkpoint says of held-out cells, for runs without a final table."""
+    """Describe the last validation, for runs without a final table."""
     names = [name for name in loss_names(validation) if name != CONSTANT]
     values = curve(validation, names[0]) if names else ([], [])
     if not values[0]:
@@ -134,13 +134,13 @@ def _validation_words(validation: Sequence[Mapping[str, float]]) -> str:
     constants = dict(zip(*curve(validation, CONSTANT), strict=True))
     step, value = values[0][-1], values[1][-1]
     constant = constants.get(step, 0.0)
-    beside = f", {value / constant:.3f} of what the mean bin gives ({metric_text(constant)})" if constant else ""
+    beside = f", {value / constant:.3f} times that of the mean bin ({metric_text(constant)})" if constant else ""
     words = f"{metric_words(names[0])} loss on held-out cells was {metric_text(value)}{beside}"
     return f"At step {number_text(step)} its {words}."
 
 
 def _tiles(card: RunCard, comparison: Comparison | None) -> list[tuple[str, str, str]]:
-    """The figures on top: value, name, a remark."""
+    """The figures at the top: value, name and a remark."""
     totals = card.totals
     tiles: list[tuple[str, str, str]] = [
         (_large(totals.get(name)), name, "") for name in ("steps", "cells", "tokens") if name in totals
@@ -162,7 +162,7 @@ def _large(value: float | None) -> str:
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]], comparison: Comparison | None) -> dict[str, Any]:
-    """Columns and rows of the final table."""
+    """Return columns and rows of the final table."""
     metrics = list(dict.fromkeys(name for row in scores.values() for name in row))
     rated = comparison.metric if comparison is not None else None
     return {
@@ -183,13 +183,13 @@ def _scores(scores: Mapping[str, Mapping[str, float]], comparison: Comparison | 
 
 
 def _plots(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
-    """Title and image of each small plot that has something to show."""
+    """Title and image of each small plot that has data."""
     drawn = [(title, plot_figures(history, names, label, percent=names is _WAITS)) for title, label, names in _PLOTS]
     return [(title, image) for title, image in drawn if image is not None]
 
 
 def _checkpoints(validation: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Columns and rows of the table of checkpoints; the best by the first column is marked."""
+    """Return columns and rows of the table of checkpoints; the best by the first column is marked."""
     names = list(dict.fromkeys(name for point in validation for name in point if name != "step"))
     values = curve(validation, names[0])[1] if names else []
     best = min(values, default=None)
@@ -212,7 +212,7 @@ def _memory(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def _hardware(workers: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Workers alike as one row with their number."""
+    """Group identical workers into one row with their count."""
     columns = list(dict.fromkeys(name for worker in workers for name in worker))
     counts = Counter(tuple(worker.get(name, "-") for name in columns) for worker in workers)
     return {"columns": columns, "rows": [(count, values) for values, count in counts.items()]}

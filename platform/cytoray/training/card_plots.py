@@ -1,4 +1,4 @@
-"""The curves of a run card: its losses as PNG for other pages, all of them as SVG that the card carries inside it."""
+"""The curves of a run card: its losses as PNG for other pages, all curves as SVG embedded in the card."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Matthew Petroff's cycle, as in the data report: the colours are told apart by the colour-blind as well.
+# Matthew Petroff's cycle, as in the data report: the colours are distinguishable for colour-blind readers.
 COLOURS = ("#3f90da", "#e76300", "#832db6", "#bd1f01", "#a96b59", "#b9ac70", "#717581", "#ffa90e")
 INK, FAINT, GRID = "#1f2933", "#9aa5b1", "#e4e7eb"
 LOSS_SIZE_IN, SMALL_SIZE_IN = (8.0, 4.2), (5.4, 2.5)
 DPI = 150
-FEW_POINTS = 30  # a curve of so few, or of one, shows them
-LOG_FROM = 8.0  # largest over smallest value, from which an axis is logarithmic
+FEW_POINTS = 30  # curves with at most this many points get markers
+LOG_FROM = 8.0  # ratio of largest to smallest value from which an axis is logarithmic
 TOTAL, CONSTANT = "loss", "mean_bin"
 _FIGURES = {"step", "learning_rate", "gradient_norm", "mfu", "skipped", "accuracy"}
 _FIGURE_ENDINGS = ("_s", "_share", "_bytes")
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "cytoray",  # equal cards are equal bytes
+    "svg.hashsalt": "cytoray",  # equal cards give equal bytes
     "font.family": ["sans-serif"],
     "font.size": 9,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "text.parse_math": False,  # a loss may be called what it likes
+    "text.parse_math": False,  # names of losses are arbitrary
 }
 Points = Sequence[Mapping[str, float]]
 Curve = tuple[list[float], list[float]]
 
 
 def loss_names(points: Points) -> list[str]:
-    """Losses of history or validation, by elimination: a new objective's show without being named here."""
+    """Names of losses in history or validation, by elimination, so that new objectives need no entry here."""
     names = dict.fromkeys(name for point in points for name in point)
     return [name for name in names if name not in _FIGURES and not name.endswith(_FIGURE_ENDINGS)]
 
 
 def curve(points: Points, name: str) -> Curve:
-    """Steps and values of one figure, where both are finite."""
+    """Steps and values of one figure, without those that are not finite."""
     pairs = [(point.get("step", math.nan), point.get(name, math.nan)) for point in points]
     kept = [(step, value) for step, value in pairs if math.isfinite(step) and math.isfinite(value)]
     return [step for step, _ in kept], [value for _, value in kept]
 
 
 def plot_loss_png(history: Points, validation: Points) -> bytes:
-    """The loss and its parts, and those on held-out cells over it, as a PNG file."""
+    """Plot the loss and its parts, with those on held-out cells, as a PNG file."""
     return _save(_loss_figure, "png", history, validation)
 
 
 def plot_loss_svg(history: Points, validation: Points) -> str:
-    """The same curves as an SVG data URI."""
+    """Plot the same curves as an SVG data URI."""
     return _data_uri(_save(_loss_figure, "svg", history, validation))
 
 
 def plot_figures(history: Points, names: Mapping[str, str], label: str, *, percent: bool = False) -> str | None:
-    """Draw some figures of the history by name as an SVG data URI; None where none was measured."""
+    """Draw some figures of the history as an SVG data URI; None if none was measured."""
     if not any(curve(history, name)[0] for name in names):
         return None
 
@@ -84,7 +84,7 @@ def plot_figures(history: Points, names: Mapping[str, str], label: str, *, perce
 
 
 def _loss_figure(history: Points, validation: Points) -> Figure:
-    """Training in thin lines, held-out cells in strong ones of the same colour, the best constant dashed."""
+    """Draw training as thin lines, held-out cells as thick ones of the same colour, the best constant dashed."""
     figure, axes = _empty(LOSS_SIZE_IN, "loss")
     parts = [name for name in loss_names(history) if name != TOTAL]
     held_out = [name for name in loss_names(validation) if name not in (TOTAL, CONSTANT)]
@@ -121,7 +121,7 @@ def _draw(axes: Axes, line: Curve, **style: Any) -> None:
 
 
 def _spread(axes: Axes, values: Sequence[float]) -> bool:
-    """Make the axis logarithmic where values need it and allow it; whether it was."""
+    """Make the axis logarithmic if the values need and allow it; return whether it was."""
     if not values or min(values) <= 0 or max(values) < LOG_FROM * min(values):
         return False
     axes.set_yscale("log")
@@ -144,7 +144,7 @@ def _empty(size_in: tuple[float, float], y_label: str) -> tuple[Figure, Axes]:
 
 
 def _short(value: float, _: object = None) -> str:
-    """1,500,000 as 1.5M."""
+    """Format 1,500,000 as 1.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
@@ -152,7 +152,7 @@ def _short(value: float, _: object = None) -> str:
 
 
 def _short_if_round(value: float, _: object = None) -> str:
-    """Between powers of ten only 2 and 5 are named."""
+    """Label only 2 and 5 between powers of ten."""
     lead = value / 10 ** math.floor(math.log10(value)) if value > 0 else 0
     return _short(value) if round(lead, 6) in (2, 5) else ""
 
@@ -160,9 +160,9 @@ def _short_if_round(value: float, _: object = None) -> str:
 def _save(draw: Any, kind: str, history: Points, validation: Points) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # matplotlib's own font has no Chinese, Japanese or Korean: a box is drawn, which is no reason to fail.
+        # matplotlib's own font has no Chinese, Japanese or Korean glyphs; it draws boxes instead.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
-        # Neither the time nor the version of matplotlib is kept in the file.
+        # Keep neither the time nor the version of matplotlib in the file.
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         draw(history, validation).savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     return buffer.getvalue()

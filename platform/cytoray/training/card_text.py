@@ -1,4 +1,4 @@
-"""The numbers of a run card as texts: sensible digits, units, and plain words for what was not measured."""
+"""Format the numbers of a run card: sensible digits, units, and words for missing values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ABBREVIATIONS = {"mse": "mean squared error", "mae": "mean absolute error", "mr
 
 
 def number_text(value: float | None, unit: str = "") -> str:
-    """Four digits and the unit: ``61.27``, ``12,345 steps``; None was not measured."""
+    """Format with four digits and the unit: ``61.27``, ``12,345 steps``; None is "not measured"."""
     if value is None:
         return NOT_MEASURED
     if not math.isfinite(value):
@@ -37,14 +37,14 @@ def number_text(value: float | None, unit: str = "") -> str:
 
 
 def metric_text(value: float | None, name: str = "") -> str:
-    """A metric with four digits, zeros included, so that a column lines up: ``80.00``; counts are whole."""
+    """Format a metric with four digits, trailing zeros included: ``80.00``; counts are integers."""
     if value is None or not math.isfinite(value) or abs(value) >= 1000 or value == 0 or name.startswith("num_"):
         return number_text(value)
     return f"{value:#.4g}"
 
 
 def scaled_text(value: float, unit: str) -> str:
-    """Three digits and a decimal prefix: ``1.23 Ttoken/s`` for 1.23e12 token/s."""
+    """Format with three digits and a decimal prefix: ``1.23 Ttoken/s`` for 1.23e12 token/s."""
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {prefix}{unit}"
@@ -52,12 +52,12 @@ def scaled_text(value: float, unit: str) -> str:
 
 
 def percent_text(share: float) -> str:
-    """A share as percent, three digits at most, and not rounded to zero."""
+    """Format a share as percent with at most three digits, never rounded to zero."""
     return f"{100 * share:.3g}%" if share < 0.1 else f"{100 * share:.1f}%"
 
 
 def seconds_text(seconds: float | None) -> str:
-    """A duration from milliseconds to days."""
+    """Format a duration from milliseconds to days."""
     if seconds is None or not math.isfinite(seconds):
         return number_text(seconds)
     if seconds < 1:
@@ -66,18 +66,18 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def metric_words(name: str) -> str:
-    """A metric's name as words."""
+    """Spell out a metric's name."""
     return _ABBREVIATIONS.get(name, name.replace("_", " "))
 
 
 def is_higher_better(name: str) -> bool:
-    """Whether a better model has more of this metric; errors and losses are what it has less of."""
+    """Whether higher values of this metric are better; for errors and losses lower ones are."""
     return any(part in _HIGHER_IS_BETTER for part in name.lower().split("_"))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first row of a table of scores beside the best of the others, by the first metric."""
+    """The first row of a table of scores compared with the best of the others, by the first metric."""
 
     metric: str
     model: float
@@ -86,7 +86,7 @@ class Comparison:
 
     @staticmethod
     def of(scores: Mapping[str, Mapping[str, float]]) -> Comparison | None:
-        """None where the model or every baseline lacks a finite number."""
+        """Compare a table of scores; None if the model or all baselines lack a finite value."""
         metric = next((name for row in scores.values() for name in row if not name.startswith("num_")), None)
         if metric is None:
             return None
@@ -98,14 +98,14 @@ class Comparison:
         return Comparison(metric, model[1], *best)
 
     def ratio_text(self, value: float | None) -> str:
-        """A row's metric over the best baseline's; a dash where there is no such number."""
+        """Format the ratio of a row's metric to the best baseline's; a dash if undefined."""
         if value is None or not math.isfinite(value) or self.baseline == 0:
             return "-"
         return f"{value / self.baseline:.3f}"
 
     @property
     def words(self) -> str:
-        """One sentence."""
+        """The comparison as one sentence."""
         words = metric_words(self.metric)
         better = self.model > self.baseline if is_higher_better(self.metric) else self.model < self.baseline
         verdict = "better than" if better else "as good as" if self.model == self.baseline else "worse than"
@@ -117,19 +117,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class FigureRow:
-    """One figure over the run, as texts."""
+    """One figure over the run, formatted."""
 
     name: str
     median: str
     mean: str
-    span: str  # from the 10th to the 90th of a hundred steps
+    span: str  # 10th to 90th percentile over steps
 
 
 def figure_rows(history: Sequence[Mapping[str, float]]) -> list[FigureRow]:
-    """Throughput and waits over the kept steps of a run; means are over time, so that a long step counts for more."""
+    """Summarise throughput and waits over the kept steps; means are weighted by step time."""
     kinds: dict[str, tuple[str, Callable[[float], str]]] = {
-        "cells_per_s": ("cells a second", number_text),
-        "tokens_per_s": ("tokens a second", number_text),
+        "cells_per_s": ("cells per second", number_text),
+        "tokens_per_s": ("tokens per second", number_text),
         "needed_flops_per_s": ("operations that the objective needs", lambda value: scaled_text(value, "FLOP/s")),
         "mfu": ("share of the accelerators' peak (MFU)", percent_text),
         "step_s": ("time of a step", seconds_text),

@@ -2,8 +2,8 @@
 
 ``<run>/checkpoints/step-000000020/``: ``model.safetensors`` (whole weights and buffers; those that are sharded or have
 an fp32 master are in the slices, as ``master.NAME``), ``ema.safetensors`` if weights are averaged,
-``optimizer-RANK-of-WORLD.safetensors``, ``state.json`` and, last, ``COMMIT.json``. A folder without COMMIT does not
-exist for any reader, and COMMIT lists the SHA-256 of every file.
+``optimizer-RANK-of-WORLD.safetensors``, ``state.json`` and, last, ``COMMIT.json``. Readers ignore
+a folder without COMMIT, which lists the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -32,24 +32,26 @@ STEP = "step-"
 
 
 class TrainerState(Config):
-    """What the loop needs to go on: the step, and what it belongs to."""
+    """The state that the loop needs to continue: the step, and the run it belongs to."""
 
     step: int = Field(description="Steps done; also the next step to do.")
     manifest_digest: str
     config_digest: str
     history: tuple[dict[str, float], ...] = Field(description="Figures of about 200 evenly spaced steps, with `step`.")
-    validation: tuple[dict[str, float], ...] = Field((), description="What was found on the cells held out, by step.")
-    num_updates: int | None = Field(None, description="Optimiser updates done, Adam's count; None is as many as steps.")
-    skipped: tuple[int, ...] = Field((), description="Steps left out since their gradient was not finite.")
-    metric: float | None = Field(None, description="Error on the cells held out at this step; less is better.")
-    versions: dict[str, str] = Field({}, description="Packages on which numbers may depend.")
+    validation: tuple[dict[str, float], ...] = Field((), description="Validation results, by step.")
+    num_updates: int | None = Field(
+        None, description="Optimiser updates done (Adam's step count); None if equal to steps."
+    )
+    skipped: tuple[int, ...] = Field((), description="Steps skipped because their gradient was not finite.")
+    metric: float | None = Field(None, description="Validation error at this step; lower is better.")
+    versions: dict[str, str] = Field({}, description="Versions of packages that may affect results.")
     world_size: int = 1
     zero_stage: int = 0
-    elapsed_s: float = Field(0.0, description="Time spent on training so far, over all starts.")
+    elapsed_s: float = Field(0.0, description="Training time so far, over all starts.")
 
 
 class Checkpoint(Config):
-    """A committed checkpoint, the digests of its files, and how the optimiser's state is spread over them."""
+    """A committed checkpoint, the digests of its files, and the layout of the optimiser's state."""
 
     uri: str
     state: TrainerState
@@ -57,7 +59,7 @@ class Checkpoint(Config):
     layout: commits.Layout = commits.Layout()
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Model weights by name in fp32, verified; of a run with bf16 these are the optimiser's masters."""
+        """Load the model weights by name in fp32, verified; with bf16 these are the optimiser's masters."""
         weights = self._load(WEIGHTS)
         if self.layout.has_master:
             masters = assemble(self.read_slices(), kind=MASTER)
@@ -65,21 +67,21 @@ class Checkpoint(Config):
         return weights
 
     def load_ema(self) -> dict[str, Tensor] | None:
-        """Averaged weights by name, verified; None where the run keeps none."""
+        """Load the averaged weights by name, verified; None if the run keeps none."""
         return self._load(AVERAGES) if AVERAGES in self.files else None
 
     def load_best_weights(self) -> dict[str, Tensor]:
-        """The averaged weights of a run that keeps them, otherwise the weights."""
+        """Load the averaged weights if the run keeps them, otherwise the weights."""
         return self.load_ema() or self.load_weights()
 
     def load_moments(self) -> dict[str, Tensor]:
-        """Adam moments by ``<moment>.<name>`` in their full shapes, verified."""
+        """Load the Adam moments by ``<moment>.<name>`` in their full shapes, verified."""
         return assemble(self.read_slices(), kind=MOMENTS[0])  # the name of the second begins with that of the first
 
     def read_slices(self, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Slice]]:
-        """The files of slices one after the other, verified; first what is likely to be that rank's own."""
+        """Yield the verified files of slices one by one, those that probably belong to ``rank`` first."""
         names = sorted(name for name in self.files if name.startswith(SLICES))
-        # The middle of this rank's share of everything, and of each file's: files of as many ranks fit one to one.
+        # Compare the middle of this rank's share with that of each file; with equal world sizes they match one to one.
         mine = (rank + 0.5) / world_size
         for index in sorted(range(len(names)), key=lambda index: abs((index + 0.5) / len(names) - mine)):
             yield decode_slices(self._read(names[index]))
@@ -92,7 +94,7 @@ class Checkpoint(Config):
 
 
 def checkpoints_uri(store: str, run: str) -> str:
-    """Where a run's checkpoints lie."""
+    """Return the folder of a run's checkpoints."""
     return storage.join(run_folder(store, run), "checkpoints")
 
 
@@ -106,7 +108,7 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write whole tensors as one checkpoint below ``folder``, committed last.
 
-    One of the same step stays as it is if it is intact, and is replaced if it is damaged.
+    An intact checkpoint of the same step is kept; a damaged one is replaced.
     """
     slices = {name: Slice.whole(tensor) for name, tensor in moments.items()}
     writer = CheckpointWriter(folder, keep=None, attempt=uuid.uuid4().hex, timeout_s=60)
@@ -116,18 +118,18 @@ def save_checkpoint(
 
 
 class CheckpointWriter:
-    """Writes one rank's parts in a thread of its own, so that training need not wait for the store.
+    """Writes one rank's parts in a background thread, so that training does not wait for the store.
 
-    Every rank has one; that of rank 0 also waits for the parts of the others, and commits.
+    Every rank has one; that of rank 0 also waits for the parts of the others and commits.
     """
 
     def __init__(
         self, folder: str, *, keep: int | None, attempt: str, timeout_s: float, lease: Lease | None = None
     ) -> None:
-        """``folder`` of the checkpoints, the newest ``keep`` of which stay beside the best; None keeps all.
+        """Write below ``folder``, keeping the newest ``keep`` checkpoints and the best; None keeps all.
 
-        ``attempt`` is the same on all ranks that train together, and on none that trained before. Rank 0 waits
-        ``timeout_s`` for the parts of the others. Nothing is written once the ``lease`` is lost.
+        ``attempt`` is shared by all ranks of one start of the workers and never used again. Rank 0 waits ``timeout_s``
+        for the parts of the others. Nothing is written once the ``lease`` is lost.
         """
         self._folder, self._keep, self._lease = folder, keep, lease
         self._attempt, self._timeout_s = attempt, timeout_s
@@ -135,23 +137,23 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def submit(self, snapshot: Snapshot, state: TrainerState) -> None:
-        """Have a checkpoint written; waits for the one before, and raises what went wrong with that."""
+        """Start writing a checkpoint; first waits for the previous one and raises its error."""
         self.wait()
         self._pending = self._thread.submit(self._write, snapshot, state)
 
     def wait(self) -> None:
-        """Wait until this rank's part is written and, on rank 0, committed; raises what went wrong, once."""
+        """Wait until this rank's part is written and, on rank 0, committed; raises its error, once."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def _write(self, snapshot: Snapshot, state: TrainerState) -> None:
-        """Write this rank's part; a folder that is committed and intact stays as it is."""
+        """Write this rank's part, unless the folder is committed and intact."""
         uri = _step_uri(self._folder, state)
         self._check_lease()
-        # All ranks come to the same answer here, since no folder is committed without the parts of all.
+        # All ranks reach the same answer here, since a folder is committed only after all parts are written.
         if commits.is_intact(uri):
-            logger.info("checkpoint %s has been committed before", uri)
+            logger.info("checkpoint %s is already committed", uri)
             return
         if snapshot.rank == 0:
             storage.delete(storage.join(uri, COMMIT))
@@ -186,7 +188,7 @@ class CheckpointWriter:
 
 
 def latest_checkpoint(store: str, run: str, *, verify: bool = True) -> Checkpoint | None:
-    """The newest committed checkpoint that is intact, or None; damaged newer ones are named in the log.
+    """Find the newest committed checkpoint that is intact, or None; damaged newer ones are logged.
 
     Without ``verify`` only COMMIT and the state are read.
     """
@@ -197,14 +199,14 @@ def latest_checkpoint(store: str, run: str, *, verify: bool = True) -> Checkpoin
 
 
 def damaged_checkpoints(store: str, run: str, newest: Checkpoint | None) -> list[str]:
-    """Names of the committed checkpoints after ``newest``, the newest that is intact."""
+    """Names of the committed checkpoints after ``newest``, the newest intact one."""
     return [
         uri.rpartition("/")[2] for uri in _committed(checkpoints_uri(store, run)) if newest is None or uri > newest.uri
     ]
 
 
 def best_checkpoint(store: str, run: str) -> Checkpoint | None:
-    """The intact checkpoint with the lowest error on the cells held out; None where no checkpoint knows one."""
+    """Find the intact checkpoint with the lowest validation error; None if none has one."""
     judged = _judged(_committed(checkpoints_uri(store, run)))
     for uri in sorted(judged, key=lambda uri: judged[uri]):
         if (checkpoint := _open_intact(uri)) is not None:
@@ -213,7 +215,7 @@ def best_checkpoint(store: str, run: str) -> Checkpoint | None:
 
 
 def _open(uri: str) -> Checkpoint:
-    """A checkpoint by its commit; the state alone is verified."""
+    """Open a checkpoint by its commit; only the state is verified."""
     commit = commits.read_commit(uri)
     data = storage.read_bytes(storage.join(uri, STATE), sha256=commit.files[STATE])
     state = TrainerState.model_validate_json(data)
@@ -221,19 +223,19 @@ def _open(uri: str) -> Checkpoint:
 
 
 def _open_intact(uri: str, *, verify: bool = True) -> Checkpoint | None:
-    """A checkpoint whose every file is as its commit says; None, and a line in the log, if one is not."""
+    """Open a checkpoint whose files all match its commit; None, with a warning, if one does not."""
     try:
         checkpoint = _open(uri)
         for name in checkpoint.files if verify else ():
             storage.read_bytes(storage.join(uri, name), sha256=checkpoint.files[name])
     except (DigestError, NotFoundError, ValidationError) as error:
-        logger.warning("checkpoint %s is damaged, the one before is used: %s", uri, error)
+        logger.warning("checkpoint %s is damaged, the previous one is used: %s", uri, error)
         return None
     return checkpoint
 
 
 def _judged(uris: list[str]) -> dict[str, float]:
-    """The error on the cells held out, of those checkpoints whose commit names one."""
+    """Validation errors of the checkpoints whose commit has one."""
     found = {}
     for uri in uris:
         try:
@@ -247,7 +249,7 @@ def _judged(uris: list[str]) -> dict[str, float]:
 
 
 def require_checkpoint(store: str, run: str) -> Checkpoint:
-    """The newest committed checkpoint; TrainingError if the run has none."""
+    """Find the newest committed checkpoint; TrainingError if the run has none."""
     checkpoint = latest_checkpoint(store, run)
     if checkpoint is None:
         raise TrainingError(
@@ -258,9 +260,9 @@ def require_checkpoint(store: str, run: str) -> Checkpoint:
 
 
 def sweep(folder: str, *, keep: int) -> None:
-    """Delete all but the newest ``keep`` committed checkpoints and the best; COMMIT goes first, so none is half there.
+    """Delete all but the newest ``keep`` committed checkpoints and the best; COMMIT is deleted first.
 
-    What was left uncommitted before the newest goes as well.
+    Uncommitted folders older than the newest checkpoint are deleted too.
     """
     committed = _committed(folder)
     if not committed:
@@ -275,7 +277,7 @@ def sweep(folder: str, *, keep: int) -> None:
 
 
 def _step_uri(folder: str, state: TrainerState) -> str:
-    """The folder of the checkpoint after so many steps."""
+    """Return the folder of the checkpoint at a step."""
     return storage.join(folder, f"{STEP}{state.step:09d}")
 
 

@@ -1,6 +1,6 @@
-"""How the parts of all ranks become one checkpoint: files first, then a record a rank, and COMMIT when all are there.
+"""Combine the parts of all ranks into one checkpoint: files first, then one record per rank, finally COMMIT.
 
-Records carry the id of the attempt that wrote them, so that those a dead attempt has left are never counted.
+Records carry the id of the attempt that wrote them, so that those of a dead attempt are never counted.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ LOCAL_POLL_S, REMOTE_POLL_S = 0.05, 0.5
 
 
 class Layout(Config):
-    """How the optimiser's state is spread over files."""
+    """The distribution of the optimiser's state over files."""
 
     world_size: int = 1
     zero_stage: int = 0
-    has_master: bool = Field(False, description="Whether slices hold fp32 weights that count before the whole ones.")
+    has_master: bool = Field(False, description="Whether slices hold fp32 weights that replace the whole ones.")
 
 
 class Commit(Config):
-    """``COMMIT.json``: the files that count, by their SHA-256."""
+    """``COMMIT.json``: the files of the checkpoint and their SHA-256."""
 
     files: dict[str, str]
     attempt: str
-    metric: float | None = Field(None, description="Error on the cells held out; less is better.")
+    metric: float | None = Field(None, description="Validation error; lower is better.")
     layout: Layout
 
     @model_validator(mode="after")
@@ -49,35 +49,35 @@ class Commit(Config):
 
 
 def slices_name(rank: int, world_size: int) -> str:
-    """The file with the slices of one rank."""
+    """Return the name of the file with the slices of one rank."""
     return f"{SLICES}{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def read_commit(uri: str) -> Commit:
-    """The commit of a checkpoint folder; NotFoundError if there is none, DigestError if it is not readable."""
+    """Read the commit of a checkpoint folder; NotFoundError if it is missing, DigestError if it is damaged."""
     data = storage.read_bytes(storage.join(uri, COMMIT))
     try:
         return Commit.model_validate_json(data)
     except ValidationError as error:
-        problem = f"{storage.join(uri, COMMIT)}: this is not the commit of a checkpoint."
+        problem = f"{storage.join(uri, COMMIT)}: not the commit of a checkpoint."
         raise DigestError(problem, remedy="Delete this checkpoint.", uri=uri) from error
 
 
 def is_intact(uri: str) -> bool:
-    """Whether a folder is committed and every file is as its commit says."""
+    """Whether a folder is committed and all its files match the commit."""
     try:
         for name, digest in read_commit(uri).files.items():
             storage.read_bytes(storage.join(uri, name), sha256=digest)
     except NotFoundError:
         return False
     except DigestError as error:
-        logger.warning("checkpoint %s is damaged, and written anew: %s", uri, error)
+        logger.warning("checkpoint %s is damaged and is written again: %s", uri, error)
         return False
     return True
 
 
 def write_part(uri: str, snapshot: Snapshot, state: bytes, *, attempt: str) -> None:
-    """Write the files of one rank, and then the record that says so; ``state`` goes with rank 0."""
+    """Write the files of one rank and then their record; rank 0 also writes ``state``."""
     contents = {slices_name(snapshot.rank, snapshot.world_size): encode_slices(snapshot.slices)}
     if snapshot.rank == 0:
         contents |= {WEIGHTS: save_tensors(snapshot.weights), STATE: state}
@@ -89,9 +89,9 @@ def write_part(uri: str, snapshot: Snapshot, state: bytes, *, attempt: str) -> N
 
 
 def collect_parts(uri: str, world_size: int, *, attempt: str, timeout_s: float) -> dict[str, str]:
-    """Wait for the records of all ranks of an attempt; digests of their files by name.
+    """Wait for the records of all ranks of an attempt; return the digests of their files by name.
 
-    TrainingError names the ranks whose record is not there in time.
+    Raises TrainingError that names the ranks whose record is late.
     """
     wanted = {_record_name(rank, world_size, attempt): rank for rank in range(world_size)}
     deadline = time.monotonic() + timeout_s
@@ -102,8 +102,9 @@ def collect_parts(uri: str, world_size: int, *, attempt: str, timeout_s: float) 
             break
         if time.monotonic() > deadline:
             raise TrainingError(
-                f"{uri}: the parts of ranks {missing} were not there after {timeout_s:g} s, so it is not committed.",
-                remedy="Look for what these ranks say in the log; the checkpoint before is intact.",
+                f"{uri}: the parts of ranks {missing} were missing after {timeout_s:g} s, so it is not committed.",
+                remedy="Look for errors of these ranks in the log, or raise workers.collective_timeout_s for a slow "
+                "store. The previous checkpoint is intact.",
                 ranks=missing,
             )
         time.sleep(REMOTE_POLL_S if storage.is_remote(uri) else LOCAL_POLL_S)
@@ -114,7 +115,7 @@ def collect_parts(uri: str, world_size: int, *, attempt: str, timeout_s: float) 
 
 
 def tidy(uri: str, files: dict[str, str]) -> None:
-    """Delete what a committed folder has beside its files: records, and what dead attempts have left."""
+    """Delete the other files of a committed folder: records, and leftovers of dead attempts."""
     kept = {COMMIT, *files}
     for entry in storage.list_files(uri):
         if entry.rpartition("/")[2] not in kept:
@@ -122,6 +123,6 @@ def tidy(uri: str, files: dict[str, str]) -> None:
 
 
 def _record_name(rank: int, world_size: int, attempt: str) -> str:
-    """The record of one rank's part."""
+    """Return the name of the record of one rank's part."""
     assert "/" not in attempt, "an attempt id is part of a file name"
     return f"part-{rank:05d}-of-{world_size:05d}-{attempt}.json"

@@ -1,4 +1,4 @@
-"""What a training run is told: data, model, optimisation, workers."""
+"""Configuration of a training run: data, model, optimisation, workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CORPUS = r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[1-9][0-9]*)?$"  # NAME is its latest ve
 
 
 class ShapeConfig(Config):
-    """Size of the transformer; the vocabulary and the labels are found in the corpus."""
+    """Size of the transformer; the vocabulary and the labels come from the corpus."""
 
     width: int = Field(512, gt=0, description="Embedding width D.")
     num_heads: int = Field(8, gt=0, description="Attention heads.")
@@ -27,7 +27,7 @@ class ShapeConfig(Config):
     cell_embedding: Literal["cls", "mean"] = Field("cls", description="Pooling of a cell.")
 
     def build(self, *, vocabulary_size: int, num_labels: int) -> ModelConfig:
-        """The full model configuration."""
+        """Return the full model configuration."""
         return ModelConfig(vocabulary_size=vocabulary_size, num_labels=num_labels, **self.model_dump())
 
 
@@ -44,49 +44,49 @@ class OptimizerConfig(Config):
 
 
 class TrainConfig(Config):
-    """How long, how much at a time, how often saved."""
+    """Length of the run, size of a step, checkpoints."""
 
     num_steps: int = Field(gt=0, description="Optimiser steps.")
-    cells_per_step: int = Field(64, gt=0, description="Cells of one optimiser step, over all workers.")
-    accumulation: int = Field(1, gt=0, description="Micro-batches a worker splits its share of a step into, at least.")
+    cells_per_step: int = Field(64, gt=0, description="Cells per optimiser step, over all workers.")
+    accumulation: int = Field(1, gt=0, description="Minimum number of micro-batches per worker and step.")
     micro_batch_tokens: int = Field(
-        65_536, gt=0, description="Bound on the real tokens of a micro-batch: a share that has more is cut further."
+        65_536, gt=0, description="Maximum real tokens per micro-batch; a larger share is split further."
     )
-    checkpoint_every: int = Field(100, gt=0, description="Steps between checkpoints; one is always kept at the end.")
+    checkpoint_every: int = Field(100, gt=0, description="Steps between checkpoints; the last step always has one.")
     keep_checkpoints: int = Field(
-        2, gt=0, description="Newest committed checkpoints kept, beside the best of a run with validation."
+        2, gt=0, description="Newest committed checkpoints kept, besides the best of a run with validation."
     )
-    seed: int = Field(42, ge=0, description="Keys order, shares of hidden genes, initial weights and dropout.")
-    ledger: bool = Field(False, description="Keep beside the checkpoints which cells each step was given.")
+    seed: int = Field(42, ge=0, description="Seed of order, unknown ratios, initial weights and dropout.")
+    ledger: bool = Field(False, description="Record beside the checkpoints which cells each step used.")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="Keep a running average of the weights, which is validated and exported."
     )
     max_skipped_steps: int = Field(
         3,
         ge=0,
-        description="Steps in a row that may be left out because a gradient is not finite; one more ends the run.",
+        description="Consecutive steps that may be skipped because a gradient is not finite; one more ends the run.",
     )
 
 
 class ValidationConfig(Config):
-    """Cells that are never trained on, and on which the model is judged at each checkpoint, always the same way."""
+    """Held-out cells: never trained on, and evaluated at each checkpoint, always in the same way."""
 
     select: str = Field(
         min_length=1, description="Expression over obs that holds cells out, by donor or data set: donor == 'D7'."
     )
-    max_cells: int = Field(512, gt=0, description="At most so many of the cells held out are looked at.")
-    seed: int = Field(0, ge=0, description="Keys which cells, and which of their genes are hidden.")
+    max_cells: int = Field(512, gt=0, description="Maximum number of held-out cells used.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of cells and of their hidden genes.")
 
 
 class WorkersConfig(Config):
     """The processes that train."""
 
     num_workers: int | tuple[int, int] = Field(
-        2, description="Ray Train workers; [least, most] goes on with those that are there when some are lost."
+        2, description="Ray Train workers; [min, max] continues with fewer when some are lost."
     )
-    use_gpu: bool = Field(False, description="One GPU a worker.")
-    cpus_per_worker: float = Field(0.5, gt=0, description="Logical CPUs a worker reserves in Ray.")
-    threads_per_worker: int = Field(1, gt=0, description="Torch threads of a worker.")
+    use_gpu: bool = Field(False, description="One GPU per worker.")
+    cpus_per_worker: float = Field(0.5, gt=0, description="Logical CPUs reserved in Ray per worker.")
+    threads_per_worker: int = Field(1, gt=0, description="Torch threads per worker.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser, 2 gradients too, 3 weights too."
     )
@@ -95,44 +95,44 @@ class WorkersConfig(Config):
     collective_timeout_s: int = Field(
         300,
         gt=0,
-        description="A collective, or a worker's part of a checkpoint, that takes longer restarts the workers.",
+        description="Limit on a collective, and on writing a checkpoint part; when exceeded, workers restart.",
     )
 
     @model_validator(mode="after")
     def _workers_are_a_range(self) -> Self:
         if not self.sizes or self.sizes[0] < 1:
-            raise ValueError("num_workers must be a number above 0 or [least, most]")
+            raise ValueError("num_workers must be a number above 0 or [min, max]")
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("bf16 needs zero_stage 1, 2 or 3, which keep fp32 weights beside it")
         return self
 
     @property
     def sizes(self) -> range:
-        """The numbers of workers that the run may have."""
+        """The allowed numbers of workers."""
         if isinstance(self.num_workers, int):
             return range(self.num_workers, self.num_workers + 1)
         return range(self.num_workers[0], self.num_workers[1] + 1)
 
     @property
     def most(self) -> int:
-        """The number of workers of a run that has lost none."""
+        """The maximum number of workers."""
         return self.sizes[-1]
 
 
 class GenerativeConfig(Config):
-    """What pretraining learns: to tell the expression of hidden genes from the rest of their cell."""
+    """The pretraining objective: predict the expression of hidden genes from the rest of their cell."""
 
     style: Literal["generative", "masked"] = Field(
         "generative",
-        description="generative: hidden genes see the known ones and themselves; masked: their values are blanked out.",
+        description="generative: hidden genes see the known ones and themselves; masked: their values are replaced.",
     )
     unknown_ratios: tuple[float, ...] = Field(
-        (0.25, 0.5, 0.75), min_length=1, description="Shares of genes to tell from the rest; one is drawn each step."
+        (0.25, 0.5, 0.75), min_length=1, description="Shares of genes to predict from the rest; one is drawn per step."
     )
     second_pass_after: int | None = Field(
         0,
         ge=0,
-        description="From this step on also tell the genes from the cell embedding alone (second pass); null is never.",
+        description="From this step, also predict the genes from the cell embedding alone (second pass); null: never.",
     )
 
     def has_second_pass(self, step: int) -> bool:
@@ -147,7 +147,7 @@ class GenerativeConfig(Config):
 
 
 class RunConfig(Config):
-    """What every training run has."""
+    """Settings of every training run."""
 
     places: ClassVar[frozenset[str]] = frozenset({"store", "tracking", "allow_changes"})
     # Keys that may differ when a run continues, since they change results by no more than the rounding of sums.
@@ -177,10 +177,10 @@ class RunConfig(Config):
     train: TrainConfig = Field(description="Steps and cells.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimisation.")
     workers: WorkersConfig = Field(WorkersConfig(), description="Processes.")
-    validation: ValidationConfig | None = Field(None, description="Cells held out, and judged at each checkpoint.")
+    validation: ValidationConfig | None = Field(None, description="Held-out cells, evaluated at each checkpoint.")
     tracking: TrackingConfig = Field(description="MLflow and the run journal.")
     allow_changes: tuple[str, ...] = Field(
-        (), description="Keys that may differ from those the run was started with, such as optimizer.learning_rate."
+        (), description="Keys that may differ from those of the run so far, such as optimizer.learning_rate."
     )
 
     @field_validator("store")
@@ -210,7 +210,7 @@ class PretrainConfig(RunConfig):
 
     kind: Literal["pretrain"] = Field("pretrain", description="Which stage this file configures.")
     model: ShapeConfig = Field(ShapeConfig(), description="Size of the transformer.")
-    objective: GenerativeConfig = Field(GenerativeConfig(), description="What is learned.")
+    objective: GenerativeConfig = Field(GenerativeConfig(), description="Pretraining objective.")
 
     @property
     def has_dropout(self) -> bool:
@@ -225,4 +225,4 @@ class FinetuneConfig(RunConfig):
     initial_run: str = Field(
         pattern=NAME, description="The run to start from: its best checkpoint on validation, or else its last."
     )
-    label_key: str = Field(description="Column of obs with the cell types; cells without one are left out.")
+    label_key: str = Field(description="Column of obs with the cell types; cells without one are skipped.")

@@ -1,4 +1,4 @@
-"""Our configuration to a DeepSpeed engine: every setting whose default moved between releases is written out."""
+"""Build DeepSpeed engines; every setting whose default changed between releases is explicit."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> floa
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed dictionary, derived; users never write it."""
+    """Derive the DeepSpeed dictionary; users never write it."""
     optimizer, workers = config.optimizer, config.workers
     bf16 = workers.precision == "bf16"
     return {
-        # Every backward accumulates and every step updates: the loop decides how many micro-batches a step has, and
-        # divides losses by what all ranks counted, so that these sizes mean nothing.
+        # Every backward accumulates and every step updates: the loop chooses the number of micro-batches per step and
+        # divides losses by the terms of all ranks, so these sizes have no effect.
         "managed_gradient_accumulation": False,
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
@@ -51,7 +51,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "wall_clock_breakdown": False,
         "prescale_gradients": False,
         "gradient_allreduce_op": "mean",
-        "communication_data_type": "fp32",  # gradients are added in fp32, with bf16 as well
+        "communication_data_type": "fp32",  # gradients are summed in fp32, also with bf16
         "zero_allow_untested_optimizer": False,
         "checkpoint": {"tag_validation": "Warn"},  # its checkpoints are not used
         "optimizer": {
@@ -69,7 +69,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": workers.zero_stage,
-            # One reduction after backward: with overlap the same module run twice a step has reduced wrongly before.
+            # One reduction after backward: overlap reduced wrongly when the same module ran twice per step.
             "overlap_comm": False,
             "contiguous_gradients": True,
             "reduce_scatter": True,
@@ -79,22 +79,22 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
 
 
 def build_engine(module: nn.Module, config: RunConfig, world_size: int) -> Any:
-    """Wrap ``module`` in a DeepSpeed engine on the process group that Ray Train has made.
+    """Wrap ``module`` in a DeepSpeed engine on the process group of Ray Train.
 
-    Raises TrainingError for bf16 at stage 0, where DeepSpeed adds gradients up in bf16.
+    Raises TrainingError for bf16 at stage 0, which accumulates gradients in bf16.
     """
     if config.workers.precision == "bf16" and config.workers.zero_stage == 0:
         raise TrainingError(
-            "bf16 does not go with workers.zero_stage 0.", remedy="Set workers.zero_stage to 1, 2 or 3."
+            "bf16 does not work with workers.zero_stage 0.", remedy="Set workers.zero_stage to 1, 2 or 3."
         )
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # here, because it looks for an accelerator when it is imported
+    import deepspeed  # here: it detects the accelerator on import
 
     if not torch.cuda.is_available():
-        # DeepSpeed would compile its shared-memory all-reduce here; gloo does the same without a compiler.
+        # DeepSpeed would compile its shared-memory all-reduce here; gloo needs no compiler.
         deepspeed.ops.__compatible_ops__ = {}
-        logger.info("DeepSpeed's compiled CPU communication op is left out: gloo reduces gradients")
+        logger.info("DeepSpeed's compiled CPU communication op is not used: gloo reduces gradients")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -108,7 +108,7 @@ def build_engine(module: nn.Module, config: RunConfig, world_size: int) -> Any:
 
 
 def _leave_out_what_is_not_finite(engine: Any, bound: float) -> None:
-    """Let an engine of stage 0 skip an update whose gradient is not finite and tell the norm, as other stages do."""
+    """Make a stage-0 engine skip updates whose gradient is not finite and report the norm, as other stages do."""
     optimizer = engine.optimizer
     step = optimizer.step
 
@@ -126,9 +126,9 @@ def _leave_out_what_is_not_finite(engine: Any, bound: float) -> None:
 
 
 def update(engine: Any) -> bool:
-    """Update the weights by the gradients accumulated since the last time; False where these are not finite.
+    """Update the weights with the accumulated gradients; return False if these are not finite.
 
-    Nothing has changed then, at any stage, and the gradients are cleared in either case.
+    In that case no weight changes, at any stage. The gradients are always cleared.
     """
     engine.step()
     return bool(engine.was_step_applied())
@@ -141,31 +141,33 @@ def set_learning_rate(engine: Any, value: float) -> None:
 
 
 def gather_weights(engine: Any) -> dict[str, Tensor]:
-    """Full fp32 weights and buffers by name, on the host. Collective: every rank must call it."""
+    """Return full fp32 weights and buffers by name, on the host. Collective: every rank must call it."""
     parameters = dict(engine.module.model.named_parameters())
     state = engine.module.model.state_dict()
     return {name: _on_host(_full_weight(parameters.get(name, tensor))) for name, tensor in state.items()}
 
 
 def _full_weight(parameter: Any) -> Tensor:
-    """A whole parameter, of which ZeRO may hold slices; a buffer as it is."""
-    if not is_sharded(parameter):
-        return parameter.detach()
-    import deepspeed
+    """Return a whole parameter, gathered if ZeRO shards it, or a buffer."""
+    full: Tensor = parameter.detach()
+    if is_sharded(parameter):
+        import deepspeed
 
-    if parameter.requires_grad:
-        return deepspeed.utils.safe_get_full_fp32_param(parameter)
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().clone()
+        if parameter.requires_grad:
+            full = deepspeed.utils.safe_get_full_fp32_param(parameter)
+        else:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                full = parameter.detach().clone()
+    return full
 
 
 def gather_gradients(engine: Any) -> dict[str, Tensor]:
-    """Full fp32 gradients by name, after the reduction and before the update. Collective: every rank must call it."""
+    """Return full fp32 gradients by name, after reduction and before the update. Collective: all ranks must call it."""
     return {name: _on_host(_full_gradient(parameter)) for name, parameter in named_parameters(engine)}
 
 
 def _full_gradient(parameter: Any) -> Tensor:
-    """The reduced gradient, wherever the stage keeps it; ``parameter.grad`` is one rank's under ZeRO."""
+    """Return the reduced gradient from wherever the stage keeps it; under ZeRO ``parameter.grad`` is one rank's."""
     gradient: Tensor = (
         parameter._z3_optimizer.get_fp32_grad_for_param(parameter)
         if hasattr(parameter, "ds_id")
@@ -177,13 +179,13 @@ def _full_gradient(parameter: Any) -> Tensor:
 
 
 def _on_host(tensor: Tensor) -> Tensor:
-    """A copy in fp32; counters stay as they are."""
+    """Copy a tensor to the host, in fp32 if it is floating-point."""
     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", kind, copy=True).contiguous()
 
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
-    """Full Adam moments as ``<moment>.<name>``, on the host. Collective: every rank must call it."""
+    """Return full Adam moments as ``<moment>.<name>``, on the host. Collective: every rank must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     moments = {}
@@ -198,10 +200,10 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
 
 
 def take_snapshot(engine: Any, *, averages: dict[str, Tensor] | None = None) -> Snapshot:
-    """Copies on the host of what this rank writes into a checkpoint; ranks exchange nothing at any stage."""
+    """Copy this rank's part of a checkpoint to the host; ranks exchange nothing at any stage."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     stage, held = engine.zero_optimization_stage(), holdings(engine)
-    if stage == 0:  # all have everything: each writes its share
+    if stage == 0:  # all ranks hold everything: each writes its share
         held = {name: piece.share(rank, world_size) for name, piece in held.items()}
     held |= weight_slices(engine)
     slices = {name: Slice(_on_host(piece.values), piece.start, piece.shape) for name, piece in held.items()}
@@ -216,10 +218,10 @@ def take_snapshot(engine: Any, *, averages: dict[str, Tensor] | None = None) -> 
 
 @torch.no_grad()
 def restore(engine: Any, checkpoint: Checkpoint) -> int:
-    """Put the optimiser's state and its count of updates back, whatever world size and stage wrote them.
+    """Restore the optimiser's state and its update count, whatever world size and stage wrote them.
 
-    Returns how many of the checkpoint's files of slices were read: this rank's own is enough where these are as they
-    were. The module must have the checkpoint's weights when the engine is built. TrainingError if it does not fit.
+    The module must have the checkpoint's weights when the engine is built. Returns how many files of slices were read;
+    one if world size and stage are unchanged. Raises TrainingError if the checkpoint does not fit.
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     num_read = fill(holdings(engine), checkpoint.read_slices(rank=rank, world_size=world_size))

@@ -1,4 +1,4 @@
-"""From a finished run's checkpoint to a bundle in the store, found again through the run's ``BUNDLE.json``."""
+"""Export a finished run's checkpoint as a bundle in the store, recorded in the run's ``BUNDLE.json``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cytoray.training.config import RunConfig
 from cytoray.training.record import run_folder
 from cytoray.training.result import TrainingResult
 
-Which = Literal["best", "last"]  # by the error on the cells held out; without any, the best is the last
+Which = Literal["best", "last"]  # best by validation error; without validation, the last
 
 
 class BundleRecord(Config):
-    """Where a run's bundle lies, its digest, and what it came from."""
+    """Location, digest and lineage of a run's bundle."""
 
     uri: str
     digest: str
@@ -33,7 +33,7 @@ class BundleRecord(Config):
 def export_bundles(
     config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
 ) -> BundleRecord:
-    """Write the bundles of a run's best and last checkpoint, each in a Ray task of its own; returns the best one's."""
+    """Write the bundles of a run's best and last checkpoint, each in its own Ray task; returns the best one's."""
     import ray  # here: finding a bundle needs no Ray
 
     exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
@@ -54,9 +54,9 @@ def export_bundle(
     parent: str = "",
     which: Which = "best",
 ) -> BundleRecord:
-    """Write the bundle of a run's best or last checkpoint; the one exported from it before is returned.
+    """Write the bundle of a run's best or last checkpoint, unless it exists already.
 
-    It has the averaged weights if the run keeps them, otherwise the fp32 weights.
+    It contains the averaged weights if the run keeps them, otherwise the fp32 weights.
     """
     if is_exported(config, result, which=which):
         return find_bundle(config.store, config.run, which=which)
@@ -86,7 +86,7 @@ def export_bundle(
 
 
 def is_exported(config: RunConfig, result: TrainingResult, *, which: Which = "best") -> bool:
-    """Whether there is a bundle of this very checkpoint; a run that was extended has older ones."""
+    """Whether the bundle of this checkpoint exists; an extended run also has older ones."""
     if not storage.exists(_record_uri(config.store, config.run, which)):
         return False
     checkpoint = result.best if which == "best" else result.checkpoint
@@ -94,7 +94,7 @@ def is_exported(config: RunConfig, result: TrainingResult, *, which: Which = "be
 
 
 def find_bundle(store: str, run: str, *, which: Which = "best") -> BundleRecord:
-    """The bundle that a run has exported; TrainingError if it has none."""
+    """Find the bundle that a run has exported; TrainingError if it has none."""
     try:
         return BundleRecord.model_validate_json(storage.read_bytes(_record_uri(store, run, which)))
     except NotFoundError as error:

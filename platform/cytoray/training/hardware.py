@@ -1,4 +1,4 @@
-"""On what a run trains: one line a worker, versions of what computes, and the peak of known GPUs."""
+"""Describe the hardware and software of a run: one entry per worker, package versions, peak rates of known GPUs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16
 
 
 def package_versions() -> dict[str, str]:
-    """Versions on which numbers may depend."""
+    """Return the versions of packages that may affect results."""
     return {"cytoray": __version__, **{name: metadata.version(name) for name in ("torch", "ray", "deepspeed")}}
 
 
 def describe_worker(device: torch.device | str) -> dict[str, str]:
-    """Host, processor and, where there is one, GPU of this process."""
+    """Describe host, processor and GPU (if any) of this process."""
     device = torch.device(device)
     about = {
         "host": socket.gethostname(),
@@ -36,7 +36,7 @@ def describe_worker(device: torch.device | str) -> dict[str, str]:
 
 
 def peak_flops(device: torch.device | str) -> float | None:
-    """Operations a second of a device's dense bf16 products; None where that is not known."""
+    """Peak dense bf16 operations per second of a device; None if unknown."""
     device = torch.device(device)
     if device.type != "cuda":
         return None
@@ -45,7 +45,7 @@ def peak_flops(device: torch.device | str) -> float | None:
 
 
 def memory_bytes(device: torch.device | str) -> int:
-    """The most memory this process has had: of its GPU, or resident."""
+    """Peak memory of this process: on its GPU, or resident."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -53,7 +53,7 @@ def memory_bytes(device: torch.device | str) -> int:
 
 
 def _processor() -> str:
-    """The processor's name, as the kernel tells it."""
+    """Return the processor's name as reported by the kernel."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

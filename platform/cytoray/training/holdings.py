@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps the optimiser's state: one view of it for all ZeRO stages, so that no other file knows them."""
+"""One view of the optimiser's state for all ZeRO stages; only this file knows where DeepSpeed keeps it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from cytoray.training.slices import MASTER, MOMENTS, Slice
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """Trained parameters under the names of the model's ``state_dict``."""
+    """Yield trained parameters under the names of the model's ``state_dict``."""
     for name, parameter in engine.module.model.named_parameters():
         if parameter.requires_grad:
             yield name, parameter
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
-    """Whether DeepSpeed holds this parameter, or its optimiser state, in slices: ZeRO 1 and 2, or 3."""
+    """Whether DeepSpeed shards this parameter (ZeRO 3) or its optimiser state (ZeRO 1 and 2)."""
     return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
 
 
 def start_optimizer(engine: Any) -> None:
-    """Give the optimiser the state of no update, which it would make at the first: to be saved, or restored into."""
+    """Create the optimiser's initial state, normally made at the first update, so that it can be saved or restored."""
     states = _optimizer(engine).state
     for flat in _updated_tensors(engine):
         states[flat] = {"step": torch.tensor(0.0), **{moment: torch.zeros_like(flat) for moment in MOMENTS}}
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-        engine.optimizer._lazy_init_hp_params_optimizer_state()  # ties each parameter to its slice of the flat moments
+        engine.optimizer._lazy_init_hp_params_optimizer_state()  # links each parameter to its slice of the flat moments
 
 
 def set_num_updates(engine: Any, number: int) -> None:
-    """Let Adam's bias correction go on after so many updates."""
+    """Set the number of updates done, which Adam's bias correction uses."""
     states = _optimizer(engine).state
     for flat in _updated_tensors(engine):
         states[flat]["step"].fill_(float(number))
@@ -41,9 +41,9 @@ def set_num_updates(engine: Any, number: int) -> None:
 
 
 def holdings(engine: Any) -> dict[str, Slice]:
-    """What this rank holds of the optimiser's state, by ``<kind>.<parameter>``: views, and writing to them changes it.
+    """Return this rank's slices of the optimiser's state by ``<kind>.<parameter>``: writable views.
 
-    At stage 0 that is everything, on every rank; at the others no element is with two ranks.
+    At stage 0 every rank holds everything; at other stages no element is held by two ranks.
     """
     kinds = (*MOMENTS, MASTER) if engine.bfloat16_enabled() else MOMENTS
     found = {}
@@ -56,9 +56,9 @@ def holdings(engine: Any) -> dict[str, Slice]:
 
 
 def weight_slices(engine: Any) -> dict[str, Slice]:
-    """This rank's slices of the weights that ZeRO 3 shards, frozen ones included, by ``master.<parameter>``.
+    """Return this rank's slices of the weights that ZeRO 3 shards, frozen ones included, by ``master.<parameter>``.
 
-    Empty at other stages. Views in fp32 of what is trained; frozen parameters have no fp32 copy.
+    Empty at other stages. Trained weights are fp32; frozen ones have the precision of the model.
     """
     found = {}
     for name, parameter in engine.module.model.named_parameters():
@@ -72,7 +72,7 @@ def weight_slices(engine: Any) -> dict[str, Slice]:
 
 
 def _held(engine: Any, parameter: Any, kind: str) -> Slice | None:
-    """This rank's slice of one kind of state of a parameter."""
+    """Return this rank's slice of one kind of state of a parameter."""
     key = None if kind == MASTER else kind
     if hasattr(parameter, "ds_id"):
         return _held_of_partition(parameter, key)
@@ -86,7 +86,7 @@ def _held(engine: Any, parameter: Any, kind: str) -> Slice | None:
 
 
 def _held_of_partition(parameter: Any, key: str | None, *, values: Tensor | None = None) -> Slice | None:
-    """As ``_held``, at stage 3: there each parameter is cut into equal slices, of which the last ones are padded.
+    """Like ``_held``, at stage 3, which cuts each parameter into equal slices and pads the last ones.
 
     ``values`` stand in for the optimiser's fp32 partition, which frozen parameters lack.
     """
@@ -101,12 +101,12 @@ def _held_of_partition(parameter: Any, key: str | None, *, values: Tensor | None
 
 
 def _optimizer(engine: Any) -> Any:
-    """The torch optimiser inside DeepSpeed's."""
+    """Return the torch optimiser inside DeepSpeed's."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def _updated_tensors(engine: Any) -> list[Tensor]:
-    """What the torch optimiser updates: parameters, or flat slices of many."""
+    """Return the tensors that the torch optimiser updates: parameters, or flat slices of several."""
     grouped = [flat for group in _optimizer(engine).param_groups for flat in group["params"]]
     # Stage 3 puts its slices into the groups only while it steps.
     return list(getattr(engine.optimizer, "fp32_partitioned_groups_flat", grouped))

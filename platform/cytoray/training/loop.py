@@ -1,4 +1,4 @@
-"""What every Ray Train worker runs: steps of a fixed global order, from the last committed checkpoint to the end."""
+"""The training loop of every Ray Train worker: steps in a fixed global order, from the last committed checkpoint."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from cytoray.training.validation import Validator
 logger = logging.getLogger(__name__)
 HISTORY_POINTS = 200
 SHOWN_CELLS = 5
-ASK_EVERY_S = 5.0  # between looks at whether a node is about to be taken away, which all workers do together
+ASK_EVERY_S = 5.0  # between checks for nodes that are about to be preempted, which all workers make together
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """All that a worker needs; crosses from the driver by pickle."""
+    """Everything a worker needs; pickled by the driver."""
 
     config: RunConfig
     model: ModelConfig
@@ -56,9 +56,9 @@ class WorkerSettings:
     config_digest: str
     run_uuid: str
     initial: checkpoints.Checkpoint | None
-    board: Any  # actor handle that is told of each step
+    board: Any  # handle of the actor that receives each step
     held_out: CorpusStream | None = None
-    lease: Lease | None = None  # without one nothing else can start this run
+    lease: Lease | None = None  # None only in tests and tools that start no driver
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 class Trainer:
-    """One rank of a run. Every rank does the same; rank 0 also logs and commits checkpoints."""
+    """One rank of a run. All ranks do the same; rank 0 also logs and commits checkpoints."""
 
     def __init__(self, settings: WorkerSettings, saved: checkpoints.Checkpoint | None, *, attempt: str) -> None:
         config = settings.config
@@ -112,14 +112,14 @@ class Trainer:
             folder, keep=keep, attempt=attempt, timeout_s=patience, lease=settings.lease
         )
         self.meter = Meter()
-        self.judged_by = ""  # the error that the best checkpoint has least of
-        self.in_a_row = 0  # steps left out one after the other
-        self.said: Any = None  # the board's answer to the newest post
-        self.asked = time.monotonic()
+        self.selected_by = ""  # name of the error that selects the best checkpoint
+        self.in_a_row = 0  # consecutive skipped steps
+        self.answer: Any = None  # the board's answer to the newest post
+        self.checked = time.monotonic()
 
     @staticmethod
     def start(settings: WorkerSettings) -> Trainer:
-        """Start from the newest intact checkpoint; rank 0 finds it for all, and names this start of the workers."""
+        """Start from the newest intact checkpoint; rank 0 finds it and names this start of the workers."""
         config = settings.config
         found: list[Any] = [None, None]
         if dist.get_rank() == 0:
@@ -130,35 +130,35 @@ class Trainer:
         return Trainer(settings, found[0], attempt=found[1])
 
     def run(self) -> None:
-        """Train; at the end, and where it is stopped, a checkpoint is committed before any rank is done."""
+        """Train; at the end, or when stopped, a checkpoint is committed before any rank returns."""
         batches, stopping = self._batches(), False
-        self._hello()
+        self._report_start()
         while not stopping and (batch := self.meter.take(batches)) is not None:
             assert batch.step == self.step, f"data is at step {batch.step}, training at {self.step}"
-            plan = self.runner.plan(batch, self._is_told_to_stop(), self._wants_to_ask())
+            plan = self.runner.plan(batch, self._is_asked_to_stop(), self._is_time_to_check())
             stopping, asking = plan.signals
             done = self.runner.take(batch, plan)
             self.step += 1
             self._note(batch, done)
-            self._tell(done)
+            self._report(done)
             leaving = asking and self._is_node_leaving()
             if self.step % self.config.train.checkpoint_every == 0 or self._is_last or stopping or leaving:
                 self._save()
             failpoint("train.after_step")
         self.writer.wait()
-        dist.barrier()  # no rank is done before the last checkpoint is committed
-        self._goodbye()
+        dist.barrier()  # no rank returns before the last checkpoint is committed
+        self._close_log()
 
     @property
     def _is_last(self) -> bool:
         return self.step == self.config.train.num_steps
 
     def _batches(self) -> Iterator[StepBatch]:
-        """This rank's minibatches, being read from now on; none when the run is already done."""
+        """Start reading this rank's minibatches; empty if the run is already done."""
         return iterate_steps(ray.train.get_dataset_shard("train")) if not self._is_last else iter(())
 
     def _note(self, batch: StepBatch, done: StepResult) -> None:
-        """Take in what a step did; TrainingError where too many in a row had to be left out."""
+        """Record a step; raises AgreedError if too many in a row were skipped."""
         if self.ledger is not None:
             self.ledger.record(batch)
         self.in_a_row = 0 if done.applied else self.in_a_row + 1
@@ -171,43 +171,43 @@ class Trainer:
             self.writer.wait()
             _give_up(batch, done, self.in_a_row)
         if dist.get_rank() == 0:
-            event = f"step {batch.step} was left out: its gradient is not finite (losses {done.losses})"
+            event = f"step {batch.step} was skipped: its gradient is not finite (losses {done.losses})"
             self.settings.board.note.remote(event)
 
     def _save(self) -> None:
-        """Judge the model if cells are held out, copy what this rank holds, and have it written meanwhile."""
+        """Validate if cells are held out, copy this rank's part of a checkpoint, and start writing it."""
         with self.meter.stalled():
             if self.ledger is not None:
                 place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
                 self.ledger.save(ledger_uri(self.config), start=self.saved_step, stop=self.step, **place)
         if self.validator is not None:
             with self.meter.validating():
-                self._judge(self.validator)
+                self._validate(self.validator)
         with self.meter.stalled():
             averages = None if self.average is None else self.average.weights()
             self.writer.submit(engines.take_snapshot(self.engine, averages=averages), self._state())
         self.saved_step = self.step
 
-    def _judge(self, validator: Validator) -> None:
-        """Note how good the weights (their average, where one is kept) are on the cells held out."""
+    def _validate(self, validator: Validator) -> None:
+        """Validate the weights, or their average if one is kept, on the held-out cells."""
         if self.average is None:
             found = validator.judge(self.engine)
         else:
             with self.average.swapped_in():
                 found = validator.judge(self.engine)
         self.validation = [point for point in self.validation if point["step"] < self.step]
-        self.judged_by = next(iter(found))
-        # What is not finite could not be written as JSON.
+        self.selected_by = next(iter(found))
+        # JSON has no numbers that are not finite.
         kept = {name: value for name, value in found.items() if math.isfinite(value)}
         self.validation.append({"step": float(self.step), **kept})
         if self.log is not None:
             self.log.log_metrics({f"validation_{name}": value for name, value in found.items()}, step=self.step)
 
     def _state(self) -> checkpoints.TrainerState:
-        """What a checkpoint of now has to say of the run."""
+        """Return the state for a checkpoint of the current step."""
         metric = None
         if self.validation and self.validation[-1]["step"] == self.step:
-            metric = self.validation[-1].get(self.judged_by)
+            metric = self.validation[-1].get(self.selected_by)
         return checkpoints.TrainerState(
             step=self.step,
             manifest_digest=self.settings.manifest_digest,
@@ -223,8 +223,8 @@ class Trainer:
             elapsed_s=self.elapsed_before + time.monotonic() - self.started,
         )
 
-    def _tell(self, done: StepResult) -> None:
-        """Journal one step, keep about 200 of a run in its checkpoints, and tell whoever watches."""
+    def _report(self, done: StepResult) -> None:
+        """Journal one step, keep about 200 of them for the checkpoints, and report it to the board."""
         if self.log is None:
             return
         figures = self.meter.end_step(done.amounts, self.engine.device)
@@ -237,37 +237,37 @@ class Trainer:
             kept = {name: value for name, value in values.items() if math.isfinite(value)}
             self.history.append({"step": float(self.step), **kept})
         answer = self.settings.board.post.remote(self.step, done.losses["loss"])
-        self.said = self.said or answer  # one that is still to come is waited for, or fast steps would overtake it
+        self.answer = self.answer or answer  # keep a pending answer, or fast steps would replace it
 
-    def _is_told_to_stop(self) -> bool:
-        """Whether the driver has said so, as far as rank 0 knows without waiting for it."""
-        if self.said is None or not ray.wait([self.said], timeout=0)[0]:
+    def _is_asked_to_stop(self) -> bool:
+        """Whether the driver has asked to stop, as far as rank 0 knows without waiting."""
+        if self.answer is None or not ray.wait([self.answer], timeout=0)[0]:
             return False
-        answer, self.said = bool(ray.get(self.said)), None
+        answer, self.answer = bool(ray.get(self.answer)), None
         return answer
 
-    def _wants_to_ask(self) -> bool:
-        """Whether it is time, by rank 0's clock, to look for nodes that are about to be taken away."""
+    def _is_time_to_check(self) -> bool:
+        """Whether it is time, by rank 0's clock, to check for nodes that are about to be preempted."""
         now = time.monotonic()
-        if dist.get_rank() or now - self.asked < ASK_EVERY_S:
+        if dist.get_rank() or now - self.checked < ASK_EVERY_S:
             return False
-        self.asked = now
+        self.checked = now
         return True
 
     @staticmethod
     def _is_node_leaving() -> bool:
-        """Whether a node is about to be taken away. All ranks must ask."""
+        """Whether a node is about to be preempted. Collective."""
         return ray.train.get_preemption_info() is not None
 
-    def _hello(self) -> None:
-        """Tell the board what trains, and from where on."""
+    def _report_start(self) -> None:
+        """Report the workers and the first step to the board."""
         described: list[dict[str, str] | None] = [None] * dist.get_world_size()
         dist.all_gather_object(described, describe_worker(self.engine.device))
         if self.log is not None:
             ray.get(self.settings.board.begin.remote(self.step, described))
 
-    def _goodbye(self) -> None:
-        """Close the log; the run is over only if no step is left."""
+    def _close_log(self) -> None:
+        """Close the log; the run is finished only if no step is left."""
         if self.log is None:
             return
         self.log.finish("FINISHED" if self._is_last else "KILLED")
@@ -275,19 +275,19 @@ class Trainer:
 
 
 def ledger_uri(config: RunConfig) -> str:
-    """Where a run's ledger lies."""
+    """Return the folder of a run's ledger."""
     return storage.join(run_folder(config.store, config.run), "ledger")
 
 
 def _first_state(settings: WorkerSettings) -> checkpoints.TrainerState:
-    """Nothing done yet."""
+    """The state before the first step."""
     return checkpoints.TrainerState(
         step=0, manifest_digest=settings.manifest_digest, config_digest=settings.config_digest, history=()
     )
 
 
 def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None) -> ObjectiveModule:
-    """The model with its seeded initial weights, those it starts from, or those it goes on with."""
+    """Build the model with its seeded initial weights, those of ``initial``, or those of ``saved``."""
     torch.manual_seed(settings.config.train.seed)
     model = ScGPT(settings.model, pad_id=settings.pad_id)
     start = saved or settings.initial
@@ -320,7 +320,7 @@ def _give_up(batch: StepBatch, done: StepResult, in_a_row: int) -> None:
 
 
 def _open_log(settings: WorkerSettings) -> RunLog:
-    """The run's log, new or gone on with."""
+    """Open the run's log, or continue it."""
     config = settings.config
     log = RunLog.open(config.tracking, run_uuid=settings.run_uuid, run_name=config.run)
     log.set_tags(

@@ -1,4 +1,4 @@
-"""What a step took: cells, tokens and operations a second, and the shares spent on waiting and on checkpoints."""
+"""Measure steps: cells, tokens and operations per second, and the shares spent on waiting and on checkpoints."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Item = TypeVar("Item")
 
 
 class Meter:
-    """Times the steps of one rank's loop; every figure is of the time since the step before."""
+    """Times the steps of one rank's loop; every figure covers the time since the previous step."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
         self._waited_s = self._stalled_s = self._validated_s = 0.0
 
     def take(self, batches: Iterator[Item]) -> Item | None:
-        """The next minibatch, None after the last; what it takes counts as waiting for data."""
+        """Return the next minibatch, None after the last; the time counts as waiting for data."""
         started = time.perf_counter()
         batch = next(batches, None)
         self._waited_s += time.perf_counter() - started
@@ -32,7 +32,7 @@ class Meter:
 
     @contextlib.contextmanager
     def stalled(self) -> Iterator[None]:
-        """What the block takes counts as time that a checkpoint keeps the loop from training."""
+        """Count the time of the block as a stall by a checkpoint."""
         started = time.perf_counter()
         try:
             yield
@@ -41,7 +41,7 @@ class Meter:
 
     @contextlib.contextmanager
     def validating(self) -> Iterator[None]:
-        """What the block takes is told by itself and is no part of the step."""
+        """Count the time of the block as validation, which is not part of the step."""
         started = time.perf_counter()
         try:
             yield
@@ -49,7 +49,7 @@ class Meter:
             self._validated_s += time.perf_counter() - started
 
     def end_step(self, amounts: Amounts, device: torch.device | str) -> dict[str, float]:
-        """Figures of the step that ends now, given what it held over all ranks."""
+        """Return the figures of the step that ends now; ``amounts`` are over all ranks."""
         now = time.perf_counter()
         seconds = max(now - self._last - self._validated_s, 1e-9)
         figures = {
@@ -64,7 +64,7 @@ class Meter:
         if self._validated_s:
             figures["validation_s"] = self._validated_s
         peak = peak_flops(device)
-        if peak is not None:  # of what the objective needs: no padding, no masked scores
+        if peak is not None:  # of the operations that the objective needs, without padding and masked scores
             figures["mfu"] = amounts.flops / seconds / (peak * dist.get_world_size())
         self._last, self._waited_s, self._stalled_s, self._validated_s = now, 0.0, 0.0, 0.0
         return figures

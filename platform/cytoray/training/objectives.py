@@ -1,4 +1,4 @@
-"""What is learned from a minibatch: hidden genes of pretraining, and cell types. An objective is one small class."""
+"""Objectives, each one small class: predict hidden genes (pretraining) or cell types."""
 
 # B cells, T tokens of all cells, U unknown genes of all cells, K labels
 
@@ -22,7 +22,7 @@ from cytoray.training.config import GenerativeConfig
 
 @dataclass(frozen=True)
 class LabelledMinibatch:
-    """Cells with the code of their label."""
+    """Cells with their label codes."""
 
     cells: PackedMinibatch
     labels: Tensor  # int64 (B,)
@@ -34,10 +34,10 @@ class LabelledMinibatch:
 
 @dataclass(frozen=True)
 class MaskedMinibatch:
-    """Cells of whose genes some have the mask value, and what these are."""
+    """Cells with masked genes, and the true values of these."""
 
     cells: PackedMinibatch
-    places: Tensor  # int64 (U,) of the hidden genes among the T tokens
+    places: Tensor  # int64 (U,): positions of the hidden genes among the T tokens
     targets: Tensor  # float32 (U,)
 
     def to(self, device: torch.device | str) -> MaskedMinibatch:
@@ -51,16 +51,16 @@ Prepared = PackedGenerativeMinibatch | MaskedMinibatch | LabelledMinibatch
 
 @dataclass(frozen=True)
 class Amounts:
-    """What a rank's share of a step holds."""
+    """Amounts of work in a rank's share of a step."""
 
-    terms: int  # by which, summed over all ranks, the losses are divided
+    terms: int  # summed over all ranks, the denominator of the losses
     cells: int
     tokens: int  # real ones
-    flops: int  # operations that a training step on them needs, see model.flops
+    flops: int  # operations of a training step on them, see model.flops
 
 
 class Objective(Protocol):
-    """Prepares minibatches and tells their losses, each a sum over ``num_terms(prepared)`` terms."""
+    """Prepares minibatches and computes their losses, each a sum over ``num_terms(prepared)`` terms."""
 
     def prepare(self, batch: StepBatch) -> Prepared:
         """Widen to the model's types, on the host."""
@@ -69,13 +69,13 @@ class Objective(Protocol):
         """Number of terms in each loss."""
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
-        """What ``batch`` holds; additive over the cells of a step."""
+        """Amounts of work in ``batch``; additive over the cells of a step."""
 
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
         """Summed losses by name; training minimises their sum."""
 
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
-        """Sums over held-out cells by name, the first being what a better model has less of."""
+        """Sums over held-out cells by name; the first entry selects the best checkpoint (lower is better)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class GenerativeObjective:
     pad_id: int
 
     def prepare(self, batch: StepBatch) -> PackedGenerativeMinibatch:
-        """The known and unknown genes that the stream has told apart, without padding."""
+        """The known and unknown genes as the stream has split them, without padding."""
         assert batch.unknown_gene_ids is not None, "the stream must be generative"
         assert batch.unknown_values is not None, "the stream must be generative"
         known = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids)
@@ -100,7 +100,7 @@ class GenerativeObjective:
         return sum(prepared.unknown_lengths)
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
-        """Known and unknown tokens, and operations of one or two passes and their way back."""
+        """Known and unknown tokens, and operations of one or two passes with backward."""
         assert batch.unknown_lengths is not None, "the stream must be generative"
         known, unknown = batch.lengths.tolist(), batch.unknown_lengths.tolist()
         flops = generative_flops(model, known, unknown).total
@@ -110,7 +110,7 @@ class GenerativeObjective:
         return Amounts(sum(unknown), len(known), sum(known) + sum(unknown), 3 * flops)
 
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
-        """Summed squared errors: ``masked``, ``cell_conditioned`` and, when it is on, ``second_pass``."""
+        """Summed squared errors: ``masked``, ``cell_conditioned`` and, if enabled, ``second_pass``."""
         assert isinstance(prepared, PackedGenerativeMinibatch)
         first = model.forward_generative(prepared)
         losses = {"masked": _squared_error(first.expression, prepared.unknown_targets)}
@@ -122,7 +122,7 @@ class GenerativeObjective:
         return losses
 
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
-        """Squared errors of the first pass, and sums of the targets, from which the best constant follows."""
+        """Squared errors of the first pass, and sums of the targets, which give the best constant."""
         assert isinstance(prepared, PackedGenerativeMinibatch)
         first = model.forward_generative(prepared)
         return _judge_expression(first.expression, first.cell_conditioned, prepared.unknown_targets)
@@ -130,13 +130,13 @@ class GenerativeObjective:
 
 @dataclass(frozen=True)
 class MaskedObjective:
-    """Hidden genes stay where they are with the mask value, and all genes see each other (GEP); also from the cell."""
+    """Hidden genes keep their place with the mask value, and all genes see each other (GEP); also from the cell."""
 
     config: GenerativeConfig
     pad_id: int
 
     def prepare(self, batch: StepBatch) -> MaskedMinibatch:
-        """The genes that the stream has hidden are those whose value it has replaced."""
+        """The hidden genes are those whose value the stream has replaced."""
         assert batch.masked is not None, "the stream must be masked"
         true = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids).packed()
         shown = widen(batch.gene_ids, batch.masked, pad_id=self.pad_id, cell_ids=batch.cell_ids).packed()
@@ -149,10 +149,10 @@ class MaskedObjective:
         return len(prepared.targets)
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
-        """Tokens, and operations of a pass over all of them with both decoders, and the way back."""
+        """Tokens, and operations of a pass over all of them with both decoders and backward."""
         assert batch.masked is not None, "the stream must be masked"
         lengths, hidden = batch.lengths.tolist(), int((batch.masked != batch.values).sum())
-        # Every token's row of the last layer and of the decoders is computed, as if all were asked for.
+        # The last layer and the decoders are computed for every token.
         every = model.model_copy(update={"cell_embedding": "mean"})
         flops = embedding_flops(every, lengths).total
         flops += generative_flops(model, [0] * len(lengths), lengths).heads
@@ -161,24 +161,24 @@ class MaskedObjective:
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
         """Summed squared errors: ``masked`` and ``cell_conditioned``."""
         assert isinstance(prepared, MaskedMinibatch)
-        said, conditioned = self._predict(model, prepared)
-        losses = {"masked": _squared_error(said, prepared.targets)}
+        predicted, conditioned = self._predict(model, prepared)
+        losses = {"masked": _squared_error(predicted, prepared.targets)}
         if conditioned is not None:
             losses["cell_conditioned"] = _squared_error(conditioned, prepared.targets)
         return losses
 
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
-        """Squared errors, and sums of the targets, from which the best constant follows."""
+        """Squared errors, and sums of the targets, which give the best constant."""
         assert isinstance(prepared, MaskedMinibatch)
         return _judge_expression(*self._predict(model, prepared), prepared.targets)
 
     @staticmethod
     def _predict(model: ScGPT, prepared: MaskedMinibatch) -> tuple[Tensor, Tensor | None]:
-        """What is said of the hidden genes (U,), from their hidden states and from the cell embedding."""
+        """Predictions for the hidden genes (U,), from their hidden states and from the cell embedding."""
         output = model(prepared.cells)
-        said: Tensor = output.expression.value[prepared.places]
+        predicted: Tensor = output.expression.value[prepared.places]
         conditioned = output.cell_conditioned
-        return said, None if conditioned is None else conditioned.value[prepared.places]
+        return predicted, None if conditioned is None else conditioned.value[prepared.places]
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class ClassificationObjective:
     pad_id: int
 
     def prepare(self, batch: StepBatch) -> LabelledMinibatch:
-        """Cells of which every gene is known."""
+        """Cells with all genes known."""
         cells = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids)
         return LabelledMinibatch(cells.packed(), torch.from_numpy(batch.labels.astype(np.int64)))
 
@@ -198,7 +198,7 @@ class ClassificationObjective:
         return len(prepared.labels)
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
-        """Cells, tokens, and operations of embedding them and the way back."""
+        """Cells, tokens, and operations of embedding them with backward."""
         lengths = batch.lengths.tolist()
         return Amounts(len(lengths), len(lengths), sum(lengths), 3 * embedding_flops(model, lengths).total)
 
@@ -208,7 +208,7 @@ class ClassificationObjective:
         return {"classification": self.judge(model, prepared)["classification"]}
 
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
-        """Summed cross-entropy, and the number of cells whose label was told: ``accuracy`` when divided."""
+        """Summed cross-entropy, and the number of correct cells: ``accuracy`` when divided."""
         assert isinstance(prepared, LabelledMinibatch)
         logits_BK = model.classify(model.embed(prepared.cells))
         right = (logits_BK.argmax(dim=1) == prepared.labels).sum()
@@ -216,7 +216,7 @@ class ClassificationObjective:
 
 
 def build_pretraining_objective(config: GenerativeConfig, *, pad_id: int) -> Objective:
-    """The objective that the configuration names."""
+    """Build the objective that the configuration names."""
     return (GenerativeObjective if config.style == "generative" else MaskedObjective)(config, pad_id)
 
 
@@ -227,7 +227,7 @@ def _squared_error(predicted_U: Tensor, targets_U: Tensor) -> Tensor:
 
 
 def _judge_expression(predicted_U: Tensor, conditioned_U: Tensor | None, targets_U: Tensor) -> dict[str, Tensor]:
-    """Sums of squared errors, of targets and of their squares."""
+    """Return sums of squared errors, of targets and of their squares."""
     sums = {"masked": _squared_error(predicted_U, targets_U)}
     if conditioned_U is not None:
         sums["cell_conditioned"] = _squared_error(conditioned_U, targets_U)
@@ -235,7 +235,7 @@ def _judge_expression(predicted_U: Tensor, conditioned_U: Tensor | None, targets
 
 
 class ObjectiveModule(nn.Module):
-    """Model and objective as the one module that DeepSpeed wraps, so that every pass goes through its hooks."""
+    """Model and objective as one module for DeepSpeed to wrap, so that every pass runs its hooks."""
 
     def __init__(self, model: ScGPT, objective: Objective) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a pretraining run would take, before it starts: parameters, memory, steps, tokens, hours, money."""
+"""Estimate a pretraining run before it starts: parameters, memory, steps, tokens, hours, cost."""
 
 from __future__ import annotations
 
@@ -18,69 +18,69 @@ from cytoray.training.config import PretrainConfig
 from cytoray.training.hardware import PEAK_FLOPS
 from cytoray.training.objectives import build_pretraining_objective
 
-ASSUMED_MFU = 0.25  # solid for this model; 0.35 would be excellent, published runs reached 0.03
-RAY_START_S = 15.0  # Ray, its workers and their data, beside what a calibration needs to start
-_STATE_BYTES = {"fp32": (4, 4), "bf16": (6, 4)}  # weights (bf16 with an fp32 master) and gradients, a parameter
+ASSUMED_MFU = 0.25  # solid for this model; 0.35 would be excellent, the published runs reached 0.03
+RAY_START_S = 15.0  # to start Ray, its workers and their data, in addition to the start of a calibration
+_STATE_BYTES = {"fp32": (4, 4), "bf16": (6, 4)}  # per parameter: weights (bf16 with an fp32 master) and gradients
 _MOMENT_BYTES = 8  # Adam's two, fp32
-_ACTIVATIONS = 24  # tensors of width D a token and layer that wait for the way back
+_ACTIVATIONS = 24  # tensors of width D per token and layer kept for backward
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What trains: ``num_gpus`` of a kind, or this machine."""
+    """The hardware of a run: ``num_gpus`` of a kind, or this machine."""
 
     num_gpus: int = 0
     kind: str = ""
 
     @staticmethod
     def parse(text: str) -> Hardware:
-        """``8xH100`` as eight of them; ConfigError for kinds whose peak is not known."""
+        """Parse ``8xH100``; ConfigError for kinds whose peak rate is unknown."""
         match = re.fullmatch(r"(\d+)x(\w+)", text)
         if match is None or match[2].upper() not in PEAK_FLOPS or int(match[1]) < 1:
             raise ConfigError(
-                f"--gpus {text}: not understood.", remedy=f"Give NUMBERxKIND, a kind of {', '.join(PEAK_FLOPS)}."
+                f"--gpus {text}: not NUMBERxKIND.", remedy=f"For example 8xH100; known kinds: {', '.join(PEAK_FLOPS)}."
             )
         return Hardware(int(match[1]), match[2].upper())
 
     def count_here(self) -> int:
-        """How many of these GPUs this machine has."""
+        """Return how many of these GPUs this machine has."""
         names = [torch.cuda.get_device_name(index).upper() for index in range(torch.cuda.device_count())]
         return min(self.num_gpus, sum(self.kind in name for name in names))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a run takes, and how that is known."""
+    """The duration of a run, and how it was estimated."""
 
-    step_s: float  # its share of checkpoints and validations included
-    start_s: float | None  # until the first step; None where nothing was measured
+    step_s: float  # including its share of checkpoints and validations
+    start_s: float | None  # until the first step; None if not measured
     how: str
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The figures of a run; bytes are of one worker."""
+    """The figures of a run; bytes are per worker."""
 
     parameters: dict[str, int]
     tokens_per_cell: float
     num_steps: int
     num_cells: int
-    epochs: float | None  # None where the size of the corpus is not known
-    flops: float  # that the objective needs, all in all
+    epochs: float | None  # None if the size of the corpus is unknown
+    flops: float  # operations that the objective needs in total
     state_bytes: dict[int, int]  # weights, gradients and moments, by ZeRO stage
-    activation_bytes: int  # of one micro-batch, all its passes
+    activation_bytes: int  # of one micro-batch, all passes
     estimate: Estimate
-    objective: str  # what is learned, in words
-    assumptions: tuple[str, ...]  # that decide the figures, in words
+    objective: str  # in words
+    assumptions: tuple[str, ...]  # of the figures, in words
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens of the run."""
+        """Real tokens in the whole run."""
         return round(self.num_cells * self.tokens_per_cell)
 
     @property
     def seconds(self) -> float:
-        """Of all steps; the start comes before."""
+        """Time of all steps, without the start."""
         return self.num_steps * self.estimate.step_s
 
 
@@ -91,16 +91,16 @@ def plan_pretraining(
     manifest: CorpusManifest | None = None,
     genes_per_cell: float = 2_000,
 ) -> TrainingPlan:
-    """Figures of the run ``config``: on this machine steps are measured, on GPUs that are not here hours are projected.
+    """Plan the run ``config``: steps are measured on this machine; hours on GPUs that are not here are projected.
 
-    Tokens a cell come from the corpus, or from ``genes_per_cell`` where there is none yet. Raises TrainingError where
-    the run's workers cannot take a step here, ConfigError where they want GPUs that this machine does not have.
+    Tokens per cell come from the corpus, or from ``genes_per_cell`` if it is missing. Raises TrainingError if the run's
+    workers cannot take a step here, ConfigError if they need GPUs that this machine does not have.
     """
     assumptions: tuple[str, ...] = ()
     if manifest is not None:
         genes_per_cell = manifest.num_entries / max(1, manifest.num_cells)
     else:
-        assumptions = (f"every cell has {genes_per_cell:,.0f} genes (there is no corpus to tell)",)
+        assumptions = (f"every cell has {genes_per_cell:,.0f} genes (the corpus is missing)",)
     tokens = min(genes_per_cell + 1, config.tokenizer.max_length)
     model = _build_model(config)
     train, parameters = config.train, _parameters(model)
@@ -128,24 +128,24 @@ def plan_pretraining(
 
 
 def _training_cells(config: PretrainConfig, manifest: CorpusManifest | None) -> int:
-    """Cells of the corpus that are trained on, those held out left away; 0 where there is no corpus."""
+    """Number of training cells in the corpus, without held-out ones; 0 if the corpus is missing."""
     if manifest is None or config.validation is None:
         return 0 if manifest is None else manifest.num_cells
     from cytoray.corpus.stream import open_stream
-    from cytoray.training.pretraining import stream_options  # imports Ray, which must wait for its authentication
+    from cytoray.training.pretraining import stream_options  # imports Ray, which must wait for prepare_auth
     from cytoray.training.validation import held_in
 
     return open_stream(config.store, config.corpus, held_in(stream_options(config), config)).num_cells
 
 
 def _on_this_machine(config: PretrainConfig, genes_per_cell: float, *, has_corpus: bool) -> Estimate:
-    """From steps that all workers of the run take here together."""
+    """Measure steps that all workers of the run take here together."""
     workers = config.workers
     if workers.use_gpu and torch.cuda.device_count() < workers.most:
         raise ConfigError(
-            f"workers.use_gpu asks for {workers.most} GPUs, and this machine has {torch.cuda.device_count()}: "
+            f"workers.use_gpu needs {workers.most} GPUs, but this machine has {torch.cuda.device_count()}: "
             "no step can be measured.",
-            remedy="Name them: --gpus 8xH100. Or plan for processors: --set workers.use_gpu=false.",
+            remedy="Name the GPUs (--gpus 8xH100), or plan for CPUs (--set workers.use_gpu=false).",
         )
     found = calibrate(config, genes_per_cell=genes_per_cell, has_corpus=has_corpus)
     each = "a GPU" if workers.use_gpu else f"{workers.threads_per_worker} thread(s)"
@@ -156,7 +156,7 @@ def _on_this_machine(config: PretrainConfig, genes_per_cell: float, *, has_corpu
 def _on_gpus(
     config: PretrainConfig, hardware: Hardware, flops: float, genes_per_cell: float, *, has_corpus: bool
 ) -> Estimate:
-    """From steps on those of the GPUs that are here, else from their peak."""
+    """Measure steps on the GPUs that are here, or project from their peak rate."""
     here, train = hardware.count_here(), config.train
     gpus = f"{hardware.num_gpus} {hardware.kind}"
     if not here:
@@ -178,44 +178,44 @@ def _on_gpus(
 
 
 def _describe_measured(found: Calibration) -> str:
-    """What was measured, in words."""
+    """Describe a measurement in words."""
     part = "" if found.share > 0.99 else f" of {found.share:.2g} of the cells"
     return f"measured: {found.num_steps} step(s){part}"
 
 
 def _gpu_assumptions(config: PretrainConfig, hardware: Hardware, estimate: Estimate) -> tuple[str, ...]:
-    """What a plan for GPUs takes for granted."""
+    """List the assumptions of a plan for GPUs."""
     found = []
     if hardware.num_gpus != config.workers.most:
         found.append(f"{hardware.num_gpus} workers, not the {config.workers.most} of workers.num_workers")
     if estimate.start_s is None:
         peak = PEAK_FLOPS[hardware.kind] / 1e12
         found.append(f"{ASSUMED_MFU:.0%} of {peak:,.0f} TFLOP/s (dense bf16) are reached on every GPU, at all steps")
-        found.append("reading, checkpoints and restarts cost nothing beside that")
+        found.append("reading, checkpoints and restarts take no extra time")
         if config.workers.precision != "bf16":
             found.append(f"the peak is that of bf16, while workers.precision is {config.workers.precision}: slower")
     return tuple(found)
 
 
 def _describe_objective(config: PretrainConfig) -> str:
-    """What is learned, and in how many passes."""
+    """Describe the objective and its number of passes."""
     objective, num_steps = config.objective, config.train.num_steps
     shares = "/".join(f"{100 * ratio:g}" for ratio in objective.unknown_ratios)
     text = f"{objective.style}, {shares} % of the genes hidden"
     if not objective.has_second_pass(num_steps - 1):
         return f"{text}, one pass"
     after = objective.second_pass_after
-    return f"{text}, two passes " + (f"from step {after:,} on" if after else "at every step")
+    return f"{text}, two passes " + (f"from step {after:,}" if after else "at every step")
 
 
 def _build_model(config: PretrainConfig) -> ModelConfig:
-    """The run's model; what builds it there imports Ray, whose authentication may not be chosen yet."""
+    """Build the run's model; ``pretraining.build_model`` imports Ray, which must wait for prepare_auth."""
     model = config.model.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=0)
     return model.model_copy(update={"generative": config.objective.style == "generative"})
 
 
 def _flops_per_cell(config: PretrainConfig, model: ModelConfig, tokens: int) -> float:
-    """Operations of training on one cell, over the shares of hidden genes and with the passes of the run."""
+    """Operations of training on one cell, averaged over the unknown ratios and the passes of the run."""
     objective = build_pretraining_objective(config.objective, pad_id=GeneVocabulary.load_default().pad_id)
     found = [
         share * objective.measure(model, random_batch(config, tokens, ratio=ratio, step=step)).flops
@@ -226,14 +226,14 @@ def _flops_per_cell(config: PretrainConfig, model: ModelConfig, tokens: int) -> 
 
 
 def _parameters(model: ModelConfig) -> dict[str, int]:
-    """Parameters by part of the model."""
+    """Count parameters by part of the model."""
     with torch.device("meta"):
         network = ScGPT(model, pad_id=0)
     return {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
 
 
 def _state_bytes(num_parameters: int, precision: str, world_size: int) -> dict[int, int]:
-    """Weights, gradients and moments of one worker; each stage shares out one more of them."""
+    """Bytes of weights, gradients and moments per worker; each ZeRO stage shards one more of them."""
     weights, gradients = _STATE_BYTES[precision]
     shares = {0: (1, 1, 1), 1: (1, 1, world_size), 2: (1, world_size, world_size), 3: (world_size,) * 3}
     sizes = (weights, gradients, _MOMENT_BYTES)
@@ -244,7 +244,7 @@ def _state_bytes(num_parameters: int, precision: str, world_size: int) -> dict[i
 
 
 def _activation_bytes(config: PretrainConfig, model: ModelConfig, tokens: float, world_size: int) -> int:
-    """What one micro-batch keeps for the way back, all its passes."""
+    """Bytes that one micro-batch keeps for backward, all passes."""
     train = config.train
     micro_tokens = min(
         tokens * train.cells_per_step / (world_size * train.accumulation), max(tokens, train.micro_batch_tokens)

@@ -17,7 +17,7 @@ from cytoray.training.validation import held_in, open_held_out
 def pretrain(
     config: PretrainConfig, *, advance: progress.Advance = progress.silent
 ) -> tuple[TrainingResult, BundleRecord]:
-    """Pretrain on a committed corpus; ``advance`` is told of steps. Returns the run and its best weights' bundle."""
+    """Pretrain on a committed corpus; ``advance`` receives the steps. Returns the run and its best weights' bundle."""
     stream = open_stream(config.store, config.corpus, held_in(stream_options(config), config))
     model, pad_id = build_model(config), GeneVocabulary.load_default().pad_id
     spec = TrainingSpec(
@@ -33,13 +33,13 @@ def pretrain(
 
 
 def build_model(config: PretrainConfig) -> ModelConfig:
-    """The model of a run; only the generative objective needs a flag for unknown genes."""
+    """Build the model of a run; only the generative objective needs a flag for unknown genes."""
     model = config.model.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=0)
     return model.model_copy(update={"generative": config.objective.style == "generative"})
 
 
 def stream_options(config: PretrainConfig) -> StreamOptions:
-    """How pretraining reads its corpus, the cells held out included."""
+    """Return the stream options of pretraining, for training and held-out cells."""
     objective, train = config.objective, config.train
     return StreamOptions(
         config.tokenizer, train.seed, train.cells_per_step, style=objective.style, ratios=objective.unknown_ratios

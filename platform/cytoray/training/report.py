@@ -1,4 +1,4 @@
-"""The run card of a finished run, put together from its last checkpoint and kept with the run."""
+"""Build the run card of a finished run from its last checkpoint, and store it with the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save_card(
     bundle: BundleRecord | None,
     scores: Scores | None = None,
 ) -> str:
-    """Write the run's card below ``<run>/card``; returns the page's URI. ``scores`` are those on the cells held out."""
+    """Write the run's card below ``<run>/card``; returns the page's URI. ``scores`` are on held-out cells."""
     target = storage.join(run_folder(config.store, config.run), "card")
     from cytoray.training.card_page import write_card  # matplotlib: only when a card is written
 
@@ -42,7 +42,7 @@ def _build_card(
     digests = {"corpus manifest": result.manifest_digest, "configuration": result.config_digest}
     if bundle is not None:
         digests["bundle"] = bundle.digest
-    skipped = [f"step {step} was left out: its gradient was not finite" for step in state.skipped]
+    skipped = [f"step {step} was skipped: its gradient was not finite" for step in state.skipped]
     return RunCard(
         run=config.run,
         kind=config.kind,
@@ -53,7 +53,7 @@ def _build_card(
         history=result.history,
         validation=[dict(point) for point in state.validation],
         scores={name: dict(row) for name, row in scores.items()},
-        events=[*(event for event in result.events if "left out" not in event), *skipped],
+        events=[*(event for event in result.events if "was skipped" not in event), *skipped],
         totals={
             "steps": float(state.step),
             "cells": float(state.step * config.train.cells_per_step),
@@ -65,13 +65,13 @@ def _build_card(
 
 
 def _reproduce(config: PretrainConfig | FinetuneConfig, result: TrainingResult) -> list[str]:
-    """Shell lines that would do the run again from the same cells."""
+    """Shell lines that reproduce the run from the same cells."""
     revision = provenance.git_revision().removesuffix("-dirty")
     lines = [] if revision == "unknown" else [f"git checkout {revision}"]
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         lines.append(f"export AWS_ENDPOINT_URL={endpoint}")
     return [
         *lines,
-        f"# run.yaml: the configuration below, with another name in `run`; corpus manifest {result.manifest_digest}",
+        f"# run.yaml: the configuration below, with another run name; corpus manifest {result.manifest_digest}",
         f"cytoray {config.kind} --config run.yaml",
     ]

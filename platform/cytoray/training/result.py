@@ -1,4 +1,4 @@
-"""What a finished run has reached, found without Ray: ``DONE.json``, and the checkpoints that it speaks of."""
+"""The result of a finished run, found without Ray from ``DONE.json`` and its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cytoray.training.record import run_folder
 
 
 class Done(Config):
-    """``DONE.json``: written when a run is finished, and again when it is finished after it was extended."""
+    """``DONE.json``: written when a run finishes, and again when it finishes after an extension."""
 
     mlflow_run_id: str | None
     hardware: tuple[dict[str, str], ...] = ()
@@ -30,7 +30,7 @@ class TrainingResult:
     manifest_digest: str
     config_digest: str
     mlflow_run_id: str | None
-    skipped: bool  # it was finished before
+    skipped: bool  # it was already finished
     hardware: tuple[dict[str, str], ...] = ()
     events: tuple[str, ...] = ()
 

@@ -1,7 +1,8 @@
-"""Slices of flattened tensors: what one rank holds of the optimiser's state, written and read without any other rank.
+"""Slices of flattened tensors: one rank's part of the optimiser's state, written and read without other ranks.
 
-A file of slices is safetensors; its metadata tells of each ``<kind>.<parameter>`` where the slice starts in the
-flattened parameter, and the parameter's shape. Kinds are ``exp_avg``, ``exp_avg_sq`` and, with bf16, ``master``.
+A file of slices is safetensors; its metadata gives for each ``<kind>.<parameter>`` the start of the slice in the
+flattened parameter and the parameter's shape. Kinds are ``exp_avg``, ``exp_avg_sq`` and, with bf16 or ZeRO 3,
+``master``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # the kinds that are Adam's averages
 
 @dataclass(frozen=True)
 class Slice:
-    """A stretch of a flattened tensor of ``shape``: ``values`` (1-D) are its elements from ``start`` on."""
+    """A section of a flattened tensor of ``shape``: ``values`` (1-D) are its elements from ``start``."""
 
     values: Tensor
     start: int
@@ -32,16 +33,16 @@ class Slice:
 
     @staticmethod
     def whole(tensor: Tensor) -> Slice:
-        """All of a tensor."""
+        """Return a slice with all elements of a tensor."""
         return Slice(tensor.detach().flatten(), 0, tuple(tensor.shape))
 
     def share(self, rank: int, world_size: int) -> Slice:
-        """The even share of one of ``world_size`` ranks that all hold this slice."""
+        """Return the even share of one of ``world_size`` ranks that all hold this slice."""
         first, last = (self.values.numel() * place // world_size for place in (rank, rank + 1))
         return Slice(self.values[first:last], self.start + first, self.shape)
 
     def copy_into(self, other: Slice) -> int:
-        """Write the elements that both have into the other's values; returns how many these are."""
+        """Copy the overlap into the other's values; return its number of elements."""
         first = max(self.start, other.start)
         last = min(self.start + self.values.numel(), other.start + other.values.numel())
         if first >= last:
@@ -54,7 +55,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies on the host of what one rank writes into a checkpoint; whole tensors are with rank 0 alone."""
+    """Host copies of one rank's part of a checkpoint; only rank 0 has whole tensors."""
 
     weights: dict[str, Tensor]  # and buffers, by name
     slices: dict[str, Slice]  # of the optimiser's state, by ``<kind>.<parameter>``
@@ -70,13 +71,13 @@ class Snapshot:
 
 
 def encode_slices(slices: dict[str, Slice]) -> bytes:
-    """Slices as the bytes of one safetensors file."""
+    """Encode slices as the bytes of one safetensors file."""
     places = {name: json.dumps([piece.start, piece.shape]) for name, piece in slices.items()}
     return save_tensors({name: piece.values.contiguous() for name, piece in slices.items()}, metadata=places)
 
 
 def decode_slices(data: bytes) -> dict[str, Slice]:
-    """What ``encode_slices`` has encoded."""
+    """Decode the bytes written by ``encode_slices``."""
     # The library reads metadata from files only; the header is JSON behind its length in eight bytes.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     places = {name: json.loads(place) for name, place in header.get("__metadata__", {}).items()}
@@ -84,9 +85,9 @@ def decode_slices(data: bytes) -> dict[str, Slice]:
 
 
 def fill(targets: dict[str, Slice], parts: Iterable[dict[str, Slice]]) -> int:
-    """Write what ``parts``, which do not overlap, have of the targets; returns how many parts had to be looked at.
+    """Fill the targets from ``parts``, which do not overlap; return how many parts were read.
 
-    Later parts are not asked for once all targets are full. TrainingError if at the end one is not.
+    No more parts are read once all targets are full. Raises TrainingError if one stays incomplete.
     """
     empty = {name: target.values.numel() for name, target in targets.items()}
     looked_at = 0
@@ -104,7 +105,7 @@ def fill(targets: dict[str, Slice], parts: Iterable[dict[str, Slice]]) -> int:
     missing = sorted(name for name, amount in empty.items() if amount)
     if missing:
         raise TrainingError(
-            f"This checkpoint has no complete optimiser state of {len(missing)} tensors, such as {missing[0]}.",
+            f"This checkpoint lacks part of the optimiser state of {len(missing)} tensors, such as {missing[0]}.",
             remedy="Use the model and precision settings of the run that made it.",
             missing=missing,
         )
@@ -112,7 +113,7 @@ def fill(targets: dict[str, Slice], parts: Iterable[dict[str, Slice]]) -> int:
 
 
 def assemble(parts: Iterable[dict[str, Slice]], *, kind: str = "") -> dict[str, Tensor]:
-    """Whole tensors out of the slices of all parts, or of those of one kind; TrainingError if one is incomplete."""
+    """Assemble whole tensors from the slices of all parts, or of one kind; TrainingError if one is incomplete."""
     parts = [{name: piece for name, piece in part.items() if name.startswith(kind)} for part in parts]
     shapes = {name: piece.shape for part in parts for name, piece in part.items()}
     whole = {name: Slice(torch.zeros(math.prod(shape)), 0, shape) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches under a token budget, losses over all ranks, and an update if it is finite."""
+"""One optimiser step: micro-batches within a token budget, losses over all ranks, and an update if it is finite."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from cytoray.training.objectives import Amounts, Objective
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What the ranks have agreed on about a step before it begins."""
+    """The agreement of all ranks about a step before it begins."""
 
-    num_parts: int  # micro-batches of every rank
+    num_parts: int  # micro-batches on every rank
     amounts: Amounts  # over all ranks
     signals: tuple[bool, ...]  # each raised if any rank raised it
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step told, over all ranks."""
+    """Results of one optimiser step over all ranks."""
 
     losses: dict[str, float]  # means; ``loss`` is their sum
     learning_rate: float
-    gradient_norm: float | None  # before clipping; None where DeepSpeed does not tell
-    applied: bool  # False where the gradient was not finite: nothing has changed then
+    gradient_norm: float | None  # before clipping; None if DeepSpeed does not report it
+    applied: bool  # False if the gradient was not finite, so that nothing changed
     amounts: Amounts
 
 
 @dataclass(frozen=True)
 class StepRunner:
-    """Takes steps with an engine; every rank must call every method."""
+    """Takes steps with an engine; all methods are collective."""
 
     engine: Any
     config: RunConfig
@@ -49,7 +49,7 @@ class StepRunner:
     def plan(self, batch: StepBatch, *signals: bool) -> StepPlan:
         """Agree on the number of micro-batches and the amounts of a step, in one exchange.
 
-        All ranks take as many, since ZeRO 2 and 3 reduce after each.
+        All ranks take the same number, since ZeRO 2 and 3 reduce after each.
         """
         mine, train = self.objective.measure(self.model, batch), self.config.train
         fewest = train.cells_per_step // dist.get_world_size()
@@ -77,7 +77,7 @@ class StepRunner:
         for index, part in enumerate(batch.split(plan.num_parts)):
             torch.manual_seed(int(combine(config.train.seed, batch.step, rank, index)) % 2**63)
             losses = engine(self.objective.prepare(part).to(engine.device), batch.step)
-            # DeepSpeed takes the mean over ranks; what is wanted is the sum.
+            # DeepSpeed averages over ranks; the sum is needed.
             engine.backward(torch.stack(list(losses.values())).sum() * (dist.get_world_size() / terms))
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()

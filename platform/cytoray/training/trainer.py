@@ -1,4 +1,4 @@
-"""The Ray Train assembly of a run: data, workers, restarts; a finished run is found and returned, not repeated."""
+"""Run training with Ray Train: data, workers, restarts; a finished run is returned, not repeated."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from cytoray.training.result import Done, TrainingResult, find_result, save_done
 
 __all__ = ["TrainingResult", "TrainingSpec", "run_training"]
 logger = logging.getLogger(__name__)
-FAILURE_WAIT_S = 5.0  # for MLflow to hear of a failure, before the error is shown; the journal keeps it
+FAILURE_WAIT_S = 5.0  # wait for MLflow before the error is shown; the journal keeps the rest
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """A run, ready to start: its configuration and what has been built from it."""
+    """A run ready to start: its configuration and the objects built from it."""
 
     config: RunConfig
     stream: CorpusStream
@@ -113,9 +113,9 @@ def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: p
 
 
 def _build_board(spec: TrainingSpec, record: RunRecord) -> Any:
-    """The run's board, with what is known before its workers start."""
+    """Start the run's board and note events from before the workers start."""
     config = spec.config
-    # Beside the driver: a node that is lost must not take it along.
+    # On the driver's node, so that it survives the loss of any other.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     saved = checkpoints.latest_checkpoint(config.store, config.run)
@@ -138,34 +138,34 @@ def _log_failure(config: RunConfig, record: RunRecord) -> None:
 
 
 def _failed(config: RunConfig, error: TrainingFailedError) -> TrainingError:
-    """What to tell of workers that kept failing with what is no error of ours; its traceback goes to the log."""
+    """Describe a worker failure that is not a CytorayError; its traceback goes to the log."""
     logger.error("run %s: %s", config.run, error)
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
     return TrainingError(
         f"Run {config.run!r} failed, and again after {config.workers.max_failures} restarts (workers.max_failures): "
         f"{lines[-1] if lines else type(causes[0]).__name__}",
-        remedy="What is committed is intact. Mend the cause, whose traceback is in the log, and run the command again.",
+        remedy="Committed checkpoints are intact. Fix the cause (see the traceback in the log) and run it again.",
     )
 
 
 def _changed_versions(saved: checkpoints.Checkpoint) -> list[str]:
-    """What a checkpoint was written with that is another version here: numbers may differ in their last bits."""
+    """List packages whose version differs from the checkpoint's: results may differ in their last bits."""
     here = package_versions()
     return [
         f"the checkpoint of step {saved.state.step} was written with {name} {version}, this is {here[name]}: "
-        "the run goes on, but may end with other weights than one that was never interrupted"
+        "the run continues, but its weights may differ from those of an uninterrupted run"
         for name, version in saved.state.versions.items()
         if here.get(name, version) != version
     ]
 
 
 def _build_trainer(spec: TrainingSpec, settings: WorkerSettings, scratch: str) -> TorchTrainer:
-    """Ray Train's part: workers, restarts, data."""
+    """Configure Ray Train: workers, restarts, data."""
     config, workers = spec.config, spec.config.workers
 
     def remaining_steps() -> ray.data.Dataset:
-        # Called at every start of the workers: the newest commit says where the data goes on.
+        # Called at every start of the workers: data continues at the newest commit.
         saved = checkpoints.latest_checkpoint(config.store, config.run)
         return steps_dataset(spec.stream, saved.state.step if saved else 0, config.train.num_steps)
 
@@ -173,14 +173,14 @@ def _build_trainer(spec: TrainingSpec, settings: WorkerSettings, scratch: str) -
         train_worker,
         train_loop_config={"settings": settings},
         scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,  # type: ignore[arg-type] # a pair too, says its documentation
+            num_workers=workers.num_workers,  # type: ignore[arg-type] # a pair is documented too
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
         ),
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo", timeout_s=workers.collective_timeout_s),
         run_config=RayRunConfig(
             name=settings.run_uuid,
-            storage_path=scratch,  # Ray keeps nothing of ours: checkpoints go through our own commit
+            storage_path=scratch,  # unused by us: checkpoints have their own commit
             failure_config=FailureConfig(max_failures=workers.max_failures),
             worker_runtime_env={"env_vars": _worker_environment(workers)},  # type: ignore[call-arg]
         ),
@@ -190,17 +190,17 @@ def _build_trainer(spec: TrainingSpec, settings: WorkerSettings, scratch: str) -
 
 
 def _prepare_tracking(tracking: TrackingConfig) -> None:
-    """Make MLflow's tables while the workers start: a new database takes longer than a short run waits at its end."""
+    """Create MLflow's tables while the workers start: this takes longer than a short run waits at its end."""
     try:
         connect(tracking.uri)
     except RegistryError as error:
         logger.warning(
-            "training goes on without MLflow, and its journal is kept for `cytoray tracking sync`: %s", error
+            "training continues without MLflow, and its journal is kept for `cytoray tracking sync`: %s", error
         )
 
 
 def _worker_environment(workers: WorkersConfig) -> dict[str, str]:
-    """Variables that a worker needs before its first import, and the failpoints of a test."""
+    """Environment variables that a worker needs before its first import, and failpoints of tests."""
     environment = {} if workers.use_gpu else {"DS_ACCELERATOR": "cpu"}
     return environment | {
         name: os.environ[name] for name in (failpoints.VARIABLE, failpoints.ONCE_VARIABLE) if name in os.environ

@@ -1,4 +1,4 @@
-"""Judge a model on cells it is never trained on: at each checkpoint the same cells with the same genes hidden."""
+"""Validate a model on held-out cells: at each checkpoint the same cells with the same genes hidden."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cytoray.errors import CorpusError
 from cytoray.training.config import RunConfig
 from cytoray.training.objectives import Objective
 
-CELLS_PER_PART = 8  # of a rank at a time: as many parts on all ranks, since ZeRO 3 gathers weights in each
+CELLS_PER_PART = 8  # per rank and part; all ranks use the same number of parts, since ZeRO 3 gathers weights in each
 
 
 def held_in(options: StreamOptions, config: RunConfig) -> StreamOptions:
-    """The stream of ``options`` without the cells that are held out."""
+    """Restrict stream options to the cells that are not held out."""
     if config.validation is None:
         return options
     kept = f"not ({config.validation.select})"
@@ -27,10 +27,10 @@ def held_in(options: StreamOptions, config: RunConfig) -> StreamOptions:
 
 
 def open_held_out(options: StreamOptions, config: RunConfig, *, labels: tuple[str, ...] = ()) -> CorpusStream | None:
-    """The cells held out, as one step of a stream; None without validation, CorpusError where there are too few.
+    """Open the held-out cells as one step of a stream; None without validation, CorpusError if they are too few.
 
-    Of the shares of hidden genes it takes the middle one. The cells, and which of their genes are hidden, depend on
-    ``validation.seed`` alone. With ``labels``, those of the training stream, cells of others are left out.
+    The middle unknown ratio is used. The cells and their hidden genes depend on ``validation.seed`` alone. With
+    ``labels`` (those of the training stream), cells with other labels are skipped.
     """
     held_out = config.validation
     if held_out is None:
@@ -44,7 +44,7 @@ def open_held_out(options: StreamOptions, config: RunConfig, *, labels: tuple[st
     num_cells = min(open_stream(config.store, config.corpus, chosen).num_cells, held_out.max_cells)
     if num_cells < config.workers.most:
         raise CorpusError(
-            f"validation.select ({held_out.select}) holds only {num_cells} cells out.",
+            f"validation.select ({held_out.select}) holds out only {num_cells} cells.",
             remedy=f"Hold out at least one for each of the {config.workers.most} workers.",
         )
     stream = open_stream(config.store, config.corpus, replace(chosen, cells_per_step=num_cells))
@@ -53,7 +53,7 @@ def open_held_out(options: StreamOptions, config: RunConfig, *, labels: tuple[st
 
 @dataclass(frozen=True)
 class Validator:
-    """One rank's share of the cells held out."""
+    """One rank's share of the held-out cells."""
 
     batch: StepBatch
     objective: Objective
@@ -67,9 +67,9 @@ class Validator:
 
     @torch.no_grad()
     def judge(self, engine: Any) -> dict[str, float]:
-        """Means over all ranks' cells, the first being what a better model has less of. Collective.
+        """Return means over all ranks' cells; the first selects the best checkpoint (lower is better). Collective.
 
-        For expression also ``mean_bin``: the error of the best constant, which knows the mean of the very targets.
+        Expression objectives add ``mean_bin``: the error of the best constant, the mean of these targets.
         """
         engine.eval()
         fewest, terms = self.num_cells // dist.get_world_size(), 0
