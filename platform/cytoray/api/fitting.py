@@ -78,7 +78,8 @@ class Fit:
     def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
         """Raises ConfigError where more layers are to be frozen than there are."""
         self._model, self._head, self._config = bundle.model, head, config
-        self._tokenizer = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
+        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
+        self._answering = bundle.tokenizer()
         num_layers = bundle.model.config.num_layers
         if config.freeze_layers > num_layers:
             raise ConfigError(
@@ -155,7 +156,8 @@ class Fit:
         """Rows and tokens of cells of similar length, ties and samples drawn anew in every epoch."""
         for start in range(0, len(rows), MOST_TOKENS):
             some = rows[start : start + MOST_TOKENS]
-            tokens = self._tokenizer(take(examples.cells, some), epoch=epoch)
+            cells = take(examples.cells, some)
+            tokens = self._answering(cells) if epoch is None else self._drawing(cells, epoch=epoch)
             for places in group_by_length(tokens.lengths, batch_tokens=MOST_TOKENS):
                 yield some[places], collate_packed(tokens.take(places)).to(self._model.device)
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from cytoray.errors import CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
-from cytoray.evaluation.report import write_scores
+from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
+from cytoray.model.stability import Stability, measure_stability
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import best_checkpoint, require_checkpoint
@@ -33,6 +35,8 @@ from cytoray.training.export import BundleRecord, export_bundles, find_bundle
 from cytoray.training.objectives import ClassificationObjective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
+
+STABILITY_CELLS = 500  # first cells whose answers are asked for again with changes
 
 
 def finetune(
@@ -71,6 +75,7 @@ class AnnotationReport:
     scores: dict[str, ClassificationScores]  # model, logistic regression, majority class
     predictions: Predictions
     files: dict[str, Path]
+    stability: dict[str, Stability]  # what of the model's answers survives which change
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,13 @@ def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, f
     plot_embedding(
         predictions.embeddings, truth, files["umap"], predicted=predicted, title="Held-out cells, cytoray embedding"
     )
-    return AnnotationReport(scores, predictions, files)
+    stability = measure_stability(
+        bundle, held_out.cells.take(np.arange(min(held_out.cells.num_cells, STABILITY_CELLS)))
+    )
+    files["stability"] = folder / "stability.json"
+    figures = {name: found.as_dict() for name, found in stability.items()}
+    replace_file(files["stability"], (json.dumps(figures, indent=1) + "\n").encode())
+    return AnnotationReport(scores, predictions, files, stability)
 
 
 def _matrix(cells: SparseCells) -> sparse.csr_matrix:
