@@ -17,6 +17,7 @@ import torch
 from cytoray.errors import ConflictError, CytorayError, DigestError, ModelError, NotFoundError
 from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
 from cytoray.model.transformer import ScGPT
+from cytoray.tokens.inference import DRAWN, InferenceConfig
 
 FILES = {
     "model.safetensors",
@@ -58,6 +59,17 @@ def test_round_trip_gives_back_everything(bundle: ModelBundle, tmp_path: Path) -
     want, got = bundle.model.state_dict(), loaded.model.state_dict()
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_bundle_that_records_no_inference_draws_as_before_and_keeps_its_digest(saved: Path, tmp_path: Path) -> None:
+    assert load_bundle(saved).inference == InferenceConfig()
+    preprocessing = json.loads((saved / "preprocessing.json").read_bytes())
+    assert preprocessing.pop("inference") == {"mode": "by_gene", "max_length": 8192}
+    older = json.dumps(preprocessing, sort_keys=True, separators=(",", ":")).encode()
+    _reseal(saved, "preprocessing.json", older)
+    loaded = load_bundle(saved)
+    assert loaded.inference == DRAWN
+    assert save_bundle(loaded, tmp_path / "again") == loaded.digest
 
 
 def test_loaded_model_can_be_trained(saved: Path) -> None:

@@ -17,7 +17,6 @@ from cytoray.model.layout import Layout
 from cytoray.model.predictor import CellPredictor, group_by_length
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.tokenizer import CellTokenizer
 
 LENGTHS = [7, 1, 40, 23, 2, 23, 60, 5, 12]  # some beyond the maximum of 23 genes and <cls>
 MakeCells = Callable[..., SparseCells]
@@ -27,7 +26,7 @@ def _plainly(bundle: ModelBundle, cells: SparseCells) -> tuple[np.ndarray, np.nd
     """Each cell by itself, in the steps the definition names."""
     embeddings, probabilities = [], []
     for row in range(cells.num_cells):
-        tokens = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)(cells.take(np.array([row])))
+        tokens = bundle.tokenizer()(cells.take(np.array([row])))
         genes = torch.from_numpy(tokens.gene_ids).long()[None]
         values = torch.from_numpy(tokens.values)[None]
         model = bundle.model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+import uvicorn
 
 with warnings.catch_warnings():  # importing Serve 2.60 uses a form of Field that pydantic 2.14 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -169,3 +172,27 @@ def post(http: Http) -> Callable[..., httpx.Response]:
         return http.post(route, content=content, headers={"Content-Type": "application/json", **headers})
 
     return send
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[CellService], str]]:
+    """``listen(service)`` puts the application around a service behind uvicorn, in a thread; returns its URL."""
+    stops: list[Callable[[], None]] = []
+
+    def listen(service: CellService) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(build_api(service), log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+
+        def stop() -> None:
+            server.should_exit = True
+            thread.join(20)
+            listener.close()
+
+        stops.append(stop)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield listen
+    for stop in stops:
+        stop()

@@ -11,27 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
-import uvicorn
 
 from cytoray.errors import RequestError, ServingError
 from cytoray.model.predictor import CellPredictor
-from cytoray.serving.api import build_api
 from cytoray.serving.client import Client
 
 GENES = [f"GENE{number:02d}" for number in range(40)]
 
 
 @pytest.fixture
-def url(bundle: Any, build_service: Any) -> Iterator[str]:
+def url(bundle: Any, build_service: Any, listen: Any) -> str:
     """The application behind uvicorn, in a thread."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(build_api(build_service(bundle)), log_config=None)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(20)
+    return str(listen(build_service(bundle)))
 
 
 @pytest.fixture
@@ -86,6 +77,28 @@ def test_no_cells_need_no_answer(url: str) -> None:
     with Client(url) as client:
         assert client.embed(GENES, sp.csr_matrix((0, 40))).shape == (0, 0)
         assert client.annotate(GENES, sp.csr_matrix((0, 40))).labels == ()
+
+
+def test_numbers_that_disagree_are_refused_before_anything_is_sent(make_counts: Any) -> None:
+    with Client("http://127.0.0.1:9") as client:  # nobody listens there
+        with pytest.raises(RequestError, match=r"genes has 39 entries, but the matrix has 40 columns.*cells as rows"):
+            client.annotate(GENES[1:], make_counts(2))
+        with pytest.raises(RequestError, match="ensembl_ids has 1 entries, but the matrix has 40 columns"):
+            client.embed(GENES, make_counts(2), ensembl_ids=["ENSG00000167286"])
+        with pytest.raises(RequestError, match="ids has 1 entries, but the matrix has 2 rows"):
+            client.embed(GENES, make_counts(2), ids=["one"])
+    with pytest.raises(RequestError, match="cells_per_request is 0"):
+        Client("http://127.0.0.1:9", cells_per_request=0)
+
+
+def test_names_alone_that_the_model_does_not_know_cause_a_warning(url: str, make_counts: Any) -> None:
+    genes = ["ALIAS00", *GENES[1:]]
+    with Client(url) as client:
+        with pytest.warns(UserWarning, match=r"knows 39 of the 40 genes by name.*ALIAS00.*annotate_adata") as seen:
+            client.annotate(genes, make_counts(2))
+        assert seen[0].filename == __file__
+        answer = client.annotate(genes, make_counts(2), ensembl_ids=[""] * 40)
+    assert (answer.num_matched_genes, answer.num_genes) == (39, 40)
 
 
 def test_a_refusal_carries_its_code_and_offenders(url: str, make_counts: Any) -> None:

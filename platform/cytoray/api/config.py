@@ -46,8 +46,16 @@ class scGPTConfig(Config):
     mask_value: float = Field(-1.0, allow_inf_nan=False, description="Value that stands in for a hidden expression.")
     pad_value: float = Field(-2.0, allow_inf_nan=False, description="Value of padding; with random weights of <cls>.")
     max_length: int = Field(
-        1200, ge=2, description="Maximum number of tokens per cell, <cls> included; longer cells are sampled."
+        1200,
+        ge=2,
+        description="Maximum number of tokens per cell in training, <cls> included; longer cells are sampled.",
     )
+    inference: Literal["by_gene", "drawn"] = Field(
+        "by_gene",
+        description="Tokens of a cell at inference. by_gene: ties go by gene, and all genes are used up to "
+        "inference_length; drawn: ties and samples are drawn by binning_seed and the content of the cell.",
+    )
+    inference_length: int = Field(8192, ge=2, description="Maximum tokens of a cell with inference by_gene.")
     binning_seed: int = Field(123, ge=0, description="Seed of tie breaking and sampling.")
     ties: Literal["keyed", "global_rng"] = Field(
         "keyed",
@@ -56,7 +64,11 @@ class scGPTConfig(Config):
     )
     empty_cells: EmptyCells = Field("nan", description="Cells without a known gene: NaN in all results, or an error.")
     seed: int = Field(0, ge=0, description="Seed of random weights, of a new head and of training.")
-    device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or mps.")
+    device: str = Field(
+        "cpu",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="cpu, cuda, cuda:N, mps, or auto: a GPU if there is one, else the CPU.",
+    )
     world_size: int = Field(8, ge=1, description="Accepted as in helical, without effect: this face is one process.")
     accelerator: bool = Field(False, description="Accepted as in helical, without effect.")
 

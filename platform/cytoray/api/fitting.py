@@ -82,7 +82,8 @@ class Fit:
     def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
         """Raises ConfigError if more layers are to be frozen than the model has."""
         self._model, self._head, self._config = bundle.model, head, config
-        self._tokenizer = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
+        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
+        self._answering = bundle.tokenizer()
         num_layers = bundle.model.config.num_layers
         if config.freeze_layers > num_layers:
             raise ConfigError(
@@ -159,7 +160,8 @@ class Fit:
         """Yield rows and tokens of cells of similar length; ties and samples are drawn anew in each epoch."""
         for start in range(0, len(rows), MOST_TOKENS):
             some = rows[start : start + MOST_TOKENS]
-            tokens = self._tokenizer(take(examples.cells, some), epoch=epoch)
+            cells = take(examples.cells, some)
+            tokens = self._answering(cells) if epoch is None else self._drawing(cells, epoch=epoch)
             for places in group_by_length(tokens.lengths, batch_tokens=MOST_TOKENS):
                 yield some[places], collate_packed(tokens.take(places)).to(self._model.device)
 

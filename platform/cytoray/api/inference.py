@@ -18,7 +18,7 @@ from cytoray.model.bundle import ModelBundle
 from cytoray.model.predictor import group_by_length
 from cytoray.tokens import packed
 from cytoray.tokens.collator import PackedMinibatch, collate_packed
-from cytoray.tokens.tokenizer import CellTokenizer, TokenizedCells
+from cytoray.tokens.tokenizer import TokenizedCells
 
 Float32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.integer]
@@ -84,7 +84,7 @@ class Inference:
 
     def _tokens(self) -> Iterator[tuple[Rows, TokenizedCells]]:
         """Yield the tokens of cells that have genes, some thousand cells at a time."""
-        tokenizer = CellTokenizer(self._bundle.vocabulary, self._bundle.tokenizer_config)
+        tokenizer = self._bundle.tokenizer()
         kept = np.flatnonzero(self._dataset.cells.num_genes_per_cell > 0)
         for start in range(0, len(kept), _CELLS_AT_A_TIME):
             rows = kept[start : start + _CELLS_AT_A_TIME]

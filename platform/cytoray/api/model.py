@@ -76,11 +76,11 @@ class scGPT:
 
         ``adata``: an AnnData (CSR, CSC or dense; in memory or backed), or the path or s3:// URI of a file that cytoray
         reads. Values are read some 2,000 cells at a time; a CSC matrix in memory is converted to CSR once, which takes
-        a copy. ``matrix`` is auto (the rule of an ingest: raw counts first), X, raw.X or layers/NAME. ``gene_names``: "index", or the column of var with symbols
-        or Ensembl ids (the other kind is used as well if var has it); genes that share a symbol are
-        summed. ``fine_tuning`` keeps the ``n_top_genes`` most variable genes by ``flavor``; their values are unchanged.
-        ``use_batch_labels``: column of obs, or True for ``batch``. ``use_raw_counts`` False accepts any
-        non-negative values: bins depend on ranks only.
+        a copy. ``matrix`` is auto (the rule of an ingest: raw counts first), X, raw.X or layers/NAME. ``gene_names``:
+        "index", or the column of var with symbols or Ensembl ids (the other kind is used as well if var has it); genes
+        that share a symbol are summed. ``fine_tuning`` keeps the ``n_top_genes`` most variable genes by ``flavor``;
+        their values are unchanged. ``use_batch_labels``: column of obs, or True for ``batch``. ``use_raw_counts`` False
+        accepts any non-negative values: bins depend on ranks only.
 
         Raises CorpusError that names cell and gene of the first value that is not finite, negative or not an integer,
         or the columns if the requested one is missing; ModelError if no gene is known, or by ``empty_cells``.

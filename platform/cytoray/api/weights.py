@@ -20,8 +20,10 @@ from cytoray.api.config import checked, scGPTConfig
 from cytoray.errors import ConfigError, ModelError, NotFoundError
 from cytoray.model.bundle import DIGESTS, ModelBundle, load_bundle
 from cytoray.model.config import ModelConfig
+from cytoray.model.device import choose_device
 from cytoray.model.public_checkpoint import WEIGHTS, load_public_checkpoint, names_heads
 from cytoray.model.transformer import ScGPT
+from cytoray.tokens.inference import InferenceConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -35,11 +37,12 @@ _ARCHITECTURE = {
     "n_layers_cls": "num_classifier_layers",
 }
 _TOKENS = {name: name for name in ("max_length", "pad_value", "mask_value", "ties")} | {"binning_seed": "seed"}
+_INFERENCE = {"inference": "mode", "inference_length": "max_length"}
 
 
 def load_weights(config: scGPTConfig) -> ModelBundle:
     """Load the bundle that ``config`` names, on its device; raises errors that name a wrong name, folder or content."""
-    device = _device(config)
+    device = choose_device(config.device)
     if config.model is None:
         bundle = _random(config)
         bundle.model.to(device)
@@ -54,8 +57,11 @@ def adapted(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
     _refuse_contradictions(config, bundle.model.config)
     changes = {field: getattr(config, name) for name, field in _TOKENS.items() if name in config.given}
     tokenizer_config = bundle.tokenizer_config.model_copy(update=changes)
-    digest = bundle.digest if tokenizer_config == bundle.tokenizer_config else None
-    return replace(bundle, tokenizer_config=tokenizer_config, digest=digest)
+    told = {field: getattr(config, name) for name, field in _INFERENCE.items() if name in config.given}
+    inference = bundle.inference.model_copy(update=told)
+    same = tokenizer_config == bundle.tokenizer_config and inference == bundle.inference
+    digest = bundle.digest if same else None
+    return replace(bundle, tokenizer_config=tokenizer_config, inference=inference, digest=digest)
 
 
 def in_force(config: scGPTConfig, bundle: ModelBundle) -> scGPTConfig:
@@ -65,14 +71,17 @@ def in_force(config: scGPTConfig, bundle: ModelBundle) -> scGPTConfig:
     if shape.num_labels == 0:
         values["n_layers_cls"] = config.n_layers_cls
     values |= {name: getattr(tokens, field) for name, field in _TOKENS.items()}
+    values |= {name: getattr(bundle.inference, field) for name, field in _INFERENCE.items()}
     values |= {"dropout": shape.dropout, "device": str(bundle.model.device)}
     return type(config).model_construct(_fields_set=set(config.given), **{**dict(config), **values})
 
 
 def on_device(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
     """The bundle on the device that ``config`` names, if any; a model that must move is copied first."""
-    device = _device(config)
-    if "device" not in config.given or bundle.model.device.type == device.type:
+    device = choose_device(config.device)
+    here = bundle.model.device
+    is_there = here.type == device.type and device.index in (None, here.index)
+    if "device" not in config.given or is_there:
         return bundle
     return replace(bundle, model=copy.deepcopy(bundle.model).to(device))
 
@@ -129,7 +138,9 @@ def _random(config: scGPTConfig) -> ModelBundle:
         model = ScGPT(shape, pad_id=vocabulary.pad_id).eval()
     tokens = {field: getattr(config, name) for name, field in _TOKENS.items()}
     tokenizer_config = TokenizerConfig(cls_value=config.pad_value, **tokens)
-    return ModelBundle(model, vocabulary, tokenizer_config, lineage={"source": f"random weights, seed {config.seed}"})
+    inference = InferenceConfig(mode=config.inference, max_length=config.inference_length)
+    lineage = {"source": f"random weights, seed {config.seed}"}
+    return ModelBundle(model, vocabulary, tokenizer_config, lineage=lineage, inference=inference)
 
 
 def _load(config: scGPTConfig, name: str) -> ModelBundle:
@@ -180,15 +191,6 @@ def _from_registry(config: scGPTConfig, name: str) -> ModelBundle:
         name, tracking=checked(TrackingConfig, {"uri": uri}), cache_folder=Path(config.cache_folder).expanduser()
     )
     return bundle
-
-
-def _device(config: scGPTConfig) -> torch.device:
-    device = torch.device(config.device)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device.type]:
-        usable = ", ".join(name for name, usable in there.items() if usable)
-        raise ConfigError(f"device: {config.device} is not available.", remedy=f"Usable: {usable}.")
-    return device
 
 
 def _refuse_contradictions(config: scGPTConfig, shape: ModelConfig) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
-from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.inference import DRAWN, InferenceConfig
+from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 FORMAT = 1
@@ -43,9 +44,14 @@ class ModelBundle:
     labels: tuple[str, ...] = ()
     lineage: dict[str, str] = field(default_factory=dict)
     digest: str | None = None
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:
         _check_fit(self.model.config, vocabulary=self.vocabulary, labels=self.labels)
+
+    def tokenizer(self) -> CellTokenizer:
+        """The tokenizer for cells that the model is asked about."""
+        return CellTokenizer(self.vocabulary, self.tokenizer_config, self.inference)
 
 
 def save_bundle(bundle: ModelBundle, folder: Path) -> str:
@@ -80,24 +86,34 @@ def load_bundle(folder: Path) -> ModelBundle:
     folder = Path(folder)
     contents, digest = _read_verified(folder)
     config = _parse(ModelConfig, contents["config.json"], file=folder / "config.json")
-    tokenizer_config = _parse(TokenizerConfig, contents["preprocessing.json"], file=folder / "preprocessing.json")
+    preprocessing = _parse(_Preprocessing, contents["preprocessing.json"], file=folder / "preprocessing.json")
     labels = _parse(tuple[str, ...], contents["labels.json"], file=folder / "labels.json")
     lineage = _parse(dict[str, str], contents["lineage.json"], file=folder / "lineage.json")
     vocabulary = GeneVocabulary.from_json(contents["vocab.json"])
     _check_fit(config, vocabulary=vocabulary, labels=labels)
     model = _build(config, pad_id=vocabulary.pad_id, weights=contents["model.safetensors"])
-    return ModelBundle(model, vocabulary, tokenizer_config, labels, lineage, digest)
+    tokenizer_config = TokenizerConfig(**preprocessing.model_dump(exclude={"inference"}))
+    return ModelBundle(model, vocabulary, tokenizer_config, labels, lineage, digest, preprocessing.inference)
+
+
+class _Preprocessing(TokenizerConfig):
+    """The content of ``preprocessing.json``."""
+
+    inference: InferenceConfig = DRAWN  # in bundles written before it was recorded
 
 
 def _serialise(bundle: ModelBundle) -> dict[str, bytes]:
     state = bundle.model.state_dict()
     weights = {name: _stored(tensor) for name, tensor in state.items()}
+    preprocessing = bundle.tokenizer_config.model_dump(mode="json")
+    if bundle.inference != DRAWN:  # so that an older bundle, saved again, keeps its bytes and its digest
+        preprocessing["inference"] = bundle.inference.model_dump(mode="json")
     return {
         "config.json": _canonical(bundle.model.config.model_dump(mode="json")),
         "labels.json": _canonical(list(bundle.labels)),
         "lineage.json": _canonical(bundle.lineage),
         "model.safetensors": safetensors.torch.save(weights),
-        "preprocessing.json": _canonical(bundle.tokenizer_config.model_dump(mode="json")),
+        "preprocessing.json": _canonical(preprocessing),
         "vocab.json": bundle.vocabulary.to_json().encode(),
     }
 

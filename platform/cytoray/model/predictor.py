@@ -20,7 +20,6 @@ from cytoray.model.config import Pooling
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.collator import collate_cells
 from cytoray.tokens.packed import PackedCells
-from cytoray.tokens.tokenizer import CellTokenizer
 
 Float32 = npt.NDArray[np.float32]
 
@@ -55,7 +54,7 @@ class CellPredictor:
         self._batch_tokens = batch_tokens
         self._pooling = pooling
         self._empty_cells = empty_cells
-        self._tokenizer = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
+        self._tokenizer = bundle.tokenizer()
 
     def predict(
         self, cells: SparseCells | PackedCells, *, advance: Callable[[int], object] = lambda cells: None

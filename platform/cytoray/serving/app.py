@@ -35,7 +35,7 @@ def build_app(args: AppArgs) -> serve.Application:
     """The application for ``args``; starts and loads nothing, its replicas do."""
     as_deployment = serve.deployment(
         name="CellDeployment",
-        ray_actor_options={"num_cpus": args.num_cpus},
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         autoscaling_config=AutoscalingConfig(
             min_replicas=args.min_replicas,
             max_replicas=args.max_replicas,
@@ -125,7 +125,7 @@ def wait_until_running(*, timeout_s: float) -> None:
             raise ServingError(
                 f"The service did not start within {timeout_s:g} s ({application.status.value}):"
                 f" {' '.join(reason for reason in reasons if reason) or 'its replicas are still starting'}.",
-                remedy="Check that the cluster has num_cpus free for a replica; the replica's log says more.",
+                remedy="Check that num_cpus and num_gpus are free in the cluster; the replica's log says more.",
             )
         time.sleep(POLL_S)
 

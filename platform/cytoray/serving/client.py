@@ -131,7 +131,7 @@ class Client:
         )
 
     def _ask(self, route: str, sent: Cells) -> _Answer:
-        """Send all rows, ``cells_per_request`` at a time, and join the answers; they must come from one model version."""
+        """Send all rows, ``cells_per_request`` at a time, and join the answers, all of one model version."""
         num_cells, step = sent.counts_CG.shape[0], self._cells_per_request
         answers = [
             self._post(route, encode_cells(sent, range(start, min(start + step, num_cells))))
@@ -172,7 +172,7 @@ def _warn_of_unknown_genes(sent: Cells, answer: _Answer) -> None:
     if sent.ensembl_ids is not None or not unknown or any(map(unversioned, unknown)):
         return
     warnings.warn(
-        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by their names; unknown are, for example, "
+        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by name; unknown are, for example, "
         f"{', '.join(unknown[:_SHOWN])}. If the data have Ensembl ids, send them as well: use annotate_adata or "
         "embed_adata, or the argument ensembl_ids.",
         UserWarning,

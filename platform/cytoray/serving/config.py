@@ -36,6 +36,9 @@ class AppArgs(Config):
     tracking: TrackingConfig | None = Field(None, description="Where models:/… is looked up.")
     cache_folder: str = Field("~/.cache/cytoray/models", description="Local folder for bundles from the registry.")
     num_cpus: float = Field(1.0, ge=0, description="CPUs reserved for a replica; fractions share one.")
+    num_gpus: float = Field(
+        0.0, ge=0, description="GPUs reserved for a replica, which then computes on one; fractions share one; 0: CPU."
+    )
     torch_threads: int = Field(1, ge=1, description="Threads of a replica's forward pass.")
     min_replicas: int = Field(1, ge=1, description="Replicas when idle.")
     max_replicas: int = Field(2, ge=1, description="Replicas under load.")

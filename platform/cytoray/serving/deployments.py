@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from ray import serve
 
 from cytoray.errors import ServingError
 from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.model.device import choose_reserved_device
 from cytoray.model.predictor import CellPredictor
 from cytoray.registry.models import resolve
 from cytoray.serving.api import build_api
@@ -17,6 +19,7 @@ from cytoray.serving.config import REGISTRY_SCHEME, AppArgs
 from cytoray.serving.schemas import ModelInfo
 from cytoray.serving.service import CellService
 
+logger = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 10.0
 HEALTH_TIMEOUT_S = 30.0
 CANARY_TIMEOUT_S = 20.0  # shorter than Serve's own, so that a slow replica says why it is unhealthy
@@ -43,6 +46,9 @@ class CellDeployment:
 def load_service(args: AppArgs) -> CellService:
     """Load the model of ``args``; raises RegistryError, ModelError, DigestError or NotFoundError where it cannot."""
     bundle, model = load_model(args)
+    device = choose_reserved_device(args.num_gpus)
+    bundle.model.to(device)
+    logger.info("the model computes on %s", device)
     return CellService(CellPredictor(bundle), vocabulary=bundle.vocabulary, model=model, limits=args.limits)
 
 

@@ -27,6 +27,7 @@ from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.readers.ranges import RangeFile
 from cytoray.corpus.reading import read_cells
 from cytoray.model.bundle import load_bundle
+from cytoray.model.device import choose_reserved_device
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.serving.embedding_files import write_h5ad
 from cytoray.serving.schemas import ModelInfo
@@ -94,6 +95,7 @@ class EmbedTask:
     out: str
     rows_per_file: int = 4_096
     num_actors: int = 1
+    num_gpus: float = 0.0  # of each actor; 0: it computes on the CPU
     h5ad: bool = False
 
 
@@ -155,7 +157,8 @@ def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advan
         dataset = ray.data.from_items(numbers, override_num_blocks=len(missing))
         compute = ray.data.ActorPoolStrategy(size=min(task.num_actors, len(missing)))
         embedder: Any = _RangeEmbedder
-        for row in dataset.map(embedder, fn_constructor_args=(task, missing), compute=compute).iter_rows():
+        gpus = {"num_gpus": task.num_gpus} if task.num_gpus else {}
+        for row in dataset.map(embedder, fn_constructor_args=(task, missing), compute=compute, **gpus).iter_rows():
             counts[row["file"]] = row["num_cells"], row["num_empty"]
             advance(row["num_rows"])
     return counts
@@ -179,6 +182,7 @@ class _RangeEmbedder:
             storage.download_folder(task.bundle, Path(scratch) / "bundle")
             self._bundle = load_bundle(Path(scratch) / "bundle")
         assert self._bundle.digest == task.model.digest, "the bundle changed while it was in use"
+        self._bundle.model.to(choose_reserved_device(task.num_gpus))
         self._task, self._ranges = task, ranges
         self._predictor = CellPredictor(self._bundle, empty_cells="nan")
 

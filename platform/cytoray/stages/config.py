@@ -78,6 +78,7 @@ class EmbedConfig(Config):
     h5ad: bool = Field(False, description="Also write an h5ad file a source, embeddings in obsm[X_scGPT].")
     rows_per_task: int = Field(4_096, ge=1, description="Rows of a source that one parquet file covers.")
     num_actors: int = Field(1, ge=1, description="Processes that hold the model.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs reserved for each process, which then uses one; 0: CPU.")
 
     @field_validator("data", mode="before")
     @classmethod

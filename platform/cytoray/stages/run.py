@@ -73,7 +73,16 @@ def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -
         bundle = storage.join(config.store or config.out, "bundles", model.digest)
         if not storage.exists(storage.join(bundle, "digests.json")):
             storage.upload_folder(folder, bundle)
-    task = EmbedTask(config.data, bundle, model, config.out, config.rows_per_task, config.num_actors, config.h5ad)
+    task = EmbedTask(
+        sources=config.data,
+        bundle=bundle,
+        model=model,
+        out=config.out,
+        rows_per_file=config.rows_per_task,
+        num_actors=config.num_actors,
+        num_gpus=config.num_gpus,
+        h5ad=config.h5ad,
+    )
     return embed_sources(task, advance=advance)
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from scipy import sparse
 
 from cytoray import progress, storage
@@ -26,6 +27,7 @@ from cytoray.evaluation.plots import plot_confusion, plot_embedding
 from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
+from cytoray.model.stability import Stability, measure_stability
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.labels import missing_spellings_warning, unshared_labels
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 MAX_BASELINE_CELLS = 40_000  # that the baselines learn from: half a gigabyte at 1,500 genes per cell
 # What a value means to the weights; max_length, seed and ties may differ.
 TRAINED_KEYS = ("n_bins", "cls_value", "pad_value", "mask_value")
+STABILITY_CELLS = 500  # held-out cells that are annotated again with changes
 
 
 def finetune(
@@ -103,6 +106,7 @@ class AnnotationReport:
     scores: dict[str, ClassificationScores]  # model, logistic regression, majority class
     predictions: Predictions
     files: dict[str, Path]
+    stability: dict[str, Stability]  # what of the model's answers survives which change
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Baseline:
     label_key: str
 
     def predict(self, test: SparseCells, *, training: LabelledSample | None = None) -> dict[str, Sequence[str]]:
-        """Predict labels for ``test`` by logistic regression and majority class; ``training`` is what ``load`` returned."""
+        """Predict labels for ``test`` by two simple methods; ``training`` is the result of ``load``, if known."""
         train = self.load() if training is None else training
         log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(
@@ -164,13 +168,26 @@ def evaluate(
     plots = {name: [folder / f"{name}.{kind}" for kind in formats] for name in ("confusion", "umap")}
     files = {name: paths[0] for name, paths in plots.items()} | {"scores": folder / "scores.json"}
     write_scores(scores, files["scores"])
-    files["baselines"] = folder / "baselines.json"
     learned = {"num_cells": len(training.labels), "num_labelled_cells": training.num_labelled}
-    replace_file(files["baselines"], json.dumps(learned | {"sampled": training.is_sample}).encode())
+    files["baselines"] = _write_json(folder / "baselines.json", learned | {"sampled": training.is_sample})
     plot_confusion(scores["cytoray"], plots["confusion"])
     title = "Held-out cells, cytoray embedding"
     plot_embedding(predictions.embeddings, truth, plots["umap"], predicted=predicted, title=title)
-    return AnnotationReport(scores, predictions, files)
+    stability = measure_stability(bundle, _spread(held_out.cells))
+    figures = {name: found.as_dict() for name, found in stability.items()}
+    files["stability"] = _write_json(folder / "stability.json", figures)
+    return AnnotationReport(scores, predictions, files, stability)
+
+
+def _spread(cells: SparseCells) -> SparseCells:
+    """Some of the cells, evenly spread over all of them."""
+    count = min(cells.num_cells, STABILITY_CELLS)
+    return cells.take(np.arange(count, dtype=np.int64) * cells.num_cells // max(1, count))
+
+
+def _write_json(path: Path, figures: Mapping[str, object]) -> Path:
+    replace_file(path, (json.dumps(figures, indent=1) + "\n").encode())
+    return path
 
 
 def _check_labels(truth: Sequence[str], known: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """Turn cells into tokens: bin the values, sample cells that are too long, put ``<cls>`` in front, hide some, pad.
 
 A cell's tokens are a pure function of its content, its identity and its epoch, never of its neighbours. Each gene has
-one random word, ``combine(seed, epoch, cell id, gene id)``, or ``combine(seed, content hash, gene id)`` where there is
-no epoch. It holds three numbers: the lower 24 bits choose among the bins open to a tied value, the next 20 sample, the
-upper 20 split or mask. A choice of k among n genes goes through them in order of their ids and takes gene j if
-``number * (n - j) < need << 20``, with ``need`` genes still to be taken (Knuth's Algorithm S).
+one random word, ``combine(seed, epoch, cell id, gene id)`` in training. At inference it is ``combine(0, gene id)``
+or, in mode ``drawn``, ``combine(seed, content hash, gene id)``. It holds three numbers: the lower 24 bits choose among
+the bins open to a tied value, the next 20 sample, the upper 20 split or mask. A choice of k among n genes goes through
+them in order of their ids and takes gene j if ``number * (n - j) < need << 20``, with ``need`` genes still to be taken
+(Knuth's Algorithm S).
 """
 
 # C cells, N non-zero entries over all cells, R cells asked for, T tokens, S slots for tokens, U for unknown genes
@@ -25,11 +26,13 @@ from cytoray.tokens import kernels
 from cytoray.tokens.binning import bin_rows
 from cytoray.tokens.cells import Float32, Int32, Int64, SparseCells, UInt64
 from cytoray.tokens.compiling import as_input
+from cytoray.tokens.inference import DRAWN, InferenceConfig
 from cytoray.tokens.keys import Float64, combine
 from cytoray.tokens.packed import PackedCells, content_hashes, pack, packed_counts, with_bins
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 Int16 = npt.NDArray[np.int16]
+BY_GENE = combine(0)  # the key of every cell if a gene's word is to be the same in all of them
 Array = npt.NDArray[Any]
 
 
@@ -135,6 +138,17 @@ class CellTokenizer:
 
     vocabulary: GeneVocabulary
     config: TokenizerConfig
+    inference: InferenceConfig = DRAWN  # for calls without an epoch
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a cell, ``<cls>`` included."""
+        return self.inference.max_length if self.goes_by_gene else self.config.max_length
+
+    @property
+    def goes_by_gene(self) -> bool:
+        """Whether a gene's random word is the same in all cells; such tokens have no epoch."""
+        return self.inference.mode == "by_gene" and self.config.ties != "global_rng"
 
     @property
     def id_dtype(self) -> np.dtype[Any]:
@@ -155,8 +169,8 @@ class CellTokenizer:
     ) -> TokenizedCells:
         """Tokens of ``cells``; ``bins`` (shape (N,), up to 255) replaces binning where it was done before.
 
-        With an ``epoch`` ties and samples are drawn anew in every epoch, by cell id; without one they go by the
-        content of the cell, so that the same cell always gets the same tokens.
+        With an ``epoch``, ties and samples are drawn anew in every epoch, by cell id. Without one, ``inference``
+        decides; the same cell always gets the same tokens.
         """
         packed = self.pack(cells) if bins is None else with_bins(_packed(cells), bins)
         known, _ = self.num_tokens(packed.num_genes_per_cell)
@@ -180,7 +194,13 @@ class CellTokenizer:
         return bins
 
     def identities(self, packed: PackedCells, epoch: int | None = None) -> UInt64:
-        """What makes the draws of each cell (C,): seed and content, or with an ``epoch`` seed, epoch and cell id."""
+        """Keys of each cell's draws (C,): seed and content, or with an ``epoch`` seed, epoch and cell id.
+
+        With inference ``by_gene`` the key is the same for all cells and seeds.
+        """
+        assert epoch is None or not self.goes_by_gene, "training draws: it needs a tokenizer of its own"
+        if self.goes_by_gene:
+            return np.full(packed.num_cells, BY_GENE)
         if epoch is None:
             return combine(self.config.seed, content_hashes(packed))
         return combine(self.config.seed, epoch, packed.cell_ids)
@@ -197,7 +217,7 @@ class CellTokenizer:
 
         ``ratios`` is the share of unknown genes; a masked gene stays a known token.
         """
-        kept = np.minimum(num_genes, self.config.max_length - 1)
+        kept = np.minimum(num_genes, self.max_length - 1)
         unknown = np.zeros_like(kept) if ratios is None else (kept * ratios).astype(np.int64)
         return kept - unknown + 1, unknown
 
@@ -225,7 +245,7 @@ class CellTokenizer:
             _input_or_none(plan.unknown_starts, np.int64),
             _input_or_none(plan.unknown_widths, np.int64),
         )
-        rules = kernels.Rules(self._quantiles, self.config.max_length - 1, _style(plan))
+        rules = kernels.Rules(self._quantiles, self.max_length - 1, _style(plan))
         bad = kernels.fill_tokens(_streams(packed), request, rules, self._outputs(buffers))
         assert bad < 0, f"the streams of cell {bad} disagree"
 

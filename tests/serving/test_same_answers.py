@@ -1,0 +1,113 @@
+"""File, Python face, offline embedding, HTTP and client give one answer to the same cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from cytoray.api import scGPTConfig, scGPTFineTuningModel
+from cytoray.corpus.config import SourceConfig
+from cytoray.corpus.reading import read_cells
+from cytoray.errors import CorpusError
+from cytoray.model.bundle import ModelBundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.predictor import CellPredictor
+from cytoray.model.transformer import ScGPT
+from cytoray.serving.client import Client
+from cytoray.serving.offline import embed_cells
+from cytoray.serving.schemas import ModelInfo
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+GENES = ("CD3D", "MS4A1", "LYZ", "NKG7", "CD14", "CD8A", "GNLY", "CST3", "PPBP", "IL7R", "CCR7", "SEPTIN9", "CD79A")
+IDS = {"CD3D": "ENSG00000167286", "MS4A1": "ENSG00000156738.4", "SEPTIN9": "ENSG00000184640", "LYZ": "ENSG00000090382"}
+# Only the ids beside them tell which genes the first two are; the third is an outdated symbol.
+RENAMED = {"CD3D": "clone-17", "MS4A1": "my B cell gene", "SEPTIN9": "SEPT9"}
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelBundle:
+    """A model of real genes with three labels, trained on fewer genes than the cells have."""
+    vocabulary = GeneVocabulary(sorted(GENES))
+    shape = ModelConfig(
+        vocabulary_size=vocabulary.size, width=16, num_heads=4, feedforward_width=24, num_layers=2, dropout=0.0,
+        num_labels=3,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = ScGPT(shape, pad_id=vocabulary.pad_id).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return ModelBundle(network, vocabulary, TokenizerConfig(max_length=8), ("B", "T", "NK"), digest="d" * 64)
+
+
+@pytest.fixture(scope="module")
+def adata() -> anndata.AnnData:
+    """Cells with Ensembl ids beside the names, of which some are outdated; two columns are the same gene."""
+    counts = np.random.default_rng(0).poisson(1.5, (37, len(GENES) + 1)).astype(np.float32)
+    counts[:, 4] += 1
+    names = [*(RENAMED.get(gene, gene) for gene in GENES), "also lysozyme"]
+    ids = [*(IDS.get(gene, "") for gene in GENES), IDS["LYZ"]]
+    return anndata.AnnData(sp.csr_matrix(counts), var=pd.DataFrame({"ensembl_id": ids}, index=pd.Index(names)))
+
+
+def test_every_way_to_ask_gives_the_same_labels_and_embeddings(
+    model: ModelBundle, adata: anndata.AnnData, build_service: Any, listen: Any, tmp_path: Path
+) -> None:
+    face = scGPTFineTuningModel.from_bundle(model, configurer=scGPTConfig(emb_mode="cls"))
+    dataset = face.process_data(adata)
+    wanted, labels = face.get_embeddings(dataset), list(face.predict(dataset))
+    assert len(set(labels)) > 1
+    assert (dataset.cells.num_genes_per_cell > 7).any()  # some are longer than the context of training
+
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    source = SourceConfig(uri=str(tmp_path / "cells.h5ad"))
+    named = read_cells(source, vocabulary=model.vocabulary, keep_empty=True)
+    info = ModelInfo(name="tiny", version="7", digest="d" * 64)
+    (table,) = embed_cells(CellPredictor(model), [named.cells], model=info)
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), wanted, atol=1e-5)
+    assert table["label"].to_pylist() == labels
+
+    before = adata.X.copy()
+    with Client(listen(build_service(model, max_nonzeros=4000)), cells_per_request=16) as client:
+        answer = client.annotate_adata(adata)
+        np.testing.assert_allclose(client.embed_adata(adata), wanted, atol=1e-5)
+        with pytest.warns(UserWarning, match="knows 11 of the 14 genes"):
+            by_name = client.annotate(list(adata.var_names), adata.X)
+        np.testing.assert_allclose(
+            client.embed(list(adata.var_names), adata.X, ensembl_ids=list(adata.var["ensembl_id"])), wanted, atol=1e-5
+        )
+    np.testing.assert_allclose(answer.embeddings, wanted, atol=1e-5)
+    assert list(answer.labels) == labels
+    assert (answer.num_matched_genes, answer.num_genes) == (14, 14)
+    assert np.abs(by_name.embeddings - wanted).max() > 1e-3  # the ids are what makes them agree
+    assert (before != adata.X).nnz == 0
+
+
+def test_columns_of_one_name_and_id_are_summed(
+    model: ModelBundle, adata: anndata.AnnData, build_service: Any, listen: Any
+) -> None:
+    doubled = anndata.AnnData(
+        sp.hstack([adata.X, adata.X], format="csc"),
+        var=pd.DataFrame(
+            {"feature_name": [*adata.var_names] * 2, "gene_ids": [*adata.var["ensembl_id"]] * 2},
+            index=[f"column {number}" for number in range(2 * adata.n_vars)],
+        ),
+    )
+    with Client(listen(build_service(model, max_nonzeros=4000)), cells_per_request=16) as client:
+        twice = adata.copy()
+        twice.X = twice.X * 2
+        wanted = client.embed_adata(twice)
+        np.testing.assert_allclose(client.embed_adata(doubled, gene_names="feature_name"), wanted, atol=1e-5)
+        with pytest.raises(CorpusError, match=r"no matrix 'layers/counts'. It has X\."):
+            client.embed_adata(adata, matrix="layers/counts")
+        with pytest.raises(CorpusError, match="symbol"):
+            client.embed_adata(adata, gene_names="symbol")
