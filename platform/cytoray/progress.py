@@ -92,8 +92,8 @@ class _Pace:
 
     @property
     def left(self) -> str:
-        """How long the rest will take, as a text; empty where that is not known."""
-        rate = self.rate
+        """How long the rest will take, as a text; empty until a pace was measured without the start-up."""
+        rate = self.rate if self._started and self._first is None else 0.0
         return f"{time_text((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -478,6 +479,17 @@ def test_public_checkpoints_and_saved_bundles_round_trip(face: scGPT, make_adata
         scGPT(scGPTConfig(model=tmp_path / "empty"))
     with pytest.raises(NotFoundError, match="neither a bundle"):
         scGPT(scGPTConfig(model=tmp_path / "nowhere"))
+
+
+def test_the_number_of_heads_of_a_public_checkpoint_must_be_given(face: scGPT, tmp_path: Path):
+    bundle, folder = face.bundle, tmp_path / "public"
+    save_public_checkpoint(bundle.model, bundle.vocabulary, bundle.tokenizer_config, folder)
+    args = json.loads((folder / "args.json").read_text())
+    del args["nheads"]
+    (folder / "args.json").write_text(json.dumps(args))
+    with pytest.raises(ModelError, match=r"does not give nheads.*scGPTConfig: nheads.*1, 2, 4, 8, 16"):
+        scGPT(scGPTConfig(model=folder))
+    assert scGPT(scGPTConfig(model=folder, nheads=4)).bundle.model.config.num_heads == 4
 
 
 def test_a_registered_model_needs_a_registry(monkeypatch: pytest.MonkeyPatch):

@@ -240,6 +240,61 @@ def test_labels_are_matched_by_name(separable: Any, bundle_folder: Path):
     assert (tuned.predict(data) == np.array(labels, object)).all()
 
 
+def test_labels_of_other_cells_are_refused(separable: Any, bundle_folder: Path):
+    adata, labels = separable
+    tuned = _tuned(bundle_folder)
+    data = tuned.process_data(adata)
+    named = pd.Series(labels, index=adata.obs_names)
+    for wrong, told in (
+        (named.rename({"c7": "x7"}), r"1 cells have no label \(c7\), 1 labels are of other cells \(x7\)"),
+        (named.drop("c7"), r"1 cells have no label \(c7\)"),
+        (pd.concat([named, pd.Series(["B"], index=["x"])]).iloc[::-1], r"labels are of other cells \(x\)"),
+        (pd.concat([named, named[:1]]), r"names are repeated \(c0\)"),
+        (named.to_frame().drop("c7"), "no label"),
+    ):
+        with pytest.raises(ModelError, match=rf"train_labels: the index names some of the cells, but .*{told}"):
+            tuned.train(data, wrong)
+    tuned.train(data, pd.Series(labels), **FAST)  # an index of numbers names no cell
+    assert (tuned.predict(data) == np.array(labels, object)).all()
+
+
+def test_targets_are_matched_by_the_names_of_their_columns(separable: Any, bundle_folder: Path):
+    adata, _ = separable
+    table = pd.DataFrame({"a": np.arange(60) % 3 - 1.0, "b": 5.0}, index=adata.obs_names)
+    losses = []
+    for validation in (table, table.iloc[::-1][["b", "a"]]):
+        tuned = _tuned(bundle_folder, output_size=2, fine_tuning_head="regression")
+        data = tuned.process_data(adata)
+        losses.append(tuned.train(data, table, validation_input_data=data, validation_labels=validation))
+    assert losses[0] == losses[1]
+    with pytest.raises(ModelError, match="validation_labels has the columns a, c, the training labels have a, b"):
+        tuned.train(data, table, validation_input_data=data, validation_labels=table.rename(columns={"b": "c"}))
+
+
+def test_labels_are_the_same_classes_as_integers_floats_and_text(separable: Any, bundle_folder: Path):
+    adata, labels = separable
+    numbers = pd.Series(labels).map({"B": 3, "NK": 4, "T": 5})
+    for values, names in (
+        (numbers, ("3", "4", "5")),
+        (numbers.astype(float), ("3", "4", "5")),
+        (numbers.astype("category"), ("3", "4", "5")),
+        (numbers.astype(str), ("3", "4", "5")),
+        (numbers.astype(str).str.encode("ascii"), ("3", "4", "5")),
+        (numbers > 3, ("False", "True", "(unused 1)")),
+    ):
+        tuned = _tuned(bundle_folder)
+        tuned.train(tuned.process_data(adata), values)
+        assert tuned.bundle.labels == names
+
+
+def test_classes_that_look_missing_are_named(separable: Any, bundle_folder: Path):
+    adata, labels = separable
+    tuned = _tuned(bundle_folder)
+    data = tuned.process_data(adata)
+    with pytest.warns(UserWarning, match="train_labels: 'nan' is a class like any other"):
+        tuned.train(data, ["nan" if label == "T" else label for label in labels])
+
+
 def test_regression(separable: Any, bundle_folder: Path, tmp_path: Path):
     adata, _ = separable
     targets = np.array([[row % 3 - 1.0, (row % 3) / 2] for row in range(60)])

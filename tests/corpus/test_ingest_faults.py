@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -15,11 +16,12 @@ import pytest
 import cytoray.corpus
 from cytoray import storage
 from cytoray.corpus import ingest as ingest_module
+from cytoray.corpus import versions
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.corpus.ingest import ingest
 from cytoray.corpus.manifest import CorpusManifest, find_manifest, load_manifest
 from cytoray.corpus.versions import gc, verify
-from cytoray.errors import StorageError
+from cytoray.errors import ConflictError, StorageError
 
 INGEST = (
     "ingest.before_spill", "ingest.before_spill_index", "ingest.after_spill", "ingest.before_copies_index",
@@ -230,4 +232,91 @@ def test_gc_that_is_killed_leaves_every_version_whole(point: str, sources, clean
     assert gc(config.store, dry_run=False, grace_s=0).deleted
     assert not any(path.exists() for path in orphans)
     assert load_manifest(config.store, "cells") == clean
+    assert not verify(config.store, "cells").damaged
+
+
+DAY = 86_400.0
+
+
+def make_old(folder: Path) -> None:
+    """Backdate every object by two days, twice what gc leaves alone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (path.stat().st_mtime - 2 * DAY,) * 2)
+
+
+@pytest.mark.parametrize("step", ["_read_all", "_find_all_copies", "_write_all", "build_manifest", "commit_manifest"])
+def test_gc_during_a_resumed_ingest_deletes_nothing_that_it_reuses(
+    step: str, sources, clean, tmp_path, in_process, monkeypatch
+):
+    config = configure(tmp_path, sources)
+    run_with("ingest.before_commit=kill", config)
+    make_old(tmp_path)
+    real, reports = getattr(ingest_module, step), []
+
+    def collect_first(*args: object, **options: object) -> object:
+        reports.append(gc(config.store, dry_run=False))
+        return real(*args, **options)
+
+    monkeypatch.setattr(ingest_module, step, collect_first)
+    assert ingest(config).manifest == clean
+    assert [report.orphans for report in reports] == [()]
+    assert not verify(config.store, "cells").damaged
+
+
+def test_an_ingest_does_not_begin_while_gc_deletes(sources, clean, tmp_path, in_process, monkeypatch):
+    config = configure(tmp_path, sources)
+    run_with("ingest.before_commit=kill", config)
+    make_old(tmp_path)
+    refused = []
+
+    def begin_ingest(name: str) -> None:
+        if name == "gc.before_first_delete":
+            with pytest.raises(ConflictError, match="is deleting objects of this corpus") as caught:
+                ingest(config)
+            refused.append(caught.value)
+
+    monkeypatch.setattr(versions, "failpoint", begin_ingest)
+    assert gc(config.store, dry_run=False).deleted
+    assert "again" in refused[0].remedy
+    assert ingest(config).manifest == clean
+    assert not verify(config.store, "cells").damaged
+
+
+def test_a_gc_that_died_long_ago_does_not_stop_an_ingest(sources, clean, tmp_path, in_process):
+    mark = tmp_path / "corpora/cells/gc-under-way"
+    mark.parent.mkdir(parents=True)
+    mark.write_bytes(b"x")
+    with pytest.raises(ConflictError):
+        ingest(configure(tmp_path, sources))
+    make_old(tmp_path)
+    assert ingest(configure(tmp_path, sources)).manifest == clean
+
+
+def test_gc_during_a_resumed_ingest_on_an_object_store(sources, clean, tmp_path, in_process, monkeypatch, s3_bucket):
+    config = configure(tmp_path, sources).model_copy(update={"store": f"{s3_bucket}/resumed"})
+    real = ingest_module.commit_manifest
+
+    def stop(*args: object) -> None:
+        raise StorageError("stopped")
+
+    monkeypatch.setattr(ingest_module, "commit_manifest", stop)
+    with pytest.raises(StorageError, match="stopped"):
+        ingest(config)
+    objects, young = versions._objects, set()
+    before = {entry.uri for entry in objects(config.store) if not entry.uri.endswith("/claim")}
+
+    def two_days_later(store: str) -> list[storage.ObjectInfo]:
+        return [
+            replace(entry, modified_s=entry.modified_s - 2 * DAY * (entry.uri in before)) for entry in objects(store)
+        ]
+
+    def collect_first(*args: object) -> None:
+        young.add(gc(config.store, dry_run=False).num_young)
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(versions, "_objects", two_days_later)
+    monkeypatch.setattr(ingest_module, "commit_manifest", collect_first)
+    assert ingest(config).manifest.content_digest == clean.content_digest
+    assert len(young) == 1
     assert not verify(config.store, "cells").damaged

@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.members import MemberOptions, Members, ObsWeights, find_members
+from cytoray.corpus.streaming.obs import Coder, _widened
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -41,6 +43,25 @@ def test_labels_are_those_of_the_selected_cells(corpus):
     members = find(corpus, label_key="kind", select="kind in ['type 0', 'type 2']")
     assert members.labels == ("type 0", "type 2")
     assert not members.keeps_all
+
+
+def test_a_column_of_numbers_is_selected_by_the_texts_of_its_labels(corpus):
+    members = find(corpus, label_key="batch", select="batch in ['1']")
+    assert members.labels == ("1",)
+    assert members.counts.tolist() == find(corpus, select="batch == 1").counts.tolist()
+
+
+def test_a_column_has_the_same_labels_whatever_type_it_is_stored_in():
+    columns = {
+        "int64": [0, 1, None, 1],
+        "double": [0.0, 1.0, None, 1.0],
+        "string": ["0", "1", None, "1"],
+    }
+    for kind, values in columns.items():
+        coder = Coder()
+        coder.add(pa.chunked_array([pa.array(values, pa.type_for_alias(kind))]))
+        names, codes = coder.finish()
+        assert (kind, names, codes.tolist()) == (kind, ("0", "1"), [0, 1, -1, 1])
 
 
 def test_a_selection_of_all_cells_is_the_corpus(corpus):
@@ -120,3 +141,18 @@ def test_what_cannot_be_selected_is_answered_with_what_is_there(corpus, options,
 def test_a_column_without_any_label_is_refused(corpus):
     with pytest.raises(CorpusError, match="no cell has a label in 'kind'"):
         find(corpus, label_key="kind", select="kind.isna()")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "texts"), [("double", [0.0, None], ["0", None]), ("bool", [True], ["True"])]
+)
+def test_a_column_that_later_became_text_keeps_its_labels(kind, values, texts):
+    stored = pa.chunked_array([pa.array(values, pa.type_for_alias(kind))])
+    assert _widened(stored, "string").to_pylist() == texts
+
+
+def test_a_corpus_that_turned_numbers_into_text_is_read_by_their_labels(corpus):
+    columns = {**corpus.manifest.obs_columns, "batch": "string"}
+    manifest = corpus.manifest.model_copy(update={"obs_columns": columns})
+    members = find_members(corpus.store, manifest, MemberOptions(select="batch == '1'", label_key="batch"), seed=2)
+    assert members.labels == ("1",)

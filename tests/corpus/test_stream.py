@@ -12,7 +12,7 @@ import pytest
 from cytoray import storage
 from cytoray.corpus.manifest import corpus_uri
 from cytoray.corpus.shards import encode_shard
-from cytoray.corpus.stream import CorpusStream, load_cells, open_stream
+from cytoray.corpus.stream import CorpusStream, load_cells, open_stream, sample_labelled_cells
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError, DigestError
@@ -340,3 +340,27 @@ def test_further_modalities_come_beside_the_genes_of_their_cells(corpus):
     assert seen == {cell: proteins[cell] for cell in seen}
     with pytest.raises(CorpusError, match="not all cells have the modality 'protein'"):
         open_cells(corpus, modalities=("protein",))
+
+
+def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_needs(write_corpus, monkeypatch):
+    written = write_corpus((3_000, 2_500, 2_100))
+    whole = sample_labelled_cells(written.store, written.manifest, "kind", max_cells=10_000)
+    labelled = [row for row, label in enumerate(written.labels) if label is not None]
+    assert (whole.num_labelled, whole.is_sample) == (len(labelled), False)
+    assert list(whole.labels) == [written.labels[row] for row in labelled]
+    assert whole.cells.cell_ids.tolist() == written.cells.cell_ids[labelled].tolist()
+    reads = []
+    real = CorpusStream.read_unit
+    monkeypatch.setattr(CorpusStream, "read_unit", lambda self, unit: (reads.append(unit), real(self, unit))[1])
+    truth = dict(zip(written.cells.cell_ids.tolist(), written.labels, strict=True))
+    drawn = set()
+    for seed in range(6):
+        reads.clear()
+        sample = sample_labelled_cells(written.store, written.manifest, "kind", max_cells=300, seed=seed)
+        assert (len(sample.labels), sample.num_labelled, sample.is_sample) == (300, len(labelled), True)
+        assert [truth[cell] for cell in sample.cells.cell_ids.tolist()] == list(sample.labels)
+        assert len(reads) <= 3, "of six row groups"
+        drawn |= set(reads)
+    assert len(drawn) > 2
+    with pytest.raises(CorpusError, match="no column 'type'"):
+        sample_labelled_cells(written.store, written.manifest, "type", max_cells=300)

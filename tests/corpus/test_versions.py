@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cytoray.cli.main import app
+from cytoray.corpus import claims
 from cytoray.corpus.manifest import commit_manifest, corpus_uri, load_manifest
 from cytoray.corpus.version_text import describe_corpus, describe_diff
 from cytoray.corpus.versions import diff, gc, list_corpora, verify
-from cytoray.errors import CorpusError
+from cytoray.errors import ConflictError, CorpusError
 
 DAY = 86_400.0
 
@@ -119,6 +120,38 @@ def test_gc_deletes_nothing_where_a_version_cannot_be_read(store):
     with pytest.raises(CorpusError, match="damaged"):
         gc(store, dry_run=False, grace_s=0)
     assert (folder / "old").exists()
+
+
+def test_gc_of_a_store_named_by_a_relative_path_keeps_its_versions(store, monkeypatch):
+    monkeypatch.chdir(Path(store).parent)
+    assert gc(Path(store).name, dry_run=False, grace_s=0).orphans == ()
+    assert verify(store, "cells").damaged == ()
+
+
+def test_gc_deletes_nothing_of_a_corpus_whose_staging_area_is_in_use(store):
+    folder = Path(corpus_uri(store, "cells"))
+    (folder / "staging/abc").mkdir(parents=True)
+    loose, claim, other = folder / "reused", folder / "staging/abc/claim", Path(corpus_uri(store, "other"), "loose")
+    other.parent.mkdir()
+    for path in (loose, claim, other):
+        path.write_bytes(b"x")
+    for path in (loose, other):
+        os.utime(path, (time.time() - 2 * DAY,) * 2)
+    assert gc(store, dry_run=False).orphans == (str(other),)
+    os.utime(claim, (time.time() - 2 * DAY,) * 2)
+    assert set(gc(store, dry_run=False).orphans) == {str(loose), str(claim)}
+    assert not list(Path(store).rglob("gc-under-way"))
+
+
+def test_gc_that_was_suspended_deletes_nothing_more(store, monkeypatch):
+    folder = Path(corpus_uri(store, "cells"))
+    for name in ("loose-1", "loose-2"):
+        (folder / name).write_bytes(b"x")
+    now = iter(range(0, 10_000, 1_000))
+    monkeypatch.setattr(claims.time, "monotonic", lambda: next(now))
+    with pytest.raises(ConflictError, match="gc was interrupted"):
+        gc(store, dry_run=False, grace_s=0)
+    assert len(list(folder.glob("loose-*"))) == 2
 
 
 def test_gc_on_an_object_store(s3_uri):

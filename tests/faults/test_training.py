@@ -81,6 +81,18 @@ def test_one_ranks_failing_upload_is_made_good(
     outcome("T4 one rank's upload fails", 1, f"on from step {EVERY} in {recovery_s(training):.1f} s: equal")
 
 
+def test_a_part_that_comes_too_late_restarts_the_workers(
+    start: Start, store: Path, unbroken: Path, tmp_path: Path, outcome: Outcome
+) -> None:
+    """Rank 0 waits for it as long as for a collective; the run does not end with that error."""
+    changes = {"workers": {"num_workers": 2, "collective_timeout_s": 20}}
+    training = start(store, plan="checkpoint.before_part=sleep:60@2", once=tmp_path / "once", changes=changes)
+    begins = [begun_at(event) for event in training.result()["events"]]
+    assert begins == [0, EVERY]
+    assert_equal(store, unbroken)
+    outcome("T15 a rank's part comes too late", 1, f"on from step {EVERY} in {recovery_s(training):.1f} s: equal")
+
+
 @pytest.mark.parametrize("how", HARMS)
 def test_a_damaged_checkpoint_is_passed_over(
     how: str, unbroken: Path, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, outcome: Outcome

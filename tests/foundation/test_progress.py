@@ -28,7 +28,7 @@ def test_off_a_terminal_a_line_comes_every_few_seconds_and_one_at_the_end(clock,
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "  ingest: 30/200 cells, 5.0/s, 34 s left loss 2",
+        "  ingest: 30/200 cells, 5.0/s loss 2",  # too early to tell how long the rest takes
         "  ingest: 60/200 cells, 5.0/s, 28 s left loss 5",
         "  ingest: 90/200 cells, 5.0/s, 22 s left loss 8",
         "  ingest: 100/200 cells, 5.0/s, 20 s left done",
@@ -62,7 +62,7 @@ def test_after_a_resume_the_time_left_counts_only_what_is_done_now(clock, capsys
             advance(5, "loss 2.5")
     assert capsys.readouterr().err.splitlines() == [
         "  pretrain: 800/1000 steps, 0.0/s",
-        "  pretrain: 805/1000 steps, 1.0/s, 3 min 15 s left loss 2.5",
+        "  pretrain: 805/1000 steps, 1.0/s loss 2.5",
         "  pretrain: 810/1000 steps, 1.0/s, 3 min 10 s left loss 2.5",
         "  pretrain: 815/1000 steps, 1.0/s, 3 min 5 s left loss 2.5",
         "  pretrain: 820/1000 steps, 1.0/s, 3 min 0 s left loss 2.5",
@@ -86,6 +86,22 @@ def test_the_start_up_does_not_count_into_the_time_left(clock, capsys):
             clock.seconds += 1
             advance(1)
     assert capsys.readouterr().err.splitlines()[-1] == "  pretrain: 11/100 steps, 1.0/s, 89 s left done"
+
+
+def test_a_slow_first_step_gives_no_time_left(clock, capsys):
+    """It compiles, or waits for the first data: nobody should be told that a run of minutes takes days."""
+    with progress.stage("pretrain", total=1000, unit="steps") as advance:
+        clock.seconds += 170
+        advance(1)
+        clock.seconds += 4
+        advance(4)
+        clock.seconds += 4
+        advance(4)
+    assert capsys.readouterr().err.splitlines() == [
+        "  pretrain: 1/1000 steps, 0.0059/s",
+        "  pretrain: 9/1000 steps, 1.0/s, 17 min left",
+        "  pretrain: 9/1000 steps, 1.0/s, 17 min left done",
+    ]
 
 
 def test_the_time_left_follows_the_last_minute(clock, capsys):
@@ -126,10 +142,11 @@ def test_a_bar_tells_the_time_left_after_a_resume(clock, capsys, monkeypatch):
     with progress.stage("pretrain", total=100_000, unit="steps") as advance:
         clock.seconds += 100
         advance(50_000, already=True)
-        clock.seconds += 10
-        advance(100, "loss 0.125")
+        for _ in range(2):
+            clock.seconds += 10
+            advance(50, "loss 0.125")
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).rstrip().splitlines()[-1]
-    assert re.search(r"50100/100000\s+steps\s+loss 0\.125\s+1 h 23 min left", last)
+    assert re.search(r"50100/100000\s+steps\s+loss 0\.125\s+2 h 46 min left", last)
 
 
 def test_on_a_terminal_a_bar_moves(capsys, monkeypatch):

@@ -16,23 +16,27 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor.debug import CommDebugMode
 
 from cytoray.tracking import TrackingConfig
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
 from cytoray.training.config import OptimizerConfig, PretrainConfig, TrainConfig, WorkersConfig
-from cytoray.training.holdings import MASTER, holdings
+from cytoray.training.holdings import holdings
+from cytoray.training.slices import MASTER
 
 CASES = [*((stage, "fp32") for stage in (0, 1, 2, 3)), *((stage, "bf16") for stage in (1, 2, 3))]
 
 
 class Wrapped(nn.Module):
-    """A small network whose sizes divide by nothing."""
+    """A small network whose sizes divide by nothing, with a frozen layer and a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))
+        frozen = nn.Linear(5, 5).requires_grad_(requires_grad=False)
+        self.model = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Tanh(), frozen, nn.Linear(5, 3))
+        self.model.register_buffer("counter", torch.tensor(3))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """A loss."""
@@ -95,7 +99,12 @@ def go_through(stage: int, precision: str, store: str, others: str | None) -> di
         checkpoints.checkpoints_uri(store, f"{stage}{precision}"), keep=1, attempt="test", timeout_s=60
     )
     state = checkpoints.TrainerState(step=4, num_updates=2, manifest_digest="m", config_digest="c", history=())
-    writer.submit(engines.take_snapshot(skipping), state)
+    with CommDebugMode() as comm:
+        snapshot = engines.take_snapshot(skipping)
+        exchanged = [comm.get_total_counts()]
+        engines.gather_weights(skipping)
+        exchanged.append(comm.get_total_counts())
+    writer.submit(snapshot, state)
     writer.wait()
     dist.barrier()
     step(skipping, 2)
@@ -111,7 +120,12 @@ def go_through(stage: int, precision: str, store: str, others: str | None) -> di
         found[f"restored {len(reads)}"] = whole(engine)
         step(engine, 2)
         found[f"third step {len(reads)}"] = whole(engine)
-    found["facts"] = {"applied": torch.tensor(applied), "norm": torch.tensor(norm), "reads": torch.tensor(reads)}
+    found["facts"] = {
+        "applied": torch.tensor(applied),
+        "norm": torch.tensor(norm),
+        "reads": torch.tensor(reads),
+        "exchanged": torch.tensor(exchanged),
+    }
     return {f"{part}/{name}": tensor for part, tensors in found.items() for name, tensor in tensors.items()}
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from torch import nn
 
 from cytoray.model.encoders import ValueEncoder
-from cytoray.model.heads import CellClassifier, ExpressionDecoder
+from cytoray.model.heads import AffineExpressionDecoder, CellClassifier, ExpressionDecoder
 from cytoray.model.transformer import ScGPT
 
 Array = npt.NDArray[np.float64]
@@ -78,3 +80,34 @@ def test_gene_encoder(build_model: Callable[..., ScGPT]) -> None:
     w, genes = _weights(encoder), np.array([[3, 60, 61]])
     want = _norm(w["embedding.weight"][genes], w, "enc_norm")
     np.testing.assert_allclose(encoder(torch.from_numpy(genes)).numpy(), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        (None, lambda x: x),
+        ("ReLU", lambda x: np.maximum(x, 0)),
+        ("Tanh", np.tanh),
+        ("Sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+        ("Softplus", lambda x: np.log1p(np.exp(x))),
+    ],
+)
+def test_the_affine_decoder_activates_factor_and_offset_before_the_adaptive_factor(
+    activation: Any, function: Callable[[Array], Array], adaptive: bool
+) -> None:
+    head = _jittered(AffineExpressionDecoder(8, adaptive_bias=adaptive, activation=activation))
+    hidden, values, means = _input(6, 8), np.arange(6.0), np.arange(2.0, 8.0)
+    weights = _weights(head)
+
+    def tower(name: str) -> Array:
+        x = hidden
+        for number in (0, 2, 4):
+            x = _linear(x, weights, f"{name}.fc.{number}")
+            x = np.where(x > 0, x, 0.01 * x) if number < 4 else x
+        return function(x[:, 0])
+
+    expected = tower("coeff_decoder") * values + tower("bias_decoder") * (means if adaptive else 1)
+    inputs = (torch.from_numpy(array) for array in (values, means))
+    got = head(torch.from_numpy(hidden), values_T=next(inputs), cell_means_T=next(inputs))
+    np.testing.assert_allclose(got.value.detach().numpy(), expected, rtol=1e-12)

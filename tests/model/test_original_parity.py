@@ -23,6 +23,23 @@ def test_every_array_is_reproduced_and_none_left_out() -> None:
     assert len(rows) > 150
 
 
+def test_what_is_missing_does_not_hide_the_rest(tmp_path: Path) -> None:
+    for path in NUMBERS.iterdir():
+        if path.name not in {"ckpt_impl", "ckpt_generator", "ref_category.npz", "ref_annotation.npz"}:
+            (tmp_path / path.name).symlink_to(path)
+    with np.load(NUMBERS / "ref_annotation.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "loss_cls"}
+    np.savez(tmp_path / "ref_annotation.npz", **{**arrays, "cell_emb": arrays["cell_emb"][:2]})
+    rows, unused = original_parity.run_checks(tmp_path)
+    missing = "\n".join(unused)
+    for name in ("ckpt_impl", "ckpt_generator", "ref_category.npz", "ref_annotation.npz: loss_cls is missing"):
+        assert name in missing
+    assert "ref_annotation.npz: cell_emb" not in missing
+    assert [row[1] for row in rows if not row[2] <= row[3]] == ["cell_emb (2, 64), not (8, 64)"]
+    compared = {row[1] for row in rows}
+    assert {"adaptive_mlm_output", "hidden [ckpt_nn, cell]", "bin51_count [global generator, seed 0]"} <= compared
+
+
 @torch.no_grad()
 def test_the_quirk_is_what_makes_it_agree() -> None:
     """Without it the unknown genes' predictions move, and nothing else does."""

@@ -86,10 +86,18 @@ def save(build_model: Callable[..., ScGPT], vocabulary: GeneVocabulary, tmp_path
 
     def save(layout: str = "flash", **changes: Any) -> Path:
         model = build_model(**changes)
-        save_public_checkpoint(model, vocabulary, TokenizerConfig(), tmp_path / "checkpoint", layout=layout)  # type: ignore[arg-type]
+        tokens = _tokens(model.config.num_value_bins)
+        save_public_checkpoint(model, vocabulary, tokens, tmp_path / "checkpoint", layout=layout)  # type: ignore[arg-type]
         return tmp_path / "checkpoint"
 
     return save
+
+
+def _tokens(num_value_bins: int) -> TokenizerConfig:
+    """The released tokens; a table of values has rows for padding and mask behind those of the bins."""
+    n_bins = num_value_bins - 2
+    markers = {"pad_value": n_bins, "cls_value": n_bins, "mask_value": n_bins + 1}
+    return TokenizerConfig(n_bins=n_bins, **markers) if num_value_bins else TokenizerConfig()
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -124,7 +132,7 @@ def test_export_then_import_gives_the_model_back(
     checkpoint = load_public_checkpoint(save(layout, **changes))
     _assert_same(checkpoint.model, build_model(**changes))
     assert checkpoint.vocabulary == vocabulary
-    assert checkpoint.tokenizer_config == TokenizerConfig()
+    assert checkpoint.tokenizer_config == _tokens(checkpoint.model.config.num_value_bins)
     assert not checkpoint.model.training
     report = checkpoint.report
     assert report.matched == tuple(checkpoint.model.state_dict())
@@ -194,12 +202,62 @@ def test_a_folder_is_never_overwritten_nor_left_half_written(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_prefix_of_data_parallel_training_is_stripped(save: Save, build_model: Callable[..., ScGPT]) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "told"),
+    [("module.", ""), ("_orig_mod.", ""), ("module._orig_mod.", ""), ("model.", "model."), ("net.", "net."),
+     ("_orig_mod.module.model.", "model."), ("model.net.", "model.net."), ("backbone.scgpt.", "backbone.scgpt.")],
+)  # fmt: skip
+def test_prefixes_of_wrappers_are_stripped_and_reported(
+    save: Save, build_model: Callable[..., ScGPT], prefix: str, told: str
+) -> None:
     folder = save("wrapper")
-    _change(folder, lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()})
+    _change(folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
     checkpoint = load_public_checkpoint(folder)
     _assert_same(checkpoint.model, build_model())
-    assert len(checkpoint.report.renamed) == len(checkpoint.report.matched)
+    report = checkpoint.report
+    assert len(report.renamed) == len(report.matched)
+    assert report.notes == ((f"the prefix {told!r} was removed from the names",) if told else ())
+
+
+def test_wrappers_within_names_are_stripped(save: Save, build_model: Callable[..., ScGPT]) -> None:
+    folder = save()
+    names = {"transformer_encoder.": "transformer_encoder._orig_mod.", "encoder.emb": "encoder.module.emb"}
+
+    def wrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        for old, new in names.items():
+            tensors = {
+                (new + name.removeprefix(old) if name.startswith(old) else name): tensors[name] for name in tensors
+            }
+        return tensors
+
+    _change(folder, wrapped)
+    _assert_same(load_public_checkpoint(folder).model, build_model())
+
+
+def test_a_part_of_a_larger_module_is_found_and_the_rest_reported(save: Save) -> None:
+    folder = save()
+    _change(folder, lambda tensors: {f"model.{name}": tensors[name] for name in tensors} | {"head": torch.ones(2)})
+    assert load_public_checkpoint(folder).report.unexpected == ("head",)
+    _change(folder, lambda tensors: tensors | {"ema.encoder.embedding.weight": torch.ones(2)})
+    with pytest.raises(ModelError, match=r"several models: ema\.encoder\..* and model\.encoder\."):
+        load_public_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer_encoder.layers.0.self_attn.Wqkv.lora_A.weight",
+        "transformer_encoder.layers.1.norm3.weight",
+        "encoder.position.weight",
+        "dsbn.bns.0.weight",
+        "cls_decoder.cls_token_matrix",
+    ],
+)
+def test_tensors_of_another_architecture_are_refused(save: Save, name: str) -> None:
+    folder = save(**VARIANTS["integration"], num_labels=3)
+    _change(folder, lambda tensors: tensors | {name: torch.ones(2)})
+    with pytest.raises(ModelError, match=rf"architecture that cytoray does not have: {name}"):
+        load_public_checkpoint(folder)
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model"])
@@ -428,18 +486,19 @@ def test_partial_args_are_enough(save: Save) -> None:
     folder = save()
     _set_args(folder, **dict.fromkeys(ARGS_KEYS | {"cytoray"}, ...))
     _set_args(folder, nheads=4, pad_value=0, n_bins=None)
-    checkpoint = load_public_checkpoint(folder)
+    with pytest.warns(UserWarning, match="n_bins 51, max_seq_len 1200, mask_value -1 is assumed"):
+        checkpoint = load_public_checkpoint(folder)
+    assert checkpoint.report.assumed == ("n_bins 51", "max_seq_len 1200", "mask_value -1")
     assert checkpoint.model.config.num_heads == 4
     assert checkpoint.model.config.unknown_out_proj is False
     assert checkpoint.tokenizer_config == TokenizerConfig(pad_value=0.0, cls_value=0.0)
 
 
-def test_heads_that_nobody_tells_are_assumed_aloud(save: Save) -> None:
+def test_heads_that_nothing_gives_are_never_assumed(save: Save) -> None:
     folder = save()
     _set_args(folder, nheads=...)
-    checkpoint = load_public_checkpoint(folder)
-    assert checkpoint.model.config.num_heads == 8
-    assert "8 heads are assumed" in checkpoint.report.text()
+    with pytest.raises(ModelError, match=r"args.json does not give nheads.*width 16 it can be 1, 2, 4, 8, 16"):
+        load_public_checkpoint(folder)
     given = load_public_checkpoint(folder, overrides={"num_heads": 2})
     assert given.model.config.num_heads == 2
     assert given.report.notes == ()
@@ -450,9 +509,46 @@ def test_without_args_the_heads_must_be_given(save: Save) -> None:
     (folder / "args.json").unlink()
     with pytest.raises(NotFoundError, match=r"no args\.json; it holds best_model\.pt, vocab\.json\..*num_heads"):
         load_public_checkpoint(folder)
-    checkpoint = load_public_checkpoint(folder, overrides={"num_heads": 4})
+    with pytest.warns(UserWarning, match="n_bins 51, max_seq_len 1200, pad_value -2, mask_value -1 is assumed"):
+        checkpoint = load_public_checkpoint(folder, overrides={"num_heads": 4})
     assert checkpoint.args == {}
     assert checkpoint.model.config.num_heads == 4
+
+
+def test_a_table_of_values_shows_what_args_do_not_give(save: Save) -> None:
+    folder = save(**VARIANTS["category"])
+    _set_args(folder, n_bins=..., pad_value=..., mask_value=...)
+    with pytest.warns(UserWarning, match="n_bins 51, pad_value 51, mask_value 52 is assumed"):
+        checkpoint = load_public_checkpoint(folder)
+    assert checkpoint.tokenizer_config == _tokens(53)
+    _set_args(folder, pad_value=-2)
+    with pytest.raises(ModelError, match=r"pad_value -2, cls_value -2 is outside of the value table, which has 53"):
+        load_public_checkpoint(folder)
+
+
+def test_the_decoder_of_a_perturbation_model_must_be_named(save: Save) -> None:
+    folder = save(**VARIANTS["perturbation"], decoder_activation="ReLU")
+    assert load_public_checkpoint(folder).model.config.decoder_activation == "ReLU"
+    _set_args(folder, decoder_activation=..., decoder_adaptive_bias=...)
+    with pytest.warns(UserWarning, match="decoder_activation null, decoder_adaptive_bias false is assumed"):
+        assert load_public_checkpoint(folder).model.config.decoder_activation is None
+    overrides = {"decoder_activation": "tanh", "adaptive_bias": True}
+    config = load_public_checkpoint(folder, overrides=overrides).model.config
+    assert (config.decoder_activation, config.adaptive_bias) == ("Tanh", True)
+    with pytest.raises(ModelError, match="decoder_activation"):
+        load_public_checkpoint(folder, overrides={"decoder_activation": "swoosh"})
+
+
+def test_constructor_options_in_args_are_honoured(save: Save) -> None:
+    folder = save()
+    _set_args(folder, cell_emb_style="avg-pool", mvc_decoder_style="inner product, detach")
+    config = load_public_checkpoint(folder).model.config
+    assert (config.cell_embedding, config.cell_conditioned_decoder) == ("mean", "inner product, detach")
+    for key, value in (("pre_norm", True), ("fast_transformer_backend", "linear")):
+        _set_args(folder, **{key: value})
+        with pytest.raises(ModelError, match=key):
+            load_public_checkpoint(folder)
+        _set_args(folder, **{key: ...})
 
 
 def test_overrides_say_what_tensors_leave_open(save: Save) -> None:
@@ -710,7 +806,8 @@ def test_checkpoints_of_the_original_load_whole_and_are_written_as_they_were(
     name: str, layout: Any, num_tensors: int, tmp_path: Path
 ) -> None:
     folder = NUMBERS / f"ckpt_{name}"
-    checkpoint = load_public_checkpoint(folder)
+    named = {"decoder_activation": None, "adaptive_bias": "adaptive" in name} if "generator" in name else {}
+    checkpoint = load_public_checkpoint(folder, overrides=named)
     report = checkpoint.report
     assert len(report.matched) == num_tensors
     assert (report.missing, report.unexpected, report.reshaped, report.notes) == ((), (), (), ())
@@ -720,6 +817,7 @@ def test_checkpoints_of_the_original_load_whole_and_are_written_as_they_were(
     assert all(torch.equal(got[key], want[key]) for key in want)
     args = json.loads((tmp_path / "out" / "args.json").read_text())
     told = {"training_tasks", "no_cls", "fast_transformer", "USE_CLS", "MVC", "USE_GENERATIVE_TRAINING"}
-    assert args.keys() == checkpoint.args.keys()
-    assert {key for key in args if args[key] != checkpoint.args[key]} <= told
+    added = {"decoder_activation", "decoder_adaptive_bias"} if named else set()
+    assert args.keys() == checkpoint.args.keys() | added
+    assert {key for key in args.keys() - added if args[key] != checkpoint.args[key]} <= told
     assert load_public_checkpoint(tmp_path / "out").vocabulary == checkpoint.vocabulary

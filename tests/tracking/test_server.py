@@ -8,12 +8,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from cytoray.errors import RegistryError
-from cytoray.tracking import prepare_environment, server
+from cytoray.tracking import TrackingConfig, prepare_environment, server
 from cytoray.tracking.server import connect, experiment_id
+from cytoray.training.config import PretrainConfig, TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -89,3 +92,40 @@ def test_safe_defaults_are_set_where_the_user_set_nothing():
     assert environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "false"
     assert environment["MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"] == "path"
+
+
+@pytest.fixture
+def job_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of a submitted job, as Ray unpacks it."""
+    folder = tmp_path / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"uri": "sqlite:///.cytoray/mlflow.db"},
+        {"journal_folder": ".cytoray/journal"},
+        {"journal_folder": None},
+        {"artifact_location": "artifacts"},
+    ],
+)
+def test_a_submitted_job_refuses_paths_that_vanish_with_it(job_folder: Path, changes: dict[str, str | None]) -> None:
+    lasting = {"uri": f"sqlite:////{job_folder.parents[3]}/mlflow.db", "journal_folder": str(job_folder.parents[3])}
+    TrackingConfig(**lasting)
+    given = {name: value for name, value in (lasting | changes).items() if value is not None}
+    with pytest.raises(ValidationError, match="outlives the job"):
+        TrackingConfig(**given)
+
+
+@pytest.mark.usefixtures("job_folder")
+def test_a_submitted_job_refuses_a_store_that_vanishes_with_it(tmp_path: Path) -> None:
+    tracking = TrackingConfig(uri="http://127.0.0.1:9", journal_folder=str(tmp_path))
+    run = {"run": "run", "corpus": "cells", "train": TrainConfig(num_steps=1), "tracking": tracking}
+    assert PretrainConfig(store=str(tmp_path), **run).store == str(tmp_path)
+    assert PretrainConfig(store="s3://bucket/prefix", **run).store == "s3://bucket/prefix"
+    with pytest.raises(ValidationError, match="outlives the job"):
+        PretrainConfig(store=".cytoray/store", **run)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from cytoray.errors import StorageError
-from cytoray.training.card import RunCard, write_card
-from cytoray.training.card_page import render_page
+from cytoray.training.card import RunCard
+from cytoray.training.card_page import render_page, write_card
 from cytoray.training.card_plots import plot_loss_svg
 from cytoray.training.card_text import percent_text, scaled_text, seconds_text
 

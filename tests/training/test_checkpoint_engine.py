@@ -104,8 +104,18 @@ def test_a_checkpoint_restores_bit_for_bit(
     saved = require_checkpoint(str(stores[world_size]), case)
     assert (saved.layout.world_size, saved.layout.zero_stage) == (world_size, int(case[0]))
     moments = {name: tensor for name, tensor in results["skipping"].items() if name.startswith("exp_avg")}
-    loaded = saved.load_moments()
-    _assert_same({name: tensor for name, tensor in loaded.items() if not name.startswith("master.")}, moments)
+    _assert_same(saved.load_moments(), moments)
+    weights = saved.load_weights()  # in fp32 whatever the precision, and the frozen ones too
+    assert {"3.weight", "counter"} <= weights.keys()
+    _assert_same(weights, {name: results["skipping"][name] for name in weights})
     if case.endswith("bf16"):
-        for name in saved.load_weights():
-            assert torch.equal(loaded[f"master.{name}"], results["skipping"][name]), name
+        assert not torch.equal(weights["0.weight"], weights["0.weight"].bfloat16().float()), "the fp32 masters"
+
+
+@pytest.mark.parametrize("case", IDS)
+def test_a_checkpoint_gathers_nothing(case: str, found: dict[int, list[dict[str, Tensor]]]) -> None:
+    """At every stage each rank copies what it holds: no rank ever has the whole model of ZeRO 3 at once."""
+    for rank in found[2]:
+        snapshot, gathered = _of(rank, case)["facts"]["exchanged"].tolist()
+        assert snapshot == 0
+        assert gathered > 0 or not case.startswith("3"), "exchanges would have been counted"

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cytoray.errors import TrainingError
+from cytoray.stages.resume import load_resumed_config
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import OptimizerConfig, PretrainConfig, TrainConfig
-from cytoray.training.record import claim_run
+from cytoray.training.checkpoint import latest_checkpoint
+from cytoray.training.config import OptimizerConfig, PretrainConfig, TrainConfig, WorkersConfig
+from cytoray.training.export import find_bundle
+from cytoray.training.record import claim_run, load_run_record, record_changes, run_folder
 
 
 @pytest.fixture
@@ -43,14 +47,14 @@ def test_keys_that_came_to_be_since_are_their_defaults(config: PretrainConfig):
 def test_a_missing_key_whose_default_is_not_meant_differs(config: PretrainConfig):
     claim_run(config, "digest")
     _rewrite(config, lambda kept: kept["optimizer"].pop("weight_decay"))
-    with pytest.raises(TrainingError, match=r"other settings: optimizer\.weight_decay\."):
+    with pytest.raises(TrainingError, match=r"has other settings: optimizer\.weight_decay\."):
         claim_run(config, "digest")
 
 
 def test_a_key_that_is_no_more_differs_and_may_be_allowed(config: PretrainConfig):
     first = claim_run(config, "digest")
     _rewrite(config, lambda kept: kept["optimizer"].update(momentum=0.5))
-    with pytest.raises(TrainingError, match=r"other settings: optimizer\.momentum\.") as refused:
+    with pytest.raises(TrainingError, match=r"has other settings: optimizer\.momentum\.") as refused:
         claim_run(config, "digest")
     assert refused.value.details["keys"] == ["optimizer.momentum"]
     allowed = config.model_copy(update={"allow_changes": ("optimizer.momentum",)})
@@ -61,3 +65,49 @@ def test_a_corpus_that_has_grown_is_refused(config: PretrainConfig):
     claim_run(config, "digest")
     with pytest.raises(TrainingError, match="manifest digest"):
         claim_run(config, "another")
+
+
+@pytest.mark.parametrize("corpus", ["human@1", "human@12", "human"])
+def test_a_version_of_a_corpus_may_be_named(config: PretrainConfig, corpus: str):
+    plain = PretrainConfig.model_validate(config.model_dump() | {"corpus": "human"})
+    first = claim_run(plain, "digest")
+    named = PretrainConfig.model_validate(config.model_dump() | {"corpus": corpus})
+    assert claim_run(named, "digest").run_uuid == first.run_uuid, "the same cells by another name"
+
+
+@pytest.mark.parametrize("corpus", ["human@", "human@0", "human@x", "@1", "a@1@2", "../human"])
+def test_what_is_no_version_is_refused(config: PretrainConfig, corpus: str):
+    with pytest.raises(ValidationError, match="corpus"):
+        PretrainConfig.model_validate(config.model_dump() | {"corpus": corpus})
+
+
+def test_a_change_that_is_allowed_is_recorded(config: PretrainConfig):
+    first = claim_run(config, "digest")
+    longer = config.model_copy(update={"train": TrainConfig(num_steps=9), "allow_changes": ("train.num_steps",)})
+    assert record_changes(longer, claim_run(longer, "digest")) == ["train.num_steps was changed from 3 to 9"]
+    kept = load_run_record(config.store, config.run)
+    assert (kept.run_uuid, kept.config["train"]["num_steps"]) == (first.run_uuid, 9)
+    unasked = config.model_copy(update={"train": TrainConfig(num_steps=9)})
+    assert claim_run(unasked, "digest").run_uuid == first.run_uuid
+    with pytest.raises(TrainingError, match=r"--allow train\.num_steps"):
+        claim_run(config, "digest")
+
+
+def test_a_change_that_draws_other_dropout_masks_is_reported(config: PretrainConfig):
+    record = claim_run(config, "digest")
+    fewer = config.model_copy(update={"workers": WorkersConfig(num_workers=1, zero_stage=2)})
+    assert claim_run(fewer, "digest").run_uuid == record.run_uuid
+    (line,) = record_changes(fewer, record)
+    assert line.startswith("workers.num_workers differs from the first start (2, now 1): dropout masks")
+    still = fewer.model_copy(update={"model": fewer.model.model_copy(update={"dropout": 0.0})})
+    assert [line for line in record_changes(still, record) if "dropout masks" in line] == []
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", "", ".", "..", "a b", "name\n"])
+def test_what_is_no_run_name_is_refused(name: str, tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(TrainingError, match="not a run name"):
+        run_folder(str(tmp_path), name)
+    for find in (latest_checkpoint, find_bundle, load_run_record, load_resumed_config):
+        with pytest.raises(TrainingError, match="not a run name"):
+            find(str(tmp_path), name)

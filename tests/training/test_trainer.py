@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from ray.train import ControllerError, WorkerGroupError
 
 from cytoray import failpoints, storage
@@ -16,7 +19,11 @@ from cytoray.corpus.ledger import load_ledger, prove_epochs
 from cytoray.corpus.stream import CorpusStream
 from cytoray.errors import TrainingError
 from cytoray.model.bundle import load_bundle
+from cytoray.model.transformer import ScGPT
+from cytoray.stages.resume import load_resumed_config, summarise_finished
 from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.tracking import TrackingConfig, sync
+from cytoray.training import lease
 from cytoray.training.checkpoint import (
     TrainerState,
     best_checkpoint,
@@ -28,6 +35,8 @@ from cytoray.training.checkpoint import (
 from cytoray.training.config import PretrainConfig
 from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
+from cytoray.training.record import run_folder
+from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingSpec, _failed, run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -99,7 +108,8 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
 ) -> None:
     from cytoray.training.objectives import GenerativeObjective
 
-    config = pretrain_config("exploding", train={"max_skipped_steps": 2}, workers={"num_workers": 1})
+    train = {"max_skipped_steps": 2, "ema_decay": 0.5}
+    config = pretrain_config("exploding", train=train, workers={"num_workers": 1})
     vocabulary = GeneVocabulary.load_default()
     model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
     objective = _Exploding(GenerativeObjective(config.objective, vocabulary.pad_id))
@@ -113,7 +123,111 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
     assert saved is not None
     assert saved.state.skipped == (1, 2)
     assert saved.state.num_updates == 1
-    assert all(tensor.isfinite().all() for tensor in saved.load_weights().values())
+    weights, averages = saved.load_weights(), saved.load_ema()
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    torch.manual_seed(config.train.seed)
+    initial = ScGPT(model, pad_id=vocabulary.pad_id).state_dict()
+    assert averages is not None
+    for name, average in averages.items():  # of the one step that was applied
+        torch.testing.assert_close(average, (initial[name] + weights[name]) / 2)
+
+
+class _Stumbling:
+    """An objective that raises a TrainingError on the last rank: at step 4, once if ``marker`` names a file."""
+
+    def __init__(self, inner: object, marker: Path | None) -> None:
+        self._inner, self._marker = inner, marker
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") or name in ("_inner", "_marker"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def losses(self, model: object, prepared: object, step: int) -> dict[str, torch.Tensor]:
+        import torch.distributed as dist
+
+        is_due = self._marker is None or not self._marker.exists()
+        if step == 4 and dist.get_rank() == dist.get_world_size() - 1 and is_due:
+            if self._marker is not None:
+                self._marker.touch()
+            raise TrainingError("This rank alone has stumbled.", remedy="Try again.")
+        return self._inner.losses(model, prepared, step)
+
+
+def _stumbling(config: PretrainConfig, stream: CorpusStream, marker: Path | None) -> TrainingSpec:
+    from cytoray.training.objectives import GenerativeObjective
+
+    vocabulary = GeneVocabulary.load_default()
+    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
+    model = model.model_copy(update={"generative": True})
+    objective = _Stumbling(GenerativeObjective(config.objective, vocabulary.pad_id), marker)
+    return TrainingSpec(config, stream, model, vocabulary.pad_id, objective)
+
+
+def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
+    pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
+) -> None:
+    result = run_training(_stumbling(pretrain_config("stumbling"), stream, tmp_path / "stumbled"))
+    assert (tmp_path / "stumbled").exists()
+    assert result.checkpoint.state.step == 6
+    assert [re.findall(r"workers at (step \d)", event) for event in result.events] == [["step 0"], ["step 3"]]
+
+
+def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
+    pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
+) -> None:
+    config = pretrain_config("failing", workers={"max_failures": 1})
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "journal"))
+    config = config.model_copy(update={"tracking": tracking})
+    with pytest.raises(TrainingError, match="This rank alone has stumbled"):
+        run_training(_stumbling(config, stream, None))
+    sync(tmp_path / "journal", uri=tracking.uri)
+    client = MlflowClient(tracking.uri)
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FAILED"
+
+
+def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
+    pretrain_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.2)
+    monkeypatch.setenv(failpoints.VARIABLE, "train.after_step=sleep:1")
+    config = pretrain_config("taken", train={"num_steps": 60, "checkpoint_every": 60}, workers={"num_workers": 1})
+    newer = Path(run_folder(config.store, config.run)) / "leases" / "000002.json"
+
+    def take_over(amount: float, note: str = "", *, already: bool = False) -> None:
+        newer.write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+
+    with pytest.raises(lease.LeaseLostError, match="taken over by process 7 on elsewhere"):
+        pretrain(config, advance=take_over)
+    assert latest_checkpoint(config.store, config.run) is None
+    journal = (Path(config.tracking.journal_folder)).glob("*.jsonl")
+    assert not any('"finish"' in file.read_text() for file in journal), "the new holder logs to the same MLflow run"
+
+
+def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callable[..., PretrainConfig]) -> None:
+    short, first = pretrain(pretrain_config("extended", train={"num_steps": 2}))
+    assert short.checkpoint.state.step == 2
+    longer = pretrain_config("extended", train={"num_steps": 5})
+    with pytest.raises(TrainingError, match=r"train\.num_steps"):
+        pretrain(longer)
+    extended, bundle = pretrain(longer.model_copy(update={"allow_changes": ("train.num_steps",)}))
+    assert not extended.skipped
+    assert extended.checkpoint.state.step == 5
+    assert extended.events[0] == "train.num_steps was changed from 2 to 5"
+    assert bundle.digest != first.digest
+    assert bundle.lineage["step"] == "5"
+    again = load_resumed_config(longer.store, "extended")
+    assert again.train.num_steps == 5, "what was allowed once is what the run is now"
+    assert summarise_finished(again) is None, "its card is not written yet"
+    page = save_card(again, extended, bundle=bundle, scores={"cytoray": {"mse": 1.5}})
+    found = summarise_finished(again)
+    assert found is not None
+    assert (found["card"], found["held_out"]) == (page, {"cytoray": {"mse": 1.5}})
+    assert (found["step"], found["skipped"], found["bundle_digest"]) == (5, True, bundle.digest)
+    shorter = pretrain_config("extended", train={"num_steps": 3})
+    with pytest.raises(TrainingError, match="already done 5 steps"):
+        pretrain(shorter.model_copy(update={"allow_changes": ("train.num_steps",)}))
 
 
 def test_the_newest_checkpoint_that_is_intact_is_used(

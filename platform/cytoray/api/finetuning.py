@@ -23,6 +23,7 @@ from cytoray.errors import ConfigError, ModelError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
+from cytoray.tokens.labels import missing_spellings_warning
 
 Float32 = npt.NDArray[np.float32]
 _HEAD, _KIND = "head", "label_type"  # keys of the lineage
@@ -79,10 +80,11 @@ class scGPTFineTuningModel(scGPT):
     ) -> list[dict[str, Any]]:
         """Train all weights but the frozen ones with AdamW, keep the best epoch's, and return the history.
 
-        ``train_labels``: one text or whole number a cell, or for regression numbers (C,) or (C, K); a Series whose
-        index has the cells' names is matched by name. Whole numbers below K are the numbers of the outputs. Epochs
-        are judged by the loss on ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class
-        its share; with neither, the last epoch stays. Cells without a known gene are left out, with a warning.
+        ``train_labels``: one text or whole number per cell, or for regression numbers (C,) or (C, K); a Series or
+        DataFrame whose index has the cells' names is matched by name, and refused if it names only some of them.
+        Whole numbers below K are the numbers of the outputs. Epochs are judged by the loss on
+        ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class its share; with neither,
+        the last epoch stays. Cells without a known gene are left out, with a warning.
 
         Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
         TrainingError where the loss is not finite. Whatever happens, the model ends in eval mode.
@@ -99,7 +101,7 @@ class scGPTFineTuningModel(scGPT):
         if validation_input_data is None:
             train, validation = self._split(train, config)
         else:
-            labels = aligned(validation_labels, validation_input_data, what="validation_labels")
+            labels = aligned(validation_labels, validation_input_data, what="validation_labels", like=train_labels)
             validation = self._examples(validation_input_data, self._targets(labels, seen=targets))
         if patience is not None and validation is None:
             raise ConfigError("patience needs validation.", remedy="Set validation_fraction above 0, or leave it out.")
@@ -175,6 +177,8 @@ class scGPTFineTuningModel(scGPT):
             self.bundle.digest = None
             return numbers(labels, size, what="train_labels")
         classes = Classes.of(labels, size)
+        if warning := missing_spellings_warning(classes.names, where="train_labels"):
+            warnings.warn(warning, UserWarning, stacklevel=3)
         lineage = {_HEAD: self.head, _KIND: "int" if classes.numbers else "str"}
         if classes.names != self.bundle.labels:
             trained = not all(map(is_unused, self.bundle.labels))

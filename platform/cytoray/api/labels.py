@@ -14,18 +14,21 @@ import pandas as pd
 
 from cytoray.api.dataset import scGPTDataset, some
 from cytoray.errors import ModelError
+from cytoray.tokens.labels import label_text
 
 Int64 = npt.NDArray[np.int64]
 UNUSED = "(unused {})"  # name of an output that no class has
 
 
-def aligned(labels: Any, dataset: scGPTDataset, *, what: str) -> npt.NDArray[Any]:
+def aligned(labels: Any, dataset: scGPTDataset, *, what: str, like: Any = None) -> npt.NDArray[Any]:
     """The labels of the C cells in the order of the data set, as objects (C,) or (C, K), none of them missing.
 
-    A Series or table whose index has just the cells' names is matched by name, all else by position. Raises
-    ModelError for another number of labels, and for missing ones, which it names.
+    A Series or DataFrame is matched by its index if that holds the names of the cells; labels without names of cells
+    are matched by position. The columns of a DataFrame come in the order of those of ``like``, if that is one too.
+    Raises ModelError for an index that names some of the cells, or other cells as well, for another number of labels,
+    and for missing ones, which it names.
     """
-    values = _by_name(labels, dataset)
+    values = _in_order(labels, dataset, what=what, like=like)
     if values.ndim not in (1, 2):
         raise ModelError(f"{what} have shape {values.shape}.", remedy="Give one label for each cell.")
     if len(values) != len(dataset):
@@ -112,15 +115,50 @@ def numbers(labels: npt.NDArray[Any], num_outputs: int, *, what: str) -> npt.NDA
     return values.astype(np.float32)
 
 
-def _by_name(labels: Any, dataset: scGPTDataset) -> npt.NDArray[Any]:
-    """The labels as an array of objects, in the order of the cells where they are named like these."""
-    if isinstance(labels, pd.Series | pd.DataFrame):
-        names = pd.Index(dataset.obs_names)
-        index = labels.index.astype(str)
-        if len(index) == len(names) and index.is_unique and names.is_unique and not len(index.difference(names)):
-            labels = labels.set_axis(index, axis=0).loc[names]
-        return np.asarray(labels.to_numpy(), object)
-    return np.asarray(labels if isinstance(labels, np.ndarray) else _listed(labels), object)
+def _in_order(labels: Any, dataset: scGPTDataset, *, what: str, like: Any) -> npt.NDArray[Any]:
+    """The labels as an array of objects, rows in the order of the cells and columns in that of ``like``."""
+    if not isinstance(labels, pd.Series | pd.DataFrame):
+        return np.asarray(labels if isinstance(labels, np.ndarray) else _listed(labels), object)
+    if isinstance(labels, pd.DataFrame):
+        labels = _columns_in_order(labels, what=what, like=like)
+    names, index = pd.Index(dataset.obs_names), labels.index.astype(str)
+    if not index.equals(names) and len(index.intersection(names)):
+        _refuse_other_cells(index, names, what=what)
+        labels = labels.set_axis(index, axis=0).loc[names]
+    return np.asarray(labels.to_numpy(), object)
+
+
+def _columns_in_order(labels: pd.DataFrame, *, what: str, like: Any) -> pd.DataFrame | pd.Series[Any]:
+    """The table with the columns of ``like``; a table of one column as that column."""
+    if isinstance(like, pd.DataFrame):
+        if sorted(map(str, labels.columns)) != sorted(map(str, like.columns)):
+            raise ModelError(
+                f"{what} has the columns {some([str(name) for name in labels.columns])}, the training labels have "
+                f"{some([str(name) for name in like.columns])}.",
+                remedy="Give the same columns for both.",
+            )
+        labels = labels[list(like.columns)]
+    return labels.iloc[:, 0] if labels.shape[1] == 1 else labels
+
+
+def _refuse_other_cells(index: pd.Index[Any], names: pd.Index[Any], *, what: str) -> None:
+    """ModelError if labels and cells share some names but cannot be matched one to one."""
+    missing, other = names.difference(index), index.difference(names)
+    repeated = [*index[index.duplicated()], *names[names.duplicated()]]
+    if not (len(missing) or len(other) or repeated):
+        return
+    problems = [
+        f"{len(found):,} {kind} ({some([str(name) for name in found])})"
+        for kind, found in (("cells have no label", missing), ("labels are of other cells", other),
+                            ("names are repeated", repeated))
+        if len(found)
+    ]  # fmt: skip
+    raise ModelError(
+        f"{what}: the index names some of the cells, but {', '.join(problems)}.",
+        remedy="Select the labels of these cells (labels.loc[list(dataset.obs_names)]), or pass labels.to_numpy() if "
+        "they are in the order of the cells.",
+        cells=[str(name) for name in missing[:20]],
+    )
 
 
 def _listed(labels: Any) -> Any:
@@ -135,15 +173,16 @@ def _plain(labels: npt.NDArray[Any]) -> list[Any]:
         raise ModelError(f"Class labels have shape {labels.shape}.", remedy="Give one class for each cell.")
     plain = [_plain_one(label) for label in labels]
     if len({type(label) for label in plain}) > 1:
-        raise ModelError("Class labels are texts and numbers.", remedy="Make all of them texts: labels.astype(str).")
+        raise ModelError("Class labels are texts and numbers.", remedy="Give texts only, or whole numbers only.")
     return plain
 
 
 def _plain_one(label: Any) -> int | str:
-    if isinstance(label, bool | np.bool_ | str):
-        return str(label)
+    text = label_text(label)
+    if isinstance(label, bool | np.bool_ | str | bytes):
+        return str(text)
     if isinstance(label, int | np.integer) or (isinstance(label, float | np.floating) and float(label).is_integer()):
-        return int(label)
+        return int(str(text))
     raise ModelError(
         f"{label!r} is no class.", remedy="Give texts or whole numbers, or set fine_tuning_head='regression'."
     )

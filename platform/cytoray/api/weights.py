@@ -20,7 +20,7 @@ from cytoray.api.config import checked, scGPTConfig
 from cytoray.errors import ConfigError, ModelError, NotFoundError
 from cytoray.model.bundle import DIGESTS, ModelBundle, load_bundle
 from cytoray.model.config import ModelConfig
-from cytoray.model.public_checkpoint import ARGS, WEIGHTS, load_public_checkpoint
+from cytoray.model.public_checkpoint import WEIGHTS, load_public_checkpoint, names_heads
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -139,9 +139,9 @@ def _open_folder(folder: Path, config: scGPTConfig) -> ModelBundle:
         return load_bundle(folder)
     if not (folder / WEIGHTS).exists():
         raise _no_model(str(folder), there=sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None)
-    # Tensors do not tell the number of heads: without args.json the user must.
-    told = "nheads" in config.given and not (folder / ARGS).exists()
-    checkpoint = load_public_checkpoint(folder, overrides={"num_heads": config.nheads} if told else None)
+    # Tensors do not show the number of heads: if args.json does not give it, the user must.
+    asked = "nheads" in config.given and not names_heads(folder)
+    checkpoint = load_public_checkpoint(folder, overrides={"num_heads": config.nheads} if asked else None)
     logger.info("%s: %s", config.model, checkpoint.report.text())
     return checkpoint.to_bundle()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import queue
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -15,7 +14,7 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
-from cytoray.corpus.streaming.background import start_daemon
+from cytoray.corpus.streaming.background import Room, start_daemon
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 
 if TYPE_CHECKING:  # Ray Data's executor loads this module, and has no use for the half a second of kernels and readers
@@ -116,8 +115,7 @@ class _ReadAhead:
 
     def __init__(self, iterator: ray.data.DataIterator) -> None:
         self._ahead: queue.SimpleQueue[StepChunk | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(1)  # for the first block, whose size tells how many there is room for
-        self._stopped = threading.Event()
+        self._room = Room(1)  # for the first block, whose size tells how many there is room for
         self._reading = start_daemon(functools.partial(self._read, iterator), name="read-ahead")
 
     def _read(self, iterator: ray.data.DataIterator) -> None:
@@ -127,10 +125,9 @@ class _ReadAhead:
             for table in iterator.iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[arg-type]
                 for chunk in StepChunk.from_table(table):
                     if first:
-                        self._room.release(max(1, READ_AHEAD_BYTES // max(1, chunk.num_bytes)))
+                        self._room.free(max(1, READ_AHEAD_BYTES // max(1, chunk.num_bytes)))
                         first = False
-                    self._room.acquire()
-                    if self._stopped.is_set():
+                    if not self._room.take():
                         return
                     self._ahead.put(chunk)
         finally:
@@ -141,10 +138,9 @@ class _ReadAhead:
         try:
             while (chunk := self._ahead.get()) is not None:
                 yield from chunk.batches()
-                self._room.release()
+                self._room.free()
             self._reading.result()
         finally:
-            self._stopped.set()
-            self._room.release()
+            self._room.close()
             # A thread that asks Ray for a block after ``ray.shutdown`` ends the process.
             wait([self._reading], timeout=LEAVING_S)

@@ -8,52 +8,57 @@ commit object is last.
 from __future__ import annotations
 
 import functools
-import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray.data
 from ray.exceptions import RayError
 
-import cytoray
 from cytoray import progress, storage
 from cytoray.cluster import user_error
 from cytoray.corpus.checking.checks import refuse_unrecoverable
 from cytoray.corpus.checking.profile import SourceProfile
+from cytoray.corpus.claims import claim_staging
 from cytoray.corpus.config import IngestConfig, SourceConfig
-from cytoray.corpus.ingesting.dedupe import CopiesRecord, copies_uri, find_copies, num_buckets, round_of
+from cytoray.corpus.ingesting.dedupe import (
+    CopiesRecord,
+    HashPart,
+    SpillHashes,
+    cut_hashes,
+    find_copies,
+    join_copies,
+    num_buckets,
+    round_of,
+)
+from cytoray.corpus.ingesting.outcome import build_manifest, write_data_report
 from cytoray.corpus.ingesting.planning import IngestPlan, describe_source, dry_run, plan_ingest, quarantine
-from cytoray.corpus.ingesting.read_pass import close_sources, load_spill, spill_ranges
-from cytoray.corpus.ingesting.recount import profile_copies, recount_items
-from cytoray.corpus.ingesting.write_pass import PartitionRecord, Round, section_items, write_shard
+from cytoray.corpus.ingesting.read_pass import SpillRecord, close_sources, spill_name, spill_ranges
+from cytoray.corpus.ingesting.runs import RunRecord, write_run
+from cytoray.corpus.ingesting.shuffle import (
+    Piece,
+    hash_items,
+    partition_items,
+    read_items,
+    run_items,
+    section_item,
+)
+from cytoray.corpus.ingesting.write_pass import PartitionRecord, Round, write_shard
 from cytoray.corpus.manifest import (
     CorpusManifest,
-    IncrementRecord,
     QuarantineRecord,
-    ShardRecord,
-    SourceRecord,
     commit_manifest,
     corpus_uri,
     find_manifest,
-    load_manifest,
 )
 from cytoray.corpus.readers.opening import open_source
-from cytoray.corpus.reporting.report import CorpusFacts, DataReport, FileReport, Quarantined
-from cytoray.corpus.reporting.report_text import log_report
 from cytoray.errors import ConflictError, CorpusError, NotFoundError
-from cytoray.tokens.vocabulary import GeneVocabulary
 
 __all__ = ["IngestResult", "describe_source", "dry_run", "find_corpus", "ingest", "plan_in_tasks"]
 logger = logging.getLogger(__name__)
 TASK_CPUS = 0.5  # two tasks share a core: half of a task's time waits for the store
-# Ranges of one source that a task reads one after another: between two tasks a worker waits for 0.2 s, and opens.
-RANGES_A_TASK = 4
-TASKS_A_WORKER = 4  # at least, or the last one to finish keeps the others waiting
 FEW_SOURCES = 4  # that are opened in this process: a task's first start takes longer
 READ_SHARE = 0.75  # of an ingest's time goes into the first pass (benchmarks/ingest.py)
 
@@ -68,23 +73,23 @@ class IngestResult:
 
 
 @dataclass(frozen=True)
-class _Spill:
-    """Where the sections of one complete spill lie."""
-
-    source: int
-    start: int
-    num_cells: int
-    borders: npt.NDArray[np.int64]
-    checks: npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
 class _FirstPass:
-    """What the first pass left."""
+    """The result of the first pass; spills and hashes are those of the sources that are in."""
 
-    spills: tuple[_Spill, ...]  # of the sources that are in
+    spills: tuple[Piece, ...]
+    hashes: tuple[SpillHashes, ...]
     profiles: dict[int, SourceProfile]  # by place of the source in the plan
     quarantined: tuple[QuarantineRecord, ...]
+
+    @property
+    def num_kept(self) -> int:
+        """Cells that passed the checks."""
+        return sum(part.num_cells for part in self.hashes)
+
+    @property
+    def round_id(self) -> str:
+        """Names what later passes write."""
+        return round_of([record.uri for record in self.quarantined], [spill.name for spill in self.spills])
 
 
 def ingest(
@@ -100,6 +105,7 @@ def ingest(
     there = find_corpus(plan)
     if there is not None:
         return IngestResult(there, plan.uri, skipped=True)
+    claim_staging(plan.uri, staging=plan.staging)
     try:
         manifest = _run(plan, advance)
     except (NotFoundError, RayError) as error:
@@ -164,11 +170,11 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
     if not plan.sources:
         raise CorpusError("Every source is in quarantine.", remedy="Mend the files, or lower the rules' severity.")
     first = _read_all(plan, advance)
-    num_kept = sum(spill.num_cells for spill in first.spills)
-    copies = _find_all_copies(plan, first, num_kept)
+    records = _find_all_copies(plan, first)
     counts: Counter[int] = Counter()
-    for record in copies:
+    for record in records:
         counts.update(record.by_source)
+    num_kept = first.num_kept
     if plan.config.checks.rules.duplicate_cell == "drop":
         num_kept -= counts.total()
     if num_kept == 0:
@@ -176,47 +182,53 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
             f"Corpus {plan.config.corpus!r}: no cell passed the checks.",
             remedy="Look at checks.min_genes and the filters; `cytoray data validate` tells what dropped them.",
         )
-    shards = _write_all(plan, first, copies, advance, scale=plan.num_cells / num_kept)
-    uris = [copies_uri(plan, _round_name(first), record.bucket) for record in copies]
-    profiles = _with_copies(plan, first.profiles, counts, uris)
-    manifest = _manifest(plan, replace(first, profiles=profiles), shards)
-    _write_report(plan, manifest, profiles)
+    label_columns = {source: tuple(profile.labels) for source, profile in first.profiles.items()}
+    round_ = Round(first.round_id, _join_all_copies(plan, first, records), label_columns)
+    written = _write_all(plan, first, round_, advance, scale=plan.num_cells / num_kept)
+    profiles = _with_copies(plan, first.profiles, counts, written)
+    manifest = build_manifest(plan, profiles, first.quarantined, [record.shard for record in written if record.shard])
+    for warning in dict.fromkeys(text for profile in profiles.values() for text in profile.label_warnings()):
+        logger.warning(warning)
+    write_data_report(plan, manifest, profiles)
     commit_manifest(plan.uri, manifest)
     return manifest
 
 
 def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
     """First pass: read, check and spill row ranges; put bad sources in quarantine."""
-    ranges = [_cut_rows(planned.description.num_cells, plan.config.rows_per_task) for planned in plan.sources]
-    together = min(RANGES_A_TASK, max(1, sum(map(len, ranges)) // (TASKS_A_WORKER * plan.config.read_concurrency)))
-    items = [
-        {"source": source, "borders": borders[first : first + together + 1]}
-        for source, borders in enumerate(ranges)
-        for first in range(0, len(borders) - 1, together)
-    ]
+    items = read_items(
+        [planned.description.num_cells for planned in plan.sources],
+        rows_per_task=plan.config.rows_per_task,
+        concurrency=plan.config.read_concurrency,
+    )
     bad: dict[int, tuple[int, QuarantineRecord]] = {}
+    profiles = {source: SourceProfile() for source in range(len(plan.sources))}
+    found: list[tuple[Piece, SpillHashes]] = []
     for row in _map_tasks(items, functools.partial(spill_ranges, plan=plan), plan.config.read_concurrency):
         source, start = int(row["source"]), int(row["start"])
         if row["refused"] and (source not in bad or start < bad[source][0]):
             bad[source] = start, QuarantineRecord.model_validate_json(row["refused"])
+        for record in map(SpillRecord.model_validate_json, row["records"]):
+            profiles[source] = profiles[source].merge(SourceProfile.from_json(record.profile))
+            found.append(_parts(record))
         advance(READ_SHARE * row["num_rows"])
     quarantined = list(plan.quarantined)
-    for _, (_, record) in sorted(bad.items()):
-        quarantined.append(quarantine(plan.config, record, so_far=len(quarantined)))
-    spills, profiles = [], {source: SourceProfile() for source in range(len(plan.sources)) if source not in bad}
-    for spill in (load_spill(plan, source, start) for source in profiles for start in ranges[source][:-1]):
-        borders = np.array(spill.sections.borders, np.int64)
-        checks = np.array(spill.sections.checks, np.uint32)
-        spills.append(_Spill(spill.source, spill.start, spill.num_cells, borders, checks))
-        profiles[spill.source] = profiles[spill.source].merge(SourceProfile.from_json(spill.profile))
+    for source, (_, refusal) in sorted(bad.items()):
+        quarantined.append(quarantine(plan.config, refusal, so_far=len(quarantined)))
+        del profiles[source]
     _refuse_unrecoverable(plan, profiles)
-    return _FirstPass(tuple(spills), profiles, tuple(quarantined))
+    spilled = sorted((pair for pair in found if pair[1].source not in bad), key=lambda pair: pair[0].name)
+    return _FirstPass(
+        tuple(spill for spill, _ in spilled), tuple(hashes for _, hashes in spilled), profiles, tuple(quarantined)
+    )
 
 
-def _cut_rows(num_rows: int, at_most: int) -> list[int]:
-    """Borders of equal ranges that cover the rows of a source; without any row there is no range."""
-    num_ranges = -(-num_rows // at_most)
-    return [num_rows * number // num_ranges for number in range(num_ranges + 1)] if num_rows else []
+def _parts(record: SpillRecord) -> tuple[Piece, SpillHashes]:
+    """Where the cells of a spill lie, and where their content hashes."""
+    name = spill_name(record.source, record.start, record.stop)
+    spill = Piece.of(name, record.sections)
+    place = (*spill.borders[-2:].tolist(), int(spill.checks[-1]))
+    return spill, SpillHashes(name, place, record.source, record.num_cells)
 
 
 def _refuse_unrecoverable(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> None:
@@ -227,41 +239,62 @@ def _refuse_unrecoverable(plan: IngestPlan, profiles: dict[int, SourceProfile]) 
                 refuse_unrecoverable(reader, profile, plan.config.checks)
 
 
-def _find_all_copies(plan: IngestPlan, first: _FirstPass, num_kept: int) -> list[CopiesRecord]:
+def _find_all_copies(plan: IngestPlan, first: _FirstPass) -> list[CopiesRecord]:
     """The copies of cells, bucket by bucket."""
-    if plan.config.checks.rules.duplicate_cell == "off" or num_kept == 0:
+    if plan.config.checks.rules.duplicate_cell == "off" or first.num_kept == 0:
         return []
-    buckets = num_buckets(num_kept + sum(file.num_bytes > 0 for file in plan.known_obs) * plan.config.cells_per_shard)
-    name = _round_name(first)
-    items = [{"bucket": bucket, "num_buckets": buckets, "round": name} for bucket in range(buckets)]
-    spills = [(spill.source, spill.start) for spill in first.spills]
-    work = functools.partial(find_copies, plan=plan, spills=spills)
-    # One bucket takes a second or two: not worth the start of a pipeline.
-    rows = _map_tasks(items, work, plan.config.read_concurrency) if buckets > 1 else map(work, items)
+    parts: list[HashPart] = [part for part in first.hashes if part.num_cells]
+    parts += plan.known
+    sizes = [part.num_cells for part in parts]
+    buckets = num_buckets(sum(sizes))
+    work = functools.partial(find_copies, plan=plan, parts=parts, round_id=first.round_id)
+    items: list[dict[str, Any]] = [{"bucket": 0}]
+    if buckets == 1:
+        rows: Iterable[dict[str, Any]] = map(work, items)  # takes a second or two: not worth the start of a pipeline
+    else:
+        cut = functools.partial(cut_hashes, plan=plan, parts=parts, round_id=first.round_id)
+        cuts = _map_tasks(hash_items(sizes, num_buckets=buckets), cut, plan.config.read_concurrency)
+        runs = _pieces(cuts)[0]
+        items = [{"bucket": bucket, **section_item(runs, bucket)} for bucket in range(buckets)]
+        rows = _map_tasks(items, work, plan.config.read_concurrency)
     return sorted((CopiesRecord.model_validate_json(row["record"]) for row in rows), key=lambda record: record.bucket)
 
 
+def _join_all_copies(plan: IngestPlan, first: _FirstPass, records: Sequence[CopiesRecord]) -> dict[int, Piece]:
+    """The cells to leave out, by group of partitions."""
+    groups = {group: plan.groups.members(group) for group in range(plan.groups.num_groups)}
+    if len(records) == 1:
+        whole = Piece.of(records[0].name, records[0].sections)
+        return {group: whole.part(members) for group, members in groups.items()}
+    records = [record for record in records if record.sections.borders[-1]]
+    items = [{"group": group} for group in groups] if records else []
+    work = functools.partial(join_copies, plan=plan, records=records, round_id=first.round_id)
+    joined = _pieces(_map_tasks(items, work, plan.config.read_concurrency))
+    return {group: piece for group, (piece,) in joined.items()}
+
+
 def _write_all(
-    plan: IngestPlan, first: _FirstPass, copies: Sequence[CopiesRecord], advance: progress.Advance, *, scale: float
-) -> list[ShardRecord]:
+    plan: IngestPlan, first: _FirstPass, round_: Round, advance: progress.Advance, *, scale: float
+) -> list[PartitionRecord]:
     """Second pass: gather each partition, shuffle it, write its shard."""
-    spills = [spill for spill in first.spills if spill.num_cells]
-    round_ = Round(_round_name(first), tuple((spill.source, spill.start) for spill in spills), tuple(copies))
-    items = [
-        section_items(
-            partition,
-            [(spill.borders[partition], spill.borders[partition + 1]) for spill in spills],
-            [spill.checks[partition] for spill in spills],
-        )
-        for partition in range(plan.num_partitions)
-    ]
+    gather = functools.partial(write_run, plan=plan, round_id=round_.name)
+    runs = _pieces(_map_tasks(run_items(first.spills, plan.groups), gather, plan.config.read_concurrency))
     work = functools.partial(write_shard, plan=plan, round_=round_)
     records = []
-    for row in _map_tasks(items, work, plan.config.read_concurrency):
+    for row in _map_tasks(partition_items(first.spills, runs, plan.groups), work, plan.config.read_concurrency):
         records.append(PartitionRecord.model_validate_json(row["record"]))
         shard = records[-1].shard
         advance((1 - READ_SHARE) * scale * (shard.num_cells if shard else 0))
-    return [record.shard for record in sorted(records, key=lambda record: record.partition) if record.shard]
+    return sorted(records, key=lambda record: record.partition)
+
+
+def _pieces(rows: Iterable[dict[str, Any]]) -> dict[int, list[Piece]]:
+    """The runs that tasks wrote, by group, in the order of their names."""
+    runs: dict[int, list[Piece]] = defaultdict(list)
+    for row in rows:
+        record = RunRecord.model_validate_json(row["record"])
+        runs[int(row.get("group", 0))].append(Piece.of(record.name, record.sections))
+    return defaultdict(list, {group: sorted(pieces, key=lambda piece: piece.name) for group, pieces in runs.items()})
 
 
 def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iterable[dict[str, Any]]:
@@ -274,103 +307,18 @@ def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iter
     return mapped
 
 
-def _round_name(first: _FirstPass) -> str:
-    return round_of([record.uri for record in first.quarantined])
-
-
 def _with_copies(
-    plan: IngestPlan, profiles: dict[int, SourceProfile], counts: Counter[int], uris: Sequence[str]
+    plan: IngestPlan, profiles: dict[int, SourceProfile], counts: Counter[int], written: Sequence[PartitionRecord]
 ) -> dict[int, SourceProfile]:
-    """The profiles of the sources after their copies were found; ``uris`` are the lists of cells left out."""
+    """The profiles of the sources after their copies (``counts`` by source) were found, and left out if so ruled."""
     if plan.config.checks.rules.duplicate_cell != "drop":
-        warned = {source: {"duplicate_cell": count} for source, count in counts.items() if count}
-        return {
-            source: profile.merge(SourceProfile(warned=warned.get(source, {}))) for source, profile in profiles.items()
-        }
-    copied = {source: profile for source, profile in profiles.items() if profile.num_kept == counts[source]}
-    sources = [source for source in profiles if counts[source] and source not in copied]
-    items = [item for source in sources for item in recount_items(plan.sources[source].description.num_cells, source)]
-    work = functools.partial(profile_copies, plan=plan, uris=uris)
-    for row in _map_tasks(items, work, plan.config.read_concurrency):
-        found = SourceProfile.from_json(json.loads(row["profile"]))
-        copied[int(row["source"])] = copied.get(int(row["source"]), SourceProfile()).merge(found)
-    return {source: profile.without(copied.get(source, SourceProfile())) for source, profile in profiles.items()}
-
-
-def _manifest(plan: IngestPlan, first: _FirstPass, shards: list[ShardRecord]) -> CorpusManifest:
-    """Put together what was read and written, behind what the version before has."""
-    config = plan.config
-    parent = load_manifest(config.store, f"{config.corpus}@{plan.version - 1}") if plan.version > 1 else None
-    sources = tuple(_source_records(plan, first.profiles))
-    manifest = CorpusManifest(
-        name=config.corpus,
-        version=plan.version,
-        parent=parent.digest if parent else None,
-        vocabulary_digest=GeneVocabulary.load_default().digest(),
-        values=plan.values,
-        binning=config.binning,
-        n_bins=config.tokenizer.n_bins,
-        seed=config.seed,
-        modalities={name: modality.features for name, modality in plan.modalities.items()},
-        modality_values={name: modality.values for name, modality in plan.modalities.items()},
-        obs_columns=plan.obs_types,
-        sources=(*(parent.sources if parent else ()), *sources),
-        quarantined=first.quarantined,
-        shards=(*(parent.shards if parent else ()), *shards),
-    )
-    increment = IncrementRecord(
-        version=plan.version,
-        config_digest=config.fingerprint(),
-        code_version=cytoray.__version__,
-        num_sources=len(sources),
-        num_shards=len(shards),
-        num_cells=sum(shard.num_cells for shard in shards),
-        report_key=f"reports/{plan.version:06d}-{manifest.content_digest[:16]}",
-    )
-    return manifest.model_copy(update={"increments": (*(parent.increments if parent else ()), increment)})
-
-
-def _source_records(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> Iterator[SourceRecord]:
-    for index, profile in profiles.items():
-        planned = plan.sources[index]
-        description = planned.description
-        yield SourceRecord(
-            uri=description.uri,
-            identity=planned.source.identity,
-            config_digest=planned.source.fingerprint(),
-            version=description.version,
-            num_bytes=description.num_bytes,
-            format=description.format,
-            matrix=description.matrix,
-            value_kind=description.value_kind,
-            num_cells=description.num_cells,
-            num_genes=description.num_genes,
-            num_matched_genes=planned.num_matched_genes,
-            num_kept_cells=profile.num_kept,
-            dropped=dict(sorted(profile.dropped.items())),
-            warned=dict(sorted(profile.warned.items())),
-        )
-
-
-def _write_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict[int, SourceProfile]) -> None:
-    """Write and log the data report on what this version added, beside its shards."""
-    from cytoray.corpus.reporting.report_page import write_report  # matplotlib: only where a report is written
-
-    files = [FileReport(plan.sources[index].description, profile) for index, profile in profiles.items()]
-    facts = CorpusFacts(
-        name=manifest.name,
-        version=manifest.version,
-        digest=manifest.digest,
-        num_cells=manifest.num_cells,
-        num_bytes=manifest.num_bytes,
-        num_shards=len(manifest.shards),
-    )
-    quarantined = tuple(Quarantined(**record.model_dump()) for record in manifest.quarantined)
-    report = DataReport(f"Corpus {manifest.name}, version {manifest.version}", tuple(files), quarantined, facts)
-    folder = manifest.increments[-1].report_key
-    assert folder is not None, "an ingest names its report"
-    log_report(report)
-    write_report(storage.join(plan.uri, folder), report)
+        warned = {source: SourceProfile(warned={"duplicate_cell": count}) for source, count in counts.items() if count}
+        return {source: profile.merge(warned.get(source, SourceProfile())) for source, profile in profiles.items()}
+    copies = {source: SourceProfile() for source in profiles}
+    for record in written:
+        for source, found in record.copies.items():
+            copies[source] = copies[source].merge(SourceProfile.from_json(found))
+    return {source: profile.without(copies[source]) for source, profile in profiles.items()}
 
 
 def _conflict(plan: IngestPlan, error: NotFoundError | RayError) -> ConflictError | None:

@@ -59,11 +59,16 @@ class ShardRecord(CellFileRecord):
     obs: FileRecord
     modalities: dict[str, CellFileRecord] = Field({}, description="By name; cells and row groups as in the shard.")
     cell_id_sum: int = Field(description="Sum of the cell ids modulo 2**64.")
+    hashes: FileRecord | None = Field(
+        None,
+        exclude_if=lambda hashes: hashes is None,  # which leaves the digests of older corpora as they were
+        description="Content hashes of the cells, uint64 each, in the shard's order; null in older corpora.",
+    )
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """Every object of this shard."""
-        return (self, self.obs, *self.modalities.values())
+        return (self, self.obs, *self.modalities.values(), *([self.hashes] if self.hashes else ()))
 
 
 class SourceRecord(Config):

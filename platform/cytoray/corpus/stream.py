@@ -21,14 +21,16 @@ from cytoray.corpus.manifest import CorpusManifest, corpus_uri, load_manifest
 from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
-from cytoray.corpus.streaming.members import Members, find_members
+from cytoray.corpus.streaming.members import MemberOptions, Members, find_members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells, ReadingOrder
 from cytoray.corpus.streaming.pipeline import Job, fill_ahead, fill_in_turn
 from cytoray.corpus.streaming.shares import Team
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.keys import Purpose, combine
 from cytoray.tokens.packed import concatenate, unpack
+from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 CHUNK_CELLS = 4096  # filled at once: some 30 ms of work, of which calls and planning take little
@@ -147,3 +149,42 @@ def load_cells(store: str, manifest: CorpusManifest) -> SparseCells:
     uri = corpus_uri(store, manifest.name)
     shards = [shard for shard in manifest.shards if shard.num_cells] or manifest.shards[:1]
     return unpack(concatenate([read_shard(storage.join(uri, shard.key), shard) for shard in shards]))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSample:
+    """Cells of a corpus with their labels, all of them or a sample."""
+
+    cells: SparseCells
+    labels: tuple[str, ...]  # (C,)
+    num_labelled: int  # cells with a label in the whole corpus
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether labelled cells were left out."""
+        return len(self.labels) < self.num_labelled
+
+
+def sample_labelled_cells(
+    store: str, manifest: CorpusManifest, label_key: str, *, max_cells: int, seed: int = 0
+) -> LabelledSample:
+    """Cells that have a label in ``label_key``, of a large corpus ``max_cells``: whole row groups drawn at random.
+
+    Only those row groups are read and held. Cells come in the order of the corpus. CorpusError if no cell has a label.
+    """
+    members = find_members(store, manifest, MemberOptions(label_key=label_key), seed=seed)
+    ends = np.cumsum(members.counts)
+    units = np.arange(len(members.counts))
+    if ends[-1] > max_cells:
+        order = np.argsort(combine(seed, int(Purpose.SAMPLING), units.astype(np.uint64)), kind="stable")
+        units = np.sort(order[: int(np.searchsorted(np.cumsum(members.counts[order]), max_cells)) + 1])
+    stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1, label_key), members)
+    parts: list[SparseCells] = []
+    codes = [np.empty(0, np.int32)]
+    for unit in units[members.counts[units] > 0].tolist():
+        rows = members.rows(unit)
+        parts.append(unpack(stream.read_unit(unit).cells).take(rows))
+        codes.append(members.codes(unit, rows))
+    kept = np.arange(min(max_cells, int(ends[-1])))
+    labels = tuple(members.labels[code] for code in np.concatenate(codes)[kept].tolist())
+    return LabelledSample(SparseCells.concatenate(parts).take(kept), labels, int(ends[-1]))

@@ -28,10 +28,12 @@ from cytoray.corpus.checking.checks import (
 from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.readers.base import CellReader, Format
-from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.readers.finding import find_sources
+from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 from cytoray.errors import CorpusError, CytorayError
 from cytoray.tokens.cells import Int64, UInt64
+from cytoray.tokens.labels import missing_spellings_warning
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 ROWS_AT_A_TIME = SLAB_ROWS  # a range of one slab: nothing is joined, and memory stays flat
@@ -70,7 +72,7 @@ class _Seen:
 
     content: UInt64  # (C,)
     rows: Int64  # (C,)
-    labels: dict[str, npt.NDArray[np.int64]]  # (C,) code of each cell's value, -1 without one, by column
+    labels: dict[str, tuple[npt.NDArray[np.int64], list[str]]]  # by column: (C,) codes, -1 without one; their values
 
 
 def validate(
@@ -80,7 +82,8 @@ def validate(
 
     ``advance`` is called with rows read. Raises CorpusError only if the list of sources itself cannot be used.
     """
-    expanded = sorted(expand_sources(sources), key=lambda source: source.identity)
+    found = find_sources(sources)
+    expanded = sorted(found.sources, key=lambda source: source.identity)
     files: dict[str, FileReport] = {}
     seen: dict[str, _Seen] = {}
     refused = []
@@ -104,7 +107,8 @@ def validate(
         gone = copies[identity].rows if identity in copies and options.checks.rules.duplicate_cell == "drop" else ()
         files[identity] = _with_labels(file, seen[identity], gone)
     title = f"Data report of {expanded[0].uri}" if len(expanded) == 1 else f"Data report of {len(expanded)} files"
-    return DataReport(title, tuple(files.values()), tuple(sorted(refused, key=lambda record: record.uri)))
+    quarantined = tuple(sorted(refused, key=lambda record: record.uri))
+    return DataReport(title, tuple(files.values()), quarantined, not_read=found.not_read)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +160,7 @@ def _look_at(source: SourceConfig, options: ValidateConfig, advance: progress.Ad
             advance(stop - start, source.uri)
         refuse_unrecoverable(reader, profile, options.checks)
     kept = np.concatenate(rows)
-    codes = {key: column[kept] for key, column in labels.items()}
+    codes = {key: (column[kept], values) for key, (column, values) in labels.items()}
     return FileReport(description, profile), _Seen(np.concatenate(content), kept, codes)
 
 
@@ -170,8 +174,8 @@ def _ranges(num_rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + ROWS_AT_A_TIME, num_rows)
 
 
-def _label_codes(reader: CellReader, key: str) -> npt.NDArray[np.int64]:
-    """The value of each cell in a column of obs as a number, -1 without one; CorpusError if the column is missing."""
+def _label_codes(reader: CellReader, key: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """The value of each cell in a column of obs as a code, -1 without one, and the values; CorpusError if missing."""
     if key not in reader.obs:
         there = ", ".join(map(str, reader.obs.columns)) or "none"
         raise CorpusError(
@@ -180,18 +184,22 @@ def _label_codes(reader: CellReader, key: str) -> npt.NDArray[np.int64]:
             rule="label",
             key=f"obs/{key}",
         )
-    return np.asarray(pd.factorize(np.array(reader.labels(key), dtype=object))[0], np.int64)
+    codes, values = pd.factorize(np.array(reader.labels(key), dtype=object))
+    return np.asarray(codes, np.int64), [str(value) for value in values]
 
 
 def _with_labels(file: FileReport, seen: _Seen, copies: Sequence[int] | Int64) -> FileReport:
     """Add the number of values that the cells which stay have in each column that was asked for."""
     stays = ~np.isin(seen.rows, copies)
     findings = dict(file.profile.findings)
-    for key, codes in seen.labels.items():
+    for key, (codes, names) in seen.labels.items():
         kept = codes[stays]
-        values = len(np.unique(kept[kept >= 0]))
+        present = np.unique(kept[kept >= 0])
+        values = len(present)
         missing = f"{int((kept < 0).sum()):,} of {len(kept):,} kept cells without one"
         findings[f"label {key}"] = f"{values:,} {'value' if values == 1 else 'values'}, {missing}"
+        if suspicious := missing_spellings_warning([names[code] for code in present], where=f"obs/{key}"):
+            findings[f"label {key} missing"] = suspicious
     return replace(file, profile=replace(file.profile, findings=findings))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cytoray import progress, storage
+from cytoray.corpus.claims import Marks, mark_uri, marked
 from cytoray.corpus.manifest import (
     CellFileRecord,
     CorpusManifest,
@@ -170,23 +171,42 @@ def _check_file(uri: str, file: FileRecord, shard: ShardRecord | None) -> Damage
 def gc(store: str, *, dry_run: bool = True, grace_s: float = GRACE_S) -> GcReport:
     """Find (and with ``dry_run=False`` delete) what no committed version of any corpus of the store names.
 
-    Objects younger than ``grace_s`` seconds stay: an ingest under way writes its shards before its version. Raises
-    CorpusError, and deletes nothing, where a version cannot be read.
+    Objects younger than ``grace_s`` seconds stay, and so does everything of a corpus where an ingest began, was
+    resumed or wrote to its staging area since then: it may rely on objects of any age. With ``grace_s=0`` no ingest may
+    be under way. Raises CorpusError, and deletes nothing, if a version cannot be read.
     """
-    started = time.time()
-    written = {entry.uri: entry.modified_s for entry in _objects(store)}
-    named = _named(store, written)
-    loose = [uri for uri in sorted(written, key=_staging_first) if not _is_named(uri, named)]
-    orphans = [uri for uri in loose if started - written[uri] >= grace_s]
+    # Listings of a local disk are absolute, and what is named must compare equal to what is listed.
+    store = store if storage.is_remote(store) else str(storage.local_path(store))
+    orphans, num_young = _find_orphans(store, grace_s)
     if not dry_run and orphans:
-        named = _named(store, [entry.uri for entry in _objects(store)])  # a version may have come meanwhile
-        orphans = [uri for uri in orphans if not _is_named(uri, named)]
-        failpoint("gc.before_first_delete")
-        for number, uri in enumerate(orphans):
-            storage.delete(uri)
-            if number == 0:
-                failpoint("gc.after_first_delete")
-    return GcReport(tuple(orphans), len(loose) - len(orphans), deleted=not dry_run)
+        with marked(sorted({_corpus_of(uri, store) for uri in orphans})) as marks:
+            still, num_young = _find_orphans(store, grace_s)  # a version or an ingest may have come meanwhile
+            orphans = [uri for uri in still if uri in set(orphans)]
+            _delete_all(orphans, marks)
+    return GcReport(tuple(orphans), num_young, deleted=not dry_run)
+
+
+def _delete_all(orphans: Sequence[str], marks: Marks) -> None:
+    failpoint("gc.before_first_delete")
+    for number, uri in enumerate(orphans):
+        marks.renew()
+        storage.delete(uri)
+        if number == 0:
+            failpoint("gc.after_first_delete")
+
+
+def _find_orphans(store: str, grace_s: float) -> tuple[list[str], int]:
+    """Objects that may be deleted, in that order, and how many others no version names."""
+    now = time.time()
+    ages = {entry.uri: now - entry.modified_s for entry in _objects(store)}
+    named = _named(store, ages)
+    corpora = {uri: _corpus_of(uri, store) for uri in ages}
+    busy = {corpora[uri] for uri, age in ages.items() if age < grace_s and uri.startswith(f"{corpora[uri]}/staging/")}
+    loose = [
+        uri for uri in sorted(ages, key=_records_first) if not _is_named(uri, named) and uri != mark_uri(corpora[uri])
+    ]
+    orphans = [uri for uri in loose if ages[uri] >= grace_s and corpora[uri] not in busy]
+    return orphans, len(loose) - len(orphans)
 
 
 def _objects(store: str) -> list[storage.ObjectInfo]:
@@ -194,9 +214,15 @@ def _objects(store: str) -> list[storage.ObjectInfo]:
     return storage.list_objects(storage.join(store, "corpora"), temporary=True)
 
 
-def _staging_first(uri: str) -> tuple[bool, str]:
-    """Records of finished shards go before the shards, so that no rerun trusts a record whose shard is gone."""
-    return "/staging/" not in uri, uri
+def _records_first(uri: str) -> tuple[bool, bool, str]:
+    """Sort key: what names an object goes before that object, so that no rerun trusts a record of what is gone."""
+    return "/staging/" not in uri, not uri.endswith(".json"), uri
+
+
+def _corpus_of(uri: str, store: str) -> str:
+    """The folder of the corpus that an object of a store belongs to."""
+    inside = uri.removeprefix(storage.join(store, "corpora") + "/")
+    return corpus_uri(store, inside.partition("/")[0])
 
 
 def _named(store: str, uris: Iterable[str]) -> set[str]:

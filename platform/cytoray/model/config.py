@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config
 
 AttentionBackend = Literal["auto", "cell", "sdpa", "varlen", "flex"]
 Pooling = Literal["cls", "mean", "weighted"]
+# The original takes any class of torch.nn by name; these are its element-wise ones that need no arguments.
+DecoderActivation = Literal[
+    "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid",
+    "Mish", "PReLU", "ReLU", "ReLU6", "RReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh",
+    "Tanhshrink",
+]  # fmt: skip
 
 
 class ModelConfig(Config):
@@ -62,6 +68,11 @@ class ModelConfig(Config):
     adaptive_bias: bool = Field(
         False, description="With the affine decoder: the offset is a multiple of the cell's mean value above zero."
     )
+    decoder_activation: DecoderActivation | None = Field(
+        None,
+        description="With the affine decoder: activation on factor and offset, before adaptive_bias; a class of "
+        "torch.nn.",
+    )
     zero_probability: bool = Field(
         False, description="Whether the decoders also tell the probability of not being zero (explicit_zero_prob)."
     )
@@ -95,6 +106,13 @@ class ModelConfig(Config):
         """Width of what the expression decoder takes: D, or 2 D where it is told batch label or modality."""
         return self.width * (2 if self.decoders_see_batch or self.num_modalities else 1)
 
+    @field_validator("decoder_activation", mode="before")
+    @classmethod
+    def _activation_by_name(cls, name: Any) -> Any:
+        """Find the class of torch.nn whatever the case: ``relu`` is ``ReLU``."""
+        classes = {known.lower(): known for known in get_args(DecoderActivation)}
+        return classes.get(name.lower(), name) if isinstance(name, str) else name
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.width % self.num_heads:
@@ -112,4 +130,6 @@ class ModelConfig(Config):
             raise ValueError(f"cell_conditioned_decoder {self.cell_conditioned_decoder} tells no zero_probability")
         if self.adaptive_bias and self.expression_decoder != "affine":
             raise ValueError("adaptive_bias needs expression_decoder affine")
+        if self.decoder_activation is not None and self.expression_decoder != "affine":
+            raise ValueError("decoder_activation needs expression_decoder affine")
         return self

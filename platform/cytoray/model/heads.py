@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cytoray.model.config import DecoderActivation
 
 QueryStyle = Literal["inner product", "inner product, detach", "concat query", "sum query"]
 _HIDDEN_WIDTH = 64  # of the concat and sum styles
@@ -45,17 +48,27 @@ class ExpressionDecoder(nn.Module):
 class AffineExpressionDecoder(nn.Module):
     """Expression as factor times the token's own value plus offset, for perturbed cells seen from control cells."""
 
-    def __init__(self, width: int, *, adaptive_bias: bool = False, zero_probability: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        adaptive_bias: bool = False,
+        activation: DecoderActivation | None = None,
+        zero_probability: bool = False,
+    ) -> None:
         super().__init__()
         self.adaptive_bias = adaptive_bias
+        self.activation: nn.Module = nn.Identity() if activation is None else getattr(nn, activation)()
         self.coeff_decoder = ExpressionDecoder(width, zero_probability=zero_probability)
         self.bias_decoder = ExpressionDecoder(width, zero_probability=zero_probability)
 
     def forward(self, hidden_TD: Tensor, *, values_T: Tensor, cell_means_T: Tensor) -> Expression:
         """Return predicted expression; ``cell_means_T`` is the mean value above zero of each token's cell."""
         factor, offset = self.coeff_decoder(hidden_TD), self.bias_decoder(hidden_TD)
-        shift_T = offset.value * cell_means_T if self.adaptive_bias else offset.value
-        return Expression(factor.value * values_T + shift_T, factor.nonzero_probability)
+        factor_T, shift_T = self.activation(factor.value), self.activation(offset.value)
+        if self.adaptive_bias:
+            shift_T = shift_T * cell_means_T
+        return Expression(factor_T * values_T + shift_T, factor.nonzero_probability)
 
 
 class CellConditionedDecoder(nn.Module):

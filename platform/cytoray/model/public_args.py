@@ -16,7 +16,7 @@ from cytoray.model.config import ModelConfig
 from cytoray.model.public_layout import GENES, LAYERS, AttentionLayout
 from cytoray.tokens.tokenizer import TokenizerConfig
 
-_DEFAULT_HEADS = 8  # of every released model
+_POOLINGS = {"cls": "cls", "avg-pool": "mean", "w-pool": "weighted"}
 # Keys of the released file that tell of a training run, not of the model: null where nobody says more.
 _RUN_KEYS = (
     "data_source", "save_dir", "load_model", "n_hvg", "valid_size_or_ratio", "dist_backend", "grad_accu_steps",
@@ -52,22 +52,45 @@ class PublicArgs(Config):
     mask_value: float | None = Field(None, allow_inf_nan=False, description="Value of a hidden gene.")
     input_style: str | None = Field(None, description="What values are; binned in all released models.")
     input_emb_style: Literal["continuous", "category", "scaling"] | None = Field(None, description="Value encoder.")
+    # Options of the original's constructor that released files do not have, but a careful author's may.
+    cell_emb_style: Literal["cls", "avg-pool", "w-pool"] | None = Field(None, description="A cell's embedding.")
+    mvc_decoder_style: str | None = Field(None, description="Style of the cell-conditioned decoder.")
+    decoder_activation: str | None = Field(None, description="Activation of the affine decoder.")
+    decoder_adaptive_bias: bool | None = Field(None, description="Whether the affine decoder's offset is adaptive.")
+    pre_norm: Literal[False] | None = Field(None, description="Normalisation before each block is not supported.")
+    fast_transformer_backend: Literal["flash"] | None = Field(None, description="Linear attention is not supported.")
     cytoray: Extras = Field(Extras(), description="What the other keys cannot say.")
 
-    def tokenizer_config(self, *, file: Path) -> TokenizerConfig:
-        """How this model's cells become tokens; ``<cls>`` carries ``pad_value``, as in pretraining."""
-        given = {
-            "n_bins": self.n_bins,
-            "max_length": self.max_seq_len,
-            "pad_value": self.pad_value,
-            "cls_value": self.pad_value,
-            "mask_value": self.mask_value,
+    def tokenizer_config(self, told: Mapping[str, Any], *, file: Path) -> tuple[TokenizerConfig, tuple[str, ...]]:
+        """How this model's cells become tokens, and which of it is assumed since nothing gives it.
+
+        ``<cls>`` carries ``pad_value``, as in pretraining. A table of values holds the bins, padding and the mask.
+        """
+        released, rows = TokenizerConfig(), told["num_value_bins"]
+        n_bins = self.n_bins or (rows - 2 if rows > 3 else released.n_bins)
+        pad_value = float(n_bins) if rows else released.pad_value
+        defaults: dict[str, Any] = {
+            "n_bins": n_bins,
+            "max_seq_len": released.max_length,
+            "pad_value": pad_value,
+            "mask_value": pad_value + 1,
         }
-        values = {name: value for name, value in given.items() if value is not None} | self.cytoray.tokenizer
+        known = {key: getattr(self, key) for key in defaults if getattr(self, key) is not None}
+        own = self.cytoray.tokenizer
+        assumed = [
+            f"{key} {_plain(float(value))}"
+            for key, value in defaults.items()
+            if key not in known and key.replace("max_seq_len", "max_length") not in own
+        ]
+        given = defaults | known
+        values = {**given, "max_length": given["max_seq_len"], "cls_value": given["pad_value"]} | own
+        del values["max_seq_len"]
         try:
-            return TokenizerConfig(**values)
+            config = TokenizerConfig(**values)
         except ValidationError as error:
             raise _invalid(error, where=f"{file}: cytoray.tokenizer") from error
+        _check_table(config, rows, file=file)
+        return config, tuple(assumed)
 
 
 def read_args(file: Path) -> tuple[dict[str, Any], PublicArgs]:
@@ -112,7 +135,7 @@ def check_args(settings: PublicArgs, *, told: Mapping[str, Any], file: Path) -> 
 def resolve_config(
     told: Mapping[str, Any], settings: PublicArgs, *, overrides: Mapping[str, Any], file: Path
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The model's configuration and notes on what was assumed.
+    """The model's configuration, and notes.
 
     Tensors come first and may not be contradicted; then ``overrides``, the key ``cytoray``, the rest of
     ``args.json`` (called ``file`` in messages), and defaults. Raises ModelError.
@@ -120,9 +143,9 @@ def resolve_config(
     chosen = {**settings.cytoray.model, **overrides}
     _check_overrides(settings.cytoray.model, told=told, source=f"{file}: cytoray.model")
     _check_overrides(overrides, told=told, source="overrides")
-    values, notes = _assumed(told, settings, chosen=chosen)
-    detached = chosen.get("cell_conditioned_decoder")
-    values |= chosen | dict(told) | ({"cell_conditioned_decoder": detached} if detached else {})
+    values, notes = _inferred(told, settings, chosen=chosen, file=file)
+    detached = chosen.get("cell_conditioned_decoder") or _detached(told, settings)
+    values |= {**chosen, **told} | ({"cell_conditioned_decoder": detached} if detached else {})
     try:
         config = ModelConfig(**values)
     except ValidationError as error:
@@ -130,16 +153,46 @@ def resolve_config(
     return config, notes
 
 
-def _assumed(
-    told: Mapping[str, Any], settings: PublicArgs, *, chosen: Mapping[str, Any]
+def assumed_decoder(told: Mapping[str, Any], settings: PublicArgs, *, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """The choices of a perturbation model's decoder that neither tensors nor ``args.json`` or ``overrides`` make."""
+    if told["expression_decoder"] != "affine":
+        return ()
+    named = {*settings.cytoray.model, *overrides, *told} | {
+        key.replace("decoder_adaptive", "adaptive") for key in settings.model_fields_set
+    }
+    fields = {"decoder_activation": "decoder_activation null", "adaptive_bias": "decoder_adaptive_bias false"}
+    return tuple(text for field, text in fields.items() if field not in named)
+
+
+def _check_table(config: TokenizerConfig, num_rows: int, *, file: Path) -> None:
+    """Refuse tokens that have no row in the table of values, which a model of value style category has."""
+    markers = {"pad_value": config.pad_value, "mask_value": config.mask_value, "cls_value": config.cls_value}
+    wrong = [f"{name} {_plain(value)}" for name, value in markers.items() if not 0 <= value < num_rows]
+    wrong += [f"n_bins {config.n_bins}"] if config.n_bins > num_rows else []
+    if num_rows and wrong:
+        raise ModelError(
+            f"{file}: {', '.join(wrong)} is outside of the value table, which has {num_rows} rows "
+            "(value_encoder.embedding.weight).",
+            remedy=f"Set n_bins {num_rows - 2}, pad_value {num_rows - 2} and mask_value {num_rows - 1}, as in "
+            "pretraining, or give the args.json that was saved with these weights.",
+        )
+
+
+def _inferred(
+    told: Mapping[str, Any], settings: PublicArgs, *, chosen: Mapping[str, Any], file: Path
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What ``args.json`` or habit says where tensors are silent, with notes."""
+    """What ``args.json`` says where tensors are silent, with notes."""
     notes = []
     width, num_heads = told["width"], chosen.get("num_heads", settings.nheads)
     if num_heads is None:
-        num_heads = _DEFAULT_HEADS
-        notes.append(f"no nheads is given: {num_heads} heads are assumed, as in the released models")
-    elif settings.nheads not in (None, num_heads):
+        divisors = [str(number) for number in range(1, min(width, 64) + 1) if width % number == 0]
+        raise ModelError(
+            f"{file} does not give nheads, the number of attention heads, and the tensors do not show it.",
+            remedy=f'Add "nheads" to the file, or pass num_heads (scGPTConfig: nheads). Of width {width} it can be '
+            f"{', '.join(divisors)}; the released models have 8.",
+            key="nheads",
+        )
+    if settings.nheads not in (None, num_heads):
         notes.append(f"args.json says nheads {settings.nheads}; {num_heads} was asked for")
     if isinstance(num_heads, int) and num_heads > 0 and width % num_heads:
         raise ModelError(
@@ -154,11 +207,22 @@ def _assumed(
     values: dict[str, Any] = {"num_heads": num_heads}
     if told["generative"]:
         values["unknown_out_proj"] = False  # the weights were trained so
+    if told["expression_decoder"] == "affine":
+        values["decoder_activation"] = settings.decoder_activation
+        values["adaptive_bias"] = bool(settings.decoder_adaptive_bias)
+    if settings.cell_emb_style is not None:
+        values["cell_embedding"] = _POOLINGS[settings.cell_emb_style]
     if settings.dropout is not None:
         values["dropout"] = settings.dropout
     if settings.n_layers_cls is not None:
         values["num_classifier_layers"] = settings.n_layers_cls
     return values, tuple(notes)
+
+
+def _detached(told: Mapping[str, Any], settings: PublicArgs) -> str | None:
+    """The style of the cell-conditioned decoder that has the same tensors as another, if ``args.json`` names it."""
+    style = settings.mvc_decoder_style
+    return style if style == "inner product, detach" and told["cell_conditioned_decoder"] == "inner product" else None
 
 
 def _check_overrides(overrides: Mapping[str, Any], *, told: Mapping[str, Any], source: str) -> None:
@@ -205,6 +269,8 @@ def build_args(
         "MVC": config.cell_conditioned_decoder != "none",
         "USE_GENERATIVE_TRAINING": config.generative,
     }
+    if config.expression_decoder == "affine":
+        args |= {"decoder_activation": config.decoder_activation, "decoder_adaptive_bias": config.adaptive_bias}
     return args
 
 
@@ -222,7 +288,7 @@ def extras(
     inferred, _ = resolve_config(told, settings, overrides={}, file=file)
     parts = {
         "model": _difference(config, inferred),
-        "tokenizer": _difference(tokenizer, settings.tokenizer_config(file=file)),
+        "tokenizer": _difference(tokenizer, settings.tokenizer_config(told, file=file)[0]),
         "labels": [] if labels == default_labels(config.num_labels) else list(labels),
     }
     return {name: part for name, part in parts.items() if part}

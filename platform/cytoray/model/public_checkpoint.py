@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.public_args import (
     PublicArgs,
+    assumed_decoder,
     build_args,
     check_args,
     default_labels,
@@ -32,7 +34,7 @@ from cytoray.model.public_layout import (
     AttentionLayout,
     Shapes,
     layout_name,
-    released_name,
+    released_names,
     released_order,
     told_fields,
 )
@@ -94,12 +96,13 @@ def load_public_checkpoint(
     args, settings = read_args(folder / ARGS) if (folder / ARGS).exists() else ({}, PublicArgs())
     vocabulary, notes = _read_vocabulary(folder / VOCABULARY)
     stored, found_notes = read_tensors(folder / WEIGHTS)
-    tensors, renamed = _rename(stored, file=folder / WEIGHTS)
+    tensors, renamed, prefix_notes = _rename(stored, file=folder / WEIGHTS)
     told = told_fields(Shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
     _check_vocabulary(vocabulary, told["vocabulary_size"], file=folder / VOCABULARY)
     check_args(settings, told=told, file=folder / ARGS)
-    config, assumed = resolve_config(told, settings, overrides=overrides, file=folder / ARGS)
-    tokenizer_config = settings.tokenizer_config(file=folder / ARGS)
+    config, config_notes = resolve_config(told, settings, overrides=overrides, file=folder / ARGS)
+    tokenizer_config, assumed = settings.tokenizer_config(told, file=folder / ARGS)
+    assumed += assumed_decoder(told, settings, overrides=overrides)
     with torch.device("meta"):
         expected = ScGPT(config, pad_id=vocabulary.pad_id).state_dict()
     report = compare(tensors, expected, file=folder / WEIGHTS, allow_missing=allow_missing)
@@ -107,10 +110,24 @@ def load_public_checkpoint(
     report = replace(
         report,
         renamed=tuple((old, new) for old, new in renamed if new in used),
-        notes=(*notes, *found_notes, *assumed, *precisions(tensors, used)),
+        notes=(*notes, *found_notes, *prefix_notes, *config_notes, *precisions(tensors, used)),
+        assumed=assumed,
     )
+    if assumed:
+        text = f"{folder / ARGS} does not give what results depend on: {', '.join(assumed)} is assumed."
+        warnings.warn(
+            f"{text} Add the keys to the file, or override fields of the model (models import --set FIELD=VALUE).",
+            UserWarning,
+            stacklevel=2,
+        )
     model = _build(config, pad_id=vocabulary.pad_id, tensors=used)
     return PublicCheckpoint(model, vocabulary, tokenizer_config, report, args, settings.cytoray.labels)
+
+
+def names_heads(folder: Path) -> bool:
+    """Whether the ``args.json`` of a folder gives the number of attention heads, which tensors do not show."""
+    file = Path(folder) / ARGS
+    return file.exists() and read_args(file)[1].nheads is not None
 
 
 def save_public_checkpoint(
@@ -203,18 +220,22 @@ def _check_vocabulary(vocabulary: GeneVocabulary, num_rows: int, *, file: Path) 
         )
 
 
-def _rename(stored: Mapping[str, Tensor], *, file: Path) -> tuple[dict[str, Tensor], tuple[tuple[str, str], ...]]:
-    """Tensors by released name, and (old, new) of those that had another."""
+def _rename(
+    stored: Mapping[str, Tensor], *, file: Path
+) -> tuple[dict[str, Tensor], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Tensors by released name, (old, new) of those that had another, and a note on their prefix."""
     tensors: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
+    names, prefix = released_names(stored, file=file)
     for old, tensor in stored.items():
-        new = released_name(old)
+        new = names[old]
         if new in tensors:
             raise ModelError(
                 f"{file}: {origins[new]} and {old} are both {new}.", remedy="Keep one of them.", tensor=new
             )
         tensors[new], origins[new] = tensor, old
-    return tensors, tuple((old, new) for new, old in origins.items() if new != old)
+    notes = (f"the prefix {prefix!r} was removed from the names",) if prefix else ()
+    return tensors, tuple((old, new) for new, old in origins.items() if new != old), notes
 
 
 def _build(config: ModelConfig, *, pad_id: int, tensors: Mapping[str, Tensor]) -> ScGPT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from cytoray.errors import ModelError
@@ -15,6 +16,8 @@ GENES, LAYERS = "encoder.embedding.weight", "transformer_encoder.layers"
 #: Without these a model computes noise; everything else is a head or a condition that a file may have in part.
 BODY = ("encoder.", "value_encoder.", "transformer_encoder.")
 _HEADS = ("decoder.", "cls_decoder.", "mvc_decoder.", "grad_reverse_discriminator.")
+#: Everything that a model may have beside its body.
+PARTS = (*_HEADS, "flag_encoder.", "batch_encoder.", "mod_encoder.", "pert_encoder.", "bn.", "dsbn.")
 # Rows of all three are [q; k; v]; only names differ.
 _ATTENTION: dict[AttentionLayout, dict[str, str]] = {
     "flash": {},
@@ -25,12 +28,32 @@ _ATTENTION: dict[AttentionLayout, dict[str, str]] = {
 }
 _OURS = {theirs: ours for names in _ATTENTION.values() for ours, theirs in names.items()}
 _MARK = ".self_attn."
+# What torch puts into names: DataParallel and DDP, compile, FSDP, activation checkpointing.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _MAX_LAYERS = 1024
 
 
-def released_name(name: str) -> str:
-    """The released name of a tensor of any layout, without the prefix ``module.`` of data-parallel training."""
-    head, mark, tail = name.removeprefix("module.").partition(_MARK)
+def released_names(names: Iterable[str], *, file: Path) -> tuple[dict[str, str], str]:
+    """The released name of each tensor of any layout, and the prefix that was removed from them (empty if none).
+
+    Wrappers (data-parallel, compiled, sharded) may stand anywhere in a name; a prefix of whatever modules the model
+    was part of is recognised by the gene table. Raises ModelError if there are two gene tables.
+    """
+    plain = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names}
+    prefixes = sorted({name.removesuffix(GENES) for name in plain.values() if f".{name}".endswith(f".{GENES}")})
+    if len(prefixes) > 1:
+        raise ModelError(
+            f"{file} holds several models: {' and '.join(prefix + GENES for prefix in prefixes)}.",
+            remedy="Save the state dict of one of them.",
+            prefixes=prefixes,
+        )
+    prefix = prefixes[0] if prefixes else ""
+    return {name: _flash_name(short.removeprefix(prefix)) for name, short in plain.items()}, prefix
+
+
+def _flash_name(name: str) -> str:
+    """The released name of a tensor whose attention may be named in another way."""
+    head, mark, tail = name.partition(_MARK)
     return head + mark + _OURS.get(tail, tail)
 
 
@@ -124,7 +147,8 @@ def _decoder_fields(shapes: Shapes) -> dict[str, Any]:
     affine = shapes.has("decoder.coeff_decoder.") or shapes.has("decoder.bias_decoder.")
     towers = ("decoder.", "decoder.coeff_decoder.", "decoder.bias_decoder.")
     chances = [f"{tower}zero_logit." for tower in towers] + ["mvc_decoder.W_zero_logit."]
-    return {
+    fields = {"decoder_activation": "PReLU"} if shapes.has("decoder.activation.") else {}
+    return fields | {
         "expression_decoder": "affine" if affine else "value",
         "zero_probability": any(shapes.has(prefix) for prefix in chances),
         "cell_conditioned_decoder": _query_style(shapes),

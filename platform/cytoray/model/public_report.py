@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cytoray.errors import ModelError
-from cytoray.model.public_layout import BODY, Shape
+from cytoray.model.public_layout import BODY, PARTS, Shape
 
 _SHOWN = 10  # names of a list in a message
 
@@ -26,6 +26,7 @@ class CheckpointReport:
     unexpected: tuple[str, ...] = ()  # tensors of the file that the model has no use for
     reshaped: tuple[tuple[str, Shape, Shape], ...] = ()  # (name, wanted, found): not used, initial values are kept
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # choices that change results and that neither tensors nor args.json make
 
     def text(self) -> str:
         """The report as lines to be read."""
@@ -38,6 +39,7 @@ class CheckpointReport:
         lines += [f"  reshaped    {name} is {found}, {wanted} is wanted: keeps its initial values"
                   for name, wanted, found in self.reshaped]  # fmt: skip
         lines += [f"  unexpected  {name}: not used" for name in self.unexpected]
+        lines += [f"  assumed     {text}" for text in self.assumed]
         return "\n".join([*lines, *(f"  note        {note}" for note in self.notes)])
 
 
@@ -69,9 +71,18 @@ def compare(
                 expected=list(wanted),
                 found=list(found),
             )
+    unexpected = tuple(name for name in tensors if name not in expected)
+    parts = {name.partition(".")[0] + "." for name in expected}.intersection(BODY if allow_missing else {*BODY, *PARTS})
+    if foreign := [name for name in unexpected if name.startswith(tuple(parts))]:
+        raise ModelError(
+            f"{file}: {len(foreign)} tensors are of an architecture that cytoray does not have: {listing(foreign)}.",
+            remedy="Merge adapters into the weights before saving them. Other variants of gene, value and transformer "
+            "layers are not supported; those of a head can be dropped by allowing missing tensors.",
+            unexpected=foreign,
+        )
     other = {name for name, _, _ in reshaped}
     matched = tuple(name for name in expected if name in tensors and name not in other)
-    return CheckpointReport(matched, (), missing, tuple(name for name in tensors if name not in expected), reshaped)
+    return CheckpointReport(matched, (), missing, unexpected, reshaped)
 
 
 def as_stored(tensor: Tensor, wanted: Tensor, *, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cytoray.errors import ModelError
 
-_WRAPPERS = ("model_state_dict", "state_dict", "model")
+_WRAPPERS = ("model_state_dict", "state_dict", "model", "module", "net")
 _CHUNK_BYTES = 2**20
 # What torch.load is known to raise for bytes that are no checkpoint, or a damaged one.
 _UNREADABLE = (
@@ -28,17 +28,18 @@ _UNREADABLE = (
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors of a ``torch.save`` file by name, as stored, and notes on where they were found.
 
-    A plain state dict, or a dict that holds one under ``model_state_dict``, ``state_dict`` or ``model``. The tensors
+    A plain state dict, or a dict that holds one under one of ``_WRAPPERS``, perhaps nested. The tensors
     may be views of the file itself. Raises ModelError for anything else; nothing of the file is ever run.
     """
     content = _load(file)
     old = "the file has torch's old format, which has no checksums: changed weights would not have been noticed"
     notes = () if zipfile.is_zipfile(file) else (old,)
-    if isinstance(content, dict):
+    while isinstance(content, dict):
         wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
-        if wrapper is not None:
-            notes = (*notes, f"the weights stand under {wrapper!r}; what stands beside them is not used")
-            content = content[wrapper]
+        if wrapper is None:
+            break
+        notes = (*notes, f"the weights stand under {wrapper!r}; what stands beside them is not used")
+        content = content[wrapper]
     if not isinstance(content, dict):
         raise _no_weights(file, f"it holds a {type(content).__name__}")
     if not content:

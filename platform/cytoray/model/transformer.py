@@ -354,7 +354,10 @@ def _build_value_encoder(config: ModelConfig) -> nn.Module | None:
 def _build_decoder(config: ModelConfig) -> ExpressionDecoder | AffineExpressionDecoder:
     if config.expression_decoder == "affine":
         return AffineExpressionDecoder(
-            config.width, adaptive_bias=config.adaptive_bias, zero_probability=config.zero_probability
+            config.width,
+            adaptive_bias=config.adaptive_bias,
+            activation=config.decoder_activation,
+            zero_probability=config.zero_probability,
         )
     return ExpressionDecoder(config.width, input_width=config.condition_width, zero_probability=config.zero_probability)
 

@@ -1,14 +1,15 @@
-"""The service from Python: ``Client(url).annotate(genes, counts)``; numpy and scipy in, numpy out."""
+"""The service from Python: ``Client(url).annotate_adata(adata)``; AnnData or numpy and scipy in, numpy out."""
 
 # C cells, G genes, K labels, D width
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -17,21 +18,39 @@ import pydantic_core
 import scipy.sparse as sp
 
 from cytoray.errors import RequestError, ServingError
+from cytoray.serving.sending import Cells, cells_of_adata, check_cells, encode_cells
+from cytoray.tokens.gene_table import unversioned
+
+if TYPE_CHECKING:
+    import anndata
 
 Float32 = npt.NDArray[np.float32]
 
 _STANDARD_MEMBERS = {"type", "title", "detail", "instance", "code"}  # of a problem; the others name offenders
+_SHOWN = 5  # unknown genes in a warning
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What the service says of C cells, in the order they were given."""
+    """Labels, probabilities and embeddings of C cells, in the order in which the cells were given."""
 
     labels: tuple[str, ...]  # (C,)
     label_names: tuple[str, ...]  # (K,) of the columns of probabilities
     probabilities: Float32  # (C, K)
     embeddings: Float32  # (C, D), unit length
     model_version: str
+    num_matched_genes: int = 0  # genes sent that the model knows
+    num_genes: int = 0  # genes sent
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Answered cells, and what the service reports of the model and the genes."""
+
+    cells: list[dict[str, Any]]
+    version: str = ""
+    num_matched_genes: int = 0
+    unknown_genes: tuple[str, ...] = ()  # a sample
 
 
 class Client:
@@ -39,31 +58,52 @@ class Client:
 
     def __init__(self, url: str, timeout: float = 60.0, *, cells_per_request: int = 256) -> None:
         """``timeout`` in seconds, for each request."""
-        assert cells_per_request > 0
+        if cells_per_request < 1:
+            raise RequestError(f"cells_per_request is {cells_per_request}.", remedy="It must be at least 1.")
         self.url = url.rstrip("/")
         self._cells_per_request = cells_per_request
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
-    def embed(self, genes: Sequence[str], matrix: sp.csr_matrix, *, ids: Sequence[str] | None = None) -> Float32:
-        """Embeddings, shape (C, D), of the C rows of ``matrix`` (C, G) over ``genes``.
+    def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
+        """Embeddings, shape (C, D), of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
+        return _embeddings(self._ask("/v1/embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names)).cells)
 
-        Raises RequestError (with the service's ``code``) for input it refuses, ServingError where it cannot answer.
+    def annotate_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Annotations:
+        """Labels, probabilities and embeddings of the C cells of ``adata``, which is not changed.
+
+        Names and Ensembl ids are both sent, taken from ``adata.var`` by the rules for files, so that the answers are
+        those of ``scGPT.process_data`` and of the offline jobs. ``matrix`` is X, raw.X or layers/NAME; ``gene_names``
+        is "index" or a column of ``var``. Raises CorpusError for a missing matrix or column; otherwise as ``embed``.
         """
-        cells, _ = self._ask("/v1/embed", genes, matrix, ids=ids)
-        return _embeddings(cells)
+        return self._annotate(cells_of_adata(adata, matrix=matrix, gene_names=gene_names))
 
-    def annotate(self, genes: Sequence[str], matrix: sp.csr_matrix, *, ids: Sequence[str] | None = None) -> Annotations:
-        """Labels, probabilities and embeddings of the C rows of ``matrix`` (C, G) over ``genes``; raises like embed."""
-        cells, version = self._ask("/v1/annotate", genes, matrix, ids=ids)
-        label_names = tuple(cells[0]["probabilities"]) if cells else ()
-        rows = [[cell["probabilities"][name] for name in label_names] for cell in cells]
-        return Annotations(
-            labels=tuple(cell["label"] for cell in cells),
-            label_names=label_names,
-            probabilities=np.array(rows, np.float32).reshape(len(cells), len(label_names)),
-            embeddings=_embeddings(cells),
-            model_version=version,
-        )
+    def embed(
+        self,
+        genes: Sequence[str],
+        matrix: sp.csr_matrix,
+        *,
+        ensembl_ids: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> Float32:
+        """Embeddings, shape (C, D), of the C rows of ``matrix`` (C, G) over ``genes``; ``ids`` are names of cells.
+
+        ``ensembl_ids`` (G entries, empty if unknown) find genes whose names are not in the model's vocabulary.
+        Raises RequestError (with the service's ``code``) for input that is refused, ServingError if the service
+        cannot answer. Warns about unknown genes if no Ensembl ids were sent.
+        """
+        answer = self._ask("/v1/embed", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
+        return _embeddings(answer.cells)
+
+    def annotate(
+        self,
+        genes: Sequence[str],
+        matrix: sp.csr_matrix,
+        *,
+        ensembl_ids: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> Annotations:
+        """Labels, probabilities and embeddings of the C rows of ``matrix`` (C, G) over ``genes``; see ``embed``."""
+        return self._annotate(check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
 
     def close(self) -> None:
         """Close the connections."""
@@ -75,26 +115,41 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self.close()
 
-    def _ask(
-        self, route: str, genes: Sequence[str], matrix: sp.csr_matrix, *, ids: Sequence[str] | None
-    ) -> tuple[list[dict[str, Any]], str]:
-        """Send all rows, some at a time; returns the answered cells and the one model version that answered."""
-        counts_CG = sp.csr_matrix(matrix, copy=True)
-        counts_CG.sum_duplicates()
-        assert counts_CG.shape[1] == len(genes), "matrix needs one column for each gene"
-        assert ids is None or len(ids) == counts_CG.shape[0], "ids needs one entry for each row"
-        cells: list[dict[str, Any]] = []
-        versions: set[str] = set()
-        for rows in _chunks(counts_CG.shape[0], size=self._cells_per_request):
-            answer = self._post(route, _encode(genes, counts_CG, rows=rows, ids=ids))
-            versions.add(answer["model"]["version"])
-            cells.extend(answer["cells"])
+    def _annotate(self, sent: Cells) -> Annotations:
+        answer = self._ask("/v1/annotate", sent)
+        cells = answer.cells
+        label_names = tuple(cells[0]["probabilities"]) if cells else ()
+        rows = [[cell["probabilities"][name] for name in label_names] for cell in cells]
+        return Annotations(
+            labels=tuple(cell["label"] for cell in cells),
+            label_names=label_names,
+            probabilities=np.array(rows, np.float32).reshape(len(cells), len(label_names)),
+            embeddings=_embeddings(cells),
+            model_version=answer.version,
+            num_matched_genes=answer.num_matched_genes,
+            num_genes=len(sent.genes),
+        )
+
+    def _ask(self, route: str, sent: Cells) -> _Answer:
+        """Send all rows, ``cells_per_request`` at a time, and join the answers; they must come from one model version."""
+        num_cells, step = sent.counts_CG.shape[0], self._cells_per_request
+        answers = [
+            self._post(route, encode_cells(sent, range(start, min(start + step, num_cells))))
+            for start in range(0, num_cells, step)
+        ]
+        if not answers:
+            return _Answer([])
+        versions = sorted({answer["model"]["version"] for answer in answers})
         if len(versions) > 1:
             raise ServingError(
-                f"The service changed its model while answering (versions {', '.join(sorted(versions))}).",
+                f"The service changed its model while answering (versions {', '.join(versions)}).",
                 remedy="Ask again: answers of two versions must not be mixed.",
             )
-        return cells, versions.pop() if versions else ""
+        cells = [cell for answer in answers for cell in answer["cells"]]
+        genes = answers[0]["genes"]
+        answer = _Answer(cells, versions[0], genes["matched"], tuple(genes["unknown"]))
+        _warn_of_unknown_genes(sent, answer)
+        return answer
 
     def _post(self, route: str, body: bytes) -> dict[str, Any]:
         try:
@@ -111,18 +166,18 @@ class Client:
         return answer
 
 
-def _chunks(num_rows: int, *, size: int) -> Iterator[range]:
-    for start in range(0, num_rows, size):
-        yield range(start, min(start + size, num_rows))
-
-
-def _encode(genes: Sequence[str], counts_CG: sp.csr_matrix, *, rows: range, ids: Sequence[str] | None) -> bytes:
-    cells = []
-    for row in rows:
-        entries = slice(counts_CG.indptr[row], counts_CG.indptr[row + 1])
-        cell: dict[str, Any] = {"i": counts_CG.indices[entries].tolist(), "v": counts_CG.data[entries].tolist()}
-        cells.append(cell if ids is None else {"id": str(ids[row]), **cell})
-    return pydantic_core.to_json({"genes": list(genes), "cells": cells})
+def _warn_of_unknown_genes(sent: Cells, answer: _Answer) -> None:
+    """Warn if the model does not know all genes by their names, and Ensembl ids might have found them."""
+    total, unknown = len(sent.genes), answer.unknown_genes
+    if sent.ensembl_ids is not None or not unknown or any(map(unversioned, unknown)):
+        return
+    warnings.warn(
+        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by their names; unknown are, for example, "
+        f"{', '.join(unknown[:_SHOWN])}. If the data have Ensembl ids, send them as well: use annotate_adata or "
+        "embed_adata, or the argument ensembl_ids.",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 def _embeddings(cells: Sequence[dict[str, Any]]) -> Float32:

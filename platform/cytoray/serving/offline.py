@@ -22,7 +22,8 @@ import ray.data
 from cytoray import progress, storage
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.base import SourceDescription
-from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.readers.finding import expand_sources
+from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.readers.ranges import RangeFile
 from cytoray.corpus.reading import read_cells
 from cytoray.model.bundle import load_bundle

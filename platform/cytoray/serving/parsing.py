@@ -31,6 +31,7 @@ class ParsedRequest:
     """C cells over the G genes of a request, in compressed sparse rows, checked on their own."""
 
     genes: tuple[str, ...]  # (G,)
+    ensembl_ids: tuple[str, ...] | None  # (G,), empty text if a gene has none
     indptr: Int64  # (C + 1,)
     columns: Int64  # (N,) into genes
     values: Float32  # (N,)
@@ -44,13 +45,14 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
     payload = _validate(body, kind=REQUESTS[task])
     _check_num_cells(len(payload.cells), limit=limits.max_cells)
     _check_amount("non-zero values", seen=sum(len(cell.v) for cell in payload.cells), limit=limits.max_nonzeros)
-    _check_distinct(payload.genes, pointer="/genes/{}", noun="Gene")
+    _check_genes(payload)
     _check_distinct([cell.id for cell in payload.cells], pointer="/cells/{}/id", noun="Cell id")
     _check_lengths(payload.cells)
     with np.errstate(over="ignore"):  # 1e39 becomes infinite, which _check_values refuses
         values = _flatten((cell.v for cell in payload.cells), dtype=np.float64).astype(np.float32)
     request = ParsedRequest(
         genes=tuple(payload.genes),
+        ensembl_ids=tuple(payload.ensembl_ids) or None,
         indptr=np.concatenate([[0], np.cumsum([len(cell.i) for cell in payload.cells])]).astype(np.int64),
         columns=_flatten((cell.i for cell in payload.cells), dtype=np.int64),
         values=values,
@@ -137,6 +139,20 @@ def _check_num_cells(seen: int, *, limit: int) -> None:
             seen=seen,
             limit=limit,
         )
+
+
+def _check_genes(payload: EmbedRequest) -> None:
+    """Refuse Ensembl ids that do not go with the genes, and genes given twice."""
+    genes, ensembl_ids = payload.genes, payload.ensembl_ids
+    if not ensembl_ids:
+        _check_distinct(genes, pointer="/genes/{}", noun="Gene")
+        return
+    if len(ensembl_ids) != len(genes):
+        problem = f"There are {len(genes)} genes, but {len(ensembl_ids)} Ensembl ids."
+        raise _bad_matrix(problem, pointer="/ensembl_ids", genes=len(genes), ensembl_ids=len(ensembl_ids))
+    # Two genes may share a symbol, but not the id as well.
+    pairs = [f"{gene} ({gene_id})" for gene, gene_id in zip(genes, ensembl_ids, strict=True)]
+    _check_distinct(pairs, pointer="/genes/{}", noun="Gene")
 
 
 def _check_distinct(names: Sequence[str | None], *, pointer: str, noun: str) -> None:

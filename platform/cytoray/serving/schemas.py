@@ -30,7 +30,12 @@ class CellPayload(_Wire):
 class EmbedRequest(_Wire):
     """Cells over one list of genes."""
 
-    genes: Annotated[list[str], FailFast()] = Field(min_length=1, description="Gene symbols or Ensembl ids, distinct.")
+    genes: Annotated[list[str], FailFast()] = Field(min_length=1, description="Gene symbols or Ensembl ids.")
+    ensembl_ids: Annotated[list[str], FailFast()] = Field(
+        default=[],
+        description="Ensembl id of each of `genes`, used if the name is not in the vocabulary; an empty text if it is "
+        "unknown, an empty list if all are. A name may occur more than once if the ids differ.",
+    )
     cells: Annotated[list[CellPayload], FailFast()] = Field(min_length=1)
 
 

@@ -117,7 +117,7 @@ class CellService:
 
     def _prepare(self, task: Task, body: bytes) -> tuple[ParsedRequest, GeneMapping, SparseCells]:
         request = parse_request(body, task=task, limits=self.limits)
-        mapping = self._map_genes(request.genes)
+        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids)
         return request, mapping, select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
 
     def _predict_each(self, parts: Sequence[SparseCells]) -> list[Predictions]:

@@ -14,6 +14,7 @@ from cytoray.cluster import connected
 from cytoray.config import Config, load_config
 from cytoray.errors import CytorayError
 from cytoray.stages.config import STAGES
+from cytoray.training.config import FinetuneConfig, PretrainConfig
 
 
 def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -43,7 +44,15 @@ def run_stage(stage: str, path: Path, *, overrides: Sequence[str], num_cpus: int
 
 
 def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, Any]:
-    """Connect to Ray and run a stage; what of its result is worth printing."""
+    """Connect to Ray and run a stage; what of its result is worth printing.
+
+    The result of a training run that is finished is returned without Ray.
+    """
+    if isinstance(config, PretrainConfig | FinetuneConfig):
+        from cytoray.stages.resume import summarise_finished  # imports torch, which takes seconds
+
+        if (found := summarise_finished(config)) is not None:
+            return found
     with connected(num_cpus=num_cpus):
         from cytoray.stages import run  # after the configuration is known to be good: this takes seconds
 

@@ -1,4 +1,4 @@
-"""The configuration with which a run goes on: that of its first start, with keys that may change set anew."""
+"""Continue a run with the configuration that it has, or report its result, without Ray, if it is finished."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import yaml
 
 from cytoray import storage
 from cytoray.config import load_config
+from cytoray.corpus.manifest import load_manifest
 from cytoray.errors import NotFoundError, TrainingError
+from cytoray.training.card import HTML_NAME, load_card
 from cytoray.training.config import FinetuneConfig, PretrainConfig
-from cytoray.training.record import load_run_record
+from cytoray.training.export import find_bundle, is_exported
+from cytoray.training.record import claim_run, load_run_record, run_folder
+from cytoray.training.result import find_result
 
 KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
@@ -32,6 +36,27 @@ def load_resumed_config(
         file = Path(folder) / f"{run}.yaml"
         file.write_text(yaml.safe_dump(stored))
         return load_config(KINDS[stored["kind"]], file, overrides=overrides)
+
+
+def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any] | None:
+    """What the run's job has printed, if it has done all its steps, exported its bundle and written its card.
+
+    None if anything is left to do. Raises TrainingError if its settings differ. Starts nothing and trains nothing.
+    """
+    if not storage.exists(storage.join(run_folder(config.store, config.run), "run.json")):
+        return None
+    digest = load_manifest(config.store, config.corpus).digest
+    claim_run(config, digest)
+    result = find_result(config, digest)
+    folder = storage.join(run_folder(config.store, config.run), "card")
+    card = load_card(folder)
+    if result is None or not is_exported(config, result) or card is None:
+        return None
+    if card["totals"]["steps"] != result.checkpoint.state.step:  # of the run before it was extended
+        return None
+    bundle = find_bundle(config.store, config.run)
+    made = {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": storage.join(folder, HTML_NAME)}
+    return result.summary() | made | ({"held_out": card["scores"]} if config.kind == "pretrain" else {})
 
 
 def _load(store: str, run: str) -> dict[str, Any]:

@@ -4,28 +4,30 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from scipy import sparse
 
 from cytoray import progress, storage
-from cytoray.corpus.manifest import CorpusManifest, load_manifest
+from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.reading import NamedCells
-from cytoray.corpus.stream import load_cells, open_stream
-from cytoray.corpus.streaming.obs import read_obs
+from cytoray.corpus.stream import LabelledSample, open_stream, sample_labelled_cells
 from cytoray.corpus.streaming.options import StreamOptions
-from cytoray.errors import CorpusError, ModelError
+from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
-from cytoray.evaluation.report import write_scores
+from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.labels import missing_spellings_warning, unshared_labels
+from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import best_checkpoint, require_checkpoint
 from cytoray.training.config import FinetuneConfig
@@ -34,11 +36,23 @@ from cytoray.training.objectives import ClassificationObjective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
 
+logger = logging.getLogger(__name__)
+MAX_BASELINE_CELLS = 40_000  # that the baselines learn from: half a gigabyte at 1,500 genes per cell
+# What a value means to the weights; max_length, seed and ties may differ.
+TRAINED_KEYS = ("n_bins", "cls_value", "pad_value", "mask_value")
+
 
 def finetune(
     config: FinetuneConfig, *, advance: progress.Advance = progress.silent
 ) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the last checkpoint of ``initial_run`` on the labelled cells of a corpus; ``advance`` counts steps."""
+    """Fine-tune the best checkpoint of ``initial_run`` on the labelled cells of a corpus; ``advance`` counts steps.
+
+    Without validation in that run its last checkpoint is the start. Cells become tokens as they did in that run: keys
+    of ``config.tokenizer`` that are not set are inherited. Raises ConfigError if one contradicts the run's.
+    """
+    parent = find_bundle(config.store, config.initial_run)
+    pretrained = _load(parent)
+    config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
     stream = open_stream(config.store, config.corpus, held_in(options, config))
     if len(stream.labels) < 2:
@@ -46,15 +60,32 @@ def finetune(
             f"Corpus {config.corpus!r}: {config.label_key!r} has only the label {stream.labels[0]!r}.",
             remedy="Name a column that tells at least two kinds of cells apart.",
         )
+    if warning := missing_spellings_warning(stream.labels, where=f"Corpus {config.corpus!r}, obs/{config.label_key}"):
+        logger.warning(warning)
     initial = best_checkpoint(config.store, config.initial_run) or require_checkpoint(config.store, config.initial_run)
-    parent = find_bundle(config.store, config.initial_run)
-    model = _load(parent).model.config.model_copy(update={"num_labels": len(stream.labels)})
+    model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
     vocabulary = GeneVocabulary.load_default()
     objective = ClassificationObjective(vocabulary.pad_id)
     held_out = open_held_out(options, config, labels=stream.labels)
     spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial, held_out)
     result = run_training(spec, advance=advance)
     return result, export_bundles(config, result, model=model, labels=stream.labels, parent=parent.digest)
+
+
+def inherited_tokenizer(config: FinetuneConfig, parent: TokenizerConfig) -> TokenizerConfig:
+    """The tokenizer of the run that is fine-tuned, with the keys that ``config`` sets and the model allows.
+
+    Raises ConfigError for bins and special values that are not those the weights were trained with.
+    """
+    own = {key: getattr(config.tokenizer, key) for key in config.tokenizer.model_fields_set}
+    for key in TRAINED_KEYS:
+        if key in own and own[key] != getattr(parent, key):
+            raise ConfigError(
+                f"tokenizer.{key} is {own[key]}, but {config.initial_run!r} was trained with {getattr(parent, key)}.",
+                remedy=f"Leave tokenizer.{key} out: it is inherited from initial_run.",
+                key=f"tokenizer.{key}",
+            )
+    return parent.model_copy(update=own)
 
 
 def _load(record: BundleRecord) -> ModelBundle:
@@ -81,46 +112,68 @@ class Baseline:
     corpus: str
     label_key: str
 
-    def predict(self, test: SparseCells) -> dict[str, Sequence[str]]:
-        """Labels for ``test`` by logistic regression and by majority class."""
-        manifest = load_manifest(self.store, self.corpus)
-        train, labels = self._load(manifest)
-        log_normalised = manifest.values == "expression"
+    def predict(self, test: SparseCells, *, training: LabelledSample | None = None) -> dict[str, Sequence[str]]:
+        """Labels for ``test`` by logistic regression and by majority class; ``training`` is what ``load`` returned."""
+        train = self.load() if training is None else training
+        log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(
-            _matrix(train), train_labels=labels, test=_matrix(test), log_normalised=log_normalised
+            _matrix(train.cells), train_labels=train.labels, test=_matrix(test), log_normalised=log_normalised
         )
         return {
             "logistic regression": regression.predicted,
-            "majority class": majority_class(labels, test.num_cells),
+            "majority class": majority_class(train.labels, test.num_cells),
         }
 
-    def _load(self, manifest: CorpusManifest) -> tuple[SparseCells, list[str]]:
-        """Cells with a label, and their labels."""
-        cells = load_cells(self.store, manifest)
-        labels = [label for column in read_obs(self.store, manifest, self.label_key) for label in column]
-        rows = np.flatnonzero([label is not None for label in labels])
-        return cells.take(rows), [str(labels[row]) for row in rows]
+    def load(self) -> LabelledSample:
+        """Cells with a label, of a large corpus a random sample, and a warning that it is one."""
+        manifest = load_manifest(self.store, self.corpus)
+        sample = sample_labelled_cells(self.store, manifest, self.label_key, max_cells=MAX_BASELINE_CELLS)
+        if sample.is_sample:
+            logger.warning(
+                "The baselines learn from a random sample: %s of %s labelled cells of corpus %r.",
+                f"{len(sample.labels):,}", f"{sample.num_labelled:,}", self.corpus,
+            )  # fmt: skip
+        return sample
 
 
 def evaluate(bundle: ModelBundle, held_out: NamedCells, baseline: Baseline, *, folder: Path) -> AnnotationReport:
     """Annotate held-out cells, score the model beside simple baselines, write scores and plots to ``folder``."""
     if not bundle.labels:
         raise ModelError("This bundle has no classifier, so it cannot annotate.", remedy="Evaluate a fine-tuned run.")
+    truth = [str(label) for label in held_out.labels]
+    _check_labels(truth, bundle.labels)
     folder.mkdir(parents=True, exist_ok=True)
     predictions = CellPredictor(bundle).predict(held_out.cells)
     assert predictions.probabilities is not None, "a bundle with labels gives probabilities"
-    truth = [str(label) for label in held_out.labels]
     predicted = [predictions.labels[best] for best in predictions.probabilities.argmax(axis=1)]
     labels = sorted({*truth, *predictions.labels})
-    answers = {"cytoray": predicted, **baseline.predict(held_out.cells)}
+    training = baseline.load()
+    answers = {"cytoray": predicted, **baseline.predict(held_out.cells, training=training)}
     scores = {name: score_classification(truth, answer, labels=labels) for name, answer in answers.items()}
     files = {name: folder / f"{name}.png" for name in ("confusion", "umap")} | {"scores": folder / "scores.json"}
     write_scores(scores, files["scores"])
+    files["baselines"] = folder / "baselines.json"
+    learned = {"num_cells": len(training.labels), "num_labelled_cells": training.num_labelled}
+    replace_file(files["baselines"], json.dumps(learned | {"sampled": training.is_sample}).encode())
     plot_confusion(scores["cytoray"], files["confusion"])
     plot_embedding(
         predictions.embeddings, truth, files["umap"], predicted=predicted, title="Held-out cells, cytoray embedding"
     )
     return AnnotationReport(scores, predictions, files)
+
+
+def _check_labels(truth: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse held-out labels of which the model knows none; log those that it cannot predict."""
+    problem = unshared_labels(truth, known)
+    if problem is not None:
+        raise ModelError(
+            f"The held-out cells and the model share no label: {problem}.",
+            remedy="Set label_key to the column that the model was fine-tuned on, or rename its values to the model's.",
+            labels=sorted(set(truth))[:20],
+            known=list(known[:20]),
+        )
+    if unknown := sorted(set(truth) - set(known)):
+        logger.warning("the model cannot predict %d labels of the held-out cells: %s", len(unknown), ", ".join(unknown))
 
 
 def _matrix(cells: SparseCells) -> sparse.csr_matrix:

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from cytoray.config import Config
 from cytoray.errors import RegistryError
+from cytoray.tracking.places import lasting_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,7 +26,11 @@ _SQLITE = "sqlite:///"
 
 
 class TrackingConfig(Config):
-    """Where runs and models are recorded. Relative local paths are taken from the current folder and made absolute."""
+    """Where runs and models are recorded.
+
+    Relative local paths are taken from the current folder and made absolute; a submitted job refuses them, since its
+    current folder is deleted with Ray's session.
+    """
 
     uri: str = Field(
         description="MLflow: http(s)://host:port, sqlite:////absolute/path/mlflow.db or postgresql://… .",
@@ -35,18 +40,20 @@ class TrackingConfig(Config):
     artifact_location: str | None = Field(
         None, description="Folder or s3:// prefix for the files of a NEW experiment; default: beside the database."
     )
-    journal_folder: str = Field("runs", min_length=1, description="Local folder of the run journals.")
+    journal_folder: str = Field(
+        "runs", min_length=1, description="Local folder of the run journals; absolute in a submitted job."
+    )
 
     @field_validator("uri")
     @classmethod
     def _absolute_database(cls, uri: str) -> str:
         """A Ray worker has another current folder than the driver, so no path may stay relative."""
-        return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
+        return f"{_SQLITE}{lasting_path(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
 
     @field_validator("artifact_location", "journal_folder")
     @classmethod
     def _absolute_folder(cls, folder: str | None) -> str | None:
-        return folder if folder is None or "://" in folder else str(Path(folder).expanduser().absolute())
+        return folder if folder is None or "://" in folder else lasting_path(folder)
 
 
 def prepare_environment(environment: MutableMapping[str, str] | None = None) -> None:

@@ -26,7 +26,7 @@ class News:
     loss: float = float("nan")
     starts: int = 0
     mlflow_run_id: str | None = None
-    error: TrainingError | None = None  # that a restart would meet again
+    error: TrainingError | None = None  # that all ranks of the newest workers agreed on
     hardware: tuple[dict[str, str], ...] = ()
     events: tuple[str, ...] = ()
 
@@ -48,6 +48,7 @@ class Board:
             first_step=step,
             step=max(step, news.step),
             starts=news.starts + 1,
+            error=None,
             hardware=tuple(hardware),
             events=(*news.events, event),
         )
@@ -66,7 +67,7 @@ class Board:
         self._news = replace(self._news, events=(*self._news.events, event))
 
     def fail(self, error: TrainingError) -> None:
-        """Note why the workers have given up; the first one to say so counts."""
+        """Note the error that all ranks have agreed on; workers that start after it begin without one."""
         if self._news.error is None:
             self._news = replace(self._news, error=error)
 
@@ -80,10 +81,13 @@ class Board:
 
 
 class Watch:
-    """Passes the board's news on while the block runs, and SIGTERM to the workers; a second one ends at once."""
+    """Passes the board's news on while the block runs; SIGTERM, or a lost lease, stops the workers.
 
-    def __init__(self, board: Any, advance: progress.Advance) -> None:
-        self._board, self._advance = board, advance
+    A second SIGTERM ends the process at once.
+    """
+
+    def __init__(self, board: Any, advance: progress.Advance, *, lost: threading.Event) -> None:
+        self._board, self._advance, self._lost = board, advance, lost
         self._shown, self._started, self._num_events = 0, False, 0
         self._over, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._poll, name="cytoray-watch", daemon=True)
@@ -109,8 +113,9 @@ class Watch:
     def _poll(self) -> None:
         said = False
         while not self._over.wait(LOOK_EVERY_S):
-            if self._stop.is_set() and not said:
-                logger.warning("SIGTERM: a checkpoint after the step under way, then the end")
+            if not said and (self._stop.is_set() or self._lost.is_set()):
+                if self._stop.is_set():
+                    logger.warning("SIGTERM: stopping after the current step and a checkpoint")
                 self._board.request_stop.remote()
                 said = True
             self._show()

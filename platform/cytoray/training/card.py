@@ -1,4 +1,4 @@
-"""The run card: what a training run was, what it reached and how to do it again, as a page, a picture and as JSON."""
+"""The run card: what a training run was, what it reached and how to reproduce it. ``card_page`` writes its files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cytoray
@@ -45,23 +44,11 @@ class RunCard:
         return {"format": FORMAT, "cytoray": cytoray.__version__, **values}
 
 
-def write_card(card: RunCard, folder: Path) -> dict[str, Path]:
-    """Write ``card.html`` (one file, nothing fetched from elsewhere), ``loss.png`` and ``card.json`` into ``folder``.
-
-    All are made before any is written, and each appears only when it is whole. Returns them by name.
-    """
-    from cytoray.training.card_page import render_page  # matplotlib: only where a card is written
-    from cytoray.training.card_plots import plot_loss_png
-
-    # The page comes last: who finds it finds the others beside it.
-    files = {
-        JSON_NAME: (json.dumps(card.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
-        PLOT_NAME: plot_loss_png(card.history, card.validation),
-        HTML_NAME: render_page(card).encode(),
-    }
-    for name, data in files.items():
-        storage.write_bytes(str(folder / name), data)
-    return {name: folder / name for name in files}
+def load_card(folder: str) -> dict[str, Any] | None:
+    """The JSON of the card in ``folder``; None if its page, which is written last, is missing."""
+    if not storage.exists(storage.join(folder, HTML_NAME)):
+        return None
+    return dict(json.loads(storage.read_bytes(storage.join(folder, JSON_NAME))))
 
 
 def _finite(value: Any) -> Any:

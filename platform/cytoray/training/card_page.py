@@ -1,18 +1,29 @@
-"""From a run card to its page: every number is made a text here, so that the template only places them."""
+"""Write a run card: its JSON, a plot of the loss and a page. Numbers become text here, not in the template."""
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
 import cytoray
-from cytoray.training.card import RunCard
-from cytoray.training.card_plots import CONSTANT, TOTAL, curve, loss_names, plot_figures, plot_loss_svg
+from cytoray import storage
+from cytoray.training.card import HTML_NAME, JSON_NAME, PLOT_NAME, RunCard
+from cytoray.training.card_plots import (
+    CONSTANT,
+    TOTAL,
+    curve,
+    loss_names,
+    plot_figures,
+    plot_loss_png,
+    plot_loss_svg,
+)
 from cytoray.training.card_text import (
     NOT_MEASURED,
     Comparison,
@@ -36,6 +47,22 @@ _PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Throughput", "cells a second", {"cells_per_s": "cells"}),
     ("Waits", "share of a step's time", _WAITS),
 )
+
+
+def write_card(card: RunCard, folder: Path) -> dict[str, Path]:
+    """Write ``card.html`` (one file, nothing fetched from elsewhere), ``loss.png`` and ``card.json`` into ``folder``.
+
+    All are made before any is written, and each appears only when it is whole. Returns them by name.
+    """
+    # The page comes last: who finds it finds the others beside it.
+    files = {
+        JSON_NAME: (json.dumps(card.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        PLOT_NAME: plot_loss_png(card.history, card.validation),
+        HTML_NAME: render_page(card).encode(),
+    }
+    for name, data in files.items():
+        storage.write_bytes(str(folder / name), data)
+    return {name: folder / name for name in files}
 
 
 def render_page(card: RunCard) -> str:

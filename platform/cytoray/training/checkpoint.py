@@ -1,6 +1,7 @@
-"""Checkpoints: whole weights and, by ranks, slices of the optimiser's state; restored at any world size and stage.
+"""Checkpoints: weights and, by ranks, slices of the optimiser's state; restored at any world size and stage.
 
-``<run>/checkpoints/step-000000020/``: ``model.safetensors``, ``ema.safetensors`` where weights are averaged,
+``<run>/checkpoints/step-000000020/``: ``model.safetensors`` (whole weights and buffers; those that are sharded or have
+an fp32 master are in the slices, as ``master.NAME``), ``ema.safetensors`` if weights are averaged,
 ``optimizer-RANK-of-WORLD.safetensors``, ``state.json`` and, last, ``COMMIT.json``. A folder without COMMIT does not
 exist for any reader, and COMMIT lists the SHA-256 of every file.
 """
@@ -22,7 +23,9 @@ from cytoray.errors import ConflictError, DigestError, NotFoundError, TrainingEr
 from cytoray.failpoints import failpoint
 from cytoray.training import commit as commits
 from cytoray.training.commit import AVERAGES, COMMIT, SLICES, STATE, WEIGHTS
-from cytoray.training.slices import Slice, Snapshot, assemble, decode_slices
+from cytoray.training.lease import Lease
+from cytoray.training.record import run_folder
+from cytoray.training.slices import MASTER, MOMENTS, Slice, Snapshot, assemble, decode_slices
 
 logger = logging.getLogger(__name__)
 STEP = "step-"
@@ -54,8 +57,12 @@ class Checkpoint(Config):
     layout: commits.Layout = commits.Layout()
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Model weights by name, verified; of a run with bf16 these are what its model computed with."""
-        return self._load(WEIGHTS)
+        """Model weights by name in fp32, verified; of a run with bf16 these are the optimiser's masters."""
+        weights = self._load(WEIGHTS)
+        if self.layout.has_master:
+            masters = assemble(self.read_slices(), kind=MASTER)
+            weights |= {name.removeprefix(f"{MASTER}."): tensor for name, tensor in masters.items()}
+        return weights
 
     def load_ema(self) -> dict[str, Tensor] | None:
         """Averaged weights by name, verified; None where the run keeps none."""
@@ -66,8 +73,8 @@ class Checkpoint(Config):
         return self.load_ema() or self.load_weights()
 
     def load_moments(self) -> dict[str, Tensor]:
-        """Adam moments by ``<moment>.<name>`` in their full shapes, verified; with bf16 also ``master.<name>``."""
-        return assemble(self.read_slices())
+        """Adam moments by ``<moment>.<name>`` in their full shapes, verified."""
+        return assemble(self.read_slices(), kind=MOMENTS[0])  # the name of the second begins with that of the first
 
     def read_slices(self, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Slice]]:
         """The files of slices one after the other, verified; first what is likely to be that rank's own."""
@@ -86,7 +93,7 @@ class Checkpoint(Config):
 
 def checkpoints_uri(store: str, run: str) -> str:
     """Where a run's checkpoints lie."""
-    return storage.join(store, "runs", run, "checkpoints")
+    return storage.join(run_folder(store, run), "checkpoints")
 
 
 def save_checkpoint(
@@ -102,7 +109,7 @@ def save_checkpoint(
     One of the same step stays as it is if it is intact, and is replaced if it is damaged.
     """
     slices = {name: Slice.whole(tensor) for name, tensor in moments.items()}
-    writer = CheckpointWriter(folder, keep=None, attempt=uuid.uuid4().hex)
+    writer = CheckpointWriter(folder, keep=None, attempt=uuid.uuid4().hex, timeout_s=60)
     writer.submit(Snapshot(weights, slices, averages), state)
     writer.wait()
     return _open(_step_uri(folder, state))
@@ -114,12 +121,15 @@ class CheckpointWriter:
     Every rank has one; that of rank 0 also waits for the parts of the others, and commits.
     """
 
-    def __init__(self, folder: str, *, keep: int | None, attempt: str, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, folder: str, *, keep: int | None, attempt: str, timeout_s: float, lease: Lease | None = None
+    ) -> None:
         """``folder`` of the checkpoints, the newest ``keep`` of which stay beside the best; None keeps all.
 
-        ``attempt`` is the same on all ranks that train together, and on none that trained before.
+        ``attempt`` is the same on all ranks that train together, and on none that trained before. Rank 0 waits
+        ``timeout_s`` for the parts of the others. Nothing is written once the ``lease`` is lost.
         """
-        self._folder, self._keep = folder, keep
+        self._folder, self._keep, self._lease = folder, keep, lease
         self._attempt, self._timeout_s = attempt, timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cytoray-checkpoint")
         self._pending: Future[None] | None = None
@@ -138,6 +148,7 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot, state: TrainerState) -> None:
         """Write this rank's part; a folder that is committed and intact stays as it is."""
         uri = _step_uri(self._folder, state)
+        self._check_lease()
         # All ranks come to the same answer here, since no folder is committed without the parts of all.
         if commits.is_intact(uri):
             logger.info("checkpoint %s has been committed before", uri)
@@ -154,9 +165,10 @@ class CheckpointWriter:
         """Wait for the parts of all ranks, commit them, and delete what is no longer needed."""
         world_size = snapshot.world_size
         files = commits.collect_parts(uri, world_size, attempt=self._attempt, timeout_s=self._timeout_s)
-        layout = commits.Layout(world_size=world_size, zero_stage=snapshot.zero_stage)
+        layout = commits.Layout(world_size=world_size, zero_stage=snapshot.zero_stage, has_master=snapshot.has_master)
         commit = commits.Commit(files=files, attempt=self._attempt, metric=state.metric, layout=layout)
         failpoint("checkpoint.before_commit")
+        self._check_lease()
         try:
             storage.put_if_absent(storage.join(uri, COMMIT), commit.model_dump_json().encode())
         except ConflictError:
@@ -166,6 +178,11 @@ class CheckpointWriter:
         commits.tidy(uri, commits.read_commit(uri).files)
         if self._keep is not None:
             sweep(self._folder, keep=self._keep)
+
+    def _check_lease(self) -> None:
+        """Raise LeaseLostError if another driver has taken the run over."""
+        if self._lease is not None:
+            self._lease.check()
 
 
 def latest_checkpoint(store: str, run: str, *, verify: bool = True) -> Checkpoint | None:

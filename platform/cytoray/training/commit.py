@@ -30,6 +30,7 @@ class Layout(Config):
 
     world_size: int = 1
     zero_stage: int = 0
+    has_master: bool = Field(False, description="Whether slices hold fp32 weights that count before the whole ones.")
 
 
 class Commit(Config):

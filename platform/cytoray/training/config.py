@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.model.config import ModelConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tracking import TrackingConfig
+from cytoray.tracking.places import lasting_path
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+CORPUS = r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[1-9][0-9]*)?$"  # NAME is its latest version, NAME@VERSION an earlier one
 
 
 class ShapeConfig(Config):
@@ -90,7 +92,11 @@ class WorkersConfig(Config):
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Compute precision; the optimiser keeps fp32.")
     max_failures: int = Field(2, ge=0, description="Restarts from the last checkpoint before giving up.")
-    collective_timeout_s: int = Field(300, gt=0, description="A collective that takes longer is an error.")
+    collective_timeout_s: int = Field(
+        300,
+        gt=0,
+        description="A collective, or a worker's part of a checkpoint, that takes longer restarts the workers.",
+    )
 
     @model_validator(mode="after")
     def _workers_are_a_range(self) -> Self:
@@ -144,27 +150,29 @@ class RunConfig(Config):
     """What every training run has."""
 
     places: ClassVar[frozenset[str]] = frozenset({"store", "tracking", "allow_changes"})
-    # Keys that change nothing of what comes out, and so may differ when a run goes on.
+    # Keys that may differ when a run continues, since they change results by no more than the rounding of sums.
     free: ClassVar[frozenset[str]] = frozenset(
         {
-            "workers.num_workers",
             "workers.cpus_per_worker",
             "workers.threads_per_worker",
             "workers.zero_stage",
             "workers.max_failures",
             "workers.collective_timeout_s",
-            "train.accumulation",
-            "train.micro_batch_tokens",
             "train.checkpoint_every",
             "train.keep_checkpoints",
             "train.ledger",
             "train.max_skipped_steps",
         }
     )
+    # Keys that may differ as well, since a run must survive the loss of a worker, but that decide which cells share a
+    # micro-batch. Dropout masks are drawn once per micro-batch, so with dropout another value draws other masks.
+    redrawing: ClassVar[frozenset[str]] = frozenset(
+        {"workers.num_workers", "train.accumulation", "train.micro_batch_tokens"}
+    )
 
     store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
     run: str = Field(pattern=NAME, description="Name of the run; the same name continues the same run.")
-    corpus: str = Field(pattern=NAME, description="The committed corpus to train on.")
+    corpus: str = Field(pattern=CORPUS, description="The committed corpus to train on: NAME, or NAME@VERSION.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="From counts to tokens.")
     train: TrainConfig = Field(description="Steps and cells.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Optimisation.")
@@ -174,6 +182,11 @@ class RunConfig(Config):
     allow_changes: tuple[str, ...] = Field(
         (), description="Keys that may differ from those the run was started with, such as optimizer.learning_rate."
     )
+
+    @field_validator("store")
+    @classmethod
+    def _store_outlives_the_job(cls, store: str) -> str:
+        return store if "://" in store else lasting_path(store)
 
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
@@ -186,6 +199,11 @@ class RunConfig(Config):
             raise ValueError("train.ema_decay needs whole weights on every worker: workers.zero_stage 0, 1 or 2")
         return self
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether dropout masks are drawn; assumed if the model comes from elsewhere."""
+        return True
+
 
 class PretrainConfig(RunConfig):
     """Pretraining on a corpus."""
@@ -194,10 +212,17 @@ class PretrainConfig(RunConfig):
     model: ShapeConfig = Field(ShapeConfig(), description="Size of the transformer.")
     objective: GenerativeConfig = Field(GenerativeConfig(), description="What is learned.")
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether dropout masks are drawn."""
+        return self.model.dropout > 0
+
 
 class FinetuneConfig(RunConfig):
     """Fine-tuning a pretrained run for cell-type annotation."""
 
     kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
-    initial_run: str = Field(pattern=NAME, description="The pretraining run whose last checkpoint is the start.")
+    initial_run: str = Field(
+        pattern=NAME, description="The run to start from: its best checkpoint on validation, or else its last."
+    )
     label_key: str = Field(description="Column of obs with the cell types; cells without one are left out.")

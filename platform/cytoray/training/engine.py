@@ -14,14 +14,14 @@ from cytoray.errors import TrainingError
 from cytoray.training.checkpoint import Checkpoint
 from cytoray.training.config import OptimizerConfig, RunConfig
 from cytoray.training.holdings import (
-    MOMENTS,
     holdings,
     is_sharded,
     named_parameters,
     set_num_updates,
     start_optimizer,
+    weight_slices,
 )
-from cytoray.training.slices import Slice, Snapshot, fill
+from cytoray.training.slices import MOMENTS, Slice, Snapshot, fill
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +142,21 @@ def set_learning_rate(engine: Any, value: float) -> None:
 
 def gather_weights(engine: Any) -> dict[str, Tensor]:
     """Full fp32 weights and buffers by name, on the host. Collective: every rank must call it."""
-    from deepspeed.utils import safe_get_full_fp32_param
+    parameters = dict(engine.module.model.named_parameters())
+    state = engine.module.model.state_dict()
+    return {name: _on_host(_full_weight(parameters.get(name, tensor))) for name, tensor in state.items()}
 
-    weights = {name: tensor.detach() for name, tensor in engine.module.model.state_dict().items()}
-    for name, parameter in named_parameters(engine):
-        weights[name] = safe_get_full_fp32_param(parameter) if is_sharded(parameter) else parameter.detach()
-    return {name: _on_host(tensor) for name, tensor in weights.items()}
+
+def _full_weight(parameter: Any) -> Tensor:
+    """A whole parameter, of which ZeRO may hold slices; a buffer as it is."""
+    if not is_sharded(parameter):
+        return parameter.detach()
+    import deepspeed
+
+    if parameter.requires_grad:
+        return deepspeed.utils.safe_get_full_fp32_param(parameter)
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 def gather_gradients(engine: Any) -> dict[str, Tensor]:
@@ -189,17 +198,18 @@ def gather_moments(engine: Any) -> dict[str, Tensor]:
 
 
 def take_snapshot(engine: Any, *, averages: dict[str, Tensor] | None = None) -> Snapshot:
-    """Copies on the host of what this rank writes into a checkpoint. Only at stage 3 do ranks exchange anything."""
+    """Copies on the host of what this rank writes into a checkpoint; ranks exchange nothing at any stage."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     stage, held = engine.zero_optimization_stage(), holdings(engine)
     if stage == 0:  # all have everything: each writes its share
         held = {name: piece.share(rank, world_size) for name, piece in held.items()}
+    held |= weight_slices(engine)
     slices = {name: Slice(_on_host(piece.values), piece.start, piece.shape) for name, piece in held.items()}
-    weights = gather_weights(engine) if stage == 3 else {}
     if rank:
         return Snapshot({}, slices, None, rank, world_size, stage)
-    if stage < 3:
-        weights = {name: _on_host(tensor) for name, tensor in engine.module.model.state_dict().items()}
+    sharded = {name for name, parameter in engine.module.model.named_parameters() if hasattr(parameter, "ds_id")}
+    state = engine.module.model.state_dict()
+    weights = {name: _on_host(tensor) for name, tensor in state.items() if name not in sharded}
     copies = None if averages is None else {name: _on_host(tensor) for name, tensor in averages.items()}
     return Snapshot(weights, slices, copies, rank, world_size, stage)
 

@@ -6,18 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
-
 import cytoray
 from cytoray import provenance, storage
 from cytoray.config import Config
-from cytoray.errors import ConflictError, NotFoundError, TrainingError
+from cytoray.errors import NotFoundError, TrainingError
 from cytoray.model.bundle import ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
-from cytoray.training.trainer import TrainingResult
+from cytoray.training.record import run_folder
+from cytoray.training.result import TrainingResult
 
 Which = Literal["best", "last"]  # by the error on the cells held out; without any, the best is the last
 
@@ -35,6 +34,8 @@ def export_bundles(
     config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
 ) -> BundleRecord:
     """Write the bundles of a run's best and last checkpoint, each in a Ray task of its own; returns the best one's."""
+    import ray  # here: finding a bundle needs no Ray
+
     exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
     options = {"model": model, "labels": labels, "parent": parent}
     whiches: tuple[Which, ...] = ("best", "last")
@@ -53,12 +54,11 @@ def export_bundle(
     parent: str = "",
     which: Which = "best",
 ) -> BundleRecord:
-    """Write the bundle of a run's best or last checkpoint, once; a bundle exported before is returned.
+    """Write the bundle of a run's best or last checkpoint; the one exported from it before is returned.
 
-    It has the averaged weights where the run keeps them.
+    It has the averaged weights if the run keeps them, otherwise the fp32 weights.
     """
-    uri = _record_uri(config.store, config.run, which)
-    if storage.exists(uri):
+    if is_exported(config, result, which=which):
         return find_bundle(config.store, config.run, which=which)
     checkpoint = result.best if which == "best" else result.checkpoint
     vocabulary = GeneVocabulary.load_default()
@@ -78,14 +78,19 @@ def export_bundle(
     bundle = ModelBundle(network, vocabulary, config.tokenizer, labels, lineage)
     with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
         digest = save_bundle(bundle, Path(scratch) / "bundle")
-        target = storage.join(config.store, "runs", config.run, f"bundle-{digest[:16]}")
+        target = storage.join(run_folder(config.store, config.run), f"bundle-{digest[:16]}")
         storage.upload_folder(Path(scratch) / "bundle", target)
     record = BundleRecord(uri=target, digest=digest, lineage=lineage, mlflow_run_id=result.mlflow_run_id)
-    try:
-        storage.put_if_absent(uri, record.model_dump_json().encode())
-    except ConflictError:
-        return find_bundle(config.store, config.run, which=which)
+    storage.write_bytes(_record_uri(config.store, config.run, which), record.model_dump_json().encode())
     return record
+
+
+def is_exported(config: RunConfig, result: TrainingResult, *, which: Which = "best") -> bool:
+    """Whether there is a bundle of this very checkpoint; a run that was extended has older ones."""
+    if not storage.exists(_record_uri(config.store, config.run, which)):
+        return False
+    checkpoint = result.best if which == "best" else result.checkpoint
+    return find_bundle(config.store, config.run, which=which).lineage["checkpoint"] == checkpoint.uri
 
 
 def find_bundle(store: str, run: str, *, which: Which = "best") -> BundleRecord:
@@ -100,4 +105,4 @@ def find_bundle(store: str, run: str, *, which: Which = "best") -> BundleRecord:
 
 
 def _record_uri(store: str, run: str, which: Which) -> str:
-    return storage.join(store, "runs", run, "BUNDLE.json" if which == "best" else "BUNDLE-last.json")
+    return storage.join(run_folder(store, run), "BUNDLE.json" if which == "best" else "BUNDLE-last.json")

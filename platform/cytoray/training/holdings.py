@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cytoray.training.slices import Slice
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-MASTER = "master"  # fp32 weights behind those of bf16
+from cytoray.training.slices import MASTER, MOMENTS, Slice
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -58,6 +55,22 @@ def holdings(engine: Any) -> dict[str, Slice]:
     return found
 
 
+def weight_slices(engine: Any) -> dict[str, Slice]:
+    """This rank's slices of the weights that ZeRO 3 shards, frozen ones included, by ``master.<parameter>``.
+
+    Empty at other stages. Views in fp32 of what is trained; frozen parameters have no fp32 copy.
+    """
+    found = {}
+    for name, parameter in engine.module.model.named_parameters():
+        if not hasattr(parameter, "ds_id"):
+            continue
+        values = None if parameter.requires_grad else parameter.ds_tensor.detach().flatten()
+        piece = _held_of_partition(parameter, None, values=values)
+        if piece is not None:
+            found[f"{MASTER}.{name}"] = piece
+    return found
+
+
 def _held(engine: Any, parameter: Any, kind: str) -> Slice | None:
     """This rank's slice of one kind of state of a parameter."""
     key = None if kind == MASTER else kind
@@ -72,14 +85,18 @@ def _held(engine: Any, parameter: Any, kind: str) -> Slice | None:
     return Slice(fragment.get_hp_fragment(key).detach(), fragment.lp_fragment_address.start, tuple(parameter.shape))
 
 
-def _held_of_partition(parameter: Any, key: str | None) -> Slice | None:
-    """As ``_held``, at stage 3: there each parameter is cut into equal slices, of which the last ones are padded."""
+def _held_of_partition(parameter: Any, key: str | None, *, values: Tensor | None = None) -> Slice | None:
+    """As ``_held``, at stage 3: there each parameter is cut into equal slices, of which the last ones are padded.
+
+    ``values`` stand in for the optimiser's fp32 partition, which frozen parameters lack.
+    """
     size = parameter.ds_tensor.numel()
     start = size * torch.distributed.get_rank()
     length = min(size, parameter.ds_numel - start)
     if length <= 0:
         return None
-    values = parameter._z3_optimizer.get_local_fp32_param(parameter, key).detach()
+    if values is None:
+        values = parameter._z3_optimizer.get_local_fp32_param(parameter, key).detach()
     return Slice(values[:length], start, tuple(parameter.ds_shape))
 
 

@@ -1,8 +1,9 @@
-"""One driver a run: whoever starts a run holds its lease, so that the same name started twice does not train twice.
+"""One driver per run: whoever starts a run holds its lease, so that the same name started twice does not train twice.
 
-``<run>/leases/000001.json`` is put if absent and says who holds it; ``000001.beat`` is written every few seconds and
-``000001.ended`` at the end. A lease without a beat for ``EXPIRES_S``, or of a process of this machine that is gone, is
-taken over by the next number, which one of several takers gets.
+``<run>/leases/000001.json`` is put if absent and names the holder; ``000001.beat`` is written every few seconds and
+``000001.ended`` at the end. A lease without a beat for ``EXPIRES_S``, or of a process of this machine that no longer
+exists, is taken over by putting the next number. That number is a fencing token: a holder that finds a higher one
+(at each beat, before it writes a checkpoint and before it commits one) has lost the run and stops.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cytoray import storage
 from cytoray.errors import ConflictError, NotFoundError, StorageError, TrainingError
@@ -24,29 +27,64 @@ from cytoray.errors import ConflictError, NotFoundError, StorageError, TrainingE
 logger = logging.getLogger(__name__)
 BEAT_S = 10.0
 EXPIRES_S = 60.0
+_PLACE = ("host", "boot", "pid_namespace")  # processes that share all three see each other's ids
+
+
+class LeaseLostError(TrainingError):
+    """Another driver has taken the run over."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write to a run, held until a higher number appears; workers receive a copy."""
+
+    run: str
+    folder: str
+    number: int
+
+    def check(self) -> None:
+        """Raise LeaseLostError if another driver has taken the run over."""
+        newest = max(_numbers(self.folder), default=0)
+        if newest > self.number:
+            holder = _read_holder(self.folder, newest)
+            raise LeaseLostError(
+                f"Run {self.run!r} was taken over by process {holder['pid']} on {holder['host']} (lease {newest}, this "
+                f"is lease {self.number}), so this process has stopped and commits nothing more.",
+                remedy="Let that process finish, or use another run name for this one.",
+                run=self.run,
+                lease=self.number,
+                newer=newest,
+            )
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A lease while it is held; ``lost`` is set when a beat finds that it was taken over."""
+
+    lease: Lease
+    lost: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
-def held(run_uri: str, run: str) -> Iterator[str]:
-    """Hold the lease of a run inside the block; yields a name for this attempt.
+def held(run_uri: str, run: str) -> Iterator[Holder]:
+    """Hold the lease of a run inside the block.
 
-    Where another machine held it and has not given it back, waits up to ``EXPIRES_S`` for a beat. Raises TrainingError
-    where somebody else trains the run.
+    If the newest lease was neither ended nor held by a process that this one can see, waits up to ``EXPIRES_S`` for a
+    beat of its holder. Raises TrainingError if another process trains the run.
     """
-    folder, attempt = storage.join(run_uri, "leases"), uuid.uuid4().hex[:12]
-    number = _next_number(folder, run)
-    here = storage.join(folder, f"{number:06d}")
-    who = {"attempt": attempt, "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
-    who["started"] = _start_of(os.getpid())
+    folder = storage.join(run_uri, "leases")
+    holder = Holder(Lease(run, folder, _next_number(folder, run)))
+    here = _lease_uri(holder.lease)
+    who = {"attempt": uuid.uuid4().hex[:12], **_place(), "pid": os.getpid(), "started": _start_of(os.getpid())}
     try:
         storage.put_if_absent(f"{here}.json", json.dumps(who).encode())
     except ConflictError as error:
         raise _busy(run, "was started elsewhere at the same moment") from error
     over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(f"{here}.beat", over), name="cytoray-lease", daemon=True)
+    thread = threading.Thread(target=_beat, args=(holder, over), name="cytoray-lease", daemon=True)
     thread.start()
     try:
-        yield attempt
+        yield holder
     finally:
         over.set()
         thread.join(timeout=5)
@@ -58,26 +96,45 @@ def held(run_uri: str, run: str) -> Iterator[str]:
 
 def _next_number(folder: str, run: str) -> int:
     """The number after the newest lease, which must be over."""
-    objects = {item.rpartition("/")[2]: item for item in storage.list_files(folder)}
-    numbers = [int(name.removesuffix(".json")) for name in objects if name.endswith(".json")]
-    if not numbers:
-        return 1
-    newest = max(numbers)
-    if f"{newest:06d}.ended" in objects:
+    newest = max(_numbers(folder), default=0)
+    if newest == 0 or storage.exists(storage.join(folder, f"{newest:06d}.ended")):
         return newest + 1
-    holder = json.loads(storage.read_bytes(objects[f"{newest:06d}.json"]))
-    if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot()):
-        # Numbers of processes are given again; when it began tells whether it is the same one.
-        if _start_of(holder["pid"]) != holder["started"] or holder["started"] is None:
-            return newest + 1
-    elif _is_silent(storage.join(folder, f"{newest:06d}.beat")):
+    holder = _read_holder(folder, newest)
+    if _is_visible(holder):
+        # Process ids are used again; its start time tells whether it is the same process.
+        is_over = _start_of(holder["pid"]) != holder["started"]
+    else:
+        is_over = _is_silent(storage.join(folder, f"{newest:06d}.beat"))
+    if is_over:
         return newest + 1
     raise _busy(run, f"is being trained by process {holder['pid']} on {holder['host']}")
 
 
+def _numbers(folder: str) -> list[int]:
+    """Numbers of all leases of a run."""
+    names = [uri.rpartition("/")[2] for uri in storage.list_files(folder)]
+    return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+
+
+def _read_holder(folder: str, number: int) -> dict[str, Any]:
+    """The process that put a lease."""
+    return dict(json.loads(storage.read_bytes(storage.join(folder, f"{number:06d}.json"))))
+
+
+def _lease_uri(lease: Lease) -> str:
+    """The objects of a lease, without their suffix."""
+    return storage.join(lease.folder, f"{lease.number:06d}")
+
+
+def _is_visible(holder: dict[str, Any]) -> bool:
+    """Whether a process of the holder's place can be looked up here; pods may share a host's name and boot id."""
+    here = _place()
+    return all(here.values()) and all(holder.get(name) == here[name] for name in _PLACE)
+
+
 def _is_silent(beat: str) -> bool:
-    """Whether no beat comes in the time in which one must; told by change, since clocks differ."""
-    logger.warning("another machine has not given this run back: waiting up to %.0f s for a sign of it", EXPIRES_S)
+    """Whether no beat comes in the time in which one must; judged by change, since clocks differ."""
+    logger.warning("another process has not given this run back: waiting up to %.0f s for a beat of it", EXPIRES_S)
     first, deadline = _read(beat), time.monotonic() + EXPIRES_S
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_S / 4, max(0.0, deadline - time.monotonic())))
@@ -93,12 +150,19 @@ def _read(uri: str) -> bytes | None:
         return None
 
 
-def _beat(uri: str, over: threading.Event) -> None:
-    """Write a changing object until it is over; a store that fails for a while costs beats, not the run."""
+def _beat(holder: Holder, over: threading.Event) -> None:
+    """Write a changing object until the block ends or the lease is lost; a failing store costs beats, not the run."""
     number = 0
     while True:
-        with contextlib.suppress(StorageError):
-            storage.write_bytes(uri, str(number).encode())
+        try:
+            storage.write_bytes(f"{_lease_uri(holder.lease)}.beat", str(number).encode())
+            holder.lease.check()
+        except LeaseLostError as error:
+            logger.error("%s", error)
+            holder.lost.set()
+            return
+        except StorageError as error:
+            logger.warning("run %s: a beat of its lease failed: %s", holder.lease.run, error)
         number += 1
         if over.wait(BEAT_S):
             return
@@ -110,14 +174,18 @@ def _busy(run: str, how: str) -> TrainingError:
     )
 
 
-def _boot() -> str:
-    """Which start of which machine this is; containers of one machine share it, their hosts' names differ."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+def _place() -> dict[str, str]:
+    """Names of this machine, of its current boot and of this process's pid namespace; empty if not known."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return {
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else "",
+        "pid_namespace": os.readlink(namespace) if namespace.is_symlink() else "",
+    }
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine began, in ticks since the machine did; None if there is none that runs."""
+    """When a process of this machine began, in ticks since the machine did; None if no such process runs."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -27,11 +27,14 @@ from cytoray.model.transformer import ScGPT
 from cytoray.tracking import RunLog
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
+from cytoray.training.agreement import AgreedError, run_together
 from cytoray.training.averaging import WeightAverage
 from cytoray.training.config import RunConfig
 from cytoray.training.hardware import describe_worker, package_versions
+from cytoray.training.lease import Lease, LeaseLostError
 from cytoray.training.meter import Meter
 from cytoray.training.objectives import Objective, ObjectiveModule
+from cytoray.training.record import run_folder
 from cytoray.training.steps import StepResult, StepRunner
 from cytoray.training.validation import Validator
 
@@ -55,20 +58,25 @@ class WorkerSettings:
     initial: checkpoints.Checkpoint | None
     board: Any  # actor handle that is told of each step
     held_out: CorpusStream | None = None
+    lease: Lease | None = None  # without one nothing else can start this run
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """Train until ``num_steps`` or a request to stop; an error that a restart would meet again goes to the board."""
+    """Train until ``num_steps`` or a request to stop.
+
+    An error that all ranks agree on goes to the board and ends the run; after any other Ray Train restarts the workers.
+    """
     settings: WorkerSettings = arguments["settings"]
     torch.set_num_threads(settings.config.workers.threads_per_worker)
     trainer = None
     try:
         trainer = Trainer.start(settings)
         trainer.run()
-    except TrainingError as error:
-        if trainer is not None and trainer.log is not None:
-            trainer.log.finish("FAILED")
-        ray.get(settings.board.fail.remote(error))
+    except AgreedError as agreed:
+        if dist.get_rank() == 0 and not isinstance(agreed.error, LeaseLostError):
+            log = _open_log(settings) if trainer is None or trainer.log is None else trainer.log
+            log.finish("FAILED")
+        ray.get(settings.board.fail.remote(agreed.error))
 
 
 class Trainer:
@@ -82,10 +90,11 @@ class Trainer:
         self.skipped = list(self.state.skipped)
         self.history, self.validation = list(self.state.history), list(self.state.validation)
         self.elapsed_before, self.started = self.state.elapsed_s, time.monotonic()
-        self.engine = engines.build_engine(_build_module(settings, saved), config, dist.get_world_size())
+        module = run_together(lambda: _build_module(settings, saved))
+        self.engine = engines.build_engine(module, config, dist.get_world_size())
         if saved is not None:
-            engines.restore(self.engine, saved)
-            logger.info("run %s goes on at step %d", config.run, self.step)
+            run_together(lambda: engines.restore(self.engine, saved))
+            logger.info("run %s continues at step %d", config.run, self.step)
         model = self.engine.module.model
         self.average = (
             None
@@ -98,7 +107,10 @@ class Trainer:
         self.ledger = Ledger() if config.train.ledger else None
         folder = checkpoints.checkpoints_uri(config.store, config.run)
         keep = config.train.keep_checkpoints
-        self.writer = checkpoints.CheckpointWriter(folder, keep=keep, attempt=attempt)
+        patience = float(config.workers.collective_timeout_s)
+        self.writer = checkpoints.CheckpointWriter(
+            folder, keep=keep, attempt=attempt, timeout_s=patience, lease=settings.lease
+        )
         self.meter = Meter()
         self.judged_by = ""  # the error that the best checkpoint has least of
         self.in_a_row = 0  # steps left out one after the other
@@ -107,12 +119,14 @@ class Trainer:
 
     @staticmethod
     def start(settings: WorkerSettings) -> Trainer:
-        """From the newest intact checkpoint, which rank 0 finds for all, as it names this start of the workers."""
+        """Start from the newest intact checkpoint; rank 0 finds it for all, and names this start of the workers."""
         config = settings.config
         found: list[Any] = [None, None]
         if dist.get_rank() == 0:
             found = [checkpoints.latest_checkpoint(config.store, config.run), uuid.uuid4().hex]
         dist.broadcast_object_list(found, src=0)
+        if settings.lease is not None:
+            run_together(settings.lease.check)
         return Trainer(settings, found[0], attempt=found[1])
 
     def run(self) -> None:
@@ -147,10 +161,10 @@ class Trainer:
         """Take in what a step did; TrainingError where too many in a row had to be left out."""
         if self.ledger is not None:
             self.ledger.record(batch)
-        if self.average is not None:
-            self.average.update()
         self.in_a_row = 0 if done.applied else self.in_a_row + 1
         if done.applied:
+            if self.average is not None:
+                self.average.update()
             return
         self.skipped.append(batch.step)
         if self.in_a_row > self.config.train.max_skipped_steps:
@@ -262,7 +276,7 @@ class Trainer:
 
 def ledger_uri(config: RunConfig) -> str:
     """Where a run's ledger lies."""
-    return storage.join(config.store, "runs", config.run, "ledger")
+    return storage.join(run_folder(config.store, config.run), "ledger")
 
 
 def _first_state(settings: WorkerSettings) -> checkpoints.TrainerState:
@@ -290,11 +304,11 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
 
 
 def _give_up(batch: StepBatch, done: StepResult, in_a_row: int) -> None:
-    """TrainingError that names the cells of a step whose gradient is not finite, of all ranks."""
+    """Raise AgreedError that names the cells of a step whose gradient is not finite, of all ranks."""
     parts: list[list[str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, [f"{cell:016x}" for cell in batch.cell_ids])
     cells = [cell for part in parts for cell in part or ()]
-    raise TrainingError(
+    error = TrainingError(
         f"The gradient is not finite at step {batch.step}, the last of {in_a_row} in a row (losses {done.losses}). "
         f"Cells of that step: {', '.join(cells[:SHOWN_CELLS])}{', ...' if len(cells) > SHOWN_CELLS else ''}.",
         remedy="Lower optimizer.learning_rate or look at these cells (column _cell_id of the corpus's obs); "
@@ -302,6 +316,7 @@ def _give_up(batch: StepBatch, done: StepResult, in_a_row: int) -> None:
         step=batch.step,
         cells=cells,
     )
+    raise AgreedError(error)
 
 
 def _open_log(settings: WorkerSettings) -> RunLog:

@@ -1,8 +1,9 @@
-"""What a run is, written once when it first starts: a later start must be the same, but for keys that may change."""
+"""What a run is, written when it first starts: a later start must be the same, except for keys that may change."""
 
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from typing import Any
 
@@ -11,48 +12,98 @@ from pydantic import ValidationError
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.errors import ConflictError, TrainingError
-from cytoray.training.config import RunConfig
+from cytoray.training.config import NAME, RunConfig
 
 
 class RunRecord(Config):
-    """``run.json``: what a run is; written once, when it first starts."""
+    """``run.json``: the settings of a run, those of its first start until a change is allowed."""
 
     run_uuid: str
     manifest_digest: str
     config: dict[str, Any]
 
 
+def run_folder(store: str, run: str) -> str:
+    """The folder of a run; TrainingError if ``run`` cannot be the name of one."""
+    if re.fullmatch(NAME, run) is None:
+        raise TrainingError(
+            f"{run!r} is not a run name.",
+            remedy="Write letters, digits, '.', '_' and '-', beginning with a letter or a digit.",
+            run=run,
+        )
+    return storage.join(store, "runs", run)
+
+
 def load_run_record(store: str, run: str) -> RunRecord:
-    """What ``run`` was started as; NotFoundError if it never was."""
-    return RunRecord.model_validate_json(storage.read_bytes(storage.join(store, "runs", run, "run.json")))
+    """The record of ``run``; NotFoundError if it was never started."""
+    return RunRecord.model_validate_json(storage.read_bytes(_record_uri(store, run)))
 
 
 def claim_run(config: RunConfig, manifest_digest: str) -> RunRecord:
     """Record what this run is, or find that it is the same; TrainingError naming the keys that differ."""
-    uri = storage.join(config.store, "runs", config.run, "run.json")
-    mine = RunRecord(run_uuid=uuid.uuid4().hex, manifest_digest=manifest_digest, config=config.model_dump(mode="json"))
+    mine = RunRecord(run_uuid=uuid.uuid4().hex, manifest_digest=manifest_digest, config=_settings(config))
     try:
-        storage.put_if_absent(uri, mine.model_dump_json().encode())
+        storage.put_if_absent(_record_uri(config.store, config.run), mine.model_dump_json().encode())
     except ConflictError:
-        there = RunRecord.model_validate_json(storage.read_bytes(uri))
-        started_as = _complete(there.config, type(config))
-        differing = [key for key in _differences(started_as, mine.config, "") if not _may_differ(config, key)]
-        allowed = f", or allow it: --set 'allow_changes=[{', '.join(differing)}]'"
-        if there.manifest_digest != manifest_digest:
-            differing.append("corpus (its manifest digest)")
-            allowed = f"; a corpus that has grown is still there as {config.corpus.partition('@')[0]}@VERSION"
-        if differing:
-            raise TrainingError(
-                f"Run {config.run!r} was started with other settings: {', '.join(differing)}.",
-                remedy=f"Use another run name, or the settings it was started with{allowed}.",
-                keys=differing,
-            ) from None
+        there = load_run_record(config.store, config.run)
+        _refuse_other_settings(config, there, manifest_digest)
         return there
     return mine
 
 
+def record_changes(config: RunConfig, record: RunRecord) -> list[str]:
+    """Record settings that the user allows to differ, so that a later start goes on with them.
+
+    Returns a line for each key that changes results from here on.
+    """
+    started_as, here = _complete(record.config, type(config)), _settings(config)
+    differing = _differences(started_as, here, "")
+    changed = [key for key in differing if _is_in(key, config.allow_changes)]
+    if changed:
+        data = record.model_copy(update={"config": here}).model_dump_json().encode()
+        storage.write_bytes(_record_uri(config.store, config.run), data)
+    redrawn = [key for key in differing if _is_in(key, config.redrawing) and config.has_dropout]
+    lines = [f"{key} was changed from {_value(started_as, key)} to {_value(here, key)}" for key in changed]
+    return lines + [
+        f"{key} differs from the first start ({_value(started_as, key)}, now {_value(here, key)}): "
+        "dropout masks are drawn differently from here on"
+        for key in redrawn
+        if key not in changed
+    ]
+
+
+def _record_uri(store: str, run: str) -> str:
+    return storage.join(run_folder(store, run), "run.json")
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain data, without the permission to change it."""
+    return config.model_dump(mode="json") | {"allow_changes": []}
+
+
+def _refuse_other_settings(config: RunConfig, there: RunRecord, manifest_digest: str) -> None:
+    """Raise TrainingError if settings differ that must not."""
+    may_differ = config.places | config.free | config.redrawing | set(config.allow_changes)
+    keys = _differences(_complete(there.config, type(config)), _settings(config), "")
+    differing = [key for key in keys if not _is_in(key, may_differ) and key != "corpus"]
+    names = ", ".join(differing)
+    allowed = (
+        f", or allow the change with `allow_changes: [{names}]` in the file, --set 'allow_changes=[{names}]', or "
+        f"{' '.join(f'--allow {key}' for key in differing)} for `cytoray train resume`"
+    )
+    if there.manifest_digest != manifest_digest:  # the cells; two names of the same ones do not differ
+        differing.append("corpus (its manifest digest)")
+        allowed = f"; earlier versions of a corpus that has grown are corpus: {config.corpus.partition('@')[0]}@VERSION"
+    if differing:
+        raise TrainingError(
+            f"Run {config.run!r} has other settings: {', '.join(differing)}.",
+            remedy=f"Use another run name, or the settings it has{allowed}.",
+            keys=differing,
+        ) from None
+
+
 def _complete(kept: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
-    """A kept configuration with the defaults of keys that came to be since; as it is where it no longer is one."""
+    """A kept configuration with the defaults of keys that are newer; unchanged if it is no longer valid."""
     try:
         return kind.model_validate_json(json.dumps(kept)).model_dump(mode="json")
     except ValidationError:
@@ -71,7 +122,14 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str) -> li
     return keys
 
 
-def _may_differ(config: RunConfig, key: str) -> bool:
-    """Whether a run may go on with another value of ``key``: it changes no result, or the user allows it."""
-    allowed = config.places | config.free | set(config.allow_changes)
-    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+def _is_in(key: str, names: frozenset[str] | set[str] | tuple[str, ...]) -> bool:
+    """Whether ``key`` is one of ``names`` or lies in such a section."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _value(settings: dict[str, Any], key: str) -> Any:
+    """The value at a key path; None if it is missing."""
+    found: Any = settings
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found

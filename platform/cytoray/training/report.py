@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cytoray import provenance, storage
-from cytoray.training.card import RunCard, write_card
+from cytoray.training.card import RunCard
 from cytoray.training.config import FinetuneConfig, PretrainConfig
 from cytoray.training.export import BundleRecord
 from cytoray.training.hardware import package_versions
-from cytoray.training.trainer import TrainingResult
+from cytoray.training.record import run_folder
+from cytoray.training.result import TrainingResult
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -25,7 +26,9 @@ def save_card(
     scores: Scores | None = None,
 ) -> str:
     """Write the run's card below ``<run>/card``; returns the page's URI. ``scores`` are those on the cells held out."""
-    target = storage.join(config.store, "runs", config.run, "card")
+    target = storage.join(run_folder(config.store, config.run), "card")
+    from cytoray.training.card_page import write_card  # matplotlib: only when a card is written
+
     with tempfile.TemporaryDirectory(prefix="cytoray-card-") as scratch:
         write_card(_build_card(config, result, bundle, scores or {}), Path(scratch) / "card")
         storage.upload_folder(Path(scratch) / "card", target)

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from cytoray.errors import TrainingError
 
+MASTER = "master"  # the kind of slices that are fp32 weights
+MOMENTS = ("exp_avg", "exp_avg_sq")  # the kinds that are Adam's averages
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -59,6 +62,11 @@ class Snapshot:
     rank: int = 0
     world_size: int = 1
     zero_stage: int = 0
+
+    @property
+    def has_master(self) -> bool:
+        """Whether the slices hold fp32 weights."""
+        return any(name.startswith(f"{MASTER}.") for name in self.slices)
 
 
 def encode_slices(slices: dict[str, Slice]) -> bytes:
@@ -103,9 +111,9 @@ def fill(targets: dict[str, Slice], parts: Iterable[dict[str, Slice]]) -> int:
     return looked_at
 
 
-def assemble(parts: Iterable[dict[str, Slice]]) -> dict[str, Tensor]:
-    """Whole tensors out of the slices of all parts; TrainingError if one is incomplete."""
-    parts = list(parts)
+def assemble(parts: Iterable[dict[str, Slice]], *, kind: str = "") -> dict[str, Tensor]:
+    """Whole tensors out of the slices of all parts, or of those of one kind; TrainingError if one is incomplete."""
+    parts = [{name: piece for name, piece in part.items() if name.startswith(kind)} for part in parts]
     shapes = {name: piece.shape for part in parts for name, piece in part.items()}
     whole = {name: Slice(torch.zeros(math.prod(shape)), 0, shape) for name, shape in shapes.items()}
     fill(whole, parts)

@@ -53,7 +53,7 @@ class StepRunner:
         """
         mine, train = self.objective.measure(self.model, batch), self.config.train
         fewest = train.cells_per_step // dist.get_world_size()
-        parts = max(train.accumulation, -(-batch.num_tokens // train.micro_batch_tokens))
+        parts = max(train.accumulation, batch.count_parts(train.micro_batch_tokens))
         row = [parts, *dataclasses.astuple(mine), *signals]
         rows = torch.empty(dist.get_world_size(), len(row), dtype=torch.float64, device=self.engine.device)
         dist.all_gather_into_tensor(rows, torch.tensor([row], dtype=torch.float64, device=self.engine.device))

@@ -15,14 +15,13 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cytoray import failpoints, progress, storage
+from cytoray import failpoints, progress
 from cytoray.cluster import user_error
-from cytoray.config import Config
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import RegistryError, TrainingError, TrainingStoppedError
+from cytoray.errors import RegistryError, StorageError, TrainingError, TrainingStoppedError
 from cytoray.model.config import ModelConfig
-from cytoray.tracking import TrackingConfig
+from cytoray.tracking import RunLog, TrackingConfig
 from cytoray.tracking.server import connect
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import lease
@@ -31,9 +30,12 @@ from cytoray.training.config import RunConfig, WorkersConfig
 from cytoray.training.hardware import package_versions
 from cytoray.training.loop import WorkerSettings, train_worker
 from cytoray.training.objectives import Objective
-from cytoray.training.record import RunRecord, claim_run
+from cytoray.training.record import RunRecord, claim_run, record_changes, run_folder
+from cytoray.training.result import Done, TrainingResult, find_result, save_done
 
+__all__ = ["TrainingResult", "TrainingSpec", "run_training"]
 logger = logging.getLogger(__name__)
+FAILURE_WAIT_S = 5.0  # for MLflow to hear of a failure, before the error is shown; the journal keeps it
 
 
 @dataclass(frozen=True)
@@ -49,83 +51,30 @@ class TrainingSpec:
     held_out: CorpusStream | None = None
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """A finished run: its last checkpoint, and that with the lowest validation error (the same without validation)."""
-
-    checkpoint: checkpoints.Checkpoint
-    best: checkpoints.Checkpoint
-    manifest_digest: str
-    config_digest: str
-    mlflow_run_id: str | None
-    skipped: bool  # it was finished before
-    hardware: tuple[dict[str, str], ...] = ()
-    events: tuple[str, ...] = ()
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """Losses at about 200 evenly spaced steps, each with its ``step``."""
-        return [dict(point) for point in self.checkpoint.state.history]
-
-    def summary(self) -> dict[str, Any]:
-        """What a job prints: the last checkpoint, its loss, and what it belongs to."""
-        return {
-            "checkpoint": self.checkpoint.uri,
-            "step": self.checkpoint.state.step,
-            "first_loss": self.history[0].get("loss"),
-            "last_loss": self.history[-1].get("loss"),
-            "best_checkpoint": self.best.uri,
-            "best_validation_error": self.best.state.metric,
-            "corpus_manifest_digest": self.manifest_digest,
-            "config_digest": self.config_digest,
-            "mlflow_run_id": self.mlflow_run_id,
-            "skipped": self.skipped,
-        }
-
-
-class _Done(Config):
-    """``DONE.json``: written when a run is finished."""
-
-    mlflow_run_id: str | None
-    hardware: tuple[dict[str, str], ...] = ()
-    events: tuple[str, ...] = ()
-
-
 def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.silent) -> TrainingResult:
-    """Train to the end, going on from the last committed checkpoint; a finished run is returned as it is.
+    """Train to the end from the last committed checkpoint; a run that has done all its steps is returned unchanged.
 
-    ``advance`` is told of steps. Raises TrainingError where the run is another's, or another one; TrainingStoppedError
-    where SIGTERM asked it to stop, which it does after the step under way and a checkpoint; or the CytorayError that a
-    worker raised.
+    ``advance`` receives the steps. Raises TrainingError if another process owns the run or its settings differ,
+    TrainingStoppedError if SIGTERM asked it to stop (after the current step and a checkpoint), or the CytorayError
+    that a worker raised.
     """
     config, digest = spec.config, spec.stream.manifest.digest
-    run_uri = storage.join(config.store, "runs", config.run)
     record = claim_run(config, digest)
-    done_uri, skipped = storage.join(run_uri, "DONE.json"), True
-    if not storage.exists(done_uri):
-        with lease.held(run_uri, config.run):
-            done, skipped = _fit(spec, record, advance), False
-            storage.write_bytes(done_uri, done.model_dump_json().encode())
-    done = _Done.model_validate_json(storage.read_bytes(done_uri))
-    last = checkpoints.require_checkpoint(config.store, config.run)
-    best = checkpoints.best_checkpoint(config.store, config.run) or last
-    return TrainingResult(
-        last, best, digest, config.fingerprint(), done.mlflow_run_id, skipped, done.hardware, done.events
-    )
+    if (result := find_result(config, digest)) is not None:
+        return result
+    with lease.held(run_folder(config.store, config.run), config.run) as holder:
+        done = _fit(spec, record, holder, advance)
+        holder.lease.check()
+        save_done(config, done)
+    result = find_result(config, digest, skipped=False)
+    assert result is not None, "all steps have just been done"
+    return result
 
 
-def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _Done:
-    """Run Ray Train, showing steps as they come."""
+def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: progress.Advance) -> Done:
+    """Run Ray Train and report steps while it runs."""
     config = spec.config
-    # Beside the driver: a node that is lost must not take it along.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    saved = checkpoints.latest_checkpoint(config.store, config.run)
-    for name in checkpoints.damaged_checkpoints(config.store, config.run, saved):  # said in the log when they were read
-        board.note.remote(f"checkpoint {name} is damaged, and was not used")
-    for event in _changed_versions(saved) if saved is not None else ():
-        logger.warning(event)
-        board.note.remote(event)
+    board = _build_board(spec, record)
     threading.Thread(target=_prepare_tracking, args=(config.tracking,), daemon=True).start()
     settings = WorkerSettings(
         config=config,
@@ -138,14 +87,18 @@ def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _D
         initial=spec.initial,
         board=board,
         held_out=spec.held_out,
+        lease=holder.lease,
     )
     with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:
         trainer = _build_trainer(spec, settings, scratch)
         try:
-            with Watch(board, advance):
+            with Watch(board, advance, lost=holder.lost):
                 trainer.fit()
         except TrainingFailedError as error:
-            raise user_error(error) or _failed(config, error) from error
+            found = user_error(error)
+            if not isinstance(found, lease.LeaseLostError):  # its new holder logs to the same MLflow run
+                _log_failure(config, record)
+            raise found or _failed(config, error) from error
     news = ray.get(board.read.remote())
     if news.error is not None:
         raise news.error
@@ -153,10 +106,35 @@ def _fit(spec: TrainingSpec, record: RunRecord, advance: progress.Advance) -> _D
         raise TrainingStoppedError(
             f"Run {config.run!r} was asked to stop and has committed a checkpoint at step {news.step} of "
             f"{config.train.num_steps}.",
-            remedy=f"Run the same command again, or `cytoray train resume {config.run}`, to go on.",
+            remedy=f"To continue, run the same command again, or `cytoray train resume {config.run}`.",
             step=news.step,
         )
-    return _Done(mlflow_run_id=news.mlflow_run_id, hardware=news.hardware, events=news.events)
+    return Done(mlflow_run_id=news.mlflow_run_id, hardware=news.hardware, events=news.events)
+
+
+def _build_board(spec: TrainingSpec, record: RunRecord) -> Any:
+    """The run's board, with what is known before its workers start."""
+    config = spec.config
+    # Beside the driver: a node that is lost must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    saved = checkpoints.latest_checkpoint(config.store, config.run)
+    for name in checkpoints.damaged_checkpoints(config.store, config.run, saved):  # logged when they were read
+        board.note.remote(f"checkpoint {name} is damaged, and was not used")
+    for event in [*record_changes(config, record), *(_changed_versions(saved) if saved is not None else ())]:
+        logger.warning(event)
+        board.note.remote(event)
+    return board
+
+
+def _log_failure(config: RunConfig, record: RunRecord) -> None:
+    """Mark the run FAILED in MLflow: workers that were killed could not."""
+    try:
+        log = RunLog.open(config.tracking, run_uuid=record.run_uuid, run_name=config.run)
+    except StorageError as error:
+        logger.warning("the failure of run %s is not in its journal: %s", config.run, error)
+        return
+    log.finish("FAILED", wait_s=FAILURE_WAIT_S)
 
 
 def _failed(config: RunConfig, error: TrainingFailedError) -> TrainingError:

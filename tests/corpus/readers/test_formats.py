@@ -123,12 +123,15 @@ def test_empty_matrices(shape, format_name, write_format, plant, build_adata, op
         pytest.skip("zarr makes no shards of an empty array")
     path = write_format(format_name, adata, tmp_path)
     with open_reader(path) as reader:
+        if shape[0] == 0 or format_name.startswith("triples"):  # of which nothing is left without an entry
+            with pytest.raises(CorpusError, match="the file has no cells") as caught:
+                reader.describe()
+            assert caught.value.details["rule"] == "no_cells"
+            return
         description = reader.describe()
-        if format_name.startswith("triples"):
-            shape = (0, 0)  # no entry, no name
         assert (description.num_cells, description.num_genes) == shape
         assert description.value_kind == "counts"
-        assert reader.read_rows(0, 10).shape == (min(10, shape[0]), shape[1])
+        assert reader.read_rows(0, 10).shape == (10, shape[1])
 
 
 # --- further modalities
@@ -266,7 +269,7 @@ def test_mtx_under_a_prefix_as_geo_has_them(write_format, plant, build_adata, op
     for prefix, cells in planted.items():
         with open_reader(folder / f"{prefix}matrix.mtx.gz") as reader:
             assert np.array_equal(reader.read_rows(0, 300).toarray(), cells.counts_CG)
-    with pytest.raises(CorpusError, match="is a folder that is no source of cells"):
+    with pytest.raises(CorpusError, match="is a folder that is not a source of cells"):
         open_reader(folder)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cytoray import storage
 from cytoray.corpus.config import SourceConfig
-from cytoray.corpus.readers.opening import expand_sources
+from cytoray.corpus.readers.finding import expand_sources
 from cytoray.errors import CorpusError, StorageError
 
 TREE = (
@@ -20,7 +20,7 @@ TREE = (
     "b/plain.zarr/.zgroup", "b/plain.zarr/X/zarr.json", "b/nameless/zarr.json", "b/nameless/obs/zarr.json",
     "b/x.scb/manifest.json", "b/x.scb/counts.datatable.parquet", "b/linked/gene_vocab.json", "b/linked/X.parquet",
     "b/run1/matrix.mtx.gz", "b/run1/features.tsv.gz", "b/run1/barcodes.tsv.gz", "b/GSM1_matrix.mtx", "b/GSM1_genes.tsv",
-    "b/zarr.json.h5ad", "c/3.h5ad", "b-other/4.h5ad", "b.h5ad",
+    "b/GSM1_barcodes.tsv",     "b/zarr.json.h5ad", "c/3.h5ad", "b-other/4.h5ad", "b.h5ad",
 )  # fmt: skip
 FOUND = [
     "1.h5mu", "2.h5ad", "GSM1_matrix.mtx", "a.loom", "deep/0.h5ad", "deep/er/run.h5", "linked", "nameless",
@@ -92,7 +92,7 @@ def test_an_absent_object_bucket_or_folder_is_named(s3_uri, tmp_path, open_reade
 def test_a_folder_of_something_else_is_refused(tmp_path, open_reader):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.h5ad").touch()
-    with pytest.raises(CorpusError, match="a folder that is no source of cells") as caught:
+    with pytest.raises(CorpusError, match="a folder that is not a source of cells") as caught:
         open_reader(tmp_path / "folder")
     assert "End it with '/'" in caught.value.remedy
 
@@ -205,14 +205,14 @@ def test_a_zarr_that_lost_a_chunk_is_refused(write_format, plant, build_adata, o
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text[: len(text) // 2], "a cell index|header tells of|cannot be read"),
+        (lambda text: text[: len(text) // 2], "a cell index|header announces|cannot be read"),
         (lambda text: text.replace(b"%%MatrixMarket", b"%MatrixMarket"), "does not begin with %%MatrixMarket"),
-        (lambda text: text.replace(b"integer general", b"complex general"), "kind coordinate complex"),
+        (lambda text: text.replace(b"integer general", b"complex general"), "kind complex general"),
         (lambda text: text + b"301 1 1\n", "a feature index is 300, but there are 300"),
         (lambda text: text + b"1 301 1\n", "a cell index is 300, but there are 300"),
-        (lambda text: text + b"1 1 1\n", "its header tells of .* entries, but there are"),
+        (lambda text: text + b"1 1 1\n", "its header announces .* entries, but there are"),
         (lambda text: text + b"1 1 x\n", "cannot be read"),
-        (lambda text: text.replace(b"300 300 ", b"299 300 "), "299 features, but|300 features"),
+        (lambda text: text.replace(b"300 300 ", b"299 300 "), "matrix is 299 by 300, but genes.tsv has 300 lines"),
         (lambda text: b"", "does not begin with"),
     ],
 )
@@ -230,7 +230,7 @@ def test_mtx_without_its_companions(write_format, plant, build_adata, open_reade
     for missing in ("barcodes.tsv.gz", "features.tsv.gz"):
         path = write_format("10x_mtx-3", build_adata(plant(0)), tmp_path / missing)
         (path / missing).unlink()
-        with pytest.raises(CorpusError, match=f"there is no {missing[:-3]}"):
+        with pytest.raises(CorpusError, match=f"{missing[:-3]}.* is missing beside matrix"):
             open_reader(path)
 
 
@@ -249,8 +249,8 @@ def test_a_truncated_gzip_of_mtx(write_format, plant, build_adata, open_reader, 
     [
         ({"cell": ["a"], "count": [1]}, "no column looks like that of the gene; columns there: cell, count"),
         ({"cell": ["a", None], "gene": ["g", "g"], "count": [1, 1]}, "a cell or a gene is missing"),
-        ({"cell": ["a"], "gene": ["g"], "count": [None]}, "a count is missing|no numbers"),
-        ({"cell": ["a"], "gene": ["g"], "count": ["many"]}, "no numbers"),
+        ({"cell": ["a"], "gene": ["g"], "count": [None]}, "a count is missing|not numbers"),
+        ({"cell": ["a"], "gene": ["g"], "count": ["many"]}, "not numbers"),
     ],
 )
 def test_tables_that_are_no_triples(columns: dict, words: str, open_reader, tmp_path):
@@ -271,8 +271,8 @@ def test_folders_of_scb_that_lack_a_part(write_format, plant, build_adata, open_
         pq.write_table(pa.table(columns), path / "counts.datatable.parquet")
 
     changes = {
-        "no table counts.datatable.parquet": lambda path: (path / "counts.datatable.parquet").unlink(),
-        "no table of tokens and ids": lambda path: (path / "gene_vocab.json").write_text("[1]"),
+        "table counts.datatable.parquet is missing": lambda path: (path / "counts.datatable.parquet").unlink(),
+        "not a table of tokens and ids": lambda path: (path / "gene_vocab.json").write_text("[1]"),
         "its tables are JSON": lambda path: (path / "manifest.json").write_text('{"on_disk_format": "json"}'),
         "no token of id 999": lambda path: with_lists([[3, 999]], path),
         "another number of genes": lambda path: with_lists([[3]], path),

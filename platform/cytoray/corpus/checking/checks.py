@@ -97,6 +97,7 @@ class CheckedRows:
     cells: PackedCells
     rows: Int64  # (C,) row of each kept cell in its file
     content: UInt64  # (C,) hash of each cell's genes and values
+    sums: Sums  # (C,) of each cell's values, genes outside the vocabulary included
     dropped: dict[str, int]  # cells by rule
     warned: dict[str, int]  # cells by rule
     profile: SourceProfile
@@ -120,15 +121,16 @@ def check_rows(reader: CellReader, mapping: GeneMapping, options: RowChecks, *, 
         kept = _check_slab(slab, mapping, repeated)
         observer.add(kept)
         observer.count(read=len(slab.kept), dropped=slab.dropped, warned=slab.warned, rounded=slab.num_rounded)
-        parts.append((kept.cells, kept.rows))  # not its matrix: that of one slab is in memory at a time
+        parts.append((kept.cells, kept.rows, kept.sums))  # not its matrix: that of one slab is in memory at a time
     profile = observer.profile()
     if stop - start >= FEWEST_JUDGED:
         refuse_unrecoverable(reader, profile, options.checks)
-    cells = concatenate([cells for cells, _ in parts]) if len(parts) > 1 else parts[0][0]
+    cells = concatenate([cells for cells, _, _ in parts]) if len(parts) > 1 else parts[0][0]
     return CheckedRows(
         cells,
-        np.concatenate([rows for _, rows in parts]),
+        np.concatenate([rows for _, rows, _ in parts]),
         content_hashes(cells),
+        np.concatenate([sums for _, _, sums in parts]),
         dict(profile.dropped),
         dict(profile.warned),
         profile,

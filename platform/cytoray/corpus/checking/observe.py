@@ -76,9 +76,9 @@ class Observer:
         add_columns(kept.matrix, kept.rows - kept.first, self._columns)
         self._genes_per_cell += log2_histogram(cells.num_genes_per_cell, NUM_GENE_BINS)
         self._gene_cells += count_genes(cells, len(self._gene_cells))
-        sampled = np.flatnonzero(cells.cell_ids % np.uint64(SAMPLED_ONE_IN) == 0)
-        self._bins += np.bincount(_tokenizer().bin_cells(take(cells, sampled)), minlength=NUM_VALUE_BINS)
-        self._num_binned += len(sampled)
+        bins, num_binned = _sampled_bins(cells)
+        self._bins += bins
+        self._num_binned += num_binned
 
     def profile(self) -> SourceProfile:
         """Everything so far."""
@@ -103,6 +103,31 @@ class Observer:
             lost_values=float(self._columns[self._mapping.ids < 0].sum()),
             column_values=column_values(self._mapping, self._columns),
         )
+
+
+def profile_packed(
+    cells: PackedCells, *, sums: npt.NDArray[np.float64], labels: Mapping[str, Mapping[str, int]]
+) -> SourceProfile:
+    """The profile of C kept cells without their file; ``sums`` (C,) as in ``KeptCells``, ``labels`` as counted.
+
+    What depends on single columns of the file is missing in it.
+    """
+    bins, num_binned = _sampled_bins(cells)
+    return SourceProfile(
+        num_kept=cells.num_cells,
+        depth=log2_histogram(sums, NUM_DEPTH_BINS),
+        genes_per_cell=log2_histogram(cells.num_genes_per_cell, NUM_GENE_BINS),
+        bins=bins,
+        num_binned=num_binned,
+        gene_cells=count_genes(cells, _tokenizer().vocabulary.size),
+        labels=labels,
+    )
+
+
+def _sampled_bins(cells: PackedCells) -> tuple[Int64, int]:
+    """Entries by bin in a sample of the cells, and the number of cells in it."""
+    sampled = np.flatnonzero(cells.cell_ids % np.uint64(SAMPLED_ONE_IN) == 0)
+    return np.bincount(_tokenizer().bin_cells(take(cells, sampled)), minlength=NUM_VALUE_BINS), len(sampled)
 
 
 @functools.cache

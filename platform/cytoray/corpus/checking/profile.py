@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytoray.tokens.cells import Int64
+from cytoray.tokens.labels import label_text, missing_spellings_warning
 from cytoray.tokens.vocabulary import GeneMapping
 
 BINS_PER_OCTAVE = 8  # a depth is told to 9 %
@@ -143,8 +144,17 @@ class SourceProfile:
             column_values=_add_columns(self.column_values, other.column_values) if genes else {},
         )
 
+    def label_warnings(self) -> list[str]:
+        """A sentence for each column of obs with classes that look like missing values."""
+        warnings = (missing_spellings_warning(counts, where=f"obs/{name}") for name, counts in self.labels.items())
+        return [warning for warning in warnings if warning is not None]
+
     def without(self, copies: SourceProfile) -> SourceProfile:
-        """The profile after kept cells, whose own profile is ``copies``, turned out to repeat others."""
+        """The profile after kept cells, whose own profile is ``copies``, turned out to repeat others.
+
+        What depends on single columns of a file (``sum_values`` to ``column_values``) may be missing in ``copies``; it
+        then still includes them, which leaves its shares nearly as they are.
+        """
         if copies.num_kept == 0:
             return self
         labels = {name: _subtract(counts, copies.labels.get(name, {})) for name, counts in self.labels.items()}
@@ -157,7 +167,7 @@ class SourceProfile:
             genes_per_cell=self.genes_per_cell - copies.genes_per_cell,
             bins=self.bins - copies.bins,
             num_binned=self.num_binned - copies.num_binned,
-            gene_cells=_add_padded(self.gene_cells, -copies.gene_cells),
+            gene_cells=_add_padded(self.gene_cells, -copies.gene_cells)[: len(self.gene_cells)],
             labels=labels,
             sum_values=self.sum_values - copies.sum_values,
             lost_values=self.lost_values - copies.lost_values,
@@ -251,7 +261,7 @@ def count_labels(frame: pd.DataFrame, columns: Iterable[str]) -> dict[str, dict[
         counts = frame[name].value_counts(sort=False)
         texts: Counter[str] = Counter()
         for value, count in counts[counts > 0].items():
-            texts[str(value)[:LABEL_CHARACTERS]] += int(count)
+            texts[(label_text(value) or "")[:LABEL_CHARACTERS]] += int(count)
         counted[name] = dict(texts)
     return counted
 

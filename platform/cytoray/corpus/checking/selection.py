@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytoray.errors import CorpusError
+from cytoray.tokens.labels import label_text, label_texts
 
 Mask = npt.NDArray[np.bool_]
 INDEX = "index"  # the cells' names, unless a column is called so
@@ -177,6 +178,8 @@ class _Evaluation:
 
     def _pair(self, first: Any, sign: ast.cmpop, second: Any) -> Mask:
         there = _there(first, len(self.frame)) & _there(second, len(self.frame))
+        if type(sign) in (ast.In, ast.NotIn, ast.Eq, ast.NotEq):
+            first, second = _same_kind(first, second)
         if isinstance(second, list) and type(sign) in (ast.In, ast.NotIn, ast.Eq, ast.NotEq):  # == [..] as in pandas
             if not isinstance(first, pd.Series):
                 raise self._refused("a list beside something that is no column")
@@ -203,6 +206,9 @@ class _Evaluation:
             raise self._refused(ast.unparse(owner))
         face = _plain(column).str if is_text else _plain(column)
         options = {str(keyword.arg): self.value(keyword.value) for keyword in keywords}
+        if method.attr == "isin" and len(args) == 1 and not options:
+            face, values = _same_kind(face, self.value(args[0]))
+            return face.isin(values)
         return getattr(face, method.attr)(*(self.value(argument) for argument in args), **options)
 
     def _refused(self, part: str) -> CorpusError:
@@ -216,6 +222,38 @@ def _plain(value: Any) -> Any:
     if isinstance(value, pd.Series) and isinstance(value.dtype, pd.CategoricalDtype):
         return value.astype(value.cat.categories.dtype)
     return value
+
+
+def _same_kind(first: Any, second: Any) -> tuple[Any, Any]:
+    """Both sides of an equality as they are if they are both texts or both not; else as the texts of labels.
+
+    So ``cluster == '0'`` and ``cluster in ['0', '1']`` hold for the same cells whether a file keeps ``cluster`` as
+    text, as integers or as floats.
+    """
+    kinds = {_holds_text(first), _holds_text(second)} - {None}
+    if kinds in ({True}, {False}, set()):
+        return first, second
+    return _as_labels(first), _as_labels(second)
+
+
+def _holds_text(value: Any) -> bool | str | None:
+    """Whether all values are texts; None if no value tells, "mixed" for texts beside other values."""
+    if isinstance(value, pd.Series):
+        plain = _plain(value)
+        if plain.dtype.kind in "mM":
+            return None  # pandas compares dates with texts itself
+        found = pd.api.types.infer_dtype(plain, skipna=True)
+        return None if found == "empty" else "mixed" if found.startswith("mixed") else found == "string"
+    items = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+    texts = {isinstance(item, str) for item in items}
+    return "mixed" if len(texts) > 1 else next(iter(texts), None)
+
+
+def _as_labels(value: Any) -> Any:
+    """The texts of a column, of a list or of one constant."""
+    if isinstance(value, pd.Series):
+        return pd.Series(label_texts(value), index=value.index, dtype=object, name=value.name)
+    return label_texts(value) if isinstance(value, list) else label_text(value)
 
 
 def _there(value: Any, num_rows: int) -> Mask:

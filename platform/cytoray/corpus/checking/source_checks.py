@@ -183,8 +183,8 @@ def _known_names(reader: CellReader, rule: str) -> str:
 
 
 def _gene_place(reader: CellReader) -> str:
-    column = reader.source.gene_column
-    return "the index of var, or feature_name and the like" if column is None else f"var[{column!r}]"
+    place = "the index of var" if reader.gene_column is None else f"var[{reader.gene_column!r}]"
+    return f"{place}; columns of var: {', '.join(map(repr, reader.var_columns)) or 'none'}"
 
 
 def _some(names: Iterable[str], *, count: int = EXAMPLES) -> str:

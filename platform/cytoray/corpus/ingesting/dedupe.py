@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,20 +26,33 @@ from pydantic import Field
 
 from cytoray import storage
 from cytoray.config import Config
-from cytoray.corpus.ingesting.planning import IngestPlan
-from cytoray.corpus.ingesting.read_pass import COPIES, SpillRecord, load_spill, partition_of, spill_uri
-from cytoray.corpus.ingesting.spill import CONTENT, SectionIndex, from_section, read_section, write_sections
+from cytoray.corpus.ingesting.planning import IngestPlan, KnownCells
+from cytoray.corpus.ingesting.read_pass import COPIES, partition_of
+from cytoray.corpus.ingesting.runs import save_run
+from cytoray.corpus.ingesting.shuffle import SectionIndex
+from cytoray.corpus.ingesting.spill import (
+    CONTENT,
+    READERS,
+    from_section,
+    read_checked,
+    read_neighbours,
+    read_table,
+    split_by,
+    write_sections,
+)
 from cytoray.errors import CorpusError
 from cytoray.failpoints import failpoint
 from cytoray.tokens.cells import UInt64
 
 CELLS_PER_BUCKET = 4_000_000  # some 200 MB in one task
 IN_PARENT = -1  # rank of cells of the version before
+CELLS = pa.schema([("content", pa.uint64()), ("cell_id", pa.uint64()), ("rank", pa.int64()), ("row", pa.int64())])
 
 
 class CopiesRecord(Config):
     """The copies among the cells of one bucket; its presence means that their list is complete."""
 
+    name: str
     bucket: int
     by_source: dict[int, int] = Field(description="Copies by the place of their source in the plan.")
     sections: SectionIndex = Field(description="One section a partition: the cell ids to leave out.")
@@ -58,35 +73,48 @@ def num_buckets(num_cells: int) -> int:
     return -(-num_cells // CELLS_PER_BUCKET)
 
 
-def copies_uri(plan: IngestPlan, round_id: str, bucket: int) -> str:
-    """Where the copies of a bucket are listed; the record has ``.json`` after it."""
-    return storage.join(plan.staging, f"copies-{round_id}-{bucket:05d}")
+@dataclass(frozen=True)
+class SpillHashes:
+    """The section of a spill that holds the content hashes of its cells."""
+
+    name: str
+    place: tuple[int, int, int]  # start, stop, check
+    source: int
+    num_cells: int
 
 
-def find_copies(item: dict[str, Any], *, plan: IngestPlan, spills: Sequence[tuple[int, int]]) -> dict[str, Any]:
+HashPart = SpillHashes | KnownCells
+
+
+def cut_hashes(item: dict[str, Any], *, plan: IngestPlan, parts: Sequence[HashPart], round_id: str) -> dict[str, Any]:
+    """Cut the hashes of some parts (``first`` to ``last`` of the item) by bucket, unless that was done before."""
+    name = f"hashes-{round_id}-{int(item['number']):05d}"
+    done = storage.find_bytes(storage.join(plan.staging, f"{name}.json"))
+    if done is not None:
+        return {"record": done.decode()}
+    table = _read_parts(plan, parts[item["first"] : item["last"]])
+    buckets = table.column("content").to_numpy() % np.uint64(item["num_buckets"])
+    return {"record": save_run(plan, name, split_by(table, buckets, int(item["num_buckets"])))}
+
+
+def find_copies(item: dict[str, Any], *, plan: IngestPlan, parts: Sequence[HashPart], round_id: str) -> dict[str, Any]:
     """List the copies among the cells of one bucket, unless that was done before; CorpusError if they are errors.
 
-    ``spills`` are (source, start) of the ranges that are in; the item names the bucket, their number and the round.
+    The item places the bucket's sections, or has none if all ``parts`` are in this bucket.
     """
-    uri = copies_uri(plan, str(item["round"]), int(item["bucket"]))
-    if storage.exists(f"{uri}.json"):
-        return {"record": storage.read_bytes(f"{uri}.json").decode()}
-    order = sorted(range(len(plan.sources)), key=lambda source: plan.sources[source].source.identity)
-    cells = _gather(plan, spills, {source: rank for rank, source in enumerate(order)}, item)
-    by_place = np.lexsort((cells.rows, cells.ranks, cells.content))
-    content = cells.content[by_place]
-    copy = np.concatenate([np.zeros(min(1, len(content)), bool), content[1:] == content[:-1]])
-    copy &= cells.ranks[by_place] != IN_PARENT
-    copies = by_place[copy]
-    if len(copies) and plan.config.checks.rules.duplicate_cell == "error":
-        raise _refusal(plan, cells, order, int(copies[0]), int(by_place[np.flatnonzero(copy)[0] - 1]))
-    counts = Counter(order[rank] for rank in cells.ranks[copies].tolist())
+    bucket = int(item["bucket"])
+    name = f"copies-{round_id}-{bucket:05d}"
+    uri = storage.join(plan.staging, name)
+    done = storage.find_bytes(f"{uri}.json")
+    if done is not None:
+        return {"record": done.decode()}
+    cells = _candidates(read_table(plan.staging, item, CELLS) if "names" in item else _read_parts(plan, parts))
+    copies = _copies_among(plan, cells)
+    counts = Counter(_order(plan)[rank] for rank in cells.ranks[copies].tolist())
     left_out = copies if plan.config.checks.rules.duplicate_cell == "drop" else copies[:0]
-    cell_ids = np.sort(cells.cell_ids[left_out])
-    partitions = partition_of(plan, cell_ids)
-    sections = [cell_ids[partitions == partition].tobytes() for partition in range(plan.num_partitions)]
+    sections = _by_partition(plan, cells.cell_ids[left_out], range(plan.num_partitions))
     record = CopiesRecord(
-        bucket=int(item["bucket"]), by_source=dict(sorted(counts.items())), sections=write_sections(uri, sections)
+        name=name, bucket=bucket, by_source=dict(sorted(counts.items())), sections=write_sections(uri, sections)
     )
     failpoint("ingest.before_copies_index")
     storage.write_bytes(f"{uri}.json", record.model_dump_json().encode())
@@ -94,50 +122,87 @@ def find_copies(item: dict[str, Any], *, plan: IngestPlan, spills: Sequence[tupl
     return {"record": record.model_dump_json()}
 
 
-def copies_of(plan: IngestPlan, round_id: str, records: Sequence[CopiesRecord], partition: int) -> UInt64:
-    """The cell ids of one partition that are to be left out."""
-    parts = [
-        np.frombuffer(read_section(copies_uri(plan, round_id, record.bucket), record.sections, partition), np.uint64)
-        for record in records
+def join_copies(
+    item: dict[str, Any], *, plan: IngestPlan, records: Sequence[CopiesRecord], round_id: str
+) -> dict[str, Any]:
+    """Gather the copies in one group of partitions out of all buckets, unless that was done before."""
+    group = int(item["group"])
+    name = f"copies-{round_id}-group-{group:03d}"
+    done = storage.find_bytes(storage.join(plan.staging, f"{name}.json"))
+    if done is not None:
+        return {"group": group, "record": done.decode()}
+    members = plan.groups.members(group)
+    there = [
+        record for record in records if record.sections.borders[members.start] < record.sections.borders[members.stop]
     ]
-    return np.concatenate([np.empty(0, np.uint64), *parts])
+    parts = [
+        part
+        for record in there
+        for part in read_neighbours(storage.join(plan.staging, record.name), record.sections, members)
+    ]
+    cell_ids = np.frombuffer(b"".join(parts), np.uint64)
+    return {"group": group, "record": save_run(plan, name, _by_partition(plan, cell_ids, members))}
 
 
-def _gather(
-    plan: IngestPlan, spills: Sequence[tuple[int, int]], ranks: dict[int, int], item: dict[str, Any]
-) -> _Candidates:
-    """The cells of a bucket, out of every spill and every obs table of the version before."""
-    bucket, buckets = np.uint64(item["bucket"]), np.uint64(item["num_buckets"])
-    columns: list[tuple[npt.NDArray[Any], ...]] = []
-    for file in plan.known_obs:
-        content = _known_content(storage.join(plan.uri, file.key), file.sha256)
-        content = content[content % buckets == bucket]
-        columns.append(
-            (content, np.zeros_like(content), np.full(len(content), IN_PARENT), np.zeros(len(content), np.int64))
-        )
-    for source, start in spills:
-        record = load_spill(plan, source, start)
-        batch = _read_hashes(plan, record)
-        content, cell_ids, rows = (batch.column(name).to_numpy() for name in COPIES.names)
-        mine = content % buckets == bucket
-        columns.append((content[mine], cell_ids[mine], np.full(int(mine.sum()), ranks[source]), rows[mine]))
-    content, cell_ids, rank, rows = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return _Candidates(content, cell_ids, rank, rows)
+def _read_parts(plan: IngestPlan, parts: Sequence[HashPart]) -> pa.Table:
+    """The cells of some parts as a table of ``CELLS``."""
+    order = _order(plan)
+    ranks = {source: rank for rank, source in enumerate(order)}
+
+    def read(part: HashPart) -> pa.RecordBatch:
+        if isinstance(part, KnownCells):
+            content = _known_content(storage.join(plan.uri, part.file.key), part)
+            nothing = np.zeros(len(content), np.int64)
+            return pa.record_batch([content, nothing.view(np.uint64), nothing + IN_PARENT, nothing], schema=CELLS)
+        batch = from_section(read_checked(storage.join(plan.staging, part.name), *part.place), COPIES)
+        rank = np.full(batch.num_rows, ranks[part.source], np.int64)
+        return pa.record_batch([batch["content"], batch["cell_id"], rank, batch["row"]], schema=CELLS)
+
+    with ThreadPoolExecutor(READERS, "hashes") as pool:
+        return pa.Table.from_batches(pool.map(read, parts), CELLS)
 
 
-def _read_hashes(plan: IngestPlan, record: SpillRecord) -> pa.RecordBatch:
-    uri = spill_uri(plan, record.source, record.start)
-    return from_section(read_section(uri, record.sections, plan.num_partitions), COPIES)
+def _known_content(uri: str, part: KnownCells) -> UInt64:
+    """The content hashes of a committed shard."""
+    data = storage.read_bytes(uri, sha256=part.file.sha256)
+    if not part.in_obs:
+        return np.frombuffer(data, "<u8").astype(np.uint64, copy=False)
+    return np.asarray(pq.read_table(io.BytesIO(data), columns=[CONTENT]).column(CONTENT).to_numpy())
 
 
-def _known_content(uri: str, sha256: str) -> UInt64:
-    """The content hashes of an obs table."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri, sha256=sha256)), columns=[CONTENT])
-    return np.asarray(table.column(CONTENT).to_numpy())
+def _candidates(table: pa.Table) -> _Candidates:
+    return _Candidates(*(table.column(name).to_numpy() for name in CELLS.names))
 
 
-def _refusal(plan: IngestPlan, cells: _Candidates, order: list[int], one: int, other: int) -> CorpusError:
+def _copies_among(plan: IngestPlan, cells: _Candidates) -> npt.NDArray[np.int64]:
+    """The cells that are copies of another one; CorpusError if the rules refuse them."""
+    by_place = np.lexsort((cells.rows, cells.ranks, cells.content))
+    content = cells.content[by_place]
+    copy = np.concatenate([np.zeros(min(1, len(content)), bool), content[1:] == content[:-1]])
+    copy &= cells.ranks[by_place] != IN_PARENT
+    copies: npt.NDArray[np.int64] = by_place[copy]
+    if len(copies) and plan.config.checks.rules.duplicate_cell == "error":
+        raise _refusal(plan, cells, int(copies[0]), int(by_place[np.flatnonzero(copy)[0] - 1]))
+    return copies
+
+
+def _order(plan: IngestPlan) -> list[int]:
+    """The sources, by their identity."""
+    return sorted(range(len(plan.sources)), key=lambda source: plan.sources[source].source.identity)
+
+
+def _by_partition(plan: IngestPlan, cell_ids: UInt64, members: range) -> list[pa.Buffer]:
+    """Sorted cell ids, one section per partition of ``members``."""
+    cell_ids = np.sort(cell_ids)
+    partitions = partition_of(plan, cell_ids)
+    order = np.argsort(partitions, kind="stable")
+    borders = np.searchsorted(partitions[order], np.arange(members.start, members.stop + 1, dtype=np.uint64))
+    return [pa.py_buffer(cell_ids[order[start:stop]]) for start, stop in itertools.pairwise(borders.tolist())]
+
+
+def _refusal(plan: IngestPlan, cells: _Candidates, one: int, other: int) -> CorpusError:
     """The error for two equal cells."""
+    order = _order(plan)
 
     def name(cell: int) -> str:
         rank = int(cells.ranks[cell])
@@ -154,6 +219,6 @@ def _refusal(plan: IngestPlan, cells: _Candidates, order: list[int], one: int, o
     )
 
 
-def round_of(quarantined: Sequence[str]) -> str:
-    """Names what follows the first pass: other sources left out, other files."""
-    return hashlib.sha256(json.dumps(sorted(quarantined)).encode()).hexdigest()[:8]
+def round_of(quarantined: Sequence[str], spills: Sequence[str]) -> str:
+    """Names what follows the first pass: other sources left out or other ranges of rows, other files."""
+    return hashlib.sha256(json.dumps([sorted(quarantined), *spills]).encode()).hexdigest()[:8]

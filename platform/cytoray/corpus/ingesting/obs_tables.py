@@ -13,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cytoray.tokens.labels import label_texts
+
 # Made anew by every ingest: where an ingest reads what an export wrote, the old ones are left out.
 OWN_COLUMNS = {"_cell_id": "uint64", "_content": "uint64", "_source": "string", "_obs_name": "string"}
 _FAMILIES = {"int64": "number", "double": "number", "bool": "flag", "string": "text"}
@@ -69,18 +71,11 @@ def _unite(one: str, other: str) -> str:
 
 
 def _array(values: pd.Series, kind: str) -> pa.Array:
-    """One column; numbers become text by way of their own type, so that 1 stays ``1``."""
-    target = pa.type_for_alias(kind)
-    own = _type_of(values)
-    if own != "string":
-        return pa.array(values, type=pa.type_for_alias(own), from_pandas=True).cast(target)
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        texts = pa.array([str(value) for value in values.cat.categories], pa.string())
-        codes = values.cat.codes.to_numpy()
-        return texts.take(pa.array(codes, mask=codes < 0)) if len(texts) else pa.nulls(len(values), pa.string())
-    return pa.array(
-        [None if gone else str(value) for value, gone in zip(values, values.isna(), strict=True)], pa.string()
-    )
+    """One column of the corpus; every value that becomes text is spelled as ``label_text`` spells it."""
+    if kind == "string":
+        return pa.array(label_texts(values), pa.string())
+    own = pa.type_for_alias(_type_of(values))
+    return pa.array(values, type=own, from_pandas=True).cast(pa.type_for_alias(kind))
 
 
 def own_arrays(

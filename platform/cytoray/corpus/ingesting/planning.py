@@ -11,6 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +22,18 @@ from cytoray.corpus.checking.checks import SLAB_ROWS, RowChecks, check_rows
 from cytoray.corpus.checking.source_checks import corpus_values, map_source_genes, source_findings
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.corpus.ingesting.obs_tables import column_types, unite_types
-from cytoray.corpus.manifest import CorpusManifest, FileRecord, QuarantineRecord, corpus_uri, find_manifest
+from cytoray.corpus.ingesting.shuffle import Groups
+from cytoray.corpus.manifest import (
+    CorpusManifest,
+    FileRecord,
+    QuarantineRecord,
+    ShardRecord,
+    corpus_uri,
+    find_manifest,
+)
 from cytoray.corpus.readers.base import CellReader, SourceDescription
-from cytoray.corpus.readers.opening import expand_sources, open_source
+from cytoray.corpus.readers.finding import expand_sources
+from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.reporting.report import Quarantined
 from cytoray.corpus.shards import Values
 from cytoray.errors import CorpusError
@@ -32,6 +42,9 @@ from cytoray.tokens.mapping import GeneMapping
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 logger = logging.getLogger(__name__)
+STAGING = 2  # version of what lies in a staging area: an ingest resumes only what it can read
+FOLDERS = ("zarr", "10x_mtx", "scb")  # formats whose version is not that of one object
+READERS = 8  # requests for the versions of known sources at a time
 SAMPLE_ROWS = 256  # of a modality, to see whether it holds counts
 # Of pass one and two together on one core of 2.5 GHz, gzip h5ad to shards (benchmarks/ingest.py).
 ENTRIES_PER_SECOND = 20e6
@@ -65,6 +78,20 @@ class Modality:
 
 
 @dataclass(frozen=True)
+class KnownCells:
+    """Where the content hashes of a committed shard lie: in a file of their own, or in the obs of an older corpus."""
+
+    file: FileRecord
+    num_cells: int
+    in_obs: bool
+
+    @staticmethod
+    def of(shard: ShardRecord) -> KnownCells:
+        """The hashes of a shard."""
+        return KnownCells(shard.hashes or shard.obs, shard.num_cells, in_obs=shard.hashes is None)
+
+
+@dataclass(frozen=True)
 class IngestPlan:
     """All that a task needs to know; pickled into each."""
 
@@ -79,7 +106,12 @@ class IngestPlan:
     uri: str
     staging: str
     version: int
-    known_obs: tuple[FileRecord, ...]  # obs tables of the version before
+    known: tuple[KnownCells, ...]  # what the version before holds
+
+    @property
+    def groups(self) -> Groups:
+        """How the partitions are grouped between the passes."""
+        return Groups.of(self.num_partitions)
 
     @property
     def num_cells(self) -> int:
@@ -108,7 +140,8 @@ def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
     ``map`` does: opening one takes a tenth of a second, and there may be thousands.
     """
     parent = find_manifest(config.store, config.corpus) if config.append else None
-    sources = sorted(expand_sources(config.sources), key=lambda source: source.uri)
+    known = {record.uri: record.identity for record in parent.sources} if parent else {}
+    sources = sorted(expand_sources(config.sources, known=known), key=lambda source: source.uri)
     planned, quarantined, genes = _describe_all(config, _unknown(sources, parent), run)
     values = corpus_values([p.description.value_kind for p in planned], config.checks)
     if parent is not None and planned:
@@ -117,7 +150,7 @@ def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
     num_cells = sum(p.description.num_cells for p in planned)
     uri = corpus_uri(config.store, config.corpus)
     versions = [(p.source.uri, p.description.version) for p in planned]
-    identity = json.dumps([config.fingerprint(), versions, cytoray.__version__, parent and parent.digest])
+    identity = json.dumps([config.fingerprint(), versions, cytoray.__version__, STAGING, parent and parent.digest])
     return IngestPlan(
         config=config,
         sources=tuple(planned),
@@ -130,7 +163,7 @@ def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
         uri=uri,
         staging=storage.join(uri, "staging", hashlib.sha256(identity.encode()).hexdigest()[:16]),
         version=1 if parent is None else parent.version + 1,
-        known_obs=tuple(shard.obs for shard in parent.shards) if parent else (),
+        known=tuple(KnownCells.of(shard) for shard in parent.shards if shard.num_cells) if parent else (),
     )
 
 
@@ -189,7 +222,7 @@ def describe_source(description: SourceDescription, num_matched_genes: int) -> s
 def _unknown(sources: Sequence[SourceConfig], parent: CorpusManifest | None) -> list[SourceConfig]:
     """The sources that ``parent`` does not have; CorpusError where one of its own has changed or its name is taken."""
     known = {record.identity: record for record in parent.sources} if parent else {}
-    fresh = []
+    fresh, old = [], []
     for source in sources:
         record = known.get(source.identity)
         if record is None:
@@ -202,14 +235,25 @@ def _unknown(sources: Sequence[SourceConfig], parent: CorpusManifest | None) -> 
                 uri=source.uri,
             )
         else:
-            with open_source(source) as reader:
-                if reader.version != record.version:
-                    raise CorpusError(
-                        f"{source.uri}: the file is not the one that the corpus was made from.",
-                        remedy="Leave it out, or ingest everything under another name; committed cells never change.",
-                        uri=source.uri,
-                    )
+            old.append((source, record))
+    with ThreadPoolExecutor(READERS, "versions") as pool:
+        versions = list(pool.map(lambda pair: source_version(pair[0], pair[1].format), old))
+    for (source, record), version in zip(old, versions, strict=True):
+        if version != record.version:
+            raise CorpusError(
+                f"{source.uri}: the file is not the one that the corpus was made from.",
+                remedy="Leave it out, or ingest everything under another name; committed cells never change.",
+                uri=source.uri,
+            )
     return fresh
+
+
+def source_version(source: SourceConfig, format: str) -> str:
+    """The version of a source as it is stored now; one request for a single file, which is not opened."""
+    if format not in FOLDERS:
+        return storage.info(source.uri).version
+    with open_source(source) as reader:
+        return reader.version
 
 
 def _describe_all(

@@ -18,8 +18,9 @@ from cytoray import storage
 from cytoray.config import Config
 from cytoray.corpus.checking.checks import CheckedRows, RowChecks, check_rows, map_source_genes
 from cytoray.corpus.ingesting.obs_tables import obs_arrays, obs_schema, own_arrays
-from cytoray.corpus.ingesting.planning import IngestPlan, PlannedSource, refused
-from cytoray.corpus.ingesting.spill import SectionIndex, split_by, stream_fields, to_arrays, to_section, write_sections
+from cytoray.corpus.ingesting.planning import IngestPlan, PlannedSource, refused, source_version
+from cytoray.corpus.ingesting.shuffle import SectionIndex
+from cytoray.corpus.ingesting.spill import SOURCE, SUM, split_by, stream_fields, to_arrays, to_section, write_sections
 from cytoray.corpus.readers.base import CellReader
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
@@ -30,7 +31,6 @@ from cytoray.tokens.mapping import GeneMapping
 from cytoray.tokens.packed import PackedCells, pack_rows
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-FOLDERS = ("zarr", "10x_mtx", "scb")  # formats whose version is not that of one object
 COPIES = pa.schema([("content", pa.uint64()), ("cell_id", pa.uint64()), ("row", pa.int64())])
 
 
@@ -41,23 +41,18 @@ class SpillRecord(Config):
     start: int
     stop: int
     num_cells: int = Field(description="Cells kept.")
-    sections: SectionIndex = Field(description="One section a partition, then one with the cells' content hashes.")
+    sections: SectionIndex = Field(description="One section per group, then one with the cells' content hashes.")
     profile: dict[str, Any]
 
 
-def spill_uri(plan: IngestPlan, source: int, start: int) -> str:
-    """Where the spill of a range lies; its record has ``.json`` after it."""
-    return storage.join(plan.staging, f"spill-{source:05d}-{start:010d}")
-
-
-def load_spill(plan: IngestPlan, source: int, start: int) -> SpillRecord:
-    """The record of a spill that was written."""
-    return SpillRecord.model_validate_json(storage.read_bytes(spill_uri(plan, source, start) + ".json"))
+def spill_name(source: int, start: int, stop: int) -> str:
+    """The name of the spill of a range in the staging area; its record has ``.json`` after it."""
+    return f"spill-{source:05d}-{start:010d}-{stop:010d}"
 
 
 def spill_schema(plan: IngestPlan) -> pa.Schema:
-    """Columns of a partition's section: obs, then the packed cells and their modalities."""
-    fields = [*obs_schema(plan.obs_types), *stream_fields()]
+    """Columns of a partition's section: obs, source and sum of each cell, then packed cells and their modalities."""
+    fields = [*obs_schema(plan.obs_types), pa.field(SOURCE, pa.int32()), pa.field(SUM, pa.float64()), *stream_fields()]
     for name in plan.modalities:
         fields += stream_fields(name)
     return pa.schema(fields)
@@ -71,13 +66,13 @@ def partition_of(plan: IngestPlan, cell_ids: UInt64) -> UInt64:
 def spill_ranges(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
     """Read and check neighbouring ranges of rows and leave their cells in the staging area, unless they are there.
 
-    Returns how many rows that were, and why the source cannot be used, if the plan leaves room for a bad one.
+    Returns the records of the spills, and why the source cannot be used, if the plan leaves room for a bad one.
     """
     source, borders = int(item["source"]), [int(border) for border in item["borders"]]
-    done = {"source": source, "num_rows": borders[-1] - borders[0]}
+    done: dict[str, Any] = {"source": source, "num_rows": borders[-1] - borders[0], "records": []}
     for start, stop in itertools.pairwise(borders):
         try:
-            _spill_range(plan, source, start, stop)
+            done["records"].append(_spill_range(plan, source, start, stop))
         except CorpusError as error:
             if plan.config.checks.max_bad_files == 0 or error.details.get("rule") == "changed":
                 raise
@@ -86,24 +81,28 @@ def spill_ranges(item: dict[str, Any], *, plan: IngestPlan) -> dict[str, Any]:
     return {**done, "start": borders[0], "refused": ""}
 
 
-def _spill_range(plan: IngestPlan, source: int, start: int, stop: int) -> None:
-    """One range of rows, unless it was done before."""
-    uri = spill_uri(plan, source, start)
-    if storage.exists(f"{uri}.json"):
-        return
+def _spill_range(plan: IngestPlan, source: int, start: int, stop: int) -> str:
+    """Spill one range of rows, unless that was done before; its record as JSON."""
+    uri = storage.join(plan.staging, spill_name(source, start, stop))
+    done = storage.find_bytes(f"{uri}.json")
+    if done is not None:
+        return done.decode()
     with _opened(plan.sources[source], plan) as (reader, mapping):
-        table, checked = _read(reader, mapping, plan, start, stop)
+        table, checked = _read(reader, mapping, plan, source, range(start, stop))
     failpoint("ingest.before_spill")
-    partitions = split_by(table, partition_of(plan, checked.cells.cell_ids), plan.num_partitions)
+    groups = partition_of(plan, checked.cells.cell_ids) // np.uint64(plan.groups.width)
+    parts = split_by(table, groups, plan.groups.num_groups)
     copies = pa.record_batch([checked.content, checked.cells.cell_ids, checked.rows], schema=COPIES)
     num_cells, profile = checked.cells.num_cells, checked.profile.to_json()
     del table, checked  # what follows copies all of it
-    sections = write_sections(uri, [*partitions, to_section(copies)])
+    sections = write_sections(uri, [*parts, to_section(copies)])
     failpoint("ingest.before_spill_index")
     record = SpillRecord(source=source, start=start, stop=stop, num_cells=num_cells, sections=sections, profile=profile)
-    storage.write_bytes(f"{uri}.json", record.model_dump_json().encode())
+    text = record.model_dump_json()
+    storage.write_bytes(f"{uri}.json", text.encode())
     failpoint("ingest.after_spill")
     pa.default_memory_pool().release_unused()  # a worker that waits for its next task keeps nothing
+    return text
 
 
 @dataclass
@@ -137,21 +136,15 @@ def _opened(planned: PlannedSource, plan: IngestPlan) -> Iterator[tuple[CellRead
     finally:
         if not finished:
             close_sources()
-        _refuse_changed(planned, _version_now(planned))  # which explains better what was read of it
+        _refuse_changed(
+            planned, source_version(planned.source, planned.description.format)
+        )  # which explains better what was read of it
 
 
 def close_sources() -> None:
     """Close what this process keeps open."""
     while _open:
         _open.pop().reader.__exit__(None, None, None)
-
-
-def _version_now(planned: PlannedSource) -> str:
-    """The version of a source as it lies there now."""
-    if planned.description.format not in FOLDERS:
-        return storage.info(planned.source.uri).version
-    with open_source(planned.source) as reader:
-        return reader.version
 
 
 def _refuse_changed(planned: PlannedSource, version: str) -> None:
@@ -165,19 +158,21 @@ def _refuse_changed(planned: PlannedSource, version: str) -> None:
 
 
 def _read(
-    reader: CellReader, mapping: GeneMapping, plan: IngestPlan, start: int, stop: int
+    reader: CellReader, mapping: GeneMapping, plan: IngestPlan, source: int, rows: range
 ) -> tuple[pa.Table, CheckedRows]:
     """The kept cells of a range as a table of ``spill_schema``."""
     options = RowChecks(plan.config.checks, plan.config.filter, plan.values, plan.genes)
-    checked = check_rows(reader, mapping, options, start=start, stop=stop)
+    checked = check_rows(reader, mapping, options, start=rows.start, stop=rows.stop)
     frame, cells = reader.obs.iloc[checked.rows], checked.cells
     arrays = [
         *own_arrays(cells.cell_ids, checked.content, reader.source.uri, frame),
         *obs_arrays(frame, plan.obs_types),
+        pa.array(np.full(cells.num_cells, source, np.int32)),
+        pa.array(checked.sums),
         *to_arrays(cells),
     ]
     for name in plan.modalities:
-        arrays += to_arrays(_modality_cells(reader, plan, name, checked, range(start, stop)))
+        arrays += to_arrays(_modality_cells(reader, plan, name, checked, rows))
     return pa.table(arrays, schema=spill_schema(plan)), checked
 
 

@@ -1,41 +1,40 @@
-"""Profile the copies among the cells, once they are known, to take them out of the profiles of their sources."""
+"""Profile the copies that a partition leaves out, so that the report of an ingest is of the cells it kept.
+
+Everything is taken from the spills, so no source is read again.
+"""
+
+# C cells
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
-from cytoray import storage
-from cytoray.corpus.checking.checks import RowChecks, map_source_genes, profile_cells, source_cell_ids
+from cytoray.corpus.checking.observe import profile_packed
+from cytoray.corpus.checking.profile import SourceProfile, count_labels
 from cytoray.corpus.ingesting.planning import IngestPlan
-from cytoray.corpus.readers.opening import open_source
-from cytoray.tokens.cells import UInt64
-from cytoray.tokens.vocabulary import GeneVocabulary
-
-ROWS_PER_ITEM = 65_536
+from cytoray.corpus.ingesting.spill import SOURCE, SUM, from_table
 
 
-def recount_items(num_cells: int, source: int) -> list[dict[str, Any]]:
-    """The ranges of rows of one source in which ``profile_copies`` looks for copies."""
-    starts = range(0, num_cells, ROWS_PER_ITEM)
-    return [{"source": source, "start": start, "stop": min(start + ROWS_PER_ITEM, num_cells)} for start in starts]
+def profile_copies(
+    copies: pa.Table, *, plan: IngestPlan, label_columns: Mapping[int, Sequence[str]]
+) -> dict[int, SourceProfile]:
+    """The profiles of left-out cells, given as rows of spills, by the place of their source in the plan.
+
+    ``label_columns`` names the obs columns whose values the report of each source counts.
+    """
+    return dict(_profiles(copies, plan, label_columns)) if copies.num_rows else {}
 
 
-def profile_copies(item: dict[str, Any], *, plan: IngestPlan, uris: Sequence[str]) -> dict[str, Any]:
-    """The profile of the cells of one range that are left out as copies; ``uris`` are the lists of their ids."""
-    planned = plan.sources[int(item["source"])]
-    options = RowChecks(plan.config.checks, plan.config.filter, plan.values, plan.genes)
-    with open_source(planned.source) as reader:
-        rows = np.arange(int(item["start"]), int(item["stop"]))
-        rows = rows[np.isin(source_cell_ids(reader, rows), _load_ids(uris))]
-        mapping = map_source_genes(reader, GeneVocabulary.load_default(), plan.config.checks)
-        profile = profile_cells(reader, mapping, options, rows)
-    return {"source": item["source"], "profile": json.dumps(profile.to_json())}
-
-
-def _load_ids(uris: Sequence[str]) -> UInt64:
-    parts = [np.frombuffer(storage.read_bytes(uri), np.uint64) for uri in uris]
-    return np.concatenate([np.empty(0, np.uint64), *parts])
+def _profiles(
+    copies: pa.Table, plan: IngestPlan, label_columns: Mapping[int, Sequence[str]]
+) -> Iterator[tuple[int, SourceProfile]]:
+    places = copies.column(SOURCE).to_numpy()
+    for source in np.unique(places).tolist():
+        table = copies.take(pa.array(np.flatnonzero(places == source)))
+        cells = from_table(table, counts=plan.values == "counts", gene_table=plan.genes)
+        columns = [name for name in label_columns[source] if name in plan.obs_types]
+        labels = count_labels(table.select(columns).to_pandas(), columns)
+        yield source, profile_packed(cells, sums=table.column(SUM).to_numpy(), labels=labels)

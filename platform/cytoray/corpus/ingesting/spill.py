@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +20,16 @@ import pyarrow as pa
 from isal import isal_zlib
 
 from cytoray import storage
-from cytoray.config import Config
+from cytoray.corpus.ingesting.shuffle import SectionIndex, section_places
 from cytoray.errors import DigestError
 from cytoray.tokens.cells import Int32
 from cytoray.tokens.packed import PackedCells
 
 CONTENT = "_content"
 CELL_ID = "_cell_id"
+SOURCE, SUM = "_place", "_sum"  # in spills only: place of the source in the plan, sum of all values of the cell
+READERS = 4  # sections fetched at a time: on an object store the time to the first byte dominates
 _STREAMS = ("genes", "values", "large")
-
-
-class SectionIndex(Config):
-    """Where the sections of an object lie: section i is the bytes ``borders[i]`` to ``borders[i + 1]``."""
-
-    borders: tuple[int, ...]
-    checks: tuple[int, ...]  # CRC-32
 
 
 def write_sections(uri: str, sections: Sequence[bytes | memoryview | pa.Buffer]) -> SectionIndex:
@@ -49,13 +46,40 @@ def read_section(uri: str, index: SectionIndex, section: int) -> bytes:
     return read_checked(uri, index.borders[section], index.borders[section + 1], index.checks[section])
 
 
+def read_neighbours(uri: str, index: SectionIndex, sections: range) -> list[bytes]:
+    """Neighbouring sections in one request, each verified."""
+    borders = index.borders[sections.start : sections.stop + 1]
+    checks = index.checks[sections.start : sections.stop]
+    for _ in range(2):
+        data = storage.read_bytes(uri, start=borders[0], end=borders[-1])
+        parts = [data[start - borders[0] : stop - borders[0]] for start, stop in itertools.pairwise(borders)]
+        if all(isal_zlib.crc32(part) == check for part, check in zip(parts, checks, strict=True)):
+            return parts
+    raise _changed(uri, borders[0], borders[-1])
+
+
+def read_table(folder: str, item: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """The sections that an item places in objects of a folder, one after the other, as a table."""
+
+    def fetch(place: tuple[str, int, int, int]) -> pa.RecordBatch:
+        name, start, stop, check = place
+        return from_section(read_checked(storage.join(folder, name), start, stop, check), schema)
+
+    with ThreadPoolExecutor(READERS, "gather") as pool:
+        return pa.Table.from_batches(pool.map(fetch, section_places(item)), schema)
+
+
 def read_checked(uri: str, start: int, stop: int, check: int) -> bytes:
     """The bytes ``start`` to ``stop`` of an object; DigestError where their CRC-32 is not ``check``, twice."""
     for _ in range(2):  # the flip may have been on the wire
         data = storage.read_bytes(uri, start=start, end=stop)
         if isal_zlib.crc32(data) == check:
             return data
-    raise DigestError(
+    raise _changed(uri, start, stop)
+
+
+def _changed(uri: str, start: int, stop: int) -> DigestError:
+    return DigestError(
         f"{uri}: bytes {start:,} to {stop:,}, which this ingest wrote, have changed.",
         remedy="Delete this object and the one with .json after it, and start the ingest again.",
         uri=uri,
@@ -111,13 +135,17 @@ def from_section(data: bytes, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def split_by(table: pa.Table, groups: npt.NDArray[np.integer], num_groups: int) -> list[pa.Buffer]:
-    """The rows of a table by their group (C,), each group one section, in the order they stand."""
+    """The rows of a table by their group (C,), each group one section, in the order they stand; no bytes for no row."""
     order = np.argsort(groups, kind="stable")
     borders = np.searchsorted(groups[order], np.arange(num_groups + 1))
-    (batch,) = table.take(pa.array(order)).combine_chunks().to_batches() or [
-        pa.RecordBatch.from_pylist([], table.schema)
+    if not len(order):
+        return [pa.py_buffer(b"")] * num_groups
+    (batch,) = table.take(pa.array(order)).combine_chunks().to_batches()
+    nothing = pa.py_buffer(b"")
+    return [
+        to_section(batch.slice(start, stop - start)) if stop > start else nothing
+        for start, stop in itertools.pairwise(borders.tolist())
     ]
-    return [to_section(batch.slice(start, stop - start)) for start, stop in itertools.pairwise(borders)]
 
 
 def _column(name: str, stream: str) -> str:
@@ -126,8 +154,8 @@ def _column(name: str, stream: str) -> str:
 
 def _stream(table: pa.Table, column: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """The bytes of a binary column end to end, and where each cell's begin, (C + 1,)."""
-    whole = table.column(column).combine_chunks()
-    array = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    chunks = table.column(column).chunks
+    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], pa.large_binary())])
     if len(array) == 0:
         return np.empty(0, np.uint8), np.zeros(1, np.int64)
     _, offsets, data = array.buffers()

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +14,22 @@ from pydantic import Field
 
 from cytoray import storage
 from cytoray.config import Config
-from cytoray.corpus.ingesting.dedupe import CopiesRecord, copies_of
+from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.ingesting.obs_tables import obs_schema, to_parquet
 from cytoray.corpus.ingesting.planning import IngestPlan
-from cytoray.corpus.ingesting.read_pass import spill_schema, spill_uri
-from cytoray.corpus.ingesting.spill import CELL_ID, from_section, from_table, read_checked
+from cytoray.corpus.ingesting.read_pass import spill_schema
+from cytoray.corpus.ingesting.recount import profile_copies
+from cytoray.corpus.ingesting.shuffle import Piece
+from cytoray.corpus.ingesting.spill import CELL_ID, CONTENT, from_table, read_checked, read_table
 from cytoray.corpus.manifest import CellFileRecord, FileRecord, ShardRecord, content_key
 from cytoray.corpus.shards import Values, encode_shard
 from cytoray.errors import NotFoundError
 from cytoray.failpoints import failpoint
+from cytoray.tokens.cells import UInt64
 from cytoray.tokens.keys import Purpose, combine
 from cytoray.tokens.packed import PackedCells, with_bins
 from cytoray.tokens.tokenizer import CellTokenizer
 from cytoray.tokens.vocabulary import GeneVocabulary
-
-READERS = 4  # sections fetched at a time: on an object store the time to the first byte dominates
 
 
 class PartitionRecord(Config):
@@ -38,40 +37,61 @@ class PartitionRecord(Config):
 
     partition: int
     shard: ShardRecord | None = Field(description="Its presence means that every file it names was written.")
+    copies: dict[int, dict[str, Any]] = Field({}, description="Profiles of the cells left out as copies, by source.")
 
 
 @dataclass(frozen=True)
 class Round:
-    """What the second pass works on: the same for each partition."""
+    """The second pass: the same for each partition."""
 
     name: str
-    spills: tuple[tuple[int, int], ...]  # (source, start) of each range that is in
-    copies: tuple[CopiesRecord, ...]
+    copies: dict[int, Piece]  # by group: cell ids to leave out, a section per partition of the group
+    label_columns: dict[int, tuple[str, ...]]  # by source: columns of obs whose values its report counts
 
 
 def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dict[str, Any]:
     """Gather one partition, put it in its keyed order, write shard, modalities and obs, unless that was done before.
 
-    The item holds the partition and, for each spill, where its section lies and its check.
+    The item holds the partition and where its sections lie.
     """
     partition = int(item["partition"])
     where = storage.join(plan.staging, f"shard-{round_.name}-{partition:05d}.json")
     done = _done_before(where, plan)
     if done is not None:
         return {"record": done.model_dump_json()}
-    table = _gather(plan, round_, item)
-    left_out = copies_of(plan, round_.name, round_.copies, partition)
+    table = read_table(plan.staging, item, spill_schema(plan))
+    cell_ids = table.column(CELL_ID).to_numpy()
+    order = np.argsort(combine(plan.config.seed, int(Purpose.ORDER), cell_ids), kind="stable")
+    left_out = _copies_of(plan, round_, partition)
+    copies: dict[int, SourceProfile] = {}
     if len(left_out):
-        table = table.filter(pa.array(~np.isin(table.column(CELL_ID).to_numpy(), left_out)))
-    keys = combine(plan.config.seed, int(Purpose.ORDER), table.column(CELL_ID).to_numpy())
-    table = table.take(pa.array(np.argsort(keys, kind="stable")))
+        is_copy = np.isin(cell_ids, left_out)
+        copies = profile_copies(table.filter(pa.array(is_copy)), plan=plan, label_columns=round_.label_columns)
+        order = order[~is_copy[order]]
+    table = table.take(pa.array(order))  # the one copy of all streams
     failpoint("ingest.before_shard")
-    record = PartitionRecord(partition=partition, shard=_write(plan, partition, table) if len(table) else None)
+    record = PartitionRecord(
+        partition=partition,
+        shard=_write(plan, partition, table) if len(table) else None,
+        copies={source: profile.to_json() for source, profile in copies.items()},
+    )
     failpoint("ingest.before_shard_record")
     storage.write_bytes(where, record.model_dump_json().encode())
     failpoint("ingest.after_shard_record")
     pa.default_memory_pool().release_unused()
     return {"record": record.model_dump_json()}
+
+
+def _copies_of(plan: IngestPlan, round_: Round, partition: int) -> UInt64:
+    """The cell ids of a partition that are to be left out."""
+    group = partition // plan.groups.width
+    piece = round_.copies.get(group)
+    if piece is None:
+        return np.empty(0, np.uint64)
+    place = partition - plan.groups.members(group).start
+    start, stop = piece.borders[place : place + 2].tolist()
+    data = read_checked(storage.join(plan.staging, piece.name), start, stop, int(piece.checks[place]))
+    return np.frombuffer(data, np.uint64)
 
 
 def _done_before(where: str, plan: IngestPlan) -> PartitionRecord | None:
@@ -84,21 +104,6 @@ def _done_before(where: str, plan: IngestPlan) -> PartitionRecord | None:
     except NotFoundError:
         return None
     return record
-
-
-def _gather(plan: IngestPlan, round_: Round, item: dict[str, Any]) -> pa.Table:
-    """The cells of one partition, spill after spill."""
-    schema = spill_schema(plan)
-    places = np.frombuffer(item["places"], np.int64).reshape(-1, 2)
-    checks = np.frombuffer(item["checks"], np.uint32)
-
-    def fetch(number: int) -> pa.RecordBatch:
-        start, stop = places[number].tolist()
-        uri = spill_uri(plan, *round_.spills[number])
-        return from_section(read_checked(uri, start, stop, int(checks[number])), schema)
-
-    with ThreadPoolExecutor(READERS, "gather") as pool:
-        return pa.Table.from_batches(pool.map(fetch, range(len(places))), schema)
 
 
 def _write(plan: IngestPlan, partition: int, table: pa.Table) -> ShardRecord:
@@ -124,8 +129,9 @@ def _write(plan: IngestPlan, partition: int, table: pa.Table) -> ShardRecord:
     obs = FileRecord(key=content_key("obs", stem, digest, ".parquet"), sha256=digest, num_bytes=len(data))
     storage.write_bytes(storage.join(plan.uri, obs.key), data)
     failpoint("ingest.after_obs")
+    hashes = _write_hashes(plan, stem, table)
     cell_id_sum = int(cells.cell_ids.sum(dtype=np.uint64))
-    return ShardRecord(**main.model_dump(), obs=obs, modalities=modalities, cell_id_sum=cell_id_sum)
+    return ShardRecord(**main.model_dump(), obs=obs, modalities=modalities, cell_id_sum=cell_id_sum, hashes=hashes)
 
 
 def _write_cells(plan: IngestPlan, folder: str, stem: str, cells: PackedCells, values: Values) -> CellFileRecord:
@@ -136,10 +142,10 @@ def _write_cells(plan: IngestPlan, folder: str, stem: str, cells: PackedCells, v
     return record
 
 
-def section_items(partition: int, places: Sequence[tuple[int, int]], checks: Sequence[int]) -> dict[str, Any]:
-    """The item of ``write_shard`` for one partition."""
-    return {
-        "partition": partition,
-        "places": np.array(places, np.int64).tobytes(),
-        "checks": np.array(checks, np.uint32).tobytes(),
-    }
+def _write_hashes(plan: IngestPlan, stem: str, table: pa.Table) -> FileRecord:
+    """Write the content hashes once more in a file of their own: an append reads all of them, and nothing else."""
+    data = table.column(CONTENT).to_numpy().astype("<u8").tobytes()
+    digest = hashlib.sha256(data).hexdigest()
+    record = FileRecord(key=content_key("obs", stem, digest, ".hashes"), sha256=digest, num_bytes=len(data))
+    storage.write_bytes(storage.join(plan.uri, record.key), data)
+    return record

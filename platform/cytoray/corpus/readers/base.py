@@ -56,6 +56,14 @@ class CellReader(Protocol):
         """Names of the G genes."""
 
     @property
+    def gene_column(self) -> str | None:
+        """Column of var that the names come from, None for the index."""
+
+    @property
+    def var_columns(self) -> tuple[str, ...]:
+        """Columns of var."""
+
+    @property
     def ensembl_ids(self) -> list[str] | None:
         """Ensembl ids of the G genes, where the file has them (empty text where a gene has none)."""
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.problems import no_column
-from cytoray.tokens.gene_table import genome_species, split_genomes, unversioned
+from cytoray.tokens.gene_table import genome_species, guess_species, human_symbols, split_genomes, unversioned
 
 # Where the CELLxGENE schema, 10x, scanpy, Seurat's converters, loompy and others keep them, best first.
 _SYMBOL_COLUMNS = (
@@ -24,20 +25,45 @@ _ENSEMBL_COLUMNS = (
     "ensemblid", "EnsemblID", "ENSEMBL", "Ensembl", "id", "gene", "soma_joinid", "accession",
 )  # fmt: skip
 _GENOME_COLUMNS = ("genome", "Genome", "feature_reference", "species", "organism", "assembly")
+_NUMBER = re.compile(r"\d+(\.0+)?")
+_ENOUGH_SYMBOLS = 0.3  # of a column's values
 _LOOKED_AT = 2_000  # names that decide what a column holds
 
 
-def gene_names(var: pd.DataFrame, source: SourceConfig) -> list[str]:
-    """Names of the G genes: ``gene_column``, else the index, unless ids or numbers are there and symbols beside it."""
+def gene_column(var: pd.DataFrame, source: SourceConfig) -> str | None:
+    """Column of var that names the G genes, None for the index.
+
+    That is ``gene_column``, else the index, unless it holds ids, numbers or names of unknown kind and a column holds
+    gene symbols: one with a usual name, or else the column of text with the most human symbols.
+    """
     if source.gene_column is not None:
-        return _texts(_column(var, source.gene_column, source.uri))
+        return source.gene_column
     index = _texts(var.index)
-    if _share_of_ids(index) < 0.5 and not _are_numbers(index):
-        return index
+    is_ids, is_numbers = _share_of_ids(index) >= 0.5, _are_numbers(index)
+    if not is_ids and not is_numbers and guess_species(index[:_LOOKED_AT]) != "unknown":
+        return None
     for column in _SYMBOL_COLUMNS:
-        if column in var and _share_of_ids(names := _texts(var[column])) < 0.5 and not _are_numbers(names):
-            return [name or other for name, other in zip(names, index, strict=True)]
-    return index
+        if is_ids and column in var and _share_of_ids(names := _texts(var[column])) < 0.5 and not _are_numbers(names):
+            return column
+    if is_ids:
+        return None
+    shares = {name: _share_of_symbols(_texts(var[name])) for name in _text_columns(var)}
+    order = {name: place for place, name in enumerate(_SYMBOL_COLUMNS)}
+    best = min(shares, key=lambda name: (-shares[name], order.get(name, len(order))), default=None)
+    if best is not None and shares[best] >= _ENOUGH_SYMBOLS:
+        return best
+    # Of another species: a column with a usual name is better than numbers.
+    usual = (name for name in _SYMBOL_COLUMNS if name in shares and guess_species(_texts(var[name])) != "unknown")
+    return next(usual, None)
+
+
+def gene_names(var: pd.DataFrame, source: SourceConfig) -> list[str]:
+    """Names of the G genes, from ``gene_column``; a gene without one has its name in the index."""
+    index, column = _texts(var.index), gene_column(var, source)
+    if column is None:
+        return index
+    names = _texts(_column(var, column, source.uri))
+    return names if source.gene_column else [name or other for name, other in zip(names, index, strict=True)]
 
 
 def ensembl_ids(var: pd.DataFrame, names: Sequence[str], source: SourceConfig) -> list[str] | None:
@@ -48,7 +74,9 @@ def ensembl_ids(var: pd.DataFrame, names: Sequence[str], source: SourceConfig) -
         return None  # the names are the ids
     if _share_of_ids(index := _texts(var.index)) >= 0.5:
         return index
-    there = (_texts(var[column]) for column in _ENSEMBL_COLUMNS if column in var)
+    columns = [column for column in _ENSEMBL_COLUMNS if column in var]
+    columns += [column for column in _text_columns(var) if column not in columns]
+    there = (_texts(var[column]) for column in columns)
     return next((ids for ids in there if _share_of_ids(ids) >= 0.5), None)
 
 
@@ -60,6 +88,24 @@ def gene_genomes(var: pd.DataFrame) -> list[str] | None:
         ):
             return _texts(var[column])
     return None
+
+
+def _text_columns(var: pd.DataFrame) -> list[str]:
+    """Columns that hold text, each name once."""
+    found = []
+    for name in dict.fromkeys(var.columns):
+        column = var[name]
+        if isinstance(column, pd.Series) and (
+            isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind in "OU"
+        ):
+            found.append(name)
+    return found
+
+
+def _share_of_symbols(names: Sequence[str]) -> float:
+    """Share of human gene symbols among the names that are not empty."""
+    there = [name for name in names[:_LOOKED_AT] if name] or [""]
+    return sum(name in human_symbols() for name in there) / len(there)
 
 
 def _column(var: pd.DataFrame, column: str, uri: str) -> pd.Series[Any]:
@@ -82,4 +128,4 @@ def _share_of_ids(names: Sequence[str]) -> float:
 
 def _are_numbers(names: Sequence[str]) -> bool:
     """Whether all names are numbers, as an index is that nobody gave."""
-    return bool(names) and all(name.isdecimal() for name in names[:_LOOKED_AT])
+    return bool(names) and all(_NUMBER.fullmatch(name) for name in names[:_LOOKED_AT])

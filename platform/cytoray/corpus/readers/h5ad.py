@@ -16,11 +16,12 @@ from cytoray.corpus.config import ModalityConfig
 from cytoray.corpus.readers.base import Format
 from cytoray.corpus.readers.frames import read_element, read_frame
 from cytoray.corpus.readers.hdf5 import H5Array
-from cytoray.corpus.readers.problems import explained
+from cytoray.corpus.readers.problems import FETCH_AGAIN, UnreadableError, explained
 from cytoray.corpus.readers.rows import Array, CompressedRows, DenseRows, RawRows, RowSource
 from cytoray.corpus.readers.source import Modality, numbered
 from cytoray.corpus.readers.turned import CompressedColumns
 
+_WRITE_CSR = "Save it as a CSR matrix (scipy.sparse.csr_matrix) or a NumPy array with adata.write_h5ad."
 TOUCHED = ("X", "raw", "raw.X", "raw.var", "layers", "obs", "var", "obsm", "mod", "obsmap")
 
 
@@ -84,8 +85,10 @@ class AnnDataContents:
 
     def _frame(self, key: str) -> pd.DataFrame:
         if key not in self._tree:
-            raise ValueError(f"there is no {key!r}, so this is not an AnnData file")
-        return read_frame(self._tree, key)
+            raise UnreadableError(
+                f"there is no {key!r}, so this is not an AnnData file", remedy="Write it with adata.write_h5ad."
+            )
+        return read_frame(self._tree, key, self.notes)
 
     def _rows(self, key: str) -> RowSource:
         with explained(self._uri, key):
@@ -98,6 +101,7 @@ def open_rows(element: Any, *, source: tuple[str, ...]) -> RowSource:
         return DenseRows(element)
     layout, shape = sparse_layout(element)
     parts = [_array(element, name) for name in ("data", "indices", "indptr")]
+    _refuse_lost_chunks(*parts)
     if layout == "csr":
         return CompressedRows(*parts, shape=shape)
     return CompressedColumns(*parts, shape=shape, key=source)
@@ -109,7 +113,7 @@ def sparse_layout(group: Any) -> tuple[Literal["csr", "csc"], tuple[int, int]]:
     layout = str(attributes.get("encoding-type", attributes.get("h5sparse_format", ""))).removesuffix("_matrix")
     shape = attributes.get("shape", attributes.get("h5sparse_shape", ()))
     if layout not in ("csr", "csc") or len(shape) != 2:
-        raise ValueError("it is no matrix that AnnData writes")
+        raise UnreadableError("it is not a matrix that AnnData writes", remedy=_WRITE_CSR)
     return ("csr" if layout == "csr" else "csc"), (int(shape[0]), int(shape[1]))
 
 
@@ -117,13 +121,42 @@ def _array(group: Any, name: str) -> Array:
     """One array of a sparse matrix."""
     element = group[name]
     if not hasattr(element, "shape"):
-        raise ValueError(f"its {name} is no array")
+        raise UnreadableError(f"its {name} is not an array", remedy=_WRITE_CSR)
     if isinstance(element, h5py.Dataset):
         return H5Array(element)
-    if name != "indptr" and element.nchunks_initialized < element.nchunks:
-        # zarr reads an absent chunk as zeros, and nobody stores entries that are all zero: their objects are lost.
-        raise ValueError(f"{element.nchunks - element.nchunks_initialized:,} chunks of its {name} are missing")
     return element  # type: ignore[no-any-return]
+
+
+def _refuse_lost_chunks(values: Array, indices: Array, indptr: Array) -> None:
+    """Raise UnreadableError if chunks of a sparse zarr matrix are absent that cannot be all zeros.
+
+    zarr stores no chunk of zeros only, and reads an absent one as zeros. Stored zeros come in rows: the chunk beside
+    one of them has some too. And indices are all zero only if no row has two entries there.
+    """
+    for name, array in (("data", values), ("indices", indices)):
+        for start, stop in _absent_chunks(array):
+            if name == "data":
+                size = stop - start
+                near = [np.asarray(array[max(0, start - size) : start]), np.asarray(array[stop : stop + size])]
+                is_zero = any((part == 0).any() for part in near)
+            else:
+                is_zero = int(np.diff(np.clip(np.asarray(indptr[:]), start, stop)).max(initial=0)) <= 1
+            if not is_zero:
+                raise UnreadableError(
+                    f"chunks of its {name} are missing, from entry {start:,}",
+                    remedy=f"{FETCH_AGAIN} If these are zeros, drop them: adata.X.eliminate_zeros().",
+                )
+
+
+def _absent_chunks(array: Any) -> list[tuple[int, int]]:
+    """First element and the one after the last of each chunk (or shard) of a zarr array that is not stored."""
+    if isinstance(array, H5Array) or array.nchunks_initialized == array.nchunks:
+        return []
+    length = int((array.shards or array.chunks)[0])
+    keys = (array.metadata.encode_chunk_key((number,)) for number in range(-(-array.shape[0] // length)))
+    absent = [number for number, key in enumerate(keys) if not array.store.has(f"{array.path}/{key}")]
+    size = int(array.shape[0])
+    return [(number * length, min((number + 1) * length, size)) for number in absent]
 
 
 class MemoryRows:

@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
-import h5py
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from cytoray import storage
 from cytoray.corpus.config import ModalityConfig
+from cytoray.corpus.readers.base import Format
 from cytoray.corpus.readers.frames import read_frame
 from cytoray.corpus.readers.h5ad import AnnDataContents
+from cytoray.corpus.readers.problems import UnreadableError
 from cytoray.corpus.readers.rows import RawRows, RowSource
 from cytoray.corpus.readers.source import Modality
 
@@ -24,13 +27,16 @@ _ONE_EMPTY = RawRows(_NOTHING.values, _NOTHING.columns, np.zeros(2, np.int64))
 class MuDataContents(AnnDataContents):
     """The tree of the genes, with the other modalities in its cells' order."""
 
-    def __init__(self, file: h5py.File, info: storage.ObjectInfo) -> None:
-        """Raises ValueError when no modality holds genes."""
+    def __init__(self, file: Any, format: Format, info: storage.ObjectInfo) -> None:
+        """``file`` is the root group, of HDF5 or zarr; UnreadableError if no modality is known to hold genes."""
         there = list(file["mod"])
         main = next((name for name in _GENES if name in there), there[0] if len(there) == 1 else None)
         if main is None:
-            raise ValueError(f"none of its modalities ({', '.join(there)}) is called rna")
-        super().__init__(file["mod"][main], "h5mu", info)
+            raise UnreadableError(
+                f"it is MuData, and none of its modalities ({', '.join(there)}) is called rna",
+                remedy="Save the one with the genes by itself: mdata.mod['NAME'].write_h5ad('cells.h5ad').",
+            )
+        super().__init__(file["mod"][main], format, info)
         self._file, self._main = file, main
 
     def obs(self) -> pd.DataFrame:
@@ -38,7 +44,7 @@ class MuDataContents(AnnDataContents):
         frame = super().obs()
         if "obs" not in self._file:
             return frame
-        shared = read_frame(self._file, "obs")
+        shared = read_frame(self._file, "obs", self.notes)
         shared = shared[[name for name in shared.columns if name not in frame and f"{self._main}:" not in str(name)]]
         return frame.join(shared.loc[~shared.index.duplicated()]) if len(shared.columns) else frame
 
@@ -53,12 +59,15 @@ class MuDataContents(AnnDataContents):
             return super().modality(config)
         tree = self._file[config.matrix]
         info = storage.ObjectInfo(self._uri, self.num_bytes, self.version)
-        other = AnnDataContents(tree, "h5mu", info)
+        other = AnnDataContents(tree, self.format, info)
         var = other.var("X")
         names = var.index if config.feature_names is None else var[config.feature_names]
         places = pd.Index(other.obs().index).get_indexer_for(self._cell_names())
         if len(places) != len(self._cell_names()):
-            raise ValueError("its cell names occur more than once")
+            raise UnreadableError(
+                "its cell names occur more than once",
+                remedy="Make them unique: mdata.mod['NAME'].obs_names_make_unique().",
+            )
         return Modality(ReorderedRows(other.matrices()["X"], places), [str(name) for name in names])
 
     def _cell_names(self) -> pd.Index:

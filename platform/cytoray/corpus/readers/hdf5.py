@@ -16,8 +16,8 @@ from h5py import h5d, h5z
 from isal import isal_zlib
 
 from cytoray import storage
-from cytoray.corpus.readers.problems import DAMAGE
-from cytoray.corpus.readers.ranges import RangeFile
+from cytoray.corpus.readers.problems import DAMAGE, FETCH_AGAIN
+from cytoray.corpus.readers.ranges import RangeFile, UnpackedFile, UnpackedObject
 from cytoray.errors import CorpusError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -36,9 +36,13 @@ def _open(place: Any) -> h5py.File:
 
 
 def open_h5(info: storage.ObjectInfo, stack: contextlib.ExitStack) -> h5py.File:
-    """Open an HDF5 file for reading, closed by ``stack``; CorpusError in plain words where HDF5 would not."""
-    place: Any = RangeFile(info.uri, info.num_bytes)
-    if not storage.is_remote(info.uri):
+    """Open an HDF5 file for reading, closed by ``stack``; CorpusError in plain words if HDF5 cannot open it."""
+    place: Any
+    if isinstance(info, UnpackedObject):
+        place = UnpackedFile(info)
+    elif storage.is_remote(info.uri):
+        place = RangeFile(info.uri, info.num_bytes)
+    else:
         place = str(storage.local_path(info.uri))
     try:
         return stack.enter_context(_open(place))
@@ -50,9 +54,8 @@ def open_h5(info: storage.ObjectInfo, stack: contextlib.ExitStack) -> h5py.File:
         elif "truncated" in reason:
             problem = "the file is truncated (its end is missing)"
         elif "signature" in reason:
-            problem = "this is no HDF5 file (no HDF5 signature)"
-        remedy = "Fetch it again from where it came from."
-        raise CorpusError(f"{info.uri}: {problem}.", remedy=remedy, uri=info.uri) from error
+            problem = "this is not an HDF5 file (no HDF5 signature)"
+        raise CorpusError(f"{info.uri}: {problem}.", remedy=FETCH_AGAIN, uri=info.uri) from error
 
 
 def refuse_links(file: h5py.File, uri: str, keys: Iterable[str]) -> None:

@@ -13,6 +13,8 @@ import pandas as pd
 from cytoray import storage
 from cytoray.corpus.config import ModalityConfig
 from cytoray.corpus.readers.base import Format
+from cytoray.corpus.readers.frames import note_left_out
+from cytoray.corpus.readers.problems import WRITE_AGAIN, UnreadableError
 from cytoray.corpus.readers.rows import DenseRows, RowSource
 from cytoray.corpus.readers.source import Modality, numbered
 
@@ -39,34 +41,40 @@ class LoomContents:
 
     def obs(self) -> pd.DataFrame:
         """The attributes of columns that are one value a cell."""
-        return _read_attributes(self._file["col_attrs"], self._file["matrix"].shape[1], _CELL_NAMES)
+        return self._attributes("col_attrs", self._file["matrix"].shape[1], _CELL_NAMES)
 
     def var(self, matrix: str) -> pd.DataFrame:
         """The attributes of rows that are one value a gene."""
-        return _read_attributes(self._file["row_attrs"], self._file["matrix"].shape[0], _GENE_NAMES)
+        return self._attributes("row_attrs", self._file["matrix"].shape[0], _GENE_NAMES)
 
     def modality_names(self) -> tuple[str, ...]:
         """The attributes of columns that are several values a cell."""
-        return tuple(f"obsm/{name}" for name, values in self._file["col_attrs"].items() if len(values.shape) == 2)
+        attributes = self._file["col_attrs"].items()
+        return tuple(f"obsm/{name}" for name, values in attributes if len(values.shape) == 2 and not values.dtype.names)
 
     def modality(self, config: ModalityConfig) -> Modality:
         """One of these."""
         rows = DenseRows(self._file["col_attrs"][config.matrix.removeprefix("obsm/")])
         return Modality(rows, numbered(None, rows.shape[1], config.name))
 
-
-def _read_attributes(group: h5py.Group, count: int, index_names: tuple[str, ...]) -> pd.DataFrame:
-    """A table of attributes, indexed by the first that holds names, or numbered."""
-    columns: dict[str, Any] = {}
-    for name, dataset in group.items():
-        if len(dataset.shape) == 1:
+    def _attributes(self, key: str, count: int, index_names: tuple[str, ...]) -> pd.DataFrame:
+        """A table of attributes, indexed by the first that holds names, or numbered."""
+        columns: dict[str, Any] = {}
+        left_out = []
+        for name, dataset in self._file[key].items():
+            if isinstance(dataset, h5py.Group) or len(dataset.shape) != 1 or dataset.dtype.names:
+                left_out.append(name)  # such as the regulons of pySCENIC, or an embedding
+                continue
             if dataset.shape[0] != count:
-                raise ValueError(f"{group.name}/{name} has {dataset.shape[0]:,} values, but there are {count:,}")
+                raise UnreadableError(
+                    f"{key}/{name} has {dataset.shape[0]:,} values, but there are {count:,}", remedy=WRITE_AGAIN
+                )
             values = dataset[()]
             columns[name] = values if values.dtype.kind not in "SO" else [_text(value) for value in values]
-    index = next((name for name in index_names if name in columns), None)
-    names = [str(value) for value in columns[index]] if index else [str(number) for number in range(count)]
-    return pd.DataFrame(columns, index=pd.Index(np.array(names, dtype=object)))
+        note_left_out(left_out, key, self.notes)
+        index = next((name for name in index_names if name in columns), None)
+        names = [str(value) for value in columns[index]] if index else [str(number) for number in range(count)]
+        return pd.DataFrame(columns, index=pd.Index(np.array(names, dtype=object)))
 
 
 def _text(value: object) -> str:

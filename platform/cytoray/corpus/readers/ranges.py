@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import os
+import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import pyarrow.parquet as pq
@@ -20,11 +24,44 @@ BLOCKS_A_REQUEST = 4  # a request costs the client 3 ms of CPU, as much as 4 MiB
 KEPT_BLOCKS = 64
 
 
+class Scratch:
+    """A temporary file without a name: it is gone as soon as nothing refers to it, however the process ends."""
+
+    def __init__(self) -> None:
+        file = tempfile.TemporaryFile(prefix="cytoray-unpacked-")  # noqa: SIM115 - closed by the next line
+        weakref.finalize(self, file.close)
+        self.write, self._flush, self._tell = file.write, file.flush, file.tell
+        self.descriptor = file.fileno()
+
+    def finished(self) -> int:
+        """Make readable all that was written, and return its size."""
+        self._flush()
+        return self._tell()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnpackedObject(storage.ObjectInfo):
+    """An object whose bytes lie in a temporary file of this process; ``uri`` names the place they came from."""
+
+    file: Scratch
+    start: int = 0
+
+
 def open_object(info: storage.ObjectInfo) -> BinaryIO:
-    """A seekable file of one object, local or remote; what the store does wrong stays a StorageError."""
+    """Open one object as a seekable file, local, remote or unpacked; errors of the store stay StorageErrors."""
+    if isinstance(info, UnpackedObject):
+        return cast("BinaryIO", io.BufferedReader(UnpackedFile(info), BLOCK_BYTES))
     if not storage.is_remote(info.uri):
         return storage.open_read(info.uri)
     return cast("BinaryIO", io.BufferedReader(RangeFile(info.uri, info.num_bytes), BLOCK_BYTES))
+
+
+def read_object(info: storage.ObjectInfo, start: int | None = None, end: int | None = None) -> bytes:
+    """Read the bytes ``start`` to ``end`` of one object."""
+    if not isinstance(info, UnpackedObject):
+        return storage.read_bytes(info.uri, start=start, end=end)
+    first, last = start or 0, info.num_bytes if end is None else min(end, info.num_bytes)
+    return os.pread(info.file.descriptor, max(0, last - first), info.start + first)
 
 
 def open_parquet(file: BinaryIO) -> pq.ParquetFile:
@@ -32,31 +69,54 @@ def open_parquet(file: BinaryIO) -> pq.ParquetFile:
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=BLOCK_BYTES)
 
 
-class RangeFile(io.RawIOBase):
-    """The bytes of one remote object, at most ``KEPT_BLOCKS`` blocks of them in memory."""
+class _SeekableFile(io.RawIOBase):
+    """A file of known size that is only read."""
 
-    def __init__(self, uri: str, num_bytes: int) -> None:
-        self._uri, self._size = uri, num_bytes
-        self._place = 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._ahead, self._next = 1, -1
+    def __init__(self, num_bytes: int) -> None:
+        self._size, self._place = num_bytes, 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Where the next read starts."""
+        """Return the place where the next read starts."""
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a place counted from the start, from here, or from the end."""
         self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
         return self._place
+
+
+class UnpackedFile(_SeekableFile):
+    """The bytes of an unpacked object."""
+
+    def __init__(self, info: UnpackedObject) -> None:
+        super().__init__(info.num_bytes)
+        self._info = info
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` as far as there are bytes."""
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self._size - self._place))
+        filled = os.preadv(self._info.file.descriptor, [view[:wanted]], self._info.start + self._place)
+        self._place += filled
+        return filled
+
+
+class RangeFile(_SeekableFile):
+    """The bytes of one remote object, at most ``KEPT_BLOCKS`` blocks of them in memory."""
+
+    def __init__(self, uri: str, num_bytes: int) -> None:
+        super().__init__(num_bytes)
+        self._uri = uri
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._ahead, self._next = 1, -1
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` as far as there are bytes."""

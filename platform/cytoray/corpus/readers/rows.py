@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from cytoray.corpus.readers.problems import UnreadableError
+
 # A dense range is turned sparse in pieces of this size, whatever range was asked for.
 DENSE_PIECE_BYTES = 64 * 2**20
 
@@ -101,7 +103,10 @@ def plain_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if values.dtype.kind == "b":
         return values.view(np.uint8) if values.dtype.itemsize == 1 else values.astype(np.uint8)
     if values.dtype.kind not in "iuf":
-        raise ValueError(f"the values are no numbers but {values.dtype}")
+        raise UnreadableError(
+            f"the values are not numbers but {values.dtype}",
+            remedy="Save a matrix of numbers, or name another one with `matrix`.",
+        )
     if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
         return values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -154,7 +159,10 @@ class DenseRows:
     def __init__(self, array: Array, *, cell_axis: int = 0) -> None:
         """Raises ValueError unless ``array`` has two axes."""
         if len(array.shape) != 2:
-            raise ValueError(f"it has {len(array.shape)} axes, not two")
+            raise UnreadableError(
+                f"it has {len(array.shape)} axes, not two",
+                remedy="Save a matrix of cells by genes, or name another one.",
+            )
         self.shape = (int(array.shape[cell_axis]), int(array.shape[1 - cell_axis]))
         self.num_entries: int | None = None
         self._array, self._axis = array, cell_axis

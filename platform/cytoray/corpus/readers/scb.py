@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 from cytoray import storage
 from cytoray.corpus.config import ModalityConfig
 from cytoray.corpus.readers.base import Format
-from cytoray.corpus.readers.ranges import open_object, open_parquet
+from cytoray.corpus.readers.problems import UnreadableError
+from cytoray.corpus.readers.ranges import open_object, open_parquet, read_object
 from cytoray.corpus.readers.rows import RawRows, RowSource
 from cytoray.corpus.readers.source import Modality
 
+_WRITE_SCB = "Copy the whole folder that scGPT's DataBank wrote: gene_vocab.json, manifest.json and its tables."
 _ROWS_AT_A_TIME = 1_024
 _LISTS = ("genes", "expressions")
 _NO_GENE, _NO_TOKEN = -1, -2  # columns of a special token, and of an id that is none
@@ -39,13 +41,13 @@ class ScbContents:
         self.notes: list[str] = []
         manifest = _read_json(files, "manifest.json") if "manifest.json" in files else {}
         if manifest.get("on_disk_format", "parquet") != "parquet":
-            raise ValueError("its tables are JSON: write them with on_disk_format='parquet'")
+            raise UnreadableError("its tables are JSON", remedy="Write them with on_disk_format='parquet'.")
         self._ids = _read_vocabulary(files)
         file = stack.enter_context(open_object(files[_main_table(files, manifest)]))
         self._table = stack.enter_context(open_parquet(file))
         missing = {*_LISTS} - set(self._table.schema_arrow.names)
         if missing:
-            raise ValueError(f"its table has no column {', '.join(sorted(missing))}")
+            raise UnreadableError(f"its table has no column {', '.join(sorted(missing))}", remedy=_WRITE_SCB)
 
     def matrices(self) -> dict[str, RowSource]:
         """The main table."""
@@ -73,16 +75,16 @@ class ScbContents:
 
 
 def _read_json(files: Mapping[str, storage.ObjectInfo], name: str) -> Any:
-    return json.loads(storage.read_bytes(files[name].uri))
+    return json.loads(read_object(files[name]))
 
 
 def _read_vocabulary(files: Mapping[str, storage.ObjectInfo]) -> dict[str, int]:
     """Tokens and their ids, ascending."""
     if "gene_vocab.json" not in files:
-        raise ValueError("there is no gene_vocab.json in the folder")
+        raise UnreadableError("gene_vocab.json is missing in the folder", remedy=_WRITE_SCB)
     ids = _read_json(files, "gene_vocab.json")
     if not isinstance(ids, dict) or not all(isinstance(number, int) and number >= 0 for number in ids.values()):
-        raise ValueError("gene_vocab.json is no table of tokens and ids")
+        raise UnreadableError("gene_vocab.json is not a table of tokens and ids", remedy=_WRITE_SCB)
     return dict(sorted(ids.items(), key=lambda item: item[1]))
 
 
@@ -98,7 +100,8 @@ def _main_table(files: Mapping[str, storage.ObjectInfo], manifest: Mapping[str, 
         return name
     tables = [other for other in files if other.endswith(".datatable.parquet") and "/" not in other]
     if len(tables) != 1:
-        raise ValueError(f"there is no table {name} in the folder (tables there: {', '.join(tables) or 'none'})")
+        there = ", ".join(tables) or "none"
+        raise UnreadableError(f"the table {name} is missing in the folder (tables: {there})", remedy=_WRITE_SCB)
     return tables[0]
 
 
@@ -157,7 +160,11 @@ class ListRows:
         known = (ids >= 0) & (ids < len(self._column))
         places = np.where(known, self._column[np.where(known, ids, 0)], _NO_TOKEN)
         if (places == _NO_TOKEN).any():
-            raise ValueError(f"the vocabulary has no token of id {ids[places == _NO_TOKEN][0]:,}")
+            unknown = ids[places == _NO_TOKEN][0]
+            raise UnreadableError(
+                f"the vocabulary has no token of id {unknown:,}",
+                remedy="gene_vocab.json must be the one that the table was written with.",
+            )
         return places
 
 

@@ -17,13 +17,14 @@ from scipy import sparse
 
 from cytoray.corpus.config import ModalityConfig, SourceConfig
 from cytoray.corpus.readers.base import Format, SourceDescription, ValueKind
-from cytoray.corpus.readers.frames import label_columns
-from cytoray.corpus.readers.genes import ensembl_ids, gene_genomes, gene_names
-from cytoray.corpus.readers.problems import damaged, explained, no_column, no_matrix
+from cytoray.corpus.readers.frames import label_columns, note_left_out, unholdable
+from cytoray.corpus.readers.genes import ensembl_ids, gene_column, gene_genomes, gene_names
+from cytoray.corpus.readers.problems import UnreadableError, damaged, explained, no_column, no_matrix
 from cytoray.corpus.readers.rows import RowSource, tidy_rows
 from cytoray.corpus.readers.values import Judged, choose_matrix, judge_numbers, judge_values, only_value, sample_ranges
 from cytoray.errors import CorpusError
 from cytoray.tokens.gene_table import guess_id_type, judge_species, split_genomes
+from cytoray.tokens.labels import label_texts
 
 FIRST_ROWS = 256  # of a further table, to see whether it holds counts
 
@@ -88,7 +89,10 @@ class SourceReader:
     def obs(self) -> pd.DataFrame:
         """The table of cells, index = cell names."""
         with explained(self.source.uri, "obs"):
-            return self._contents.obs()
+            frame = self._contents.obs()
+            left_out = unholdable(frame)
+            note_left_out(map(str, left_out), "obs", self._contents.notes)
+            return frame.drop(columns=left_out) if left_out else frame
 
     @cached_property
     def matrix(self) -> str:
@@ -127,6 +131,16 @@ class SourceReader:
         return gene_names(self._var, self.source)
 
     @cached_property
+    def gene_column(self) -> str | None:
+        """Column of var that names the genes, None for the index."""
+        return gene_column(self._var, self.source)
+
+    @property
+    def var_columns(self) -> tuple[str, ...]:
+        """Columns of var."""
+        return tuple(map(str, self._var.columns))
+
+    @cached_property
     def ensembl_ids(self) -> list[str] | None:
         """Ensembl ids of the G genes, from ``ensembl_column`` or where else var has them beside the names."""
         return ensembl_ids(self._var, self.gene_names, self.source)
@@ -137,7 +151,7 @@ class SourceReader:
         return gene_genomes(self._var)
 
     def describe(self) -> SourceDescription:
-        """Size, shape, kind of values, genes and labels; CorpusError where the parts disagree."""
+        """Size, shape, kind of values, genes and labels; CorpusError if the parts disagree or there are no cells."""
         num_cells, num_genes = self._rows.shape
         for axis, table, expected, seen in (
             ("obs", "obs", num_cells, len(self.obs)),
@@ -147,10 +161,18 @@ class SourceReader:
                 raise CorpusError(
                     f"{self.source.uri}: {self.matrix} has {expected:,} entries along {axis}, "
                     f"but {table} has {seen:,}.",
-                    remedy="The file is inconsistent: write it again from its source.",
+                    remedy=f"Name another matrix, or write the file again: {table} must have a row for each of them.",
                     uri=self.source.uri,
                     key=table,
                 )
+        if num_cells == 0:
+            raise CorpusError(
+                f"{self.source.uri}: the file has no cells ({self.matrix} is 0 cells by {num_genes:,} genes).",
+                remedy="Leave it out, or look at the step that wrote it.",
+                uri=self.source.uri,
+                rule="no_cells",
+                key=self.matrix,
+            )
         modalities = [modality.name for modality in self.source.modalities]
         return SourceDescription(
             uri=self.source.uri,
@@ -173,8 +195,7 @@ class SourceReader:
         """One label a cell from a column of obs; None where it is missing."""
         if key not in self.obs:
             raise no_column(self.source.uri, "obs", key, [str(name) for name in self.obs.columns])
-        column = self.obs[key]
-        return [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+        return label_texts(self.obs[key])
 
     def read_rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Cells ``start`` to ``stop`` in the file's own number type, shape (C, G): checked, sorted, no zeros stored.
@@ -250,6 +271,8 @@ class SourceReader:
         notes = list(self._contents.notes)
         if self._judge(self.matrix).num_unsorted_rows:
             notes.append("rows whose column indices are not in order, or double")
+        if self.gene_column is not None and self.source.gene_column is None and self.gene_column != "feature_name":
+            notes.append(f"genes are named by column {self.gene_column!r} of {self._var_key}")
         doubled = [name for name, count in Counter(self.gene_names).items() if count > 1]
         if doubled:
             notes.append(f"{len(doubled):,} gene names occur more than once, such as {doubled[0]}")
@@ -304,7 +327,11 @@ class SourceReader:
         with explained(self.source.uri, config.matrix):
             modality = self._contents.modality(config)
         if modality.rows.shape != (self._rows.shape[0], len(modality.features)):
-            error = ValueError(f"its shape is {modality.rows.shape}, but there are {self._rows.shape[0]:,} cells")
+            error = UnreadableError(
+                f"its shape is {modality.rows.shape}, but there are {self._rows.shape[0]:,} cells and "
+                f"{len(modality.features):,} names of features",
+                remedy="Save it with a row per cell, and name its features with feature_names.",
+            )
             raise damaged(self.source.uri, config.matrix, error)
         return modality
 

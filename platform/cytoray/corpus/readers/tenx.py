@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,25 +17,35 @@ from cytoray import storage
 from cytoray.corpus.config import ModalityConfig
 from cytoray.corpus.readers.base import Format
 from cytoray.corpus.readers.hdf5 import H5Array
+from cytoray.corpus.readers.problems import NOT_CELLS, UnreadableError
 from cytoray.corpus.readers.rows import CompressedRows, RawRows, RowSource, SelectedColumns, tidy_rows
 from cytoray.corpus.readers.source import Modality
 
 GENES = "Gene Expression"
+# The other types of features that Cell Ranger knows.
+_OTHER_TYPES = (
+    "antibody capture", "antigen capture", "crispr guide capture", "multiplexing capture", "peaks",
+    "chromatin accessibility", "vdj", "custom", "adt", "hto", "protein",
+)  # fmt: skip
 
 
 class FeatureMatrix:
     """Rows over all features of a 10x matrix; its genes are X, every other type of feature a modality."""
 
     def __init__(self, rows: RowSource, features: pd.DataFrame, barcodes: list[str]) -> None:
-        """``features`` has the columns gene_ids, name and feature_types; ValueError if the shapes disagree."""
+        """``features`` has the columns gene_ids, name and feature_types; ValueError if the shapes disagree.
+
+        A type that is empty counts as genes; if no type is one of Cell Ranger's (biotypes, a genome), all are genes.
+        """
         if rows.shape != (len(barcodes), len(features)):
-            raise ValueError(
+            raise UnreadableError(
                 f"the matrix is {rows.shape[0]:,} cells by {rows.shape[1]:,} features, but there are "
-                f"{len(barcodes):,} barcodes and {len(features):,} features"
+                f"{len(barcodes):,} barcodes and {len(features):,} features",
+                remedy="Matrix, features and barcodes must come from the same run: copy all of them again.",
             )
         self.barcodes, self.rows, self.features = barcodes, rows, features
         self._by_name = features.set_index("name")
-        self._types = features["feature_types"].to_numpy()
+        self._types = _feature_types([str(name).strip() for name in features["feature_types"]])
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -42,7 +53,13 @@ class FeatureMatrix:
         return tuple(sorted({str(name) for name in self._types} - {GENES}))
 
     def genes(self) -> RowSource:
-        """Rows over the genes."""
+        """Rows over the genes; UnreadableError if all features are of other types."""
+        if len(self._types) and not (self._types == GENES).any():
+            raise UnreadableError(
+                f"none of its {len(self._types):,} features is of type {GENES} (types: {', '.join(self.types)})",
+                remedy="Give the matrix of gene expression; other types are read beside genes, as sources.modalities.",
+                rule=NOT_CELLS,
+            )
         return self._of(GENES)
 
     def var(self) -> pd.DataFrame:
@@ -98,6 +115,14 @@ def join_genomes(matrices: Mapping[str, FeatureMatrix]) -> FeatureMatrix:
     ]
     rows = JoinedRows([matrix.rows for matrix in matrices.values()], places)
     return FeatureMatrix(rows, pd.concat([matrix.features for matrix in matrices.values()]), barcodes)
+
+
+def _feature_types(names: list[str]) -> npt.NDArray[Any]:
+    """The type of each feature, Gene Expression in Cell Ranger's spelling."""
+    plain = {name: name.lower() for name in set(names)}
+    is_known = any(text == GENES.lower() or text in _OTHER_TYPES for text in plain.values())
+    spelt = {name: name if is_known and text not in ("", GENES.lower()) else GENES for name, text in plain.items()}
+    return np.array([spelt[name] for name in names], dtype=object)
 
 
 class TenxContents:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from cytoray import storage
 from cytoray.corpus.config import ModalityConfig
 from cytoray.corpus.readers.base import Format
+from cytoray.corpus.readers.problems import NOT_CELLS, UnreadableError
 from cytoray.corpus.readers.ranges import open_object, open_parquet
 from cytoray.corpus.readers.rows import RowSource
 from cytoray.corpus.readers.source import Modality
@@ -43,7 +44,7 @@ class Names:
     def number(self, column: pa.Array) -> npt.NDArray[np.int64]:
         """The number of each of N names."""
         if column.null_count:
-            raise ValueError("a cell or a gene is missing (null)")
+            raise UnreadableError("a cell or a gene is missing (null)", remedy="Remove the rows without a name.")
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         names, codes = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
         used, first = np.unique(codes, return_index=True)
@@ -68,7 +69,7 @@ class Triples(Buckets):
         for batch in batches:
             cells, genes, counts = batch.columns
             if counts.null_count:
-                raise ValueError("a count is missing (null)")
+                raise UnreadableError("a count is missing (null)", remedy="Remove these rows, or set the counts to 0.")
             yield Entries(self.cells.number(cells), self.genes.number(genes), counts.to_numpy(zero_copy_only=False))
 
 
@@ -121,7 +122,11 @@ def find_columns(names: list[str]) -> list[str]:
     for what, usual in (("cell", _CELL), ("gene", _GENE), ("count", _COUNT)):
         column = next((plain[name] for name in usual if name in plain), None)
         if column is None:
-            raise ValueError(f"no column looks like that of the {what}; columns there: {', '.join(names)}")
+            raise UnreadableError(
+                f"no column looks like that of the {what}; columns there: {', '.join(names)}",
+                remedy="Such a table has a row per count: name its columns cell, gene and count.",
+                rule=NOT_CELLS,
+            )
         found.append(column)
     return found
 

@@ -11,7 +11,6 @@ process lives, so that the next rows of the same source find it, and has no name
 from __future__ import annotations
 
 import errno
-import shutil
 import tempfile
 import weakref
 from collections import OrderedDict
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytoray.corpus.readers.problems import no_space
 from cytoray.corpus.readers.rows import Array, RawRows, plain_numbers
-from cytoray.errors import CorpusError
 
 STRETCH_ENTRIES = 2**21
 BUCKET_ROWS = 2_048
@@ -56,11 +55,7 @@ class Buckets:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            free = shutil.disk_usage(tempfile.gettempdir()).free
-            raise CorpusError(
-                f"No space left in {tempfile.gettempdir()} ({free:,} bytes free) to turn a matrix into rows.",
-                remedy="Name a larger disk with TMPDIR, or save the matrix as CSR.",
-            ) from error
+            raise no_space("to sort a matrix by cell") from error
 
     def read(self, start: int, stop: int) -> RawRows:
         """Rows ``start`` to ``stop``, in order of row; within a row in the order in which entries came."""

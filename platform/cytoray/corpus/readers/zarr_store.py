@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import zarr
@@ -11,6 +11,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from cytoray import storage
+from cytoray.corpus.readers.ranges import read_object
 from cytoray.errors import CorpusError
 
 
@@ -20,20 +21,20 @@ class FolderStore(Store):
     supports_writes = supports_deletes = supports_partial_writes = False
     supports_listing = True
 
-    def __init__(self, uri: str, num_bytes: dict[str, int]) -> None:
-        """``num_bytes`` tells the size of every object by its key below ``uri``."""
+    def __init__(self, uri: str, objects: Mapping[str, storage.ObjectInfo]) -> None:
+        """``objects`` are all objects of the folder by their key below ``uri``."""
         super().__init__(read_only=True)
-        self._uri, self._num_bytes = uri, num_bytes
+        self._uri, self._objects = uri, objects
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FolderStore) and other._uri == self._uri
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """An object or a range of it, None if there is none."""
-        if key not in self._num_bytes:
+        if key not in self._objects:
             return None
-        start, stop = _bounds(byte_range, self._num_bytes[key])
-        data = await asyncio.to_thread(storage.read_bytes, f"{self._uri}/{key}", start=start, end=stop)
+        info = self._objects[key]
+        data = await asyncio.to_thread(read_object, info, *_bounds(byte_range, info.num_bytes))
         return prototype.buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -44,7 +45,11 @@ class FolderStore(Store):
 
     async def exists(self, key: str) -> bool:
         """Whether the listing has it."""
-        return key in self._num_bytes
+        return key in self._objects
+
+    def has(self, key: str) -> bool:
+        """Whether the listing has it, for who does not await."""
+        return key in self._objects
 
     async def set(self, key: str, value: Buffer) -> None:
         """Refused: this store is for reading."""
@@ -56,19 +61,19 @@ class FolderStore(Store):
 
     async def list(self) -> AsyncIterator[str]:
         """Every key."""
-        for key in self._num_bytes:
+        for key in self._objects:
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Every key that starts with ``prefix``."""
-        for key in self._num_bytes:
+        for key in self._objects:
             if key.startswith(prefix):
                 yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names right below a folder."""
         folder = prefix.rstrip("/") + "/" if prefix else ""
-        names = {key.removeprefix(folder).partition("/")[0] for key in self._num_bytes if key.startswith(folder)}
+        names = {key.removeprefix(folder).partition("/")[0] for key in self._objects if key.startswith(folder)}
         for name in sorted(names):
             yield name
 
@@ -80,7 +85,7 @@ def open_zarr(uri: str, objects: dict[str, storage.ObjectInfo]) -> zarr.Group:
             raise CorpusError(
                 f"{uri}: the key {key!r} leads out of the folder.", remedy="Delete that object.", uri=info.uri, key=key
             )
-    return zarr.open_group(FolderStore(uri, {key: info.num_bytes for key, info in objects.items()}), mode="r")
+    return zarr.open_group(FolderStore(uri, objects), mode="r")
 
 
 def _bounds(request: ByteRequest | None, size: int) -> tuple[int | None, int | None]:

@@ -11,6 +11,7 @@ import cytoray
 from cytoray.corpus.checking.profile import SourceProfile, merge_profiles
 from cytoray.corpus.checking.source_checks import COUNT_KINDS
 from cytoray.corpus.readers.base import SourceDescription
+from cytoray.corpus.readers.finding import NotRead
 from cytoray.errors import CytorayError, StorageError
 
 FORMAT = 1
@@ -69,6 +70,7 @@ class DataReport:
     files: tuple[FileReport, ...]
     quarantined: tuple[Quarantined, ...] = ()
     corpus: CorpusFacts | None = None
+    not_read: tuple[NotRead, ...] = ()  # files below a prefix
 
     @cached_property
     def total(self) -> SourceProfile:
@@ -91,4 +93,5 @@ class DataReport:
                 for file in self.files
             ],
             "quarantined": [dataclasses.asdict(record) for record in self.quarantined],
+            "not_read": [dataclasses.asdict(file) for file in self.not_read],
         }

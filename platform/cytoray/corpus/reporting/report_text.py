@@ -6,6 +6,7 @@ import logging
 
 from cytoray.corpus.checking.profile import SourceProfile, histogram_median
 from cytoray.corpus.readers.base import SourceDescription
+from cytoray.corpus.readers.finding import not_read_lines
 from cytoray.corpus.reporting.remarks import remarks, shortened
 from cytoray.corpus.reporting.report import DataReport, FileReport, Quarantined
 
@@ -25,6 +26,7 @@ def report_lines(report: DataReport) -> list[str]:
     """What was found: a paragraph a file, one line a refused file, one line for all."""
     lines = [line for file in report.files for line in file_lines(file)]
     lines += [refused_line(record) for record in report.quarantined]
+    lines += not_read_lines(report.not_read)
     total = report.total
     good, bad = len(report.files), len(report.quarantined)
     lines.append(

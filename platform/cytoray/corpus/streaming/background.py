@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -24,3 +25,32 @@ def start_daemon(work: Callable[[], None], *, name: str) -> Future[None]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return done
+
+
+class Room:
+    """A bounded number of places for results made ahead, which a consumer frees and may close.
+
+    An abandoned consumer closes it from a finalizer, and Python runs finalizers on any thread at any point, even
+    within ``take``. Therefore the places are a ``SimpleQueue``, whose ``put`` is reentrant; a semaphore's lock is not.
+    """
+
+    def __init__(self, num_places: int) -> None:
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.closed = False
+        self.free(num_places)
+
+    def take(self) -> bool:
+        """Wait for a free place; False once the room is closed."""
+        if not self.closed:
+            self._places.get()
+        return not self.closed
+
+    def free(self, num_places: int = 1) -> None:
+        """Make places free."""
+        for _ in range(num_places):
+            self._places.put(None)
+
+    def close(self) -> None:
+        """Let ``take`` return False from now on, also where it is waiting."""
+        self.closed = True
+        self._places.put(None)

@@ -69,19 +69,37 @@ class StepBatch:
         return int(self.lengths.sum()) + unknown
 
     def split(self, num_parts: int) -> list[StepBatch]:
-        """Cut a padded share into parts with about as many tokens each, and as wide as their longest cell.
+        """Cut a padded share into parts of which the largest has as few tokens as possible, cells in their order.
 
-        Every part has a cell at least, if there are as many.
+        Each is as wide as its longest cell. Every part has at least one cell if there are as many cells.
         """
         assert self.gene_ids.ndim == 2, "packed micro-batches are cut by a token budget"
-        tokens = self.lengths if self.unknown_lengths is None else self.lengths + self.unknown_lengths
-        ends = np.cumsum(tokens, dtype=np.int64)
-        wanted = np.arange(1, num_parts) * (self.num_tokens / num_parts)
-        places = np.searchsorted(ends, wanted, side="left") + 1
+        least, most = -(-self.num_tokens // num_parts), max(self.num_tokens, 1)
+        while least < most:  # the smallest bound that needs no more parts
+            bound = (least + most) // 2
+            least, most = (least, bound) if self.count_parts(bound) <= num_parts else (bound + 1, most)
+        ends = np.array(self._ends(least)[: num_parts - 1], dtype=np.int64)
         numbers = np.arange(1, num_parts)
-        cuts = np.minimum(np.maximum.accumulate(places - numbers) + numbers, self.num_cells - num_parts + numbers)
-        borders = [0, *np.maximum(cuts, 0).tolist(), self.num_cells]
-        return [self._rows(slice(a, b)) for a, b in itertools.pairwise(borders)]
+        ends = np.pad(ends, (0, num_parts - 1 - len(ends)), constant_values=self.num_cells)
+        cuts = np.maximum(np.minimum(ends, self.num_cells - num_parts + numbers), 0)
+        return [self._rows(slice(a, b)) for a, b in itertools.pairwise([0, *cuts.tolist(), self.num_cells])]
+
+    def count_parts(self, max_tokens: int) -> int:
+        """The fewest parts for ``split`` in which none has more than ``max_tokens``, or more than one cell."""
+        return max(1, len(self._ends(max_tokens)))
+
+    @property
+    def _tokens(self) -> np.ndarray:
+        """Real tokens of each cell."""
+        return self.lengths if self.unknown_lengths is None else self.lengths + self.unknown_lengths
+
+    def _ends(self, max_tokens: int) -> list[int]:
+        """Where each part ends, in cells, if every part takes as many as ``max_tokens`` allow, and at least one."""
+        sums, ends = np.cumsum(self._tokens, dtype=np.int64), [0]
+        while ends[-1] < self.num_cells:
+            done = int(sums[ends[-1] - 1]) if ends[-1] else 0
+            ends.append(max(ends[-1] + 1, int(np.searchsorted(sums, done + max_tokens, side="right"))))
+        return ends[1:]
 
     def _rows(self, rows: slice) -> StepBatch:
         """Some cells, in narrower arrays (views)."""

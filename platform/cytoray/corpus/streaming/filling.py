@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.corpus.streaming.batches import UNKNOWN, Array, Ragged, StepChunk
-from cytoray.corpus.streaming.blocks import BlockPool
+from cytoray.corpus.streaming.blocks import empty_arrays
 from cytoray.corpus.streaming.members import Members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells
@@ -23,7 +23,6 @@ from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packe
 from cytoray.tokens.tokenizer import CellTokenizer, TokenBuffers, TokenPlan
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-_BLOCKS = BlockPool()
 REPEAT_SHIFT = 32  # the n-th repetition of a cell in an epoch draws as in epoch + n * 2**32
 
 
@@ -190,7 +189,7 @@ class ChunkFiller:
             wanted["masked"] = (size, values)
         if self.options.style == "generative":
             wanted |= {"unknown_gene_ids": (hidden, ids), "unknown_values": (hidden, values)}
-        return TokenBuffers(**dict(zip(wanted, _BLOCKS.empty(list(wanted.values())), strict=True)))
+        return TokenBuffers(**dict(zip(wanted, empty_arrays(list(wanted.values())), strict=True)))
 
     def _describe(self, groups: list[_Group], order: Int64, borders: Int64) -> dict[str, Ragged]:
         """Ids, epochs and labels of the cells."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from cytoray import storage
 from cytoray.corpus.manifest import CorpusManifest, ShardRecord, corpus_uri
 from cytoray.errors import CorpusError
+from cytoray.tokens.labels import label_texts
 
 Codes = npt.NDArray[np.int32]
 READERS = 8  # tables read at a time: on an object store the time to the first byte dominates
@@ -55,13 +55,15 @@ def _read_table(store: str, manifest: CorpusManifest, shard: ShardRecord, column
         if column not in there:
             table = table.add_column(place, column, pa.nulls(shard.num_cells, pa.type_for_alias(kind)))
         elif kind is not None and table.column(place).type != pa.type_for_alias(kind):
-            table = table.set_column(place, column, table.column(place).cast(pa.type_for_alias(kind)))
+            table = table.set_column(place, column, _widened(table.column(place), kind))
     return table
 
 
-def read_obs(store: str, manifest: CorpusManifest, column: str) -> list[list[Any]]:
-    """One column of obs of a (small) corpus, shard by shard."""
-    return [table.column(column).to_pylist() for table in read_tables(store, manifest, [column])]
+def _widened(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """A column of an earlier version in the type that the corpus has now."""
+    if kind != "string":
+        return column.cast(pa.type_for_alias(kind))
+    return pa.chunked_array([label_texts(chunk.to_pylist()) for chunk in column.chunks], pa.string())
 
 
 class Coder:
@@ -69,7 +71,7 @@ class Coder:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._pieces: list[Codes] = []
+        self._pieces: list[npt.NDArray[np.signedinteger]] = []
 
     def add(self, column: pa.ChunkedArray) -> Codes:
         """Note a piece; its codes so far (C,), -1 where a value is missing. ``finish`` may number them otherwise."""
@@ -77,20 +79,30 @@ class Coder:
             column = column.cast(column.type.value_type)
         encoded = pa.chunked_array(column.chunks, column.type).combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        here = [self._numbers.setdefault(str(name), len(self._numbers)) for name in encoded.dictionary.to_pylist()]
+        texts = label_texts(encoded.dictionary.to_pylist())
+        here = [-1 if text is None else self._numbers.setdefault(text, len(self._numbers)) for text in texts]
         indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         codes: Codes = np.array([*here, -1], np.int32)[indices]
-        self._pieces.append(codes)
+        self._pieces.append(codes.astype(_code_type(len(self._numbers))))  # 33 million cells: a byte each, not four
         return codes
 
     def finish(
         self, keep: npt.NDArray[np.bool_] | None = None
     ) -> tuple[tuple[str, ...], npt.NDArray[np.signedinteger]]:
         """The texts of the cells in ``keep`` (C,), sorted, and every cell's code in them, -1 where there is none."""
-        codes = np.concatenate([np.empty(0, np.int32), *self._pieces])
-        counts = np.bincount((codes if keep is None else codes[keep]) + 1, minlength=len(self._numbers) + 1)[1:]
-        names = [name for name, number in self._numbers.items() if counts[number]]
+        counts = np.zeros(len(self._numbers) + 1, np.int64)
+        start = 0
+        for piece in self._pieces:
+            here = piece if keep is None else piece[keep[start : start + len(piece)]]
+            counts += np.bincount(here.astype(np.int64) + 1, minlength=len(counts))
+            start += len(piece)
+        names = [name for name, number in self._numbers.items() if counts[number + 1]]
         order = {name: code for code, name in enumerate(sorted(names))}
-        table = np.array([*(order.get(name, -1) for name in self._numbers), -1])
-        dtype = np.min_scalar_type(-max(1, len(order)))  # 33 million cells: one byte each rather than eight
-        return tuple(order), table.astype(dtype)[codes]
+        dtype = _code_type(len(order))
+        table = np.array([*(order.get(name, -1) for name in self._numbers), -1], dtype)
+        return tuple(order), np.concatenate([np.empty(0, dtype), *(table[piece] for piece in self._pieces)])
+
+
+def _code_type(num_codes: int) -> np.dtype[np.signedinteger]:
+    """The narrowest type that holds the codes below ``num_codes`` and -1."""
+    return np.min_scalar_type(-max(1, num_codes))

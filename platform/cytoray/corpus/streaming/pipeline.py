@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cytoray.corpus.streaming.background import start_daemon
+from cytoray.corpus.streaming.background import Room, start_daemon
 from cytoray.corpus.streaming.batches import StepChunk
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
 from cytoray.corpus.streaming.order import OrderedCells
@@ -70,8 +70,7 @@ class _Ahead:
         self._wanted: Counter[int] = Counter()  # by how many chunks under way each unit is still needed
         self._lock = threading.Lock()
         self._out: queue.SimpleQueue[Future[StepChunk] | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(FILLED_AHEAD + threads)
-        self._stopped = threading.Event()
+        self._room = Room(FILLED_AHEAD + threads)
 
     def chunks(self) -> Iterator[StepChunk]:
         """What was filled, in order; an error comes where its chunk would have."""
@@ -79,14 +78,11 @@ class _Ahead:
         try:
             while (filling := self._out.get()) is not None:
                 chunk = filling.result()
-                self._room.release()
+                self._room.free()
                 yield chunk
             planning.result()
         finally:
-            self._stopped.set()
-            self._room.release()
-            for pool in (self._readers, self._fillers):
-                pool.shutdown(wait=False, cancel_futures=True)
+            self._room.close()  # and nothing that takes a lock: this may run as a finalizer
 
     def _plan(self) -> None:
         """Plan until the end, an error, or nobody wants more."""
@@ -101,6 +97,8 @@ class _Ahead:
                 pass
         finally:
             self._out.put(None)
+            for pool in (self._readers, self._fillers):
+                pool.shutdown(wait=False, cancel_futures=self._room.closed)
 
     def _begin_reading(self, job: Job) -> None:
         with self._lock:
@@ -111,8 +109,7 @@ class _Ahead:
 
     def _begin_filling(self, job: Job) -> bool:
         """Hand a chunk on as soon as there is room; False when nobody wants it."""
-        self._room.acquire()
-        if self._stopped.is_set():
+        if not self._room.take():
             return False
         self._out.put(self._fillers.submit(self._fill, job))
         return True

@@ -1,0 +1,116 @@
+"""The cells that a client sends: checked before anything crosses the wire, and encoded as JSON."""
+
+# C cells, G genes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydantic_core
+import scipy.sparse as sp
+
+from cytoray.errors import CorpusError, RequestError
+
+if TYPE_CHECKING:
+    import anndata
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """C cells over the names, and if known the Ensembl ids, of G genes."""
+
+    genes: list[str]  # (G,)
+    ensembl_ids: list[str] | None  # (G,), empty text if a gene has none
+    counts_CG: sp.csr_matrix
+    ids: Sequence[str] | None = None  # (C,)
+
+
+def check_cells(
+    genes: Sequence[str],
+    matrix: Any,
+    *,
+    ensembl_ids: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+) -> Cells:
+    """Put the rows of a dense or sparse ``matrix`` (C, G) beside their genes; RequestError if the numbers disagree."""
+    counts_CG = sp.csr_matrix(matrix, copy=True)
+    counts_CG.sum_duplicates()
+    num_cells, num_genes = counts_CG.shape
+    _check_length("genes", genes, num_genes, axis="column")
+    if ensembl_ids is not None:
+        _check_length("ensembl_ids", ensembl_ids, num_genes, axis="column")
+    if ids is not None:
+        _check_length("ids", ids, num_cells, axis="row")
+    gene_ids = None if ensembl_ids is None else [str(gene_id) for gene_id in ensembl_ids]
+    return Cells([str(gene) for gene in genes], gene_ids, counts_CG, ids)
+
+
+def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> Cells:
+    """The cells of an AnnData, with names and Ensembl ids of its genes as readers of files find them.
+
+    Columns with the same name and the same id are summed, as they are everywhere else in cytoray.
+    """
+    # Only here: a client that sends arrays needs neither pandas nor the readers.
+    from cytoray.corpus.config import SourceConfig
+    from cytoray.corpus.readers import genes
+
+    column = None if gene_names == "index" else gene_names
+    source = SourceConfig(uri="memory://AnnData", gene_column=column)
+    var = adata.raw.var if matrix == "raw.X" and adata.raw is not None else adata.var
+    names = genes.gene_names(var, source)
+    ensembl_ids = genes.ensembl_ids(var, names, source)
+    return _summed(check_cells(names, _matrix(adata, matrix), ensembl_ids=ensembl_ids))
+
+
+def encode_cells(cells: Cells, rows: range) -> bytes:
+    """The JSON body of a request for some of the rows."""
+    counts_CG, encoded = cells.counts_CG, []
+    for row in rows:
+        entries = slice(counts_CG.indptr[row], counts_CG.indptr[row + 1])
+        cell: dict[str, Any] = {"i": counts_CG.indices[entries].tolist(), "v": counts_CG.data[entries].tolist()}
+        encoded.append(cell if cells.ids is None else {"id": str(cells.ids[row]), **cell})
+    body: dict[str, Any] = {"genes": cells.genes, "cells": encoded}
+    if cells.ensembl_ids is not None:
+        body["ensembl_ids"] = cells.ensembl_ids
+    return pydantic_core.to_json(body)
+
+
+def _check_length(name: str, entries: Sequence[str], expected: int, *, axis: str) -> None:
+    if len(entries) != expected:
+        raise RequestError(
+            f"{name} has {len(entries):,} entries, but the matrix has {expected:,} {axis}s.",
+            remedy=f"Give one entry of {name} for each {axis}; the matrix has cells as rows and genes as columns.",
+            code="bad_matrix",
+            argument=name,
+            seen=len(entries),
+            expected=expected,
+        )
+
+
+def _matrix(adata: anndata.AnnData, matrix: str) -> Any:
+    """The matrix that is named X, raw.X or layers/NAME, in memory."""
+    there = {"X": adata.X, **{f"layers/{name}": layer for name, layer in adata.layers.items()}}
+    if adata.raw is not None:
+        there["raw.X"] = adata.raw.X
+    found = there.get(matrix)
+    if found is None:
+        names = ", ".join(name for name, held in there.items() if held is not None) or "none"
+        raise CorpusError(f"The AnnData has no matrix {matrix!r}.", remedy=f"It has {names}.", key=matrix)
+    return found[:] if adata.isbacked else found
+
+
+def _summed(cells: Cells) -> Cells:
+    """The same cells with one column for each pair of name and id."""
+    pairs = list(zip(cells.genes, cells.ensembl_ids or [""] * len(cells.genes), strict=True))
+    places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+    if len(places) == len(pairs):
+        return cells
+    columns = np.array([places[pair] for pair in pairs])[cells.counts_CG.indices]
+    shape = (cells.counts_CG.shape[0], len(places))
+    counts_CG = sp.csr_matrix((cells.counts_CG.data, columns, cells.counts_CG.indptr), shape=shape)
+    counts_CG.sum_duplicates()
+    gene_ids = None if cells.ensembl_ids is None else [gene_id for _, gene_id in places]
+    return Cells([name for name, _ in places], gene_ids, counts_CG, cells.ids)

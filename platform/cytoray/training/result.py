@@ -1,0 +1,93 @@
+"""What a finished run has reached, found without Ray: ``DONE.json``, and the checkpoints that it speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cytoray import storage
+from cytoray.config import Config
+from cytoray.errors import TrainingError
+from cytoray.training import checkpoint as checkpoints
+from cytoray.training.config import RunConfig
+from cytoray.training.record import run_folder
+
+
+class Done(Config):
+    """``DONE.json``: written when a run is finished, and again when it is finished after it was extended."""
+
+    mlflow_run_id: str | None
+    hardware: tuple[dict[str, str], ...] = ()
+    events: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run: its last checkpoint, and the one with the lowest validation error (the last without any)."""
+
+    checkpoint: checkpoints.Checkpoint
+    best: checkpoints.Checkpoint
+    manifest_digest: str
+    config_digest: str
+    mlflow_run_id: str | None
+    skipped: bool  # it was finished before
+    hardware: tuple[dict[str, str], ...] = ()
+    events: tuple[str, ...] = ()
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Losses at about 200 evenly spaced steps, each with its ``step``."""
+        return [dict(point) for point in self.checkpoint.state.history]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the JSON that a job prints: the last checkpoint, its loss and its lineage."""
+        return {
+            "checkpoint": self.checkpoint.uri,
+            "step": self.checkpoint.state.step,
+            "first_loss": self.history[0].get("loss"),
+            "last_loss": self.history[-1].get("loss"),
+            "best_checkpoint": self.best.uri,
+            "best_validation_error": self.best.state.metric,
+            "corpus_manifest_digest": self.manifest_digest,
+            "config_digest": self.config_digest,
+            "mlflow_run_id": self.mlflow_run_id,
+            "skipped": self.skipped,
+        }
+
+
+def save_done(config: RunConfig, done: Done) -> None:
+    """Record that the run is finished."""
+    storage.write_bytes(_done_uri(config), done.model_dump_json().encode())
+
+
+def find_result(config: RunConfig, manifest_digest: str, *, skipped: bool = True) -> TrainingResult | None:
+    """The result of a run that has done all its steps; None if some are left.
+
+    Raises TrainingError if it has done more than ``train.num_steps``.
+    """
+    wanted = config.train.num_steps
+    last = checkpoints.latest_checkpoint(config.store, config.run)
+    if last is not None and last.state.step > wanted:
+        raise TrainingError(
+            f"Run {config.run!r} has already done {last.state.step} steps, more than train.num_steps ({wanted}).",
+            remedy=f"Set train.num_steps to {last.state.step} or more, or use another run name.",
+            step=last.state.step,
+        )
+    if last is None or last.state.step < wanted or not storage.exists(_done_uri(config)):
+        return None
+    done = Done.model_validate_json(storage.read_bytes(_done_uri(config)))
+    best = checkpoints.best_checkpoint(config.store, config.run) or last
+    return TrainingResult(
+        checkpoint=last,
+        best=best,
+        manifest_digest=manifest_digest,
+        config_digest=config.fingerprint(),
+        mlflow_run_id=done.mlflow_run_id,
+        skipped=skipped,
+        hardware=done.hardware,
+        events=done.events,
+    )
+
+
+def _done_uri(config: RunConfig) -> str:
+    return storage.join(run_folder(config.store, config.run), "DONE.json")

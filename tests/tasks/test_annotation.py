@@ -1,0 +1,60 @@
+"""Annotation is judged against labels that the model knows, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cytoray.corpus.reading import NamedCells
+from cytoray.errors import ConfigError, ModelError
+from cytoray.model.bundle import ModelBundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.transformer import ScGPT
+from cytoray.tasks.annotation import Baseline, evaluate, inherited_tokenizer
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.tracking import TrackingConfig
+from cytoray.training.config import FinetuneConfig, TrainConfig
+
+
+def _finetune_config(**tokenizer: Any) -> FinetuneConfig:
+    return FinetuneConfig(
+        store="store", run="fine", corpus="cells", initial_run="base", label_key="type",
+        tokenizer=TokenizerConfig(**tokenizer), train=TrainConfig(num_steps=1, cells_per_step=2),
+        tracking=TrackingConfig(uri="sqlite:///mlflow.db"),
+    )  # fmt: skip
+
+
+def test_the_tokenizer_of_the_pretrained_run_is_inherited():
+    parent = TokenizerConfig(n_bins=21, max_length=64, cls_value=0.0, seed=7)
+    assert inherited_tokenizer(_finetune_config(), parent) == parent
+    longer = inherited_tokenizer(_finetune_config(n_bins=21, max_length=128), parent)
+    assert longer == parent.model_copy(update={"max_length": 128})
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_bins", 51), ("cls_value", -2.0), ("pad_value", 0.0)])
+def test_a_tokenizer_that_contradicts_the_pretrained_run_is_refused(key: str, value: float):
+    parent = TokenizerConfig(n_bins=21, cls_value=0.0)
+    with pytest.raises(ConfigError, match=rf"tokenizer\.{key} is {value}, but 'base' was trained with"):
+        inherited_tokenizer(_finetune_config(**{key: value}), parent)
+
+
+def test_labels_that_the_model_does_not_know_are_refused(tmp_path: Path):
+    vocabulary = GeneVocabulary([*(f"GENE{number}" for number in range(20)), "<pad>", "<cls>", "<eoc>"])
+    shape = ModelConfig(
+        vocabulary_size=vocabulary.size, width=16, num_heads=4, feedforward_width=16, num_layers=1, num_labels=2
+    )
+    bundle = ModelBundle(ScGPT(shape, pad_id=vocabulary.pad_id), vocabulary, TokenizerConfig(), ("0", "1"))
+    cells = SparseCells(
+        np.arange(4, dtype=np.int32), np.ones(4, np.float32), np.array([0, 2, 4]), np.arange(2, dtype=np.uint64)
+    )
+    held_out = NamedCells(cells, ("a", "b"), ("0.0", "1.0"))
+    baseline = Baseline(str(tmp_path / "store"), "no-corpus", "leiden")
+    with pytest.raises(ModelError, match=r"share no label: the cells have '0.0', '1.0', the model '0', '1'") as error:
+        evaluate(bundle, held_out, baseline, folder=tmp_path / "report")
+    assert "label_key" in str(error.value.remedy)
+    assert not (tmp_path / "report").exists()
