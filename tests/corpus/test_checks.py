@@ -206,16 +206,18 @@ def test_when_no_gene_matches_ten_of_theirs_and_the_known_kinds_are_shown(plant,
     planted = plant(9)
     names = [f"probe_{i}" for i in range(300)]
     adata = build_adata(planted, var_names=names)
-    adata.var["symbol"] = planted.genes
+    adata.var["chip"] = "u133"
     path = save(adata, tmp_path / "probes.h5ad")
     with pytest.raises(CorpusError) as caught:
         check(path)
+    assert "columns of var: 'chip'" in caught.value.remedy
     assert f"{path}: 0 of 300 genes are in the vocabulary" in caught.value.problem
     assert ", ".join(names[:10]) in caught.value.problem
     assert names[10] not in caught.value.problem
     for words in ("human gene symbols", "Ensembl ids (ENSG…)", "gene_column"):
         assert words in caught.value.remedy
-    assert check(path, gene_column="symbol").cells.num_cells == 300
+    adata.var["any name"] = planted.genes
+    assert check(save(adata, tmp_path / "named.h5ad")).cells.num_cells == 300
 
 
 def test_mouse_genes_are_called_mouse(plant, build_adata, save, tmp_path):

@@ -163,11 +163,3 @@ def test_columns_that_describe_groups_of_cells():
     assert describing_columns(frame) == ("tissue", "type", "primary", "wells", "donor")
     counted = count_labels(frame, ["type", "primary", "donor"])
     assert counted == {"type": {"a": 50, "b": 50}, "primary": {"True": 50, "False": 50}, "donor": {"d1": 50}}
-
-
-def test_columns_whose_classes_look_missing_are_named():
-    profile = SourceProfile(labels={"type": {"a": 5, "nan": 2, "NA": 1}, "tissue": {"blood": 8}})
-    assert [text.partition(" ")[2] for text in profile.label_warnings()] == [
-        "'NA', 'nan' are classes like any other, but may stand for missing labels; "
-        "cells with a missing value are left out, cells with these texts are not."
-    ]

@@ -187,8 +187,6 @@ def _run(plan: IngestPlan, advance: progress.Advance) -> CorpusManifest:
     written = _write_all(plan, first, round_, advance, scale=plan.num_cells / num_kept)
     profiles = _with_copies(plan, first.profiles, counts, written)
     manifest = build_manifest(plan, profiles, first.quarantined, [record.shard for record in written if record.shard])
-    for warning in dict.fromkeys(text for profile in profiles.values() for text in profile.label_warnings()):
-        logger.warning(warning)
     write_data_report(plan, manifest, profiles)
     commit_manifest(plan.uri, manifest)
     return manifest

@@ -96,8 +96,8 @@ def validate(
     copies: dict[str, Copies] = {}
     if options.checks.rules.duplicate_cell != "off":
         copies = find_copies({name: (cells.content, cells.rows) for name, cells in seen.items()})
-    for identity, found in copies.items():
-        outcome = _judge_copies(files[identity], found, by_identity, identity, options)
+    for identity, repeats in copies.items():
+        outcome = _judge_copies(files[identity], repeats, by_identity, identity, options)
         if isinstance(outcome, Quarantined):
             refused.append(outcome)
             del files[identity]

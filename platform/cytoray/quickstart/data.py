@@ -22,6 +22,7 @@ from cytoray.corpus.checking.checks import HELD_OUT_SHARE, map_source_genes
 from cytoray.corpus.config import CheckConfig, SourceConfig
 from cytoray.corpus.ingest import describe_source
 from cytoray.corpus.readers.base import CellReader
+from cytoray.corpus.readers.finding import find_one
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
 from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
@@ -56,7 +57,7 @@ def put_split_data(uri: str, label_key: str, *, prefix: str, max_cells: int) -> 
     At most ``max_cells`` cells (a keyed sample) are used. A split made before from the same file is returned.
     Raises CorpusError for whatever is wrong with the file.
     """
-    with open_source(SourceConfig(uri=uri)) as reader:
+    with open_source(find_one(SourceConfig(uri=uri))) as reader:
         description = reader.describe()
         matched = int((map_source_genes(reader, GeneVocabulary.load_default(), CheckConfig()).ids >= 0).sum())
         identity = hashlib.sha256(json.dumps([description.version, uri, label_key, max_cells]).encode()).hexdigest()[:8]

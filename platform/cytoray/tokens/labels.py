@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 
-# What exporters write for a missing value, in lower case; as a class name it is nearly always a mistake.
-_MISSING_SPELLINGS = frozenset({"", "nan", "na", "n/a", "<na>", "nat", "none", "null"})
+# What people and programs write for a label that is missing, in lower case.
+_PLACEHOLDERS = frozenset(
+    ("", "-", "--", ".", "?", "na", "n/a", "n.a.", "<na>", "nan", "none", "null", "nil", "missing", "unknown",
+     "unassigned", "not assigned", "unspecified", "not specified", "unlabelled", "unlabeled", "unannotated",
+     "not annotated", "undefined", "undetermined", "not determined", "not available", "not applicable", "not provided",
+     "not reported", "unclassified", "tbd", "nd", "n.d.")
+)  # fmt: skip
 _MISSING = ("<NA>", "NaT", "NaN")  # str() of pandas' missing values and of a missing Decimal
 
 
@@ -40,9 +45,14 @@ def label_texts(values: Any) -> list[str | None]:
     return [label_text(value) for value in values]
 
 
+def is_placeholder(name: str) -> bool:
+    """Whether a label reads like a missing value written as text."""
+    return name.strip().lower() in _PLACEHOLDERS
+
+
 def missing_spellings(names: Iterable[str]) -> list[str]:
     """Those of ``names`` that look like a missing value written as text, sorted."""
-    return sorted({name for name in names if name.strip().lower() in _MISSING_SPELLINGS})
+    return sorted({name for name in names if is_placeholder(name)})
 
 
 def missing_spellings_warning(names: Iterable[str], *, where: str) -> str | None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytoray.tokens.cells import Int64
-from cytoray.tokens.labels import label_text, missing_spellings_warning
+from cytoray.tokens.labels import label_text
 from cytoray.tokens.vocabulary import GeneMapping
 
 BINS_PER_OCTAVE = 8  # a depth is told to 9 %
@@ -143,11 +143,6 @@ class SourceProfile:
             lost_values=self.lost_values + other.lost_values,
             column_values=_add_columns(self.column_values, other.column_values) if genes else {},
         )
-
-    def label_warnings(self) -> list[str]:
-        """A sentence for each column of obs with classes that look like missing values."""
-        warnings = (missing_spellings_warning(counts, where=f"obs/{name}") for name, counts in self.labels.items())
-        return [warning for warning in warnings if warning is not None]
 
     def without(self, copies: SourceProfile) -> SourceProfile:
         """The profile after kept cells, whose own profile is ``copies``, turned out to repeat others.

@@ -83,7 +83,7 @@ def _source_records(plan: IngestPlan, profiles: dict[int, SourceProfile]) -> Ite
 
 def write_data_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict[int, SourceProfile]) -> None:
     """Write and log the data report on what this version added, beside its shards."""
-    from cytoray.corpus.reporting.report_page import write_report  # matplotlib: only where a report is written
+    from cytoray.corpus.reporting.report_page import write_report  # matplotlib: only if a report is written
 
     files = [FileReport(plan.sources[index].description, profile) for index, profile in profiles.items()]
     facts = CorpusFacts(

@@ -69,6 +69,18 @@ def expand_sources(sources: Sequence[SourceConfig], *, known: Mapping[str, str] 
     return list(found.sources)
 
 
+def find_one(source: SourceConfig) -> SourceConfig:
+    """The one source that a file or folder stands for; CorpusError if there are several."""
+    found = expand_sources([source])
+    if len(found) > 1:
+        raise CorpusError(
+            f"{source.uri}: there are {len(found):,} sources of cells below this folder.",
+            remedy=f"Name one of them, such as {found[0].uri}.",
+            uri=source.uri,
+        )
+    return found[0]
+
+
 def not_read_lines(files: Iterable[NotRead]) -> list[str]:
     """One line for each reason, with the first files it holds for and the remedy."""
     groups: dict[tuple[str, str], list[str]] = {}

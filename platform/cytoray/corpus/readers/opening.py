@@ -134,7 +134,9 @@ def _open_file(source: SourceConfig, info: storage.ObjectInfo, stack: contextlib
     if packing := packing_of(head):
         with explained(source.uri, f"the {packing} file"):
             members = unpack(info)
-        return _open_packed(source, Folder(info.uri, members, info), stack)
+        contents = _open_packed(source, Folder(info.uri, members, info), stack)
+        contents.num_bytes = info.num_bytes
+        return contents
     if detect.is_table(head):
         with explained(source.uri, "the table"):
             return TriplesContents(info, stack)
@@ -213,7 +215,9 @@ def _anndatas(tree: Any, key: str) -> list[str]:
         return []
     start = f"{key}/" if key != "/" else ""
     return [
-        f"{start}{name}" for name in group if not hasattr(group[name], "shape") and {"obs", "var"} <= set(group[name])
+        f"{start}{name}"
+        for name in sorted(group)
+        if not hasattr(group[name], "shape") and {"obs", "var"} <= set(group[name])
     ]
 
 

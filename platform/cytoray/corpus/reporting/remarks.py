@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from cytoray.corpus.checking.profile import GeneOverlap, SourceProfile
+from cytoray.tokens.labels import is_placeholder
 
 SMALL_PANEL = 5_000  # genes; a whole transcriptome has 12,000 and more even in a few hundred cells
-# What people and programs write for a label that is missing, in lower case.
-_PLACEHOLDERS = frozenset(
-    ("", "-", "--", ".", "?", "na", "n/a", "n.a.", "<na>", "nan", "none", "null", "nil", "missing", "unknown",
-     "unassigned", "not assigned", "unspecified", "not specified", "unlabelled", "unlabeled", "unannotated",
-     "not annotated", "undefined", "undetermined", "not determined", "not available", "not applicable", "not provided",
-     "not reported", "unclassified", "tbd", "nd", "n.d.")
-)  # fmt: skip
 
 
 def remarks(profile: SourceProfile, *, unit: str) -> list[tuple[str, str]]:
@@ -69,7 +63,7 @@ def _placeholders(labels: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     for column, values in labels.items():
         total = sum(values.values())
         for value, count in values.items():
-            if value.strip().lower() in _PLACEHOLDERS:
+            if is_placeholder(value):
                 yield f"{value!r} in obs column {column!r} reads like a missing label: {count:,} of {total:,} cells"
 
 
