@@ -379,6 +379,12 @@ def test_presence_and_absence_is_no_matrix_of_counts(face: scGPT, make_adata: Ma
     assert "layers/raw was read; there are also X (all sampled values are 1)" in report.text()
 
 
+def test_mouse_cells_are_refused_though_some_genes_have_human_names(face: scGPT, make_adata: MakeAnnData):
+    mouse = make_adata(genes=(*(f"Gm{number}" for number in range(30)), make_adata().var_names[0]))
+    with pytest.raises(ModelError, match=r"the model knows 1 of the 31 genes.*they look like mouse genes"):
+        face.process_data(mouse)
+
+
 def test_cells_of_another_species_are_empty(face: scGPT, make_adata: MakeAnnData):
     human = make_adata()
     mouse = sparse.csr_matrix(human.X.toarray()[::-1] * (np.arange(30) >= 20)[:, None])

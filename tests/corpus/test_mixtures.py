@@ -183,6 +183,14 @@ def test_a_file_of_mouse_cells_is_refused_as_before(counts_CG, tmp_path):
         assert "these are mouse genes" in refused.reason
 
 
+def test_mouse_cells_whose_genes_were_mapped_to_human_orthologs_are_read(counts_CG, tmp_path):
+    path = h5ad(tmp_path / "a.h5ad", counts_CG[:, 20:], MOUSE_SYMBOLS, ensembl_id=MOUSE_IDS, ortholog=SYMBOLS)
+    source = SourceConfig(uri=path, gene_column="ortholog")
+    (file,) = validate([source], options=ValidateConfig()).files
+    assert file.profile.genes is not None
+    assert (file.description.species, file.profile.genes.num_matched) == ("human", 20)
+
+
 def test_a_single_human_genome_changes_nothing(counts_CG, tmp_path):
     path = h5ad(
         tmp_path / "a.h5ad", counts_CG[:, :20], [f"GRCh38_{name}" for name in SYMBOLS], genome=["GRCh38"] * len(SYMBOLS)

@@ -153,6 +153,12 @@ def test_a_column_of_genomes_separates_the_species(census):
     assert mapping.unknown == ()
 
 
+def test_the_species_of_a_mouse_vocabulary_is_not_left_out():
+    vocabulary = GeneVocabulary(["Cd3d", "Lyz2", "Il7r", "Nkg7", "Cd3e"])
+    names = ["CD3D", "LYZ", "IL7R", "CD3E", "Cd3d", "Lyz2", "Il7r", "Cd3e"]
+    assert tokens_of(vocabulary, vocabulary.map_genes(names))[4:] == names[4:]
+
+
 def test_mouse_aliases_in_a_mixture_are_not_taken_for_human(census):
     names = ["CD44", "LYZ", "CD3D", "Pgp1", "Cd3d", "Lyz2", "Cd3e", "H2-K1", "PGP1"]
     assert tokens_of(census, census.map_genes(names))[:3] == ["CD44", "LYZ", "CD3D"]

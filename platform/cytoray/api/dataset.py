@@ -27,6 +27,7 @@ from cytoray.tokens.vocabulary import GeneMapping, GeneVocabulary
 logger = logging.getLogger(__name__)
 BATCH_COLUMNS = ("batch", "batch_key", "batch_id")
 SHOWN = 5  # names in a message
+LEAST_MATCHED = 0.05  # of the genes of another species: some mouse genes have human names (F5, C3)
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,13 +185,14 @@ def _batch_labels(reader: CellReader, wanted: bool | str) -> tuple[str | None, .
 
 
 def _refuse_strangers(reader: CellReader, mapping: GeneMapping) -> None:
-    """Raise ModelError if the model knows none of the genes."""
-    if (mapping.ids >= 0).any():
+    """Raise ModelError if the model knows none of the genes, or hardly any of another species'."""
+    num_matched, is_foreign = int((mapping.ids >= 0).sum()), mapping.species not in ("human", "unknown")
+    if num_matched and not (is_foreign and not mapping.is_mixture and num_matched < LEAST_MATCHED * len(mapping.ids)):
         return
     species = "" if mapping.species == "unknown" else f"{mapping.species} "
     raise ModelError(
-        f"{reader.source.uri}: the model knows none of the {len(mapping.ids):,} genes; the first are "
-        f"{', '.join(reader.gene_names[:3])} (they look like {species}genes, id type {mapping.id_type}).",
+        f"{reader.source.uri}: the model knows {num_matched or 'none'} of the {len(mapping.ids):,} genes; the first "
+        f"are {', '.join(reader.gene_names[:3])} (they look like {species}genes, id type {mapping.id_type}).",
         remedy="Name the column of var that holds symbols or Ensembl ids of the model's species with gene_names; map "
         "genes of another species to their orthologs first.",
         genes=reader.gene_names[:3],

@@ -164,7 +164,7 @@ def judge_species(
     blank = [""] * len(names)
     of_genes, human, is_named, others = [], 0, False, Counter[str]()
     for name, gene_id, genome in zip(names, ensembl_ids or blank, genomes or blank, strict=True):
-        told = (_id_species(gene_id), _id_species(name), genome_species(genome))
+        told = (id_species(gene_id), id_species(name), genome_species(genome))
         species = next((one for one in told if one != "unknown"), "")
         of_genes.append(species or _species(name))
         human += of_genes[-1] == "human"
@@ -203,7 +203,7 @@ def _prevailing(species: Iterable[str]) -> str:
     return best if count * 2 > recognised else "unknown"
 
 
-def _id_species(name: str) -> str:
+def id_species(name: str) -> str:
     """The species that a gene id tells, "unknown" for any other name."""
     return _SPECIES_PREFIXES.get(unversioned(name).rstrip("0123456789"), "unknown")
 
@@ -211,7 +211,7 @@ def _id_species(name: str) -> str:
 @functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def _species(name: str) -> str:
     if unversioned(name):
-        return _id_species(name)
+        return id_species(name)
     if name in human_symbols():
         return "human"
     return "mouse" if _MOUSE_SYMBOL.fullmatch(name) else "unknown"

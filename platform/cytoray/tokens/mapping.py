@@ -31,6 +31,7 @@ _UNKNOWN: tuple[int, How] = (-1, "unknown")
 # How far a name is from its gene: a column is used only if no other column of the gene has a closer name.
 _OWN, _BY_ID, _FARTHEST = 0, 1, 3
 _RANKS: dict[How, int] = {"symbol": _OWN, "ensembl": _OWN, "previous": 2, "alias": _FARTHEST}
+_JUDGED_TOKENS = 2_000  # of a vocabulary, to see whether it is human
 _MADE_UNIQUE = re.compile(r"[-._]\d+$")  # what scanpy, pandas and R append to the second column of a name
 # Antisense, intronic, overlapping and divergent transcripts are named after the gene that they lie in or beside.
 _BESIDE = re.compile(r"(.+)-(?:AS|[DIO]T)\d*")
@@ -96,6 +97,7 @@ class NameResolver:
         ids = [_token_of(gene, index, symbols) for gene in genes]
         self._index = index
         self._tokens = {token: name for name, token in index.items()}
+        self._is_human = judge_species(list(itertools.islice(index, _JUDGED_TOKENS))).name in ("human", "unknown")
         self._ensembl = {gene.ensembl_id: token for gene, token in zip(genes, ids, strict=True) if gene.ensembl_id}
         # A name that one kind knows, even if it is ambiguous there, is not looked up in the next kind.
         own = [tuple(name for name in gene.alias_symbols if _means(gene, name, symbols)) for gene in genes]
@@ -125,7 +127,7 @@ class NameResolver:
         told = [genome or prefix for genome, prefix in zip(genomes or prefixes, prefixes, strict=True)]
         species = judge_species(bare, ensembl_ids=by_id, genomes=told)
         origin = np.zeros(len(names), np.int8)
-        if species.is_mixture:
+        if species.is_mixture and self._is_human:
             origin[:] = [(one == "human") - (one not in ("human", "unknown")) for one in species.of_genes]
         # Human aliases such as Pgp1 read like mouse symbols: they count only if nothing speaks against human.
         plain = species.name in ("human", "unknown")

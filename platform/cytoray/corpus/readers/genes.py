@@ -13,7 +13,14 @@ import pandas as pd
 
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.problems import no_column
-from cytoray.tokens.gene_table import genome_species, guess_species, human_symbols, split_genomes, unversioned
+from cytoray.tokens.gene_table import (
+    genome_species,
+    guess_species,
+    human_symbols,
+    id_species,
+    split_genomes,
+    unversioned,
+)
 
 # Where the CELLxGENE schema, 10x, scanpy, Seurat's converters, loompy and others keep them, best first.
 _SYMBOL_COLUMNS = (
@@ -73,11 +80,17 @@ def ensembl_ids(var: pd.DataFrame, names: Sequence[str], source: SourceConfig) -
     if _share_of_ids(names) >= 0.5:
         return None  # the names are the ids
     if _share_of_ids(index := _texts(var.index)) >= 0.5:
-        return index
+        return index if source.gene_column is None else _human_only(index)
     columns = [column for column in _ENSEMBL_COLUMNS if column in var]
     columns += [column for column in _text_columns(var) if column not in columns]
     there = (_texts(var[column]) for column in columns)
-    return next((ids for ids in there if _share_of_ids(ids) >= 0.5), None)
+    found = next((ids for ids in there if _share_of_ids(ids) >= 0.5), None)
+    return found if found is None or source.gene_column is None else _human_only(found)
+
+
+def _human_only(ids: Sequence[str]) -> list[str]:
+    """Ids found beside names that the user chose: ids of mouse genes say nothing if the names are human orthologs."""
+    return [gene_id if id_species(gene_id) in ("human", "unknown") else "" for gene_id in ids]
 
 
 def gene_genomes(var: pd.DataFrame) -> list[str] | None:
