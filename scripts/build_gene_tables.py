@@ -1,8 +1,8 @@
 """Build the gene vocabulary and the human gene table that ship inside cytoray, from pinned public wheels.
 
 Run ``python scripts/build_gene_tables.py``: it downloads four wheels (about 50 MB) with pip, checks their SHA-256 and
-rewrites ``platform/cytoray/tokens/data/*.gz``. The same wheels always give the same text; where each comes from and
-under which licence is told in ``platform/cytoray/tokens/data/LICENCES.md``.
+rewrites ``platform/cytoray/tokens/data/*.gz``. The same wheels always give the same text; their sources and
+licences are listed in ``platform/cytoray/tokens/data/LICENCES.md``.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def census_tokens(text: str) -> list[str]:
 
 
 def gencode_symbols(text: str) -> dict[str, str]:
-    """Unversioned Ensembl gene id -> symbol; empty where GENCODE only repeats the id."""
+    """Unversioned Ensembl gene id -> symbol; empty if GENCODE only repeats the id."""
     symbols = {}
     for row in csv.reader(io.StringIO(text)):
         if row[0].startswith("ENSG"):
@@ -154,7 +154,7 @@ def gene_rows(gencode_48: str, gencode_38: str, hgnc: str) -> list[str]:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write ``lines`` compressed, with neither time nor name in the header, and print what came of it."""
+    """Write ``lines`` compressed, without time or name in the header, and print size and digest."""
     text = "".join(f"{line}\n" for line in lines).encode()
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
         file.write(text)

@@ -301,7 +301,9 @@ def test_filters_of_the_source_and_of_the_ingest_both_hold(planted_file):
     assert 0 < len(kept) < 300
     assert checked.rows.tolist() == kept
     assert checked.dropped == {"filter": 300 - len(kept)}
-    with pytest.raises(CorpusError, match=r"planted.h5ad: filter of the ingest: .*'tissue', which is no column of obs"):
+    with pytest.raises(
+        CorpusError, match=r"planted.h5ad: filter of the ingest: .*'tissue', which is not a column of obs"
+    ):
         check(path, keep="tissue == 'blood'")
 
 

@@ -135,7 +135,7 @@ def test_cells_and_genes_of_the_other_species_are_left_out(kind: str, counts_CG,
     assert file.description.species == "human and mouse"
     assert (file.profile.num_kept, file.profile.dropped) == (HUMAN, {"mixed_species": NUM_CELLS - HUMAN})
     assert file.profile.findings["mixed_species"].startswith(
-        "20 human genes stand beside 20 of another species (mouse)"
+        "20 genes of another species (mouse) among 20 human genes are left out"
     )
     assert file.profile.genes is not None
     assert (file.profile.genes.num_matched, file.profile.genes.num_other_species) == (20, 20)

@@ -180,7 +180,7 @@ def test_the_lines_for_a_terminal(report):
         "  genes: human, symbol; 38 of 40 (95.0%) in the vocabulary (30 by symbol, 8 by Ensembl id)",
         "  cells: 990 of 1,000 kept (left out: 10 empty_cell); about 2,774 counts and 22 genes per cell",
         "  unknown_genes: 2 of 40 genes are not in the vocabulary",
-        "  duplicate_barcode: 3 cells, kept all the same",
+        "  duplicate_barcode: 3 cells, kept with a warning",
         "  small_panel: 38 genes of the vocabulary: a targeted panel or a selection, not a whole transcriptome",
     ]
     assert report_lines(report)[-2:] == [

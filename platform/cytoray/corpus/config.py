@@ -76,7 +76,7 @@ class RuleConfig(Config):
     non_integer: Literal["error", "drop"] = Field("error", description="A value among counts is not an integer.")
     not_counts: Literal["error", "warn"] = Field(
         "error",
-        description="The matrix holds no counts and none can be recovered; warn keeps it as float32 expression.",
+        description="The matrix does not hold counts and none can be recovered; warn keeps it as float32 expression.",
     )
     recovered: Literal["error", "warn"] = Field(
         "warn", description="The matrix is log-normalised; its counts are restored cell by cell."

@@ -1,4 +1,4 @@
-"""Look at files of cells as an ingest would, without writing anything: what they hold, what would be left out, why."""
+"""Check files of cells as an ingest would, without writing: their contents, and what would be left out and why."""
 
 # C cells
 
@@ -40,7 +40,7 @@ ROWS_AT_A_TIME = SLAB_ROWS  # a range of one slab: nothing is joined, and memory
 
 
 class ValidateConfig(Config):
-    """How files are looked at; the keys are those of an ingest and its sources."""
+    """How files are checked; the keys are those of an ingest and its sources."""
 
     checks: CheckConfig = Field(CheckConfig(), description="The data rules.")
     filter: str | None = Field(None, description="Cells to keep, as an expression over obs.")
@@ -51,7 +51,7 @@ class ValidateConfig(Config):
     ensembl_column: str | None = Field(None, description="As in sources, of every file.")
 
     def sources(self, uris: Sequence[str]) -> list[SourceConfig]:
-        """The files at ``uris``, each once; whole URIs are their names, since files of one name may be looked at.
+        """The files at ``uris``, each once; whole URIs are their names, since several files may share a name.
 
         Raises CorpusError for a URI that cannot be one.
         """
@@ -113,7 +113,7 @@ def validate(
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """Cells of one source that repeat a cell before them, in the same source or another."""
+    """Cells of one source that repeat an earlier cell of the same or another source."""
 
     rows: Int64  # (K,) their rows
     originals: list[tuple[str, int]]  # (K,) identity and row of the cell that each repeats
@@ -189,7 +189,7 @@ def _label_codes(reader: CellReader, key: str) -> tuple[npt.NDArray[np.int64], l
 
 
 def _with_labels(file: FileReport, seen: _Seen, copies: Sequence[int] | Int64) -> FileReport:
-    """Add the number of values that the cells which stay have in each column that was asked for."""
+    """Add the number of values of the kept cells in each requested column."""
     stays = ~np.isin(seen.rows, copies)
     findings = dict(file.profile.findings)
     for key, (codes, names) in seen.labels.items():
@@ -206,7 +206,7 @@ def _with_labels(file: FileReport, seen: _Seen, copies: Sequence[int] | Int64) -
 def _judge_copies(
     file: FileReport, copies: Copies, sources: Mapping[str, SourceConfig], identity: str, options: ValidateConfig
 ) -> FileReport | Quarantined:
-    """Do with the copies in one file what the severity of duplicate_cell says."""
+    """Apply the severity of duplicate_cell to the copies in one file."""
     count = len(copies.rows)
     severity = options.checks.rules.duplicate_cell
     if severity == "drop":

@@ -1,4 +1,4 @@
-"""What gene names mean: the packaged human table, the shape of Ensembl ids, and which species names look like."""
+"""The meaning of gene names: the packaged human table, Ensembl ids, genome prefixes and species."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def read_lines(name: str) -> list[str]:
 
 @functools.cache
 def load_human_genes() -> tuple[Gene, ...]:
-    """The packaged table of human genes, read once a process (0.2 s)."""
+    """The packaged table of human genes, read once per process (0.2 s)."""
     return tuple(_read_gene(line) for line in read_lines("human_genes.tsv.gz")[1:])
 
 
@@ -105,7 +105,7 @@ def human_symbols() -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def unversioned(name: str) -> str:
-    """The bare id of a versioned gene id (``ENSG00000167286.12``); empty when ``name`` is no gene id."""
+    """The bare id of a versioned gene id (``ENSG00000167286.12``); empty if ``name`` is not a gene id."""
     match = _GENE_ID.fullmatch(name)
     return match[1] if match else ""
 
@@ -142,19 +142,19 @@ def split_genomes(names: Sequence[str]) -> tuple[list[str], list[str]]:
 class Species:
     """The species of a matrix and of each of its G genes."""
 
-    name: str  # of one species, "human and mouse" for a mixture, "unknown" if few genes tell or none prevails
-    of_genes: list[str]  # (G,) "unknown" if nothing tells it
+    name: str  # of one species, "human and mouse" for a mixture, "unknown" if few genes are recognised or none prevails
+    of_genes: list[str]  # (G,) "unknown" if it cannot be determined
 
     @property
     def is_mixture(self) -> bool:
-        """Whether human genes stand beside those of another species."""
+        """Whether human genes occur together with those of another species."""
         return self.name.startswith("human and ")
 
 
 def judge_species(
     names: Sequence[str], *, ensembl_ids: Sequence[str] | None = None, genomes: Sequence[str] | None = None
 ) -> Species:
-    """Tell the species of G genes: each by its Ensembl id, else by its genome, else by its symbol.
+    """Determine the species of G genes: each by its Ensembl id, else by its genome, else by its symbol.
 
     ``names`` and ``ensembl_ids`` carry no prefixes; ``genomes`` are names of assemblies or species, empty if unknown.
     It is a mixture if both the human genes and the others are a sizeable share, or if a genome other than the human one
@@ -164,13 +164,13 @@ def judge_species(
     blank = [""] * len(names)
     of_genes, human, is_named, others = [], 0, False, Counter[str]()
     for name, gene_id, genome in zip(names, ensembl_ids or blank, genomes or blank, strict=True):
-        told = (id_species(gene_id), id_species(name), genome_species(genome))
-        species = next((one for one in told if one != "unknown"), "")
+        evidence = (id_species(gene_id), id_species(name), genome_species(genome))
+        species = next((one for one in evidence if one != "unknown"), "")
         of_genes.append(species or _species(name))
         human += of_genes[-1] == "human"
         if of_genes[-1] not in ("human", "unknown") and (species or name.upper() in human_symbols()):
             others[of_genes[-1]] += 1
-            is_named = is_named or told[2] == species
+            is_named = is_named or evidence[2] == species
     recognised = human + others.total()
     is_known = recognised >= _LEAST_RECOGNISED * len(names) and human >= _LEAST_HUMAN * recognised
     if is_known and (is_named or others.total() >= max(_FEWEST_OTHER, _LEAST_OTHER * recognised)):
@@ -186,7 +186,7 @@ def genome_species(genome: str) -> str:
 
 
 def guess_species(names: Sequence[str]) -> str:
-    """The species that most of the recognisable ``names`` belong to; "unknown" when few are, or none prevails.
+    """The species that most of the recognisable ``names`` belong to; "unknown" if few are, or none prevails.
 
     Mouse and rat symbols look the same and count as mouse; human symbols are those of the packaged table.
     """
@@ -204,7 +204,7 @@ def _prevailing(species: Iterable[str]) -> str:
 
 
 def id_species(name: str) -> str:
-    """The species that a gene id tells, "unknown" for any other name."""
+    """The species of a gene id, "unknown" for any other name."""
     return _SPECIES_PREFIXES.get(unversioned(name).rstrip("0123456789"), "unknown")
 
 

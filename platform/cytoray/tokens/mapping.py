@@ -1,4 +1,4 @@
-"""From the gene names of a data set to ids of a vocabulary, and its cells with them."""
+"""Map the gene names of a data set, and its cells, to ids of a vocabulary."""
 
 # C cells, N non-zero entries over all cells, G genes of the data set
 
@@ -39,7 +39,7 @@ _BESIDE = re.compile(r"(.+)-(?:AS|[DIO]T)\d*")
 
 @dataclass(frozen=True, eq=False)
 class GeneMapping:
-    """Where each of a data set's G genes went, and how it was recognised."""
+    """The vocabulary id of each of a data set's G genes, and how it was recognised."""
 
     ids: Int32  # (G,) vocabulary id, -1 if the column is left out
     how: dict[How, int]  # number of genes by the kind of name that matched
@@ -49,11 +49,11 @@ class GeneMapping:
     older: dict[str, list[int]]  # token -> columns with an older name of it, left out since it has a closer column
     origin: npt.NDArray[np.int8]  # (G,) in a mixture of species: 1 human, -1 another's (left out), 0 unknown; else 0
     id_type: IdType
-    species: str  # "unknown" if nothing tells it, "human and mouse" for a mixture
+    species: str  # "unknown" if it cannot be determined, "human and mouse" for a mixture
 
     @property
     def is_mixture(self) -> bool:
-        """Whether human genes stand beside those of another species."""
+        """Whether human genes occur together with those of another species."""
         return bool(self.origin.any())
 
     def apply(
@@ -65,7 +65,7 @@ class GeneMapping:
     ) -> SparseCells:
         """Cells of a sparse row matrix (C, G) over the vocabulary; unknown genes and zeros are dropped.
 
-        Values of genes that share a token are summed. ``values`` must be finite and not negative: check them before.
+        Values of genes that share a token are summed. ``values`` must be finite and not negative.
         """
         assert not len(values) or (values.min() >= 0 and np.isfinite(values).all()), "unchecked values"
         kept = (values != 0) & (self.ids[columns] >= 0)
@@ -88,10 +88,10 @@ def _sum_runs(places: Int64, values: npt.NDArray[Any]) -> tuple[Int64, Float32]:
 
 
 class NameResolver:
-    """Looks up gene names in one vocabulary, by way of the packaged human table where a name is not a token itself."""
+    """Look-up of gene names in one vocabulary; names that are not tokens are resolved with the packaged human table."""
 
     def __init__(self, index: Mapping[str, int]) -> None:
-        """``index`` tells the id of each gene token; building the look-up tables takes half a second."""
+        """``index`` maps gene tokens to ids; building the look-up tables takes half a second."""
         genes = load_human_genes()
         symbols = {name for gene in genes for name in gene.symbols}
         ids = [_token_of(gene, index, symbols) for gene in genes]
@@ -117,15 +117,15 @@ class NameResolver:
         genomes: Sequence[str] | None = None,
         sum_older: bool = False,
     ) -> GeneMapping:
-        """Map G genes; an Ensembl id decides where the name is no token, else the name's older meanings do.
+        """Map G genes: by name, else by Ensembl id, else by the older meanings of the name.
 
-        Names and ids may carry their genome (``GRCh38_CD3D``); ``genomes`` names it where they do not. In a mixture of
+        Names and ids may carry their genome (``GRCh38_CD3D``); ``genomes`` names it otherwise. In a mixture of
         species only human genes are mapped. ``sum_older`` adds columns with an older name of a gene to its own column.
         """
         bare, prefixes = split_genomes(names)
         by_id = [""] * len(names) if ensembl_ids is None else split_genomes(ensembl_ids)[0]
-        told = [genome or prefix for genome, prefix in zip(genomes or prefixes, prefixes, strict=True)]
-        species = judge_species(bare, ensembl_ids=by_id, genomes=told)
+        assemblies = [genome or prefix for genome, prefix in zip(genomes or prefixes, prefixes, strict=True)]
+        species = judge_species(bare, ensembl_ids=by_id, genomes=assemblies)
         origin = np.zeros(len(names), np.int8)
         if species.is_mixture and self._is_human:
             origin[:] = [(one == "human") - (one not in ("human", "unknown")) for one in species.of_genes]
@@ -167,7 +167,7 @@ class NameResolver:
         return _OWN if self._index.get(_MADE_UNIQUE.sub("", name)) == token else _BY_ID
 
     def _resolve(self, name: str, ensembl_id: str, others: Mapping[str, tuple[int, How]]) -> tuple[int, How]:
-        """Id of a gene (-1 if unknown) and the kind of name that told it."""
+        """Id of a gene (-1 if unknown) and the kind of name that matched."""
         if name in self._index:
             return self._index[name], "ensembl" if unversioned(name) else "symbol"
         for gene_id in (unversioned(name), unversioned(ensembl_id)):
@@ -200,7 +200,7 @@ def _means(gene: Gene, name: str, symbols: Set[str]) -> bool:
 
 def _token_of(gene: Gene, index: Mapping[str, int], symbols: Set[str]) -> int:
     """The id under which a vocabulary files ``gene``, -1 if none; a name in ``symbols`` is some gene's present one."""
-    tagged = (f"{symbol}_{gene.ensembl_id}" for symbol in gene.symbols)  # the census' form where genes share a symbol
+    tagged = (f"{symbol}_{gene.ensembl_id}" for symbol in gene.symbols)  # the census' form if genes share a symbol
     previous = (name for name in gene.previous_symbols if name not in symbols)
     candidates = itertools.chain((gene.ensembl_id,), gene.symbols, tagged, previous)
     return next((index[name] for name in candidates if name in index), -1)

@@ -1,1 +1,1 @@
-"""The data rules: what is wrong with a file or a cell, what a source holds, which cells are chosen."""
+"""The data rules: faults of files and cells, profiles of sources, selections of cells."""

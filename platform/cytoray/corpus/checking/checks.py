@@ -1,4 +1,4 @@
-"""The data rules: rows of a file become cells of the corpus, and whatever is refused is counted under its name."""
+"""Apply the data rules: turn rows of a file into cells of the corpus and count those left out by rule."""
 
 # C cells, G genes
 
@@ -51,24 +51,24 @@ __all__ = [
 Sums = npt.NDArray[np.float64]
 HELD_OUT_SHARE = 0.2
 SLAB_ROWS = 4_096  # of a range that are in memory at a time: some 50 MB at 1,500 genes
-FEWEST_JUDGED = 100  # cells from which a share of lost cells is told
-FILTERED, OTHER_SIDE = "filter", "other_side_of_split"  # reasons for which a cell is left out that break no rule
+FEWEST_JUDGED = 100  # rows from which the share of lost cells is judged
+FILTERED, OTHER_SIDE = "filter", "other_side_of_split"  # reasons to leave out a cell that breaks no rule
 
 _VALUE_RULES = {"not_finite": NOT_FINITE, "negative": NEGATIVE, "non_integer": NON_INTEGER}
 _PROBLEMS = {
     "not_finite": "NaN or infinite values",
     "negative": "negative values",
-    "non_integer": "values that are no integers among its counts",
-    "not_recoverable": "log-normalised values whose counts do not come back exactly",
+    "non_integer": "non-integer values among its counts",
+    "not_recoverable": "log-normalised values whose counts cannot be restored exactly",
     "mixed_species": "less than checks.min_human_share of their counts in human genes",
-    "empty_cell": "no count at all",
+    "empty_cell": "no counts",
     "too_few_genes": "fewer vocabulary genes than checks.min_genes",
-    "duplicate_barcode": "a name that an earlier cell of the file has",
-    "unsorted_indices": "column indices that are out of order or occur twice",
+    "duplicate_barcode": "the name of an earlier cell of the file",
+    "unsorted_indices": "column indices that are out of order or repeated",
 }
 _REMEDIES = {
     "not_finite": "Replace or remove such values (a missing count is a zero)",
-    "negative": "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X",
+    "negative": "Expression is never negative (scaled data?): name the counts with `matrix: layers/NAME` or raw.X",
     "non_integer": "Most values here are counts, but not all: name the raw counts with `matrix: layers/NAME` or raw.X",
     "not_recoverable": "Name the matrix of raw counts with `matrix: layers/NAME` or raw.X",
     "mixed_species": "Remove the cells and genes of the other species",
@@ -81,18 +81,18 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class RowChecks:
-    """How rows are judged, and as what their values are kept."""
+    """How rows are checked, and in which form their values are kept."""
 
     checks: CheckConfig = field(default_factory=CheckConfig)
-    filter: str | None = None  # of the ingest; that of the source holds besides
+    filter: str | None = None  # of the ingest; that of the source applies as well
     values: Values = "counts"
-    genes: Int32 | None = None  # ascending gene ids: the table of the packed cells; None: they have none
+    genes: Int32 | None = None  # ascending gene ids: the table of the packed cells, if they have one
     blank_other_species: bool = False  # keep the cells that mixed_species would drop, without any gene
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedRows:
-    """Cells that passed, where they stood, and what happened to the rest."""
+    """Cells that passed, their rows in the file, and the number left out by each rule."""
 
     cells: PackedCells
     rows: Int64  # (C,) row of each kept cell in its file
@@ -106,9 +106,9 @@ class CheckedRows:
 def check_rows(reader: CellReader, mapping: GeneMapping, options: RowChecks, *, start: int, stop: int) -> CheckedRows:
     """Read rows ``start`` to ``stop``, apply the rules of ``options`` and map the cells to the vocabulary.
 
-    A cell that breaks several rules is dropped by the first of them. Copies of a cell are not looked for here: they
-    may stand in another range or file. Raises CorpusError, which names file, rule, cell and gene, for a rule of
-    severity error.
+    A cell that breaks several rules is dropped by the first of them. Copies of a cell are not detected here: they may
+    be in another range or file. Raises CorpusError, which names file, rule, cell and gene, for a rule of severity
+    error.
     """
     findings = source_findings(reader, mapping, options.checks)
     kind = reader.value_kind
@@ -121,7 +121,7 @@ def check_rows(reader: CellReader, mapping: GeneMapping, options: RowChecks, *, 
         kept = _check_slab(slab, mapping, repeated)
         observer.add(kept)
         observer.count(read=len(slab.kept), dropped=slab.dropped, warned=slab.warned, rounded=slab.num_rounded)
-        parts.append((kept.cells, kept.rows, kept.sums))  # not its matrix: that of one slab is in memory at a time
+        parts.append((kept.cells, kept.rows, kept.sums))  # without the matrix: only that of one slab is in memory
     profile = observer.profile()
     if stop - start >= FEWEST_JUDGED:
         refuse_unrecoverable(reader, profile, options.checks)
@@ -157,22 +157,22 @@ def source_cell_ids(reader: CellReader, rows: Int64) -> UInt64:
 
 
 def _repeated_names(reader: CellReader) -> Mask:
-    """Which cells of the whole source have the name of one before them."""
+    """Which cells of the whole source repeat the name of an earlier one."""
     index = reader.obs.index
-    if index.is_unique:  # pandas remembers this, but not the mask, and every range of rows asks
+    if index.is_unique:  # pandas caches this but not the mask, and every range of rows needs it
         return np.zeros(len(index), dtype=bool)
     return np.asarray(index.duplicated(keep="first"))
 
 
 def refuse_unrecoverable(reader: CellReader, profile: SourceProfile, checks: CheckConfig) -> None:
-    """CorpusError when too small a share of a log-normalised source's cells, or of a range of it, gave counts back."""
+    """Raise CorpusError if the counts of too few cells of a log-normalised source, or of a range, were restored."""
     lost = profile.dropped.get("not_recoverable", 0)
     judged = profile.num_read - profile.dropped.get(FILTERED, 0) - profile.dropped.get(OTHER_SIDE, 0)
     if lost <= (1 - checks.min_recoverable) * judged:
         return
     raise CorpusError(
-        f"{reader.source.uri}: only {1 - lost / judged:.0%} of {judged:,} log-normalised cells of {reader.matrix} give "
-        "exact counts back.",
+        f"{reader.source.uri}: only {1 - lost / judged:.0%} of {judged:,} log-normalised cells of {reader.matrix} can "
+        "be restored to exact counts.",
         remedy=f"{_REMEDIES['not_recoverable']}, or lower checks.min_recoverable.",
         uri=reader.source.uri,
         rule="min_recoverable",
@@ -181,7 +181,7 @@ def refuse_unrecoverable(reader: CellReader, profile: SourceProfile, checks: Che
 
 
 def split_mask(names: Sequence[str], rows: Literal["all", "train", "held_out"]) -> Mask:
-    """Which cells (C,) belong to one side of the split by cell name: it is the same in every file and for ever."""
+    """Which cells (C,) belong to one side of the split by cell name, which never changes."""
     if rows == "all":
         return np.ones(len(names), dtype=bool)
     held_out = uniform(combine(int(Purpose.SPLIT), cell_id("", names))) < HELD_OUT_SHARE
@@ -206,7 +206,7 @@ def blank_rows(matrix: sparse.csr_matrix, rows: Mask) -> sparse.csr_matrix:
 
 
 class _Slab:
-    """Some neighbouring rows of a source: which are still in, and what became of the others."""
+    """Neighbouring rows of a source: which are kept, and how many each rule left out."""
 
     def __init__(self, reader: CellReader, options: RowChecks, start: int, stop: int) -> None:
         self.reader, self.options, self.start = reader, options, start
@@ -221,12 +221,12 @@ class _Slab:
         self.num_unsorted = getattr(reader, "num_unsorted_rows", 0) - before
 
     def leave_out(self, reason: str, hit: Mask) -> None:
-        """Take the rows of the mask ``hit`` (C,) out."""
+        """Leave out the rows of the mask ``hit`` (C,) and count them."""
         self.dropped[reason] += int((hit & self.kept).sum())
         self.kept &= ~hit
 
     def apply(self, rule: str, hit: Mask) -> None:
-        """Do with the rows ``hit`` (C,) that are still in what the rule's severity says."""
+        """Apply the severity of a rule to the kept rows of the mask ``hit`` (C,)."""
         broken = hit & self.kept
         if not broken.any():
             return
@@ -239,7 +239,7 @@ class _Slab:
             self.warned[rule] += int(broken.sum())
 
     def refusal(self, rule: str, broken: Mask) -> CorpusError:
-        """The error that names the first of the rows that break a rule and, where a value does, its gene."""
+        """The error that names the first row that breaks a rule and, if a value does, its gene."""
         row = int(np.flatnonzero(broken)[0])
         where = f"the first is cell {self.names[row]!r} (row {self.start + row:,})"
         details = {"cell": self.names[row], "row": self.start + row, "key": self.reader.matrix}
@@ -264,7 +264,7 @@ class _Slab:
         )
 
     def check_order(self) -> None:
-        """The rule unsorted_indices, of which the reader tells no more than the number of rows."""
+        """Apply the rule unsorted_indices; the reader reports only the number of rows."""
         if not self.num_unsorted:
             return
         if self.options.checks.rules.unsorted_indices == "error":
@@ -274,7 +274,7 @@ class _Slab:
 
 
 def _check_slab(slab: _Slab, mapping: GeneMapping, repeated: Mask) -> KeptCells:
-    """The cells of a slab that pass; ``repeated`` are those of the whole source with the name of one before them."""
+    """The cells of a slab that pass; ``repeated`` marks those of the whole source that repeat an earlier name."""
     reader, options = slab.reader, slab.options
     slab.check_order()
     for expression, where in ((reader.source.filter, "filter of the source"), (options.filter, "filter of the ingest")):
@@ -309,10 +309,10 @@ def _packed(slab: _Slab, matrix: sparse.csr_matrix, mapping: GeneMapping, ids: U
     try:
         counts = slab.options.values == "counts"
         return pack_rows(matrix, mapping.ids, ids, counts=counts, table=slab.options.genes)
-    except ValueError as error:  # the values are checked: what is left is a sum beyond 32 bits
+    except ValueError as error:  # the values are checked, so this is a sum beyond 32 bits
         raise CorpusError(
             f"{slab.reader.source.uri}: {slab.reader.matrix}, rows from {slab.start:,}: {error}.",
-            remedy="No cell has that many molecules: look at how this matrix was made.",
+            remedy="No cell has that many molecules: check how this matrix was made.",
             uri=slab.reader.source.uri,
             rule="too_large",
             key=slab.reader.matrix,
@@ -320,7 +320,7 @@ def _packed(slab: _Slab, matrix: sparse.csr_matrix, mapping: GeneMapping, ids: U
 
 
 def _as_counts(slab: _Slab, scan: RowScan) -> tuple[sparse.csr_matrix, Sums]:
-    """The matrix with exact counts where the source can give them, and the sum (C,) of each row's values."""
+    """The matrix, with exact counts if the source can give them, and the sum (C,) of each row's values."""
     kind, matrix = slab.reader.value_kind, slab.matrix
     if kind not in COUNT_KINDS:
         return matrix, scan.sums

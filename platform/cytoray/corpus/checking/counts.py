@@ -1,4 +1,4 @@
-"""Get exact counts back from log-normalised values, where that is possible."""
+"""Restore exact counts from log-normalised values, if possible."""
 
 # C cells, N non-zero values, D distinct values of a cell
 
@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cytoray.tokens.compiling import compiled
 
-RECOVERABLE_SAMPLE_SHARE = 0.95  # of a sample's cells, for a matrix to be called recoverable
+RECOVERABLE_SAMPLE_SHARE = 0.95  # of a sample's cells, for a matrix to count as recoverable
 _FLOAT32_TOLERANCE = 2e-6  # relative; a few units in the last place of log1p(count * scale)
 _MAX_SMALLEST_COUNT = 5  # the smallest count of a cell is nearly always 1; beyond this the answer is ambiguous
 _LARGEST_LOGARITHM = 80.0  # of a value; exp of it is beyond any count, and below what overflows
@@ -23,8 +23,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def recover_counts(matrix: sparse.csr_matrix) -> tuple[sparse.csr_matrix, npt.NDArray[np.bool_]]:
     """Undo ``log1p(counts * scale_of_the_cell)``, cell by cell, for a (C, G) matrix.
 
-    Returns the matrix with counts in the cells that came back, and a mask (C,) of those cells; the others keep
-    their values. A cell comes back when one scale explains each of its values as an integer within the rounding
+    Returns the matrix with counts in the cells that were restored, and a mask (C,) of those cells; the others keep
+    their values. A cell is restored if one scale explains each of its values as an integer within the rounding
     the values were stored with.
     """
     recovered = matrix.copy()
@@ -37,11 +37,11 @@ def recover_counts(matrix: sparse.csr_matrix) -> tuple[sparse.csr_matrix, npt.ND
 
 
 def _rounding(values: npt.NDArray[Any]) -> float:
-    """Half the last decimal the values were rounded to, or 0 when they were not rounded."""
+    """Half the last decimal the values were rounded to, or 0 if they were not rounded."""
     for decimals in (2, 3, 4, 5):
         if all(
             np.array_equal(np.round(part, decimals).astype(np.float32), part.astype(np.float32))
-            for part in (values[:1000], values)  # a few tell nearly always that it is not so
+            for part in (values[:1000], values)  # a few nearly always suffice to rule it out
         ):
             return float(0.51 * 10.0**-decimals)
     return 0.0
@@ -79,7 +79,7 @@ def _find_distinct(
     distinct: npt.NDArray[np.float64],
     places: npt.NDArray[np.int32],
 ) -> int:  # pragma: no cover - compiled
-    """Number the distinct values of a cell by a hash table, a tenth of a sort's cost; -1 if one is no logarithm."""
+    """Number the distinct values of a cell by a hash table, a tenth of a sort's cost; -1 if one is not a logarithm."""
     mask = np.uint64(len(slots) - 1)
     count = 0
     good = True

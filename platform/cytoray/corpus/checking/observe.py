@@ -1,4 +1,4 @@
-"""Fill a source's profile while its rows are checked; what is costly is looked at in a sample drawn by cell id."""
+"""Build the profile of a source while its rows are checked; costly parts use a sample drawn by cell id."""
 
 # C cells, N non-zero entries
 
@@ -62,7 +62,7 @@ class Observer:
         self._gene_cells = np.zeros(int(mapping.ids.max(initial=-1)) + 1, np.int64)
 
     def count(self, *, read: int, dropped: Mapping[str, int], warned: Mapping[str, int], rounded: int) -> None:
-        """Note what became of ``read`` rows."""
+        """Count ``read`` rows and those that each rule dropped or warned of."""
         self._num_read += read
         self._num_rounded += rounded
         self._dropped.update(dropped)
@@ -81,7 +81,7 @@ class Observer:
         self._num_binned += num_binned
 
     def profile(self) -> SourceProfile:
-        """Everything so far."""
+        """The profile of all cells so far."""
         rows = np.concatenate([np.empty(0, np.int64), *self._rows])
         columns = describing_columns(self._reader.obs)
         labels = count_labels(self._reader.obs[list(columns)].iloc[rows], columns)

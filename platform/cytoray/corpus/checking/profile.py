@@ -1,4 +1,4 @@
-"""What the cells of a source look like, counted while they are checked: mergeable, small, and plain JSON at rest."""
+"""Profiles of sources: counters over their cells that can be merged and are stored as plain JSON."""
 
 # C cells, V genes of the vocabulary (up to the last one seen), K histogram bins
 
@@ -20,7 +20,7 @@ from cytoray.tokens.cells import Int64
 from cytoray.tokens.labels import label_text
 from cytoray.tokens.vocabulary import GeneMapping
 
-BINS_PER_OCTAVE = 8  # a depth is told to 9 %
+BINS_PER_OCTAVE = 8  # a depth is known to 9 %
 NUM_DEPTH_BINS = 33 * BINS_PER_OCTAVE  # to 2^33 counts a cell
 NUM_GENE_BINS = 17 * BINS_PER_OCTAVE  # to 131,072 genes a cell
 NUM_VALUE_BINS = 51
@@ -36,7 +36,7 @@ JUDGED_ROWS = 4_096
 
 @dataclass(frozen=True)
 class GeneOverlap:
-    """How a source's genes fare in the vocabulary."""
+    """How the genes of a source match the vocabulary."""
 
     num_genes: int
     num_matched: int  # columns that have a place in the vocabulary
@@ -51,7 +51,7 @@ class GeneOverlap:
 
     @staticmethod
     def of(mapping: GeneMapping, names: Sequence[str]) -> GeneOverlap:
-        """Sum up a mapping of G genes with these names in the file."""
+        """Summarise a mapping of G genes with these names in the file."""
         return GeneOverlap(
             num_genes=len(mapping.ids),
             num_matched=int((mapping.ids >= 0).sum()),
@@ -67,7 +67,7 @@ class GeneOverlap:
 
     @property
     def share(self) -> float:
-        """Share of the columns that the vocabulary knows; 0 when there are none."""
+        """Share of the columns that the vocabulary knows; 0 without any."""
         return self.num_matched / self.num_genes if self.num_genes else 0.0
 
 
@@ -87,7 +87,7 @@ def column_values(mapping: GeneMapping, totals: npt.NDArray[np.float64]) -> dict
 
 
 def _zeros(size: int) -> Callable[[], Int64]:
-    """Makes ``size`` counters at zero."""
+    """A function that makes ``size`` counters at zero."""
     return lambda: np.zeros(size, np.int64)
 
 
@@ -115,7 +115,7 @@ class SourceProfile:
     num_binned: int = 0  # cells of that sample
     gene_cells: Int64 = field(default_factory=_zeros(0))  # (V,) cells that express each gene
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # column of obs -> value -> cells
-    genes: GeneOverlap | None = None  # None also when sources with different genes were merged
+    genes: GeneOverlap | None = None  # None also if sources with different genes were merged
     sum_values: float = 0.0  # of all values of the kept cells
     lost_values: float = 0.0  # of those in columns that are left out
     column_values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # see the function of this name
@@ -235,7 +235,7 @@ def histogram_median(histogram: Int64) -> float:
 
 def describing_columns(frame: pd.DataFrame) -> tuple[str, ...]:
     """Columns of texts or flags whose values describe groups of cells, a constant (one tissue) included."""
-    spread = frame.iloc[:: max(1, -(-len(frame) // JUDGED_ROWS))]  # a few thousand rows tell names from groups
+    spread = frame.iloc[:: max(1, -(-len(frame) // JUDGED_ROWS))]  # a few thousand rows distinguish names from groups
     found = []
     for name, column in frame.items():
         if isinstance(column.dtype, pd.CategoricalDtype):

@@ -1,4 +1,4 @@
-"""One pass over the values of many cells: what is no count, how much there is, which genes are there."""
+"""Scan the values of many cells in one pass: faults, sums and expressed genes."""
 
 # C cells, N stored values over all cells, V genes of the vocabulary
 
@@ -22,15 +22,15 @@ INTEGER_TOLERANCE = 1e-3  # counts that went through floats
 
 @dataclass(frozen=True, eq=False)
 class RowScan:
-    """What a pass over C rows found."""
+    """Faults and sums of C rows."""
 
     faults: npt.NDArray[np.uint8]  # (C,) bits: NOT_FINITE, NEGATIVE, NON_INTEGER
-    sums: npt.NDArray[np.float64]  # (C,) sum of values, rounded first where counts were asked for
+    sums: npt.NDArray[np.float64]  # (C,) sum of values, rounded first if counts were requested
     rounded: Int64  # (C,) values that are near an integer but not on it
 
 
 def scan_rows(matrix: sparse.csr_matrix, *, counts: bool) -> RowScan:
-    """Look at every value of a (C, G) matrix; ``counts`` asks for integers, to within INTEGER_TOLERANCE."""
+    """Scan every value of a (C, G) matrix; ``counts`` requires integers to within INTEGER_TOLERANCE."""
     num_rows = matrix.shape[0]
     faults, sums = np.zeros(num_rows, np.uint8), np.zeros(num_rows, np.float64)
     rounded = np.zeros(num_rows, np.int64)
@@ -42,7 +42,7 @@ def scan_rows(matrix: sparse.csr_matrix, *, counts: bool) -> RowScan:
 
 
 def first_fault(values: npt.NDArray[Any], fault: int) -> int:
-    """Position of the first of one cell's values that has the fault, which is there."""
+    """Position of the first of one cell's values that has the fault, which must exist."""
     numbers = values.astype(np.float64)
     if fault == NOT_FINITE:
         bad = ~np.isfinite(numbers)
@@ -111,7 +111,7 @@ def _scan_floats(
 ) -> None:  # pragma: no cover - compiled
     for row in range(len(faults)):
         # Nearly every row of counts is all integers: one loop without branches, which the compiler makes parallel,
-        # tells so. Neither NaN nor infinity nor a fraction comes back unchanged from an integer.
+        # checks that. Neither NaN nor infinity nor a fraction comes back unchanged from an integer.
         total, strange = np.int64(0), np.int64(0)
         if counts:
             for entry in range(indptr[row], indptr[row + 1]):

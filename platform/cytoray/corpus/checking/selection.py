@@ -1,8 +1,8 @@
 """Choose cells by an expression over their obs table: ``disease == 'normal' and is_primary_data``.
 
-The language is the safe part of ``DataFrame.query``: columns (in backticks where a name is no identifier), constants,
+The language is the safe part of ``DataFrame.query``: columns (in backticks if a name is not an identifier), constants,
 comparisons, ``and``, ``or``, ``not``, ``in``, arithmetic, and a few methods that look at one cell at a time, so that a
-table may be asked in pieces. A missing value satisfies no comparison; ``isna()`` finds it.
+table may be processed in pieces. A missing value satisfies no comparison; ``isna()`` finds it.
 """
 
 # C cells
@@ -52,7 +52,7 @@ _MAX_CHARACTERS = 10_000
 
 @dataclass(frozen=True)
 class _Parsed:
-    """A syntax tree, and the columns that stand in it for names which are no identifiers."""
+    """A syntax tree, and the columns behind its placeholders for names that are not identifiers."""
 
     text: str
     tree: ast.expr
@@ -95,7 +95,7 @@ def _parse(expression: str, where: str) -> _Parsed:
         tree = ast.parse(_BACKTICKS.sub(put_aside, expression.strip()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         why = getattr(error, "msg", None) or str(error)
-        remedy = "Write it like disease == 'normal' and is_primary_data; names with spaces stand in backticks."
+        remedy = "Write it like disease == 'normal' and is_primary_data; put names with spaces in backticks."
         raise _mistake(expression, where, f"it cannot be read ({why})", remedy) from error
     return _Parsed(expression, tree, quoted)
 
@@ -144,7 +144,7 @@ class _Evaluation:
         near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
         remedy = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise CorpusError(
-            f"{self.where}: the selection `{self.parsed.text}` names {name!r}, which is no column of obs.",
+            f"{self.where}: the selection `{self.parsed.text}` names {name!r}, which is not a column of obs.",
             remedy=f"{remedy}Columns there: {', '.join(there) or 'none'}.",
             column=name,
             columns=there,
@@ -167,7 +167,7 @@ class _Evaluation:
         return np.asarray(functools.reduce(combine, masks))
 
     def _compared(self, left: ast.expr, signs: Sequence[ast.cmpop], others: Sequence[ast.expr]) -> Mask:
-        """A chain of comparisons, each true only where both sides are there."""
+        """A chain of comparisons, each true only if neither side is missing."""
         held = np.ones(len(self.frame), dtype=bool)
         first = self.value(left)
         for sign, node in zip(signs, others, strict=True):
@@ -182,7 +182,7 @@ class _Evaluation:
             first, second = _same_kind(first, second)
         if isinstance(second, list) and type(sign) in (ast.In, ast.NotIn, ast.Eq, ast.NotEq):  # == [..] as in pandas
             if not isinstance(first, pd.Series):
-                raise self._refused("a list beside something that is no column")
+                raise self._refused("a list compared with something that is not a column")
             inside = first.isin(second).to_numpy()
             return there & (inside if isinstance(sign, ast.In | ast.Eq) else ~inside)
         if type(sign) not in _COMPARISONS or isinstance(second, list):
@@ -237,7 +237,7 @@ def _same_kind(first: Any, second: Any) -> tuple[Any, Any]:
 
 
 def _holds_text(value: Any) -> bool | str | None:
-    """Whether all values are texts; None if no value tells, "mixed" for texts beside other values."""
+    """Whether all values are texts; None without any value, "mixed" for texts beside other values."""
     if isinstance(value, pd.Series):
         plain = _plain(value)
         if plain.dtype.kind in "mM":

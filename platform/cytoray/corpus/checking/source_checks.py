@@ -1,4 +1,4 @@
-"""The rules about a whole source: whether its genes are the vocabulary's, and what its values are."""
+"""Rules about a whole source: whether its genes match the vocabulary, and what its values are."""
 
 # G genes (columns of the file)
 
@@ -18,7 +18,7 @@ from cytoray.tokens.vocabulary import GeneMapping, GeneVocabulary
 Values = Literal["counts", "expression"]
 SHOWN = 10  # names in a refusal
 EXAMPLES = 5  # names in a finding
-FIRST_ROWS = 256  # that are looked through for a value to name
+FIRST_ROWS = 256  # searched for a value to name
 HUMAN = ("human", "unknown")
 COUNT_KINDS = ("counts", "near_counts", "recoverable")  # kinds of values that become exact counts
 
@@ -26,7 +26,7 @@ COUNT_KINDS = ("counts", "near_counts", "recoverable")  # kinds of values that b
 def map_source_genes(reader: CellReader, vocabulary: GeneVocabulary, checks: CheckConfig) -> GeneMapping:
     """Map a source's G genes to the vocabulary.
 
-    Raises CorpusError by the rules wrong_species, unknown_genes and duplicate_gene where their severity is error, and
+    Raises CorpusError by the rules about genes and species whose severity is error, and
     by min_matched_genes and min_matched_share.
     """
     ids, genomes = (None if texts is None else tuple(texts) for texts in (reader.ensembl_ids, reader.genomes))
@@ -36,17 +36,17 @@ def map_source_genes(reader: CellReader, vocabulary: GeneVocabulary, checks: Che
 
 
 def source_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> dict[str, str]:
-    """What there is to say about the whole source, by rule; CorpusError where that rule's severity is error."""
+    """Findings about the whole source, by rule; CorpusError if the severity of that rule is error."""
     return {**_gene_findings(reader, mapping, checks), **_value_findings(reader, checks)}
 
 
 def corpus_values(kinds: Iterable[ValueKind], checks: CheckConfig) -> Values:
-    """Whether sources of these kinds make a corpus of exact counts or, if one cannot give them, of expression."""
+    """Whether sources of these kinds give a corpus of exact counts or, if one cannot, of expression."""
     exact = set(COUNT_KINDS if checks.rules.not_recoverable != "warn" else COUNT_KINDS[:2])
     return "counts" if set(kinds) <= exact else "expression"
 
 
-@functools.lru_cache(maxsize=8)  # every range of rows of a source asks again; 60,000 names take a quarter of a second
+@functools.lru_cache(maxsize=8)  # used for every range of rows; 60,000 names take a quarter of a second
 def _map(
     vocabulary: GeneVocabulary,
     names: tuple[str, ...],
@@ -58,7 +58,7 @@ def _map(
 
 
 def _gene_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> dict[str, str]:
-    """The rules about genes, the weightiest first."""
+    """Apply the rules about genes, the most severe first."""
     num_genes, num_matched = int((mapping.origin >= 0).sum()), int((mapping.ids >= 0).sum())
     share = f"{num_matched:,} of {num_genes:,} genes are in the vocabulary"
     findings = {}
@@ -106,30 +106,30 @@ def _gene_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig
 
 
 def _mixture(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> str:
-    """What the rule mixed_species has to say of a whole source; CorpusError if its severity is error."""
+    """The finding of the rule mixed_species; CorpusError if its severity is error."""
     human, other = int((mapping.origin > 0).sum()), int((mapping.origin < 0).sum())
     species = mapping.species.removeprefix("human and ")
-    problem = f"{human:,} human genes stand beside {other:,} of another species ({species})"
+    problem = f"{other:,} genes of another species ({species}) among {human:,} human genes"
     if checks.rules.mixed_species == "error":
         remedy = (
             "Remove the other genes and the cells of the other species, or set checks.rules.mixed_species: drop to "
             "leave both out."
         )
-        raise _refusal(reader, "mixed_species", problem, remedy)
+        raise _refusal(reader, "mixed_species", f"there are {problem}", remedy)
     if checks.rules.mixed_species == "warn":
-        return f"{problem} and are left out; cells of either species are kept with their human genes"
+        return f"{problem} are left out; cells of either species are kept with their human genes"
     return (
-        f"{problem} and are left out, as are cells with less than {checks.min_human_share:.0%} of their counts in "
+        f"{problem} are left out, as are cells with less than {checks.min_human_share:.0%} of their counts in "
         "human genes"
     )
 
 
 def _value_findings(reader: CellReader, checks: CheckConfig) -> dict[str, str]:
-    """The rules about what the values are."""
+    """Apply the rules about the kind of values."""
     rules, matrix = checks.rules, reader.matrix
     if reader.value_kind == "negative" and rules.negative == "error":
         remedy = (
-            "Negative values are no expression (scaled data?): name the counts with `matrix: layers/NAME` or raw.X, or "
+            "Expression is never negative (scaled data?): name the counts with `matrix: layers/NAME` or raw.X, or "
             "set checks.rules.negative to drop."
         )
         raise _refusal(reader, "negative", f"{matrix} holds negative values{_first_negative(reader)}", remedy)
@@ -143,18 +143,18 @@ def _value_findings(reader: CellReader, checks: CheckConfig) -> dict[str, str]:
         return {"recovered": text}
     if reader.value_kind in ("expression", "negative"):
         if rules.not_counts == "error":
-            problem = f"{matrix} holds no counts, and none can be recovered from it (normalised or scaled values)"
+            problem = f"{matrix} does not hold counts, and none can be recovered from it (normalised or scaled values)"
             remedy = (
                 "Name the raw counts with `matrix: layers/NAME` or raw.X, or set checks.rules.not_counts: warn to "
                 "keep the values as float32 expression."
             )
             raise _refusal(reader, "not_counts", problem, remedy)
-        return {"not_counts": f"{matrix} holds no counts; its values are kept as float32 expression"}
+        return {"not_counts": f"{matrix} does not hold counts; its values are kept as float32 expression"}
     return {}
 
 
 def _first_negative(reader: CellReader) -> str:
-    """Where the first negative value among the first rows is."""
+    """The place of the first negative value among the first rows, as the end of a sentence."""
     matrix = reader.read_rows(0, min(len(reader.obs), FIRST_ROWS)).tocoo()
     found = np.flatnonzero(matrix.data < 0)
     if not len(found):
@@ -165,13 +165,13 @@ def _first_negative(reader: CellReader) -> str:
 
 
 def _orthologs(reader: CellReader, species: str) -> str:
-    """How to bring genes of another species into a human vocabulary."""
+    """Explain how to map genes of another species to a human vocabulary."""
     here = _gene_place(reader)
     return (
         f"Map them to their human orthologs first, for instance with Ensembl's table (BioMart: {species} gene, human "
         "gene stable ID and name, one-to-one orthologs): write the human symbol or ENSG id of each gene to a new "
         f"column of var and name it with gene_column (now: {here}), or set checks.rules.wrong_species: "
-        "warn to keep only what is spelt alike."
+        "warn to keep only genes with equal names."
     )
 
 

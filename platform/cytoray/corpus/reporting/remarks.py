@@ -1,4 +1,4 @@
-"""Remarks on one file that follow from its profile: merged columns, lost counts, small panels, labels that are none."""
+"""Remarks on one file from its profile: merged columns, lost counts, small panels and placeholder labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data report: what was found in every source and what became of its cells, as a page for people and as JSON."""
+"""The data report: findings about every source and the fate of its cells, as a page and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cytoray.errors import CytorayError, StorageError
 
 FORMAT = 1
 HTML_NAME, JSON_NAME = "report.html", "report.json"
-MALFORMED, UNREACHABLE = "malformed", "unreachable"  # rules of a file that cannot be read at all
+MALFORMED, UNREACHABLE = "malformed", "unreachable"  # rules of a file that cannot be read
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Quarantined:
     """One source that was left out, and why."""
 
     uri: str
-    key: str  # the place in the file (a matrix, a table), empty where it is the file itself
+    key: str  # the place in the file (a matrix, a table), empty if it is the file itself
     rule: str  # the rule it broke, or MALFORMED or UNREACHABLE
     reason: str
     remedy: str = ""
 
     @staticmethod
     def of(uri: str, error: CytorayError) -> Quarantined:
-        """Put an error that refused ``uri`` on record."""
+        """Record the error that refused ``uri``."""
         reason = error.problem.removeprefix(f"{uri}: ")
         rule = error.details.get("rule", UNREACHABLE if isinstance(error, StorageError) else MALFORMED)
         return Quarantined(uri, str(error.details.get("key", "")), str(rule), reason, error.remedy)
@@ -52,7 +52,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """The corpus that came of it."""
+    """The corpus that an ingest wrote."""
 
     name: str
     version: int
@@ -64,7 +64,7 @@ class CorpusFacts:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Everything a page about some sources says; ``corpus`` is None where they were looked at only."""
+    """The contents of a report on some sources; ``corpus`` is None if nothing was ingested."""
 
     title: str
     files: tuple[FileReport, ...]

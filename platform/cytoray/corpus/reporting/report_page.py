@@ -1,4 +1,4 @@
-"""From a data report to its page: every number is made a text here, so that the template only places them."""
+"""Render a data report as a page: every number becomes text here, and the template only places it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER_REASONS = {
 _HOW_COLOURS = {"symbol": "#3f90da", "ensembl": "#832db6", "previous": "#ffa90e", "alias": "#b9ac70"}
 _RULE_COLOURS = ("#bd1f01", "#e76300", "#ffa90e", "#832db6", "#a96b59", "#b9ac70", "#717581", "#94a4a2")
 _KEPT_COLOUR, _UNKNOWN_COLOUR = "#3f90da", "#d5dae0"
-# Columns that say most of a data set come first.
+# The most informative columns come first.
 _LABEL_ORDER = ("tissue", "cell_type", "disease", "assay", "development_stage", "sex", "donor", "batch", "suspension")
 
 
@@ -73,7 +73,7 @@ def render_page(report: DataReport) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    """The packaged template; whatever comes from a file is escaped."""
+    """The packaged template; all text from files is escaped."""
     loader = jinja2.PackageLoader("cytoray.corpus.reporting", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -108,7 +108,7 @@ def _depth_words(report: DataReport) -> str:
 
 
 def _file_row(file: FileReport) -> dict[str, Any]:
-    """What the tables say of one file."""
+    """The values of one file in the tables."""
     description, profile = file.description, file.profile
     colours = _rule_colours(profile)
     parts = {"kept": profile.num_kept, **profile.dropped}
@@ -132,14 +132,14 @@ def _findings(file: FileReport) -> list[tuple[str, str]]:
     """Findings about a whole file, cells kept with a warning, remarks and notes."""
     profile = file.profile
     found = list(profile.findings.items())
-    found += [(rule, f"{count:,} cells kept all the same") for rule, count in profile.warned.items()]
+    found += [(rule, f"{count:,} cells kept with a warning") for rule, count in profile.warned.items()]
     if profile.num_rounded:
-        found.append(("rounded", f"{profile.num_rounded:,} values rounded to the integer next to them"))
+        found.append(("rounded", f"{profile.num_rounded:,} values rounded to the nearest integer"))
     return [*found, *remarks(profile, unit=file.unit), *(("note", note) for note in file.description.notes)]
 
 
 def _overlap(genes: GeneOverlap | None) -> list[Part]:
-    """A file's genes by the kind of name that was known."""
+    """A file's genes by the kind of name that matched."""
     if genes is None:
         return []
     counts = {HOW_WORDS.get(how, how): genes.how.get(how, 0) for how in (*HOW_WORDS, "unknown")}
@@ -159,10 +159,10 @@ def _rule_colours(profile: SourceProfile) -> dict[str, str]:
 
 
 def _rules(total: SourceProfile) -> list[tuple[str, str, int, int]]:
-    """Rules that struck cells: name, what it says, cells left out, cells kept with a warning."""
+    """Rules that cells broke: name, description, cells left out, cells kept with a warning."""
     words = {name: str(info.description) for name, info in RuleConfig.model_fields.items()} | OTHER_REASONS
-    struck = [rule for rule in {**words, **total.dropped, **total.warned} if rule in {**total.dropped, **total.warned}]
-    return [(rule, words.get(rule, ""), total.dropped.get(rule, 0), total.warned.get(rule, 0)) for rule in struck]
+    broken = [rule for rule in {**words, **total.dropped, **total.warned} if rule in {**total.dropped, **total.warned}]
+    return [(rule, words.get(rule, ""), total.dropped.get(rule, 0), total.warned.get(rule, 0)) for rule in broken]
 
 
 def _plots(report: DataReport) -> list[tuple[str, str, str]]:

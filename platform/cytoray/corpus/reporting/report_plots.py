@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from cytoray.corpus.checking.profile import BINS_PER_OCTAVE
 from cytoray.tokens.cells import Int64
 
-# Matthew Petroff's cycle: the colours are told apart by the colour-blind as well.
+# Matthew Petroff's cycle, whose colours remain distinct for colour-blind readers.
 COLOURS = ("#3f90da", "#e76300", "#832db6", "#bd1f01", "#a96b59", "#b9ac70", "#717581", "#ffa90e")
 FILL, EDGE, INK, FAINT = "#dfe8f1", "#3f90da", "#1f2933", "#9aa5b1"
 SIZE_IN = (5.4, 2.7)
@@ -64,7 +64,7 @@ def plot_log_histograms(histograms: Mapping[str, Int64], label: str) -> str:
 
 
 def plot_bins(bins: Int64) -> str:
-    """Draw the share of entries in each bin (K,) as an SVG data URI; bin 0 is no entry's."""
+    """Draw the share of entries in each bin (K,) as an SVG data URI; bin 0 has no entries."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _empty("share of values", "bin")
         shares = bins[1:] / max(1, bins.sum())
@@ -107,5 +107,5 @@ def _data_uri(figure: Figure) -> str:
 
 
 def line_colours(names: Sequence[str]) -> dict[str, str]:
-    """The colour of each file's line; none when there are too many to draw."""
+    """The colour of each file's line; empty if there are too many to draw."""
     return dict(zip(names, COLOURS, strict=False)) if len(names) <= MOST_LINES else {}

@@ -1,4 +1,4 @@
-"""The words of a data report, and its few lines for a terminal."""
+"""The wording of a data report, its lines for a terminal and its log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOW_WORDS = {"symbol": "symbol", "ensembl": "Ensembl id", "previous": "previous 
 
 
 def report_lines(report: DataReport) -> list[str]:
-    """What was found: a paragraph a file, one line a refused file, one line for all."""
+    """The report as lines: a paragraph per file, a line per refused file, and a total."""
     lines = [line for file in report.files for line in file_lines(file)]
     lines += [refused_line(record) for record in report.quarantined]
     lines += not_read_lines(report.not_read)
@@ -37,7 +37,7 @@ def report_lines(report: DataReport) -> list[str]:
 
 
 def file_lines(file: FileReport) -> list[str]:
-    """What one file holds and what would become of it."""
+    """The contents of one file and what would be left out of it."""
     description, profile = file.description, file.profile
     lines = [
         description.uri,
@@ -47,9 +47,9 @@ def file_lines(file: FileReport) -> list[str]:
         f"  cells: {_cell_words(file)}",
     ]
     lines += [f"  {rule}: {text}" for rule, text in profile.findings.items()]
-    lines += [f"  {rule}: {count:,} cells, kept all the same" for rule, count in profile.warned.items()]
+    lines += [f"  {rule}: {count:,} cells, kept with a warning" for rule, count in profile.warned.items()]
     if profile.num_rounded:
-        lines.append(f"  rounded: {profile.num_rounded:,} values, to the integer next to them")
+        lines.append(f"  rounded: {profile.num_rounded:,} values, to the nearest integer")
     lines += [f"  {name}: {text}" for name, text in shortened(remarks(profile, unit=file.unit), most=MOST_LISTED)]
     return lines + [f"  note: {note}" for note in description.notes]
 
@@ -71,7 +71,7 @@ def refused_line(record: Quarantined) -> str:
 
 
 def size_text(num_bytes: int) -> str:
-    """A number of bytes as a person reads it."""
+    """A number of bytes with a unit."""
     size = float(num_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
