@@ -21,8 +21,8 @@ class InferenceConfig(Config):
     mode: Literal["by_gene", "drawn"] = Field(
         "by_gene",
         description="by_gene: which bin a tied value takes depends on its gene alone, and all genes are used up to "
-        "max_length; drawn: ties and samples are drawn by seed and content of the cell, and cells are cut to the length "
-        "of training.",
+        "max_length; drawn: ties and samples are drawn by seed and content of the cell, and cells are cut to the "
+        "length of training.",
     )
     max_length: int = Field(
         8192, gt=1, description="Maximum tokens of a cell with mode by_gene, <cls> included; longer cells are sampled."

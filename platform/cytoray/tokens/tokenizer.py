@@ -3,7 +3,8 @@
 A cell's tokens are a pure function of its content, its identity and its epoch, never of its neighbours. Each gene has
 one random word, ``combine(seed, epoch, cell id, gene id)`` in training. At inference it is ``combine(0, gene id)``
 or, in mode ``drawn``, ``combine(seed, content hash, gene id)``. It holds three numbers: the lower 24 bits choose among
-the bins open to a tied value, the next 20 sample, the upper 20 split or mask. A choice of k among n genes goes through them in order of their ids and takes gene j if
+the bins open to a tied value, the next 20 sample, the upper 20 split or mask. A choice of k among n genes
+goes through them in order of their ids and takes gene j if
 ``number * (n - j) < need << 20``, with ``need`` genes still to be taken (Knuth's Algorithm S).
 """
 
