@@ -112,7 +112,7 @@ def recovery_s(training: Training) -> float:
 
 def wait_for_commit(store: Path, training: Training, step: int) -> None:
     """Until the checkpoint of a step is there; the training must be alive."""
-    commit, deadline = store / f"runs/{RUN}/checkpoints/step-{step:09d}/COMMIT.json", time.monotonic() + 120
+    commit, deadline = store / f"runs/{RUN}/checkpoints/step-{step:09d}/COMMIT.json", time.monotonic() + 300
     while not commit.exists():
         assert training.process.poll() is None, training.log[-3000:]
         assert time.monotonic() < deadline
