@@ -157,15 +157,17 @@ def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advan
         dataset = ray.data.from_items(numbers, override_num_blocks=len(missing))
         compute = ray.data.ActorPoolStrategy(size=min(task.num_actors, len(missing)))
         embedder: Any = _RangeEmbedder
-        gpus = {"num_gpus": task.num_gpus} if task.num_gpus else {}
-        for row in dataset.map(embedder, fn_constructor_args=(task, missing), compute=compute, **gpus).iter_rows():
+        mapped = dataset.map(
+            embedder, fn_constructor_args=(task, missing), compute=compute, num_gpus=task.num_gpus or None
+        )
+        for row in mapped.iter_rows():
             counts[row["file"]] = row["num_cells"], row["num_empty"]
             advance(row["num_rows"])
     return counts
 
 
 def _read_counts(entry: storage.ObjectInfo) -> tuple[int, int] | None:
-    """What a table's footer tells of it; None, said aloud, where it is no table any more."""
+    """Read the numbers of cells from a table's footer; None, with a warning, if the file is damaged."""
     try:
         metadata = pq.read_metadata(RangeFile(entry.uri, entry.num_bytes))
         return metadata.num_rows, int(metadata.metadata[_NUM_EMPTY])
