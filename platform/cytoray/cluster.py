@@ -1,4 +1,4 @@
-"""Connect to Ray: the cluster that the environment names, or a small one started in place, always with token auth."""
+"""Connect to Ray when it is needed: the cluster that the environment names, or a small one, with token auth."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from cytoray.errors import CytorayError
@@ -16,6 +18,10 @@ PROGRESS_LOGGER = "ray.data._internal.progress"  # warns that the bars are off
 # They write the traceback of an exception that is raised as well.
 TRACEBACK_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 OBJECT_STORE_BYTES = 512 * 2**20
+# One process ingests or embeds so many cells in the time that Ray takes to start, some ten seconds.
+FEW_CELLS = int(os.environ.get("CYTORAY_FEW_CELLS", "10000"))
+REASON_LENGTH = 300
+PROBE_TIMEOUT_S = 5.0
 
 
 def prepare_auth() -> None:
@@ -30,50 +36,138 @@ def prepare_auth() -> None:
             remedy="Call cytoray.cluster.prepare_auth() before anything imports ray, or set RAY_AUTH_MODE yourself.",
         )
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
-    in_cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    in_cluster = is_shared() or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if mode == "token" and not in_cluster and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def is_shared() -> bool:
-    """Whether the Ray in use is a cluster that the environment names, not one started here."""
-    return "RAY_ADDRESS" in os.environ
+    """Return whether Ray is a cluster that the environment names, not one started here."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@dataclass
+class _Lease:
+    """How Ray is to be started, and whether it has been."""
+
+    num_cpus: int
+    object_store_bytes: int
+    is_started: bool = False
+
+
+_leases: list[_Lease] = []  # at most one: Ray is one for each process
 
 
 @contextlib.contextmanager
-def connected(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+def available(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
+    """Let the block start Ray with ``start``, if it comes to need it, and stop what was started at the end.
 
     With ``RAY_ADDRESS`` set (as in a submitted job) that cluster is used; otherwise one with ``num_cpus`` logical CPUs
-    and an object store of ``object_store_bytes`` is started here and stopped at the end.
+    and an object store of ``object_store_bytes`` is started here, whatever other Ray runs on this machine.
     """
     prepare_auth()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray  # after the environment is set: it is read at import
-
-    local: dict[str, Any] = {}
-    if not is_shared():
-        local = {"num_cpus": num_cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
-    try:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False, **local)
-    except ConnectionError as error:
-        raise CytorayError(
-            f"Cannot reach the Ray cluster at {os.environ['RAY_ADDRESS']} ({error}).",
-            remedy="Check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to start Ray here.",
-        ) from error
-    _quiet()
-    _hasten()
-    from ray.exceptions import RayError
-
+    lease = _Lease(num_cpus, object_store_bytes)
+    _leases.append(lease)
     try:
         yield
-    except RayError as error:
-        found = user_error(error)
+    except Exception as error:
+        # Only when Ray was started can the error be one that Ray has wrapped.
+        found = user_error(error) if lease.is_started and _is_rays(error) else None
         if found is None:
             raise
         raise found from error
     finally:
+        _leases.remove(lease)
+        if lease.is_started:
+            import ray
+
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def connected(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
+    """Be connected to Ray inside the block; ``available`` says to which."""
+    with available(num_cpus=num_cpus, object_store_bytes=object_store_bytes):
+        start()
+        yield
+
+
+def start() -> None:
+    """Connect to Ray, or start it, as the surrounding ``available`` says; nothing happens if that was done before.
+
+    Outside such a block Ray is left to start by itself, as it does. Raises CytorayError with the reason if Ray does
+    not start.
+    """
+    if not _leases or _leases[-1].is_started:
+        return
+    lease = _leases[-1]
+    _init(lease)
+    lease.is_started = True
+    _quiet()
+    _hasten()
+
+
+def is_small(num_cells: int) -> bool:
+    """Return whether work on so many cells is done sooner in this process than Ray starts; not if Ray is running."""
+    import ray
+
+    return num_cells <= FEW_CELLS and not ray.is_initialized()
+
+
+def _init(lease: _Lease) -> None:
+    """Connect or start, turning whatever goes wrong into one paragraph."""
+    import ray  # after the environment is set: it is read at import
+
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if is_shared():
+        _probe(os.environ["RAY_ADDRESS"])
+    else:
+        # "local": otherwise Ray would join any cluster that was ever started with `ray start` on this machine.
+        options |= {"address": "local", "num_cpus": lease.num_cpus, "include_dashboard": False}
+        options["object_store_memory"] = lease.object_store_bytes
+    try:
+        ray.init(**options)
+    except Exception as error:
         ray.shutdown()
+        raise _start_error(error) from error
+
+
+def _probe(address: str) -> None:
+    """Raise CytorayError if nothing listens at ``host:port``: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        raise _start_error(error) from error
+
+
+def _start_error(error: Exception) -> CytorayError:
+    """Return the reason why Ray did not start, in one line, and what to do about it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"{lines[0].rstrip('.') if lines else type(error).__name__}"[:REASON_LENGTH]
+    if is_shared():
+        return CytorayError(
+            f"Cannot reach the Ray cluster at {os.environ['RAY_ADDRESS']} ({reason}).",
+            remedy="Check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to start Ray here.",
+        )
+    if "AF_UNIX" in reason:
+        remedy = "Set RAY_TMPDIR to a folder with a short path, such as /tmp/ray."
+    else:
+        folder = os.environ.get("RAY_TMPDIR", "/tmp")
+        remedy = (
+            f"Check that {folder} (RAY_TMPDIR) can be written and has free space, that memory and /dev/shm are not "
+            f"full, and look at {folder}/ray/session_latest/logs."
+        )
+    return CytorayError(f"Ray did not start on this machine ({reason}).", remedy=remedy)
+
+
+def _is_rays(error: Exception) -> bool:
+    from ray.exceptions import RayError
+
+    return isinstance(error, RayError)
 
 
 def _quiet() -> None:

@@ -35,6 +35,8 @@ def test_quickstart_goes_the_whole_way_and_skips_what_is_done(tmp_path: Path) ->
     for stage in ("data", "ingest", "pretrain", "finetune", "evaluate", "register", "serve", "query"):
         assert stage in first.stdout
     assert "served = offline" in first.stdout
+    assert "Embeddings of the pretrained model alone" in first.stdout
+    assert len(list((folder / "store").rglob("card/card.html"))) == 2
     assert "restored cell by cell" in first.stderr  # says what was done with log-normalised values
     scores = json.loads((folder / "report" / "scores.json").read_text())
     assert {"cytoray", "logistic regression", "majority class"} <= set(scores)

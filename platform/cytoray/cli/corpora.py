@@ -3,79 +3,107 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from cytoray.cli.common import STORE, AsJson, Overrides, Store, folders_end_in_slash, print_answer
+from cytoray.cli.common import size as _size
 from cytoray.cli.data import app
 
 __all__ = ["app"]
-Store = Annotated[str, typer.Option(help="Root of the corpora: s3://bucket/prefix or a folder.", show_default=False)]
 Corpus = Annotated[str, typer.Argument(help="NAME for the latest version, or NAME@VERSION.", show_default=False)]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")]
 
 
 @app.command()
 def ingest(
-    uris: Annotated[list[str] | None, typer.Argument(help="Files, s3://… objects, or prefixes ending in '/'.")] = None,
+    uris: Annotated[
+        list[str] | None, typer.Argument(help="Files, folders, s3://… objects, or s3://…/ prefixes.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file; what else is given here overrides it.")] = None,
     store: Annotated[str | None, typer.Option(help="Where the corpus goes: s3://bucket/prefix or a folder.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Name of the corpus.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add what is new as the corpus's next version.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers only; tell cells, bytes, time.")] = False,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
+    as_json: AsJson = False,
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
 ) -> None:
     """Ingest files of cells into a committed, checked, globally shuffled corpus."""
     from cytoray.config import build_config, load_config
     from cytoray.corpus.config import IngestConfig
 
+    if store is None and config is None:  # a YAML file names its store itself
+        store = os.environ.get(STORE)
     given = {"store": store, "corpus": corpus, "append": append or None}
     sets = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     if uris:
-        sets.append(f"sources={json.dumps([{'uri': uri} for uri in uris])}")
+        sets.append(f"sources={json.dumps([{'uri': uri} for uri in folders_end_in_slash(uris)])}")
     sets += overrides
     settings = (
         load_config(IngestConfig, config, overrides=sets) if config else build_config(IngestConfig, overrides=sets)
     )
     if dry_run:
-        _show_dry_run(settings)
+        _show_dry_run(settings, as_json=as_json)
         return
-    from cytoray.cluster import connected
+    from cytoray.stages.job import print_result, run_configured
 
-    with connected(num_cpus=num_cpus):
-        from cytoray.stages.job import print_result
-        from cytoray.stages.run import SUMMARIES
-
-        print_result(SUMMARIES["ingest"](settings))
+    print_result(run_configured("ingest", settings, num_cpus=num_cpus))
 
 
-def _show_dry_run(settings: object) -> None:
+def _show_dry_run(settings: object, *, as_json: bool) -> None:
     """Print what an ingest would do."""
     from cytoray.corpus.config import IngestConfig
     from cytoray.corpus.ingesting.planning import dry_run
 
     assert isinstance(settings, IngestConfig)
     run = dry_run(settings)
-    typer.echo(f"sources      {run.num_sources:,}" + (f" ({run.num_quarantined} bad)" if run.num_quarantined else ""))
-    typer.echo(f"cells        {run.num_cells:,}")
-    typer.echo(f"reads        {_size(run.num_bytes_read)}")
-    typer.echo(f"writes       about {_size(run.num_bytes_written)} in {run.num_shards:,} shards")
-    typer.echo(f"takes        about {_duration(run.seconds)} with {settings.read_concurrency} tasks at a time")
+    bad = f" ({run.num_quarantined} bad)" if run.num_quarantined else ""
+    lines = (
+        f"sources      {run.num_sources:,}{bad}",
+        f"cells        {run.num_cells:,}",
+        f"reads        {_size(run.num_bytes_read)}",
+        f"writes       about {_size(run.num_bytes_written)} in {run.num_shards:,} shards",
+        f"takes        about {_duration(run.seconds)} with {settings.read_concurrency} tasks at a time",
+    )
+    print_answer(run, lines, as_json=as_json)
 
 
 @app.command("ls")
-def list_(store: Store) -> None:
-    """List the corpora of a store and their versions."""
+def list_(store: Store, as_json: AsJson = False) -> None:
+    """List the corpora of a store, every version of each."""
+    from cytoray.corpus.manifest import load_manifest
     from cytoray.corpus.versions import list_corpora
+    from cytoray.errors import CorpusError
 
-    for found in list_corpora(store):
-        latest = found.latest
-        typer.echo(
-            f"{found.name}@{latest.version}  {latest.num_cells:,} cells  {_size(latest.num_bytes)}  "
-            f"{len(latest.shards):,} shards  {latest.digest[:16]}"
+    manifests = [
+        load_manifest(store, f"{found.name}@{version}") for found in list_corpora(store) for version in found.versions
+    ]
+    if not manifests:
+        raise CorpusError(
+            f"{store}: this store does not exist or has no corpus.",
+            remedy="Check --store (or CYTORAY_STORE, or cytoray.yaml), or ingest one with `cytoray data ingest`.",
+            uri=store,
         )
+    rows = [
+        {
+            "corpus": manifest.name,
+            "version": manifest.version,
+            "num_cells": manifest.num_cells,
+            "num_bytes": manifest.num_bytes,
+            "num_shards": len(manifest.shards),
+            "digest": manifest.digest,
+        }
+        for manifest in manifests
+    ]
+    lines = (
+        f"{row['corpus']}@{row['version']}  {row['num_cells']:,} cells  {_size(row['num_bytes'])}  "
+        f"{row['num_shards']:,} shards  {row['digest'][:16]}"
+        for row in rows
+    )
+    print_answer({"corpora": rows}, lines, as_json=as_json)
 
 
 @app.command()
@@ -101,18 +129,19 @@ def diff(
     older: Corpus,
     newer: Annotated[str, typer.Argument(help="What to compare it with.", show_default=False)],
     store: Store,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two versions: cells, sources, shards, settings."""
     from cytoray.corpus.manifest import load_manifest
     from cytoray.corpus.version_text import describe_diff
     from cytoray.corpus.versions import diff as compare
 
-    for line in describe_diff(compare(load_manifest(store, older), load_manifest(store, newer))):
-        typer.echo(line)
+    found = compare(load_manifest(store, older), load_manifest(store, newer))
+    print_answer(found, describe_diff(found), as_json=as_json)
 
 
 @app.command()
-def verify(corpus: Corpus, store: Store) -> None:
+def verify(corpus: Corpus, store: Store, as_json: AsJson = False) -> None:
     """Read every byte of a corpus again against its digest; exit code 2 if one is not as it was written."""
     from cytoray import progress
     from cytoray.corpus.manifest import load_manifest
@@ -126,10 +155,12 @@ def verify(corpus: Corpus, store: Store) -> None:
             corpus,
             advance=lambda amount, note="", *, already=False: advance(amount / 1e6, note, already=already),
         )
-    for damage in report.damaged:
-        typer.echo(f"damaged: {damage.uri}: {damage.problem}", err=True)
+    if not as_json:
+        for damage in report.damaged:
+            typer.echo(f"damaged: {damage.uri}: {damage.problem}", err=True)
     good = "all good" if not report.damaged else f"{len(report.damaged)} damaged"
-    typer.echo(f"{report.num_versions} versions, {report.num_files:,} files, {_size(report.num_bytes)}: {good}")
+    line = f"{report.num_versions} versions, {report.num_files:,} files, {_size(report.num_bytes)}: {good}"
+    print_answer(report, [line], as_json=as_json)
     if report.damaged:
         raise typer.Exit(CorpusError.exit_code)
 
@@ -139,15 +170,16 @@ def gc(
     store: Store,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
     grace_hours: Annotated[float, typer.Option(help="Leave younger objects: an ingest may be under way.", min=0)] = 24,
+    as_json: AsJson = False,
 ) -> None:
     """Find objects that no committed version names: left by ingests that were killed."""
     from cytoray.corpus.versions import gc as collect
 
     report = collect(store, dry_run=not delete, grace_s=grace_hours * 3600)
-    for uri in report.orphans:
-        typer.echo(("deleted " if report.deleted else "orphan  ") + uri)
+    lines = [("deleted " if report.deleted else "orphan  ") + uri for uri in report.orphans]
     done = "deleted" if report.deleted else "would be deleted (--delete does it)"
-    typer.echo(f"{len(report.orphans):,} {done}; {report.num_young:,} younger than {grace_hours:g} h are left alone")
+    lines.append(f"{len(report.orphans):,} {done}; {report.num_young:,} younger than {grace_hours:g} h are left alone")
+    print_answer(report, lines, as_json=as_json)
 
 
 @app.command()
@@ -167,15 +199,6 @@ def export(
     with progress.stage("export", total=load_manifest(store, corpus).num_cells, unit="cells") as advance:
         result = write(store, corpus, ExportOptions(to, format, select), advance=advance)
     typer.echo(f"{result.num_cells:,} cells, {result.num_genes:,} genes: {', '.join(result.files)}")
-
-
-def _size(num_bytes: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.2f} TB"
 
 
 def _duration(seconds: float) -> str:

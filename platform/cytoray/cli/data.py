@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cytoray.cli.common import AsJson, folders_end_in_slash, print_answer
+
 app = typer.Typer(help="Corpora: check files, ingest, look at, verify, export.", no_args_is_help=True)
 
 
@@ -39,12 +41,13 @@ def synth(
 
 @app.command()
 def validate(
-    uris: Annotated[list[str], typer.Argument(help="Files, s3://… objects, or prefixes ending in '/'.")],
+    uris: Annotated[list[str], typer.Argument(help="Files, folders, s3://… objects, or s3://…/ prefixes.")],
     label: Annotated[list[str], typer.Option(help="A column of obs that must be there; repeatable.")] = [],  # noqa: B006
     report: Annotated[str | None, typer.Option(help="Folder or prefix for report.html and report.json.")] = None,
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="A.B=C", help="checks.min_genes=200, matrix=raw.X, …; repeatable.")
     ] = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Check files of cells without writing any: what they hold, what an ingest would leave out, and why."""
     from cytoray import progress
@@ -57,13 +60,13 @@ def validate(
     options = build_config(ValidateConfig, overrides=overrides)
     options = options.model_copy(update={"labels": (*options.labels, *label)})
     with progress.stage("validate", total=0, unit="cells") as advance:
-        found = validate_sources(options.sources(uris), options=options, advance=advance)
-    for line in report_lines(found):
-        typer.echo(line)
+        found = validate_sources(options.sources(folders_end_in_slash(uris)), options=options, advance=advance)
+    lines = list(report_lines(found))
     if report is not None:
         from cytoray.corpus.reporting.report_page import write_report  # matplotlib: only if a report is written
 
         write_report(report, found)
-        typer.echo(f"report: {report.rstrip('/')}/report.html")
+        lines.append(f"report: {report.rstrip('/')}/report.html")
+    print_answer(found.to_json(), lines, as_json=as_json)
     if found.quarantined:
         raise typer.Exit(CorpusError.exit_code)

@@ -12,13 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from cytoray.cli import corpora, models, train
+from cytoray.cli.common import (
+    EXIT_CODES,
+    AsJson,
+    Overrides,
+    TrackingUri,
+    load_defaults,
+    print_answer,
+    print_error,
+    report_mistake,
+)
 from cytoray.errors import CytorayError
 
 app = typer.Typer(
     name="cytoray",
-    help="Single-cell foundation models: from a bucket of count matrices to a served answer.",
+    help=f"Single-cell foundation models: from a bucket of count matrices to a served answer.\n\n{EXIT_CODES}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -35,17 +46,21 @@ for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file of one stage.", show_default=False)]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")]
 
 
 def main() -> None:
-    """Entry point: a user's mistake is a paragraph on stderr and exit code 2, never a traceback."""
+    """Run the command line: a user's mistake is a paragraph on stderr (JSON on stdout with --json) and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cytoray").setLevel(logging.INFO)
+    as_json = "--json" in sys.argv[1:]
     try:
-        app()
+        load_defaults()
+        sys.exit(app(standalone_mode=not as_json))
     except CytorayError as error:
-        typer.echo(f"error: {error}", err=True)
+        report_mistake(error, as_json=as_json)
+        sys.exit(error.exit_code)
+    except TyperException as error:  # of --json only: a wrong option is an error of the same shape
+        print_error(type(error).__name__, error.format_message(), remedy="See --help.")
         sys.exit(error.exit_code)
 
 
@@ -160,41 +175,54 @@ def serve(
 
 
 @config_app.command("check")
-def config_check(files: Annotated[list[Path], typer.Argument(help="YAML files.")], overrides: Overrides = []) -> None:  # noqa: B006
-    """Check configuration files; every mistake is told with file, line, key path and the nearest valid key."""
+def config_check(
+    files: Annotated[list[Path], typer.Argument(help="YAML files.")],
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Check configuration files; each mistake is reported with file, line, key path and the nearest valid key."""
     from cytoray.stages.config import load_stage_config
 
-    mistakes = 0
+    rows: list[dict[str, Any]] = []
     for file in files:
+        row: dict[str, Any] = {"file": str(file), "kind": None, "fingerprint": None, "problem": None}
         try:
             config: Any = load_stage_config(file, overrides=overrides)
         except CytorayError as error:
-            mistakes += 1
-            typer.echo(f"error: {error}", err=True)
+            row["problem"] = str(error)
+            if not as_json:
+                typer.echo(f"error: {error}", err=True)
         else:
-            typer.echo(f"{file}: good ({config.kind}, {config.fingerprint()[:12]})")
-    if mistakes:
+            row |= {"kind": config.kind, "fingerprint": config.fingerprint()}
+        rows.append(row)
+    good = [row for row in rows if row["problem"] is None]
+    lines = (f"{row['file']}: good ({row['kind']}, {row['fingerprint'][:12]})" for row in good)
+    print_answer({"files": rows}, lines, as_json=as_json)
+    if len(good) < len(rows):
         raise typer.Exit(CytorayError.exit_code)
 
 
 @config_app.command("show")
-def config_show(file: ConfigFile, overrides: Overrides = []) -> None:  # noqa: B006
+def config_show(file: ConfigFile, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
     """Print the resolved configuration, defaults included, as YAML."""
     from cytoray.stages.config import load_stage_config
 
-    typer.echo(load_stage_config(file, overrides=overrides).to_yaml(), nl=False)
+    config = load_stage_config(file, overrides=overrides)
+    print_answer(config, config.to_yaml().splitlines(), as_json=as_json)
 
 
 @tracking_app.command("sync")
 def tracking_sync(
     folder: Annotated[Path, typer.Argument(help="Folder of run journals.")],
-    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
+    uri: TrackingUri,
+    as_json: AsJson = False,
 ) -> None:
     """Send MLflow what it missed while it was away; nothing is sent twice."""
     from cytoray.tracking import sync
 
     report = sync(folder, uri=uri)
-    typer.echo(f"{report.journals} journals: {report.sent} events sent, {report.refused} refused, {report.busy} busy")
+    line = f"{report.journals} journals: {report.sent} events sent, {report.refused} refused, {report.busy} busy"
+    print_answer(report, [line], as_json=as_json)
     for journal, why in report.failed.items():
         typer.echo(f"error: {journal}: {why}", err=True)
     if report.failed:
@@ -202,9 +230,10 @@ def tracking_sync(
 
 
 @app.command()
-def version() -> None:
+def version(as_json: AsJson = False) -> None:
     """Print the version of cytoray and the revision of its code."""
     from cytoray import __version__
     from cytoray.provenance import git_revision
 
-    typer.echo(f"cytoray {__version__} ({git_revision()})")
+    found = {"version": __version__, "revision": git_revision()}
+    print_answer(found, [f"cytoray {__version__} ({git_revision()})"], as_json=as_json)

@@ -10,34 +10,61 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cytoray.cli.common import AsJson, TrackingUri, print_answer, tracking_of
+
 app = typer.Typer(help="Models: registered versions; import and export of scGPT's layout.", no_args_is_help=True)
 
 
 @app.command("ls")
 def list_(
-    model: Annotated[str, typer.Argument(help="Name of the registered model.")],
-    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
+    uri: TrackingUri,
+    model: Annotated[str | None, typer.Argument(help="Name of a registered model; without it all are listed.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List the versions of a model, their aliases and bundle digests."""
-    from cytoray.registry.models import list_versions
-    from cytoray.tracking import TrackingConfig
+    """List the versions of a model, or of all, with their aliases and bundle digests."""
+    from cytoray.registry.models import list_models, list_versions
 
-    for version in list_versions(model, tracking=TrackingConfig(uri=uri)):
-        typer.echo(f"{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}")
+    tracking = tracking_of(uri)
+    names = [model] if model else list_models(tracking=tracking)
+    found = [version for name in names for version in list_versions(name, tracking=tracking)]
+    lines = [f"{row.name}/{row.version}  {row.digest[:16]}  {' '.join(row.aliases)}" for row in found]
+    print_answer({"versions": found}, lines or ["No model has been registered yet."], as_json=as_json)
+
+
+@app.command()
+def register(
+    bundle: Annotated[str, typer.Argument(help="Folder or s3://… of a bundle.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Name of the registered model; made if missing.", show_default=False)],
+    uri: TrackingUri,
+    alias: Annotated[str | None, typer.Option(help="Alias to move to the version, such as champion.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a bundle as a model version, a candidate; it needs no training run and no scores."""
+    from cytoray.registry.models import register as register_bundle
+    from cytoray.registry.promotion import promote_version
+
+    tracking = tracking_of(uri)
+    with _local(bundle) as path:
+        version = register_bundle(path, name=name, tracking=tracking, alias=None if alias else "candidate")
+    if alias not in (None, "candidate"):
+        version = promote_version(version, tracking=tracking, alias=alias)
+    line = f"models:/{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}"
+    print_answer(version, [line], as_json=as_json)
 
 
 @app.command()
 def rollback(
     model: Annotated[str, typer.Argument(help="Name of the registered model.")],
-    uri: Annotated[str, typer.Option(help="MLflow: http(s)://… or sqlite:////…")],
+    uri: TrackingUri,
+    as_json: AsJson = False,
 ) -> None:
     """Make the previous champion the champion again; a second rollback undoes the first."""
     from cytoray.registry.promotion import roll_back
-    from cytoray.tracking import TrackingConfig
 
-    champion, previous = roll_back(model, tracking=TrackingConfig(uri=uri))
-    typer.echo(f"champion  {champion.name}/{champion.version}  {champion.digest[:16]}")
-    typer.echo(f"previous  {previous.name}/{previous.version}  {previous.digest[:16]}")
+    champion, previous = roll_back(model, tracking=tracking_of(uri))
+    found = {"champion": champion, "previous": previous}
+    lines = [f"{alias}  {version.name}/{version.version}  {version.digest[:16]}" for alias, version in found.items()]
+    print_answer(found, lines, as_json=as_json)
 
 
 @app.command("import")

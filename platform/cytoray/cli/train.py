@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cytoray.cli.common import AsJson, Store, print_answer
+
 if TYPE_CHECKING:
     from cytoray.training.plan import TrainingPlan
 
@@ -23,8 +25,9 @@ def plan(
         float, typer.Option(help="Expressed genes of a cell, where the corpus is not there to tell.", min=1)
     ] = 2_000,
     overrides: Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")] = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
-    """Tell parameters, memory by ZeRO stage, steps, tokens, hours and cost of a pretraining run; nothing is started."""
+    """Print parameters, memory by ZeRO stage, steps, tokens, hours and cost of a pretraining run; start nothing."""
     from cytoray.config import load_config
     from cytoray.corpus.manifest import load_manifest
     from cytoray.errors import CorpusError, StorageError
@@ -37,13 +40,12 @@ def plan(
         manifest = load_manifest(settings.store, settings.corpus)
     except (CorpusError, StorageError) as error:
         manifest = None
-        typer.echo(f"corpus       {settings.corpus} cannot be read")
-        typer.echo(f"             ({error.problem})")
+        typer.echo(f"corpus       {settings.corpus} cannot be read", err=as_json)
+        typer.echo(f"             ({error.problem})", err=as_json)
     if hardware.count_here() or not hardware.num_gpus:
         typer.echo("measuring steps of this run here, which takes about half a minute ...", err=True)
     made = plan_pretraining(settings, hardware, manifest=manifest, genes_per_cell=genes_per_cell)
-    for line in _lines(made, num_gpus=hardware.num_gpus, price=price):
-        typer.echo(line)
+    print_answer(made, _lines(made, num_gpus=hardware.num_gpus, price=price), as_json=as_json)
 
 
 def _lines(made: TrainingPlan, *, num_gpus: int, price: float | None) -> Iterator[str]:
@@ -74,7 +76,7 @@ def _lines(made: TrainingPlan, *, num_gpus: int, price: float | None) -> Iterato
 @app.command()
 def resume(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
-    store: Annotated[str, typer.Option(help="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")],
+    store: Store,
     overrides: Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change one key; repeatable.")] = [],  # noqa: B006
     allow: Annotated[list[str], typer.Option(help="Key that may differ from the run's; repeatable.")] = [],  # noqa: B006
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,

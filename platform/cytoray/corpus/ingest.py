@@ -17,7 +17,7 @@ from typing import Any
 import ray.data
 from ray.exceptions import RayError
 
-from cytoray import progress, storage
+from cytoray import cluster, progress, storage
 from cytoray.cluster import user_error
 from cytoray.corpus.checking.checks import refuse_unrecoverable
 from cytoray.corpus.checking.profile import SourceProfile
@@ -60,6 +60,7 @@ __all__ = ["IngestResult", "describe_source", "dry_run", "find_corpus", "ingest"
 logger = logging.getLogger(__name__)
 TASK_CPUS = 0.5  # two tasks share a core: half of a task's time waits for the store
 FEW_SOURCES = 4  # that are opened in this process: a task's first start takes longer
+MANY_SOURCES = 64  # for which Ray is started if it is not running yet
 READ_SHARE = 0.75  # of an ingest's time goes into the first pass (benchmarks/ingest.py)
 
 
@@ -123,9 +124,10 @@ def plan_in_tasks(config: IngestConfig) -> IngestPlan:
     """Run ``plan_ingest``, opening the sources in Ray tasks if there are several."""
 
     def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
-        if len(sources) < FEW_SOURCES or not ray.is_initialized():
+        if len(sources) < (FEW_SOURCES if ray.is_initialized() else MANY_SOURCES):
             yield from map(describe, sources)
             return
+        cluster.start()
         work = ray.put(describe)
         for described in [_call.remote(work, source) for source in sources]:
             try:
@@ -202,7 +204,7 @@ def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
     bad: dict[int, tuple[int, QuarantineRecord]] = {}
     profiles = {source: SourceProfile() for source in range(len(plan.sources))}
     found: list[tuple[Piece, SpillHashes]] = []
-    for row in _map_tasks(items, functools.partial(spill_ranges, plan=plan), plan.config.read_concurrency):
+    for row in _map(plan, items, functools.partial(spill_ranges, plan=plan)):
         source, start = int(row["source"]), int(row["start"])
         if row["refused"] and (source not in bad or start < bad[source][0]):
             bad[source] = start, QuarantineRecord.model_validate_json(row["refused"])
@@ -251,10 +253,10 @@ def _find_all_copies(plan: IngestPlan, first: _FirstPass) -> list[CopiesRecord]:
         rows: Iterable[dict[str, Any]] = map(work, items)  # takes a second or two: not worth the start of a pipeline
     else:
         cut = functools.partial(cut_hashes, plan=plan, parts=parts, round_id=first.round_id)
-        cuts = _map_tasks(hash_items(sizes, num_buckets=buckets), cut, plan.config.read_concurrency)
+        cuts = _map(plan, hash_items(sizes, num_buckets=buckets), cut)
         runs = _pieces(cuts)[0]
         items = [{"bucket": bucket, **section_item(runs, bucket)} for bucket in range(buckets)]
-        rows = _map_tasks(items, work, plan.config.read_concurrency)
+        rows = _map(plan, items, work)
     return sorted((CopiesRecord.model_validate_json(row["record"]) for row in rows), key=lambda record: record.bucket)
 
 
@@ -267,7 +269,7 @@ def _join_all_copies(plan: IngestPlan, first: _FirstPass, records: Sequence[Copi
     records = [record for record in records if record.sections.borders[-1]]
     items = [{"group": group} for group in groups] if records else []
     work = functools.partial(join_copies, plan=plan, records=records, round_id=first.round_id)
-    joined = _pieces(_map_tasks(items, work, plan.config.read_concurrency))
+    joined = _pieces(_map(plan, items, work))
     return {group: piece for group, (piece,) in joined.items()}
 
 
@@ -276,10 +278,10 @@ def _write_all(
 ) -> list[PartitionRecord]:
     """Second pass: gather each partition, shuffle it, write its shard."""
     gather = functools.partial(write_run, plan=plan, round_id=round_.name)
-    runs = _pieces(_map_tasks(run_items(first.spills, plan.groups), gather, plan.config.read_concurrency))
+    runs = _pieces(_map(plan, run_items(first.spills, plan.groups), gather))
     work = functools.partial(write_shard, plan=plan, round_=round_)
     records = []
-    for row in _map_tasks(partition_items(first.spills, runs, plan.groups), work, plan.config.read_concurrency):
+    for row in _map(plan, partition_items(first.spills, runs, plan.groups), work):
         records.append(PartitionRecord.model_validate_json(row["record"]))
         shard = records[-1].shard
         advance((1 - READ_SHARE) * scale * (shard.num_cells if shard else 0))
@@ -295,10 +297,18 @@ def _pieces(rows: Iterable[dict[str, Any]]) -> dict[int, list[Piece]]:
     return defaultdict(list, {group: sorted(pieces, key=lambda piece: piece.name) for group, pieces in runs.items()})
 
 
+def _map(plan: IngestPlan, items: list[dict[str, Any]], work: Any) -> Iterable[dict[str, Any]]:
+    """Do the work on each item: in this process if the ingest is small and Ray is not running, else in Ray's tasks."""
+    if cluster.is_small(plan.num_cells):
+        return map(work, items)
+    return _map_tasks(items, work, plan.config.read_concurrency)
+
+
 def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iterable[dict[str, Any]]:
     """Run one Ray Data task per item and yield results as they come."""
     if not items:
         return ()
+    cluster.start()
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     compute = ray.data.TaskPoolStrategy(size=min(concurrency, len(items)))
     mapped: Iterable[dict[str, Any]] = dataset.map(work, compute=compute, num_cpus=TASK_CPUS).iter_rows()

@@ -11,11 +11,12 @@ import numpy as np
 from scipy import sparse
 
 from cytoray import progress, storage
-from cytoray.cluster import connected, is_shared
+from cytoray.cluster import available, is_shared, start
 from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import CytorayError, ServingError, TrainingError
-from cytoray.model.predictor import Predictions
+from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.quickstart.data import EMBEDDED_LABEL_KEY, SplitData, embedded_data, put_split_data
+from cytoray.quickstart.embeddings import Separation, measure_separation
 from cytoray.quickstart.plan import Plan, build_plan
 from cytoray.quickstart.report import StageLog, show_summary
 from cytoray.stages import run
@@ -23,6 +24,7 @@ from cytoray.tasks.annotation import AnnotationReport
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
+from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingResult
 
 logger = logging.getLogger(__name__)
@@ -65,11 +67,11 @@ def run_quickstart(options: QuickstartOptions) -> None:
     logger.info("data: %s", split.description)
     plan = build_plan(split, store=store, folder=folder, port=options.port, num_steps=options.num_steps)
     plan.write(folder / "configs")
-    with connected(num_cpus=options.num_cpus):
+    with available(num_cpus=options.num_cpus):
         _train(plan, split, log)
-        report = _evaluate_and_register(plan, log)
+        report, separation = _evaluate_and_register(plan, log)
         url = _serve_and_ask(plan, report, log)
-    show_summary(log, report, url=url, folder=folder)
+    show_summary(log, report, separation=separation.text(), url=url, folder=folder)
 
 
 def _prepare_folder(options: QuickstartOptions) -> Path:
@@ -100,11 +102,13 @@ def _train(plan: Plan, split: SplitData, log: StageLog) -> None:
         row.tell(ingested.manifest.num_cells, ingested.uri, skipped=ingested.skipped)
     steps = plan.pretrain.train.num_steps
     with log.stage("pretrain") as row, progress.stage("pretrain", total=steps, unit="steps") as advance:
-        result, _ = run.pretrain(plan.pretrain, advance=advance)
+        result, bundle = run.pretrain(plan.pretrain, advance=advance)
+        save_card(plan.pretrain, result, bundle=bundle)
         row.tell(_cells(plan.pretrain), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
     steps = plan.finetune.train.num_steps
     with log.stage("finetune") as row, progress.stage("finetune", total=steps, unit="steps") as advance:
-        result, _ = run.finetune(plan.finetune, advance=advance)
+        result, bundle = run.finetune(plan.finetune, advance=advance)
+        save_card(plan.finetune, result, bundle=bundle)
         row.tell(_cells(plan.finetune), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
 
 
@@ -126,16 +130,25 @@ def _learned(result: TrainingResult) -> str:
     return f"loss {first:.3g} -> {last:.3g}"
 
 
-def _evaluate_and_register(plan: Plan, log: StageLog) -> AnnotationReport:
+def _evaluate_and_register(plan: Plan, log: StageLog) -> tuple[AnnotationReport, Separation]:
     """Score the held-out cells, draw the plots, make the model a version with the alias champion."""
     with log.stage("evaluate") as row:
         report = run.evaluate(plan.evaluate)
         scores = report.scores["cytoray"]
+        separation = _measure_pretrained(plan)
         row.tell(scores.num_cells, plan.evaluate.folder, note=f"accuracy {scores.accuracy:.3f}")
     with log.stage("register") as row:
         version = run.promote(plan.promote)
         row.tell(None, f"models:/{version.name}/{version.version}", note=f"alias {plan.promote.alias}")
-    return report
+    return report, separation
+
+
+def _measure_pretrained(plan: Plan) -> Separation:
+    """Return how well embeddings separate the held-out cells before fine-tuning."""
+    pretrained, _ = run.load_model(plan.evaluate.model_copy(update={"model": f"run:{plan.pretrain.run}"}))
+    held_out = read_labelled_cells(plan.evaluate.data, plan.evaluate.label_key, vocabulary=pretrained.vocabulary)
+    embeddings = CellPredictor(pretrained).predict(held_out.cells).embeddings
+    return measure_separation(held_out.cells, [str(label) for label in held_out.labels], embeddings=embeddings)
 
 
 def _serve_and_ask(plan: Plan, report: AnnotationReport, log: StageLog) -> str:
@@ -144,6 +157,7 @@ def _serve_and_ask(plan: Plan, report: AnnotationReport, log: StageLog) -> str:
 
     try:
         with log.stage("serve") as row:
+            start()
             url = run_service(plan.serve, host=plan.serve.host, port=plan.serve.port)
             row.tell(None, url, note=f"{plan.serve.min_replicas} to {plan.serve.max_replicas} replicas")
         with log.stage("query") as row:

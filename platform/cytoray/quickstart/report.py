@@ -46,11 +46,12 @@ class StageLog:
         self.rows.append(row)
 
 
-def show_summary(log: StageLog, report: AnnotationReport, *, url: str, folder: Path) -> None:
+def show_summary(log: StageLog, report: AnnotationReport, *, separation: str, url: str, folder: Path) -> None:
     """Print the tables and the next steps on stdout."""
     console = Console(width=None if Console().is_terminal else 140)
     console.print(_stages(log.rows))
     console.print(_scores(report))
+    console.print(separation, soft_wrap=True)
     console.print(f"plots     {report.files['confusion']}\n          {report.files['umap']}", soft_wrap=True)
     console.print(f"asked at  {url}/v1/annotate and {url}/v1/embed (OpenAPI: {url}/docs)", soft_wrap=True)
     console.print("\nNext:")

@@ -108,6 +108,18 @@ def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVers
         return [describe(version, model) for version in _versions(client, name)]
 
 
+def list_models(*, tracking: TrackingConfig) -> list[str]:
+    """Return the names of all registered models, sorted."""
+    client = connect(tracking.uri)
+    with explained(tracking.uri):
+        page = client.search_registered_models()
+        names = [model.name for model in page]
+        while page.token:
+            page = client.search_registered_models(page_token=page.token)
+            names += [model.name for model in page]
+    return sorted(names)
+
+
 def find_model(client: MlflowClient, name: str) -> RegisteredModel:
     """The registered model, or an error that lists those there are."""
     from mlflow.exceptions import MlflowException

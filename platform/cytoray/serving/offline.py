@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from cytoray import progress, storage
+from cytoray import cluster, progress, storage
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.base import SourceDescription
 from cytoray.corpus.readers.finding import expand_sources
@@ -153,17 +153,26 @@ def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advan
     missing = [item for item in ranges if item.file not in counts]
     advance(sum(item.stop - item.start for item in ranges if item.file in counts))
     if missing:
-        numbers = [{"number": number} for number in range(len(missing))]
-        dataset = ray.data.from_items(numbers, override_num_blocks=len(missing))
-        compute = ray.data.ActorPoolStrategy(size=min(task.num_actors, len(missing)))
-        embedder: Any = _RangeEmbedder
-        mapped = dataset.map(
-            embedder, fn_constructor_args=(task, missing), compute=compute, num_gpus=task.num_gpus or None
-        )
-        for row in mapped.iter_rows():
+        for row in _embed_missing(task, missing):
             counts[row["file"]] = row["num_cells"], row["num_empty"]
             advance(row["num_rows"])
     return counts
+
+
+def _embed_missing(task: EmbedTask, missing: list[_Range]) -> Iterable[dict[str, Any]]:
+    """Embed row ranges: few cells in this process if Ray is not running, else by Ray's actors."""
+    numbers = [{"number": number} for number in range(len(missing))]
+    if cluster.is_small(sum(item.stop - item.start for item in missing)):
+        return map(_RangeEmbedder(task, missing), numbers)
+    cluster.start()
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(missing))
+    compute = ray.data.ActorPoolStrategy(size=min(task.num_actors, len(missing)))
+    embedder: Any = _RangeEmbedder
+    embedded = dataset.map(
+        embedder, fn_constructor_args=(task, missing), compute=compute, num_gpus=task.num_gpus or None
+    )
+    rows: Iterable[dict[str, Any]] = embedded.iter_rows()
+    return rows
 
 
 def _read_counts(entry: storage.ObjectInfo) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from cytoray.errors import ConfigError
 from cytoray.registry.gate import GateConfig
 from cytoray.serving.config import ServeConfig
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import CORPUS, NAME, FinetuneConfig, PretrainConfig
+from cytoray.training.config import CORPUS, NAME, FinetuneConfig, PretrainConfig, ShapeConfig
 
 MODEL = (
     "models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME (a finished run of this store), or a bundle's folder or URI."
@@ -105,9 +105,17 @@ STAGES: dict[str, type[Config]] = {
 }
 
 
+class ModelShapeConfig(ShapeConfig):
+    """A model's shape in a file of its own, which the files of runs include: it has no ``kind`` and only these keys."""
+
+    kind: Literal["model"] = Field("model", description="What this file configures.")
+
+
 def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file as the configuration that its ``kind`` names; ConfigError lists every mistake."""
     tree = read_tree(path, overrides=overrides)
+    if tree.data and tree.data.keys() <= ModelShapeConfig.model_fields.keys() - {"kind"}:
+        return validate_tree(ModelShapeConfig, tree, source=str(path))
     kind = tree.data.get("kind")
     if not isinstance(kind, str) or kind not in STAGES:
         line = tree.origin(("kind",)) or f"{path}:1"

@@ -1,4 +1,4 @@
-"""What files in jobs/ and stage commands do: read the configuration, connect to Ray, one call, print JSON."""
+"""What files in jobs/ and stage commands do: read the configuration, one call, print JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cytoray.cluster import connected
+from cytoray.cluster import available
 from cytoray.config import Config, load_config
 from cytoray.errors import CytorayError
 from cytoray.stages.config import STAGES
@@ -39,21 +39,21 @@ def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None =
 
 
 def run_stage(stage: str, path: Path, *, overrides: Sequence[str], num_cpus: int) -> dict[str, Any]:
-    """Check the configuration, connect to Ray, run the stage; what of its result is worth printing."""
+    """Check the configuration and run the stage; returns what of its result is worth printing."""
     return run_configured(stage, load_config(STAGES[stage], path, overrides=overrides), num_cpus=num_cpus)
 
 
 def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, Any]:
-    """Connect to Ray and run a stage; what of its result is worth printing.
+    """Run a stage and return what of its result is worth printing; Ray starts only if the stage comes to need it.
 
-    The result of a training run that is finished is returned without Ray.
+    The result of a training run that is finished is returned without loading what trains.
     """
     if isinstance(config, PretrainConfig | FinetuneConfig):
         from cytoray.stages.resume import summarise_finished  # imports torch, which takes seconds
 
         if (found := summarise_finished(config)) is not None:
             return found
-    with connected(num_cpus=num_cpus):
+    with available(num_cpus=num_cpus):
         from cytoray.stages import run  # after the configuration is known to be good: this takes seconds
 
         return run.SUMMARIES[stage](config)

@@ -15,7 +15,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cytoray import failpoints, progress
+from cytoray import cluster, failpoints, progress
 from cytoray.cluster import user_error
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
@@ -74,6 +74,7 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
 def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: progress.Advance) -> Done:
     """Run Ray Train and report steps while it runs."""
     config = spec.config
+    cluster.start()
     board = _build_board(spec, record)
     threading.Thread(target=_prepare_tracking, args=(config.tracking,), daemon=True).start()
     settings = WorkerSettings(

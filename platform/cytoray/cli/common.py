@@ -1,0 +1,101 @@
+"""Shared by all commands: the options that have one default everywhere, output as text or JSON, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import Field
+
+from cytoray.config import Config, Location
+from cytoray.errors import CytorayError
+
+if TYPE_CHECKING:
+    from cytoray.tracking import TrackingConfig
+
+DEFAULTS_FILE = Path("cytoray.yaml")
+STORE, TRACKING = "CYTORAY_STORE", "MLFLOW_TRACKING_URI"
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 unexpected failure or interrupted; 2 a mistake in the command, the settings or the data, "
+    "with its remedy; 75 training was asked to stop and can be continued."
+)
+Store = Annotated[
+    str,
+    typer.Option(envvar=STORE, help="Root of everything cytoray keeps: s3://bucket/prefix or a folder."),
+]
+TrackingUri = Annotated[str, typer.Option("--uri", envvar=TRACKING, help="MLflow: http(s)://… or sqlite:////…")]
+AsJson = Annotated[bool, typer.Option("--json", help='Print one JSON object; an error is {"error": …} on stdout.')]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")]
+
+
+class Defaults(Config):
+    """``cytoray.yaml`` in the working folder: what need not be repeated in every command."""
+
+    store: Location | None = Field(None, description="Root of everything cytoray keeps.")
+    tracking_uri: str | None = Field(None, description="MLflow: http(s)://host:port or sqlite:////path/mlflow.db.")
+
+
+def load_defaults() -> None:
+    """Take store and MLflow from ``cytoray.yaml`` of the working folder, unless the environment names them already.
+
+    They are put into the environment: flags win over it, it over the file.
+    """
+    if not DEFAULTS_FILE.is_file():
+        return
+    from cytoray.config import load_config
+
+    found = load_config(Defaults, DEFAULTS_FILE)
+    for variable, value in {STORE: found.store, TRACKING: found.tracking_uri}.items():
+        if value is not None:
+            os.environ.setdefault(variable, value)
+
+
+def tracking_of(uri: str) -> TrackingConfig:
+    """Return the MLflow that ``--uri`` names; ConfigError if it is not one."""
+    from cytoray.config import build_config
+    from cytoray.tracking import TrackingConfig
+
+    return build_config(TrackingConfig, overrides=[f"uri={json.dumps(uri)}"])
+
+
+def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what a command found: one JSON object, or lines of text."""
+    if as_json:
+        from pydantic_core import to_jsonable_python
+
+        typer.echo(json.dumps(to_jsonable_python(value), indent=1))
+        return
+    for line in lines:
+        typer.echo(line)
+
+
+def print_error(kind: str, problem: str, *, remedy: str = "", details: dict[str, Any] | None = None) -> None:
+    """Print an error as the JSON object that every command with ``--json`` prints, on stdout."""
+    error = {"kind": kind, "message": problem, "remedy": remedy, "details": details or {}}
+    typer.echo(json.dumps({"error": error}, indent=1, default=str))
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.2f} TB"
+
+
+def folders_end_in_slash(uris: Iterable[str]) -> list[str]:
+    """Return the URIs, a local folder with the '/' at its end that means all files below it."""
+    return [f"{uri}/" if not uri.endswith("/") and Path(uri).expanduser().is_dir() else uri for uri in uris]
+
+
+def report_mistake(error: CytorayError, *, as_json: bool) -> None:
+    """Print a user's mistake: a paragraph on stderr, or JSON on stdout."""
+    if as_json:
+        print_error(type(error).__name__, error.problem, remedy=error.remedy, details=error.details)
+    else:
+        typer.echo(f"error: {error}", err=True)

@@ -1,0 +1,148 @@
+"""Every block of the README and of docs/ is checked: commands parse with their files, those about corpora are run."""
+
+from __future__ import annotations
+
+import ast
+import glob
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from cytoray.cli.common import Defaults
+from cytoray.cli.main import app
+from cytoray.stages.config import STAGES, load_stage_config
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LANGUAGES = {"bash", "python", "yaml", "text", "json"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a file."""
+
+    file: str
+    number: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}-{self.number}"
+
+    def commands(self) -> Iterator[list[str]]:
+        """The words of each command."""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def blocks(language: str | None = None) -> list[Block]:
+    found = [
+        Block(path.name, number, *match)
+        for path in FILES
+        for number, match in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
+    ]
+    return [block for block in found if language in (None, block.language)]
+
+
+def parse_cytoray(words: list[str]) -> dict[str, Any]:
+    """The arguments of a ``cytoray`` command, which must be one, with files of ours that are there and good."""
+    command, arguments = typer.main.get_command(app), words
+    while hasattr(command, "commands"):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    found: dict[str, Any] = command.make_context(" ".join(words), list(arguments)).params
+    if found.get("config"):
+        config = load_stage_config(ROOT / found["config"], overrides=found.get("overrides") or ())
+        assert words[0] in (config.kind, "data", "train")
+    return found
+
+
+def check_command(words: list[str]) -> None:
+    match words:
+        case ["cytoray", *arguments]:
+            parse_cytoray(arguments)
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        case ["curl", *_, payload]:
+            assert json.loads(payload).keys() == {"genes", "cells"}
+        case ["ray", "job", "submit", "--runtime-env", file, "--", "python", "-m", job, "--config", config, *_]:
+            assert (ROOT / file).is_file()
+            stage = job.removeprefix("jobs.")
+            assert stage in STAGES
+            assert (ROOT / "jobs" / f"{stage}.py").is_file()
+            load_stage_config(ROOT / config)
+        case ["ray", "start", "--head"] | ["export", *_]:
+            pass
+        case _:
+            pytest.fail(f"nothing checks {words}")
+
+
+def test_every_block_has_a_language_that_is_checked():
+    assert {block.language for block in blocks()} <= LANGUAGES
+    assert len(blocks("bash")) > 5
+
+
+@pytest.mark.parametrize("block", blocks("bash"), ids=str)
+def test_every_command_is_one(block: Block):
+    for words in block.commands():
+        check_command(words)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_parses_and_imports_what_is_there(block: Block):
+    tree = ast.parse(block.text)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), str(block), "exec"), {})
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.file == "quickstart.md"], ids=str)
+def test_defaults_are_those_that_are_read(block: Block):
+    assert yaml.safe_load(block.text).keys() == Defaults.model_fields.keys()
+
+
+def run(words: list[str]) -> str:
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, (words, done.output)
+    return done.output
+
+
+def test_the_corpus_commands_run_as_written(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Against an S3 server; only the bucket is another, and two prefixes are filled with the first command's cells."""
+    monkeypatch.chdir(tmp_path)
+    commands, python = (next(b for b in blocks(kind) if b.file == "corpora.md") for kind in ("bash", "python"))
+    bucket, _, prefix = s3_uri.removeprefix("s3://").partition("/")
+    outputs = {}
+    for words in commands.commands():
+        here = [word.replace("s3://bucket", s3_uri) for word in words[1:]]
+        outputs.setdefault(words[2], run(here))
+        if words[2] == "synth":
+            files = sorted((tmp_path / "synthetic").glob("*.h5ad"))
+            for number, file in enumerate(files):
+                folder = "raw" if number < len(files) // 2 else "more"
+                boto3.client("s3").upload_file(str(file), bucket, f"{prefix}/{folder}/{file.name}")
+    assert outputs.keys() >= {"synth", "validate", "ingest", "ls", "show", "diff", "verify", "export", "gc"}
+    assert "blood@2" in outputs["ls"]
+    assert (tmp_path / "blood.h5ad").is_file()
+    assert (tmp_path / "report" / "report.html").is_file()
+    scope: dict[str, Any] = {}
+    exec(compile(python.text.replace("s3://bucket", s3_uri), str(python), "exec"), scope)
+    assert scope["batch"].gene_ids.shape[0] == 64
+
+
+def test_the_check_of_all_configurations_is_good_as_written(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    (words,) = [words for block in blocks("bash") for words in block.commands() if words[1:3] == ["config", "check"]]
+    files = sorted(glob.glob(words[3]))
+    assert len(files) > 10
+    assert run(["config", "check", *files]).count(": good") == len(files)
