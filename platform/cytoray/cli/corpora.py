@@ -99,9 +99,9 @@ def list_(store: Store, as_json: AsJson = False) -> None:
         for manifest in manifests
     ]
     lines = (
-        f"{row['corpus']}@{row['version']}  {row['num_cells']:,} cells  {_size(row['num_bytes'])}  "
-        f"{row['num_shards']:,} shards  {row['digest'][:16]}"
-        for row in rows
+        f"{manifest.name}@{manifest.version}  {manifest.num_cells:,} cells  {_size(manifest.num_bytes)}  "
+        f"{len(manifest.shards):,} shards  {manifest.digest[:16]}"
+        for manifest in manifests
     )
     print_answer({"corpora": rows}, lines, as_json=as_json)
 
