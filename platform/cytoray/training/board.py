@@ -52,10 +52,9 @@ class Board:
             events=(*news.events, event),
         )
 
-    def post(self, step: int, loss: float) -> bool:
-        """Note the newest step; whether the run is to stop."""
+    def post(self, step: int, loss: float) -> None:
+        """Note the newest step."""
         self._news = replace(self._news, step=step, loss=loss)
-        return self._stop
 
     def end(self, mlflow_run_id: str | None) -> None:
         """Note the MLflow run, None if MLflow was never reached."""
@@ -73,6 +72,10 @@ class Board:
     def request_stop(self) -> None:
         """Have the workers stop after their step."""
         self._stop = True
+
+    def is_stopping(self) -> bool:
+        """Whether the workers are to stop."""
+        return self._stop
 
     def read(self) -> News:
         """What is known now."""

@@ -50,6 +50,11 @@ class TrainConfig(Config):
     micro_batch_tokens: int = Field(
         65_536, gt=0, description="Bound on the real tokens of a micro-batch: a share that has more is cut further."
     )
+    log_every: int = Field(
+        10,
+        gt=0,
+        description="Steps whose losses are fetched from the device and journalled together; fewer if they take long.",
+    )
     checkpoint_every: int = Field(100, gt=0, description="Steps between checkpoints; one is always kept at the end.")
     keep_checkpoints: int = Field(
         2, gt=0, description="Newest committed checkpoints kept, beside the best of a run with validation."
@@ -155,6 +160,7 @@ class RunConfig(Config):
             "workers.collective_timeout_s",
             "train.accumulation",
             "train.micro_batch_tokens",
+            "train.log_every",
             "train.checkpoint_every",
             "train.keep_checkpoints",
             "train.ledger",
