@@ -1,4 +1,4 @@
-"""Steps that are agreed on and prepared ahead: the same results, no waits of the host, and ends on all ranks at once."""
+"""Steps agreed on and prepared ahead: the same results, no waits of the host, and ends on all ranks at once."""
 
 from __future__ import annotations
 
