@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass
 from types import TracebackType
@@ -93,6 +93,8 @@ class StepsAhead:
                 self._ready.put(ready)
         finally:
             self._ready.put(None)
+            if isinstance(batches, Generator):
+                batches.close()  # in the thread that runs it
 
 
 def _make_ready(batches: Iterator[StepBatch], runner: StepRunner, wishes: Callable[[], Wishes]) -> ReadyStep | None:
