@@ -109,6 +109,7 @@ GOALS |= {
         "Ray and DeepSpeed over a plain loop, 1 worker", "%", "plain torch loop, same cells and model", at_most=5
     ),
     "loop_scaling": Goal("2 workers of 1 thread", "cells/s", "1 worker of 1 thread", at_least=1.8, of_ratio=True),
+    "step_traffic": Goal("2 workers of 1 thread, tiny model", "steps/s", "1 worker", at_least=1.8, of_ratio=True),
     "data_wait": Goal("share of the loop that waits for data, tiny model", "%", at_most=1),
     "checkpoint_stall": Goal("share of the loop that checkpoints stall, tiny model", "%", at_most=1),
     "plan_error": Goal("planned step time against a run's, 2 workers x 1 thread", "%", at_most=20),

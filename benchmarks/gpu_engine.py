@@ -31,7 +31,7 @@ from cytoray.training import engine as engines
 from cytoray.training.calibration import random_batch
 from cytoray.training.config import GenerativeConfig, PretrainConfig, ShapeConfig, TrainConfig, WorkersConfig
 from cytoray.training.objectives import ObjectiveModule, build_pretraining_objective
-from cytoray.training.steps import StepRunner
+from cytoray.training.steps import StepRunner, build_host_group
 
 WARM_UP_STEPS = 3
 
@@ -66,7 +66,7 @@ def _measure(options: argparse.Namespace, stage: int, *, second_pass: bool) -> d
     objective = build_pretraining_objective(config.objective, pad_id=vocabulary.pad_id)
     torch.manual_seed(0)
     engine = engines.build_engine(ObjectiveModule(ScGPT(model, pad_id=vocabulary.pad_id), objective), config, 1)
-    runner = StepRunner(engine, config, model, objective)
+    runner = StepRunner(engine, config, model, objective, build_host_group(60))
     batch = random_batch(config, options.length, ratio=0.5, step=0, num_cells=options.cells)
     plan = runner.plan(batch)
     for _ in range(WARM_UP_STEPS):

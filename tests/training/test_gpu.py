@@ -25,7 +25,7 @@ from cytoray.training.calibration import random_batch
 from cytoray.training.checkpoint import Checkpoint, CheckpointWriter, TrainerState, latest_checkpoint
 from cytoray.training.config import OptimizerConfig, PretrainConfig, ShapeConfig, TrainConfig, WorkersConfig
 from cytoray.training.objectives import Objective, ObjectiveModule, build_pretraining_objective
-from cytoray.training.steps import StepResult, StepRunner
+from cytoray.training.steps import StepFigures, StepRunner, build_host_group
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
@@ -89,11 +89,12 @@ class Engine:
         self.engine: Any = engines.build_engine(ObjectiveModule(module, objective), config, 1)
         if saved is not None:
             engines.restore(self.engine, saved)
-        self.runner = StepRunner(self.engine, config, model, objective)
+        self.runner = StepRunner(self.engine, config, model, objective, build_host_group(60))
 
-    def take(self, step: int) -> StepResult:
+    def take(self, step: int) -> StepFigures:
         batch = cells_of(self.config, step)
-        return self.runner.take(batch, self.runner.plan(batch))
+        (figures,) = self.runner.fetch([self.runner.take(batch, self.runner.plan(batch))])
+        return figures
 
 
 def plain_step(config: PretrainConfig) -> tuple[float, float, dict[str, torch.Tensor]]:
@@ -119,7 +120,10 @@ def test_a_step_in_fp32_is_that_of_plain_torch_on_the_cpu(stage: int, tmp_path: 
     done = ours.take(0)
     assert done.losses["loss"] == pytest.approx(loss, rel=1e-5)
     assert done.gradient_norm == pytest.approx(norm, rel=1e-4)
-    found, rate = engines.gather_weights(ours.engine), done.learning_rate
+    found, rate = (
+        engines.gather_weights(ours.engine),
+        engines.learning_rate(config.optimizer, 0, config.train.num_steps),
+    )
     far = {name: float((found[name] - weight).abs().max()) for name, weight in weights.items()}
     assert {name: error for name, error in far.items() if error > 1e-2 * rate} == {}
     ours.engine.destroy()

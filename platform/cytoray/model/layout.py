@@ -31,7 +31,10 @@ class Segments:
     @cached_property
     def counts(self) -> Tensor:
         """Lengths as int64 (B,)."""
-        return torch.tensor(self.lengths, dtype=torch.int64, device=self.device)
+        counts = torch.tensor(self.lengths, dtype=torch.int64)
+        if self.device.type == "cuda":
+            counts = counts.pin_memory()  # or the host would wait for all that the device has still to do
+        return counts.to(self.device, non_blocking=True)
 
     @cached_property
     def starts(self) -> Tensor:
@@ -104,7 +107,9 @@ class Layout:
     @cached_property
     def cls_rows(self) -> Tensor:
         """Rows that the last layer must compute: the first of each cell, and every unknown one."""
-        first = self.known.starts[self.known.counts > 0]
+        first = self.known.starts
+        if not all(self.known.lengths):  # known to the host; selecting by a mask on a GPU waits for the device
+            first = first[self.known.counts > 0]
         if self.unknown is None:
             return first
         known, unknown = self.known.total, self.unknown.total

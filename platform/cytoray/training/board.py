@@ -53,10 +53,9 @@ class Board:
             events=(*news.events, event),
         )
 
-    def post(self, step: int, loss: float) -> bool:
-        """Note the newest step; return whether the run is to stop."""
+    def post(self, step: int, loss: float) -> None:
+        """Note the newest step."""
         self._news = replace(self._news, step=step, loss=loss)
-        return self._stop
 
     def end(self, mlflow_run_id: str | None) -> None:
         """Note the MLflow run, None if MLflow was never reached."""
@@ -74,6 +73,10 @@ class Board:
     def request_stop(self) -> None:
         """Ask the workers to stop after the current step."""
         self._stop = True
+
+    def is_stopping(self) -> bool:
+        """Whether the workers are to stop."""
+        return self._stop
 
     def read(self) -> News:
         """Return the newest reports."""

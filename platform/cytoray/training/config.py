@@ -52,6 +52,11 @@ class TrainConfig(Config):
     micro_batch_tokens: int = Field(
         65_536, gt=0, description="Maximum real tokens per micro-batch; a larger share is split further."
     )
+    log_every: int = Field(
+        10,
+        gt=0,
+        description="Steps whose losses are fetched from the device and journalled together; fewer if they take long.",
+    )
     checkpoint_every: int = Field(100, gt=0, description="Steps between checkpoints; the last step always has one.")
     keep_checkpoints: int = Field(
         2, gt=0, description="Newest committed checkpoints kept, besides the best of a run with validation."
@@ -158,6 +163,7 @@ class RunConfig(Config):
             "workers.zero_stage",
             "workers.max_failures",
             "workers.collective_timeout_s",
+            "train.log_every",
             "train.checkpoint_every",
             "train.keep_checkpoints",
             "train.ledger",

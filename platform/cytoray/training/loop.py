@@ -28,6 +28,7 @@ from cytoray.tracking import RunLog
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
 from cytoray.training.agreement import AgreedError, run_together
+from cytoray.training.ahead import ReadyStep, StepsAhead, Wishes
 from cytoray.training.averaging import WeightAverage
 from cytoray.training.config import RunConfig
 from cytoray.training.hardware import describe_worker, package_versions
@@ -35,13 +36,14 @@ from cytoray.training.lease import Lease, LeaseLostError
 from cytoray.training.meter import Meter
 from cytoray.training.objectives import Objective, ObjectiveModule
 from cytoray.training.record import run_folder
-from cytoray.training.steps import StepResult, StepRunner
+from cytoray.training.step_log import StepLog
+from cytoray.training.steps import StepResult, StepRunner, build_host_group
 from cytoray.training.validation import Validator
 
 logger = logging.getLogger(__name__)
-HISTORY_POINTS = 200
 SHOWN_CELLS = 5
-ASK_EVERY_S = 5.0  # between checks for nodes that are about to be preempted, which all workers make together
+LOOK_EVERY_S = 5.0  # between checks for nodes that are about to be preempted, which all workers make together
+HEAR_EVERY_S = 0.5  # between questions to the board whether to stop
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,11 @@ class Trainer:
             if config.train.ema_decay is None
             else WeightAverage(model, decay=config.train.ema_decay, saved=saved.load_ema() if saved else None)
         )
-        self.runner = StepRunner(self.engine, config, settings.model, settings.objective)
+        host_group = build_host_group(config.workers.collective_timeout_s)
+        self.runner = StepRunner(self.engine, config, settings.model, settings.objective, host_group)
         self.validator = None if settings.held_out is None else Validator.read(settings.held_out, settings.objective)
         self.log = _open_log(settings) if dist.get_rank() == 0 else None
+        self.step_log = StepLog(self.runner, self.log, settings.board, config)
         self.ledger = Ledger() if config.train.ledger else None
         folder = checkpoints.checkpoints_uri(config.store, config.run)
         keep = config.train.keep_checkpoints
@@ -114,8 +118,7 @@ class Trainer:
         self.meter = Meter()
         self.selected_by = ""  # name of the error that selects the best checkpoint
         self.in_a_row = 0  # consecutive skipped steps
-        self.answer: Any = None  # the board's answer to the newest post
-        self.checked = time.monotonic()
+        self.heard = self.looked = time.monotonic()
 
     @staticmethod
     def start(settings: WorkerSettings) -> Trainer:
@@ -131,23 +134,45 @@ class Trainer:
 
     def run(self) -> None:
         """Train; at the end, or when stopped, a checkpoint is committed before any rank returns."""
-        batches, stopping = self._batches(), False
         self._report_start()
-        while not stopping and (batch := self.meter.take(batches)) is not None:
-            assert batch.step == self.step, f"data is at step {batch.step}, training at {self.step}"
-            plan = self.runner.plan(batch, self._is_asked_to_stop(), self._is_time_to_check())
-            stopping, asking = plan.signals
-            done = self.runner.take(batch, plan)
-            self.step += 1
-            self._note(batch, done)
-            self._report(done)
-            leaving = asking and self._is_node_leaving()
-            if self.step % self.config.train.checkpoint_every == 0 or self._is_last or stopping or leaving:
-                self._save()
-            failpoint("train.after_step")
+        with StepsAhead(self._batches(), self.runner, self._wishes) as ahead:
+            ahead.ask()
+            stopping = False
+            while not stopping and (ready := self.meter.take(ahead)) is not None:
+                stopping = ready.wishes.stop
+                if not stopping:
+                    ahead.ask()
+                self._take(ready)
+                leaving = ready.wishes.look and self._is_node_leaving()
+                if self.step % self.config.train.checkpoint_every == 0 or self._is_last or stopping or leaving:
+                    self._save()
+                failpoint("train.after_step")
         self.writer.wait()
         dist.barrier()  # no rank returns before the last checkpoint is committed
         self._close_log()
+
+    def _take(self, ready: ReadyStep) -> None:
+        """Take one step; the host waits for its losses only if it was left out, or steps are to be logged."""
+        batch = ready.batch
+        assert batch.step == self.step, f"data is at step {batch.step}, training at {self.step}"
+        done = self.runner.take(batch, ready.plan, ready.parts)
+        self.step += 1
+        rates = {} if self.log is None else self.meter.end_step(done.amounts, self.engine.device)
+        self.step_log.add(self.step, done, rates)
+        if ready.wishes.log or self.step_log.is_due() or not done.applied:
+            self.history += self.step_log.write()
+        self._note(batch, done)
+
+    def _wishes(self) -> Wishes:
+        """The wishes of this rank for the next step, by rank 0's clock; called by the thread that prepares it."""
+        if dist.get_rank():
+            return Wishes()
+        now, stop, look = time.monotonic(), False, False
+        if now - self.heard >= HEAR_EVERY_S:
+            self.heard, stop = now, ray.get(self.settings.board.is_stopping.remote())
+        if now - self.looked >= LOOK_EVERY_S:
+            self.looked, look = now, True
+        return Wishes(stop, look, self.step_log.is_stale())
 
     @property
     def _is_last(self) -> bool:
@@ -169,13 +194,14 @@ class Trainer:
         self.skipped.append(batch.step)
         if self.in_a_row > self.config.train.max_skipped_steps:
             self.writer.wait()
-            _give_up(batch, done, self.in_a_row)
+            _give_up(batch, self.step_log.losses, self.in_a_row)
         if dist.get_rank() == 0:
-            event = f"step {batch.step} was skipped: its gradient is not finite (losses {done.losses})"
+            event = f"step {batch.step} was skipped: its gradient is not finite (losses {self.step_log.losses})"
             self.settings.board.note.remote(event)
 
     def _save(self) -> None:
         """Validate if cells are held out, copy this rank's part of a checkpoint, and start writing it."""
+        self.history += self.step_log.write()
         with self.meter.stalled():
             if self.ledger is not None:
                 place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
@@ -222,37 +248,6 @@ class Trainer:
             zero_stage=self.config.workers.zero_stage,
             elapsed_s=self.elapsed_before + time.monotonic() - self.started,
         )
-
-    def _report(self, done: StepResult) -> None:
-        """Journal one step, keep about 200 of them for the checkpoints, and report it to the board."""
-        if self.log is None:
-            return
-        figures = self.meter.end_step(done.amounts, self.engine.device)
-        norm = {} if done.gradient_norm is None else {"gradient_norm": done.gradient_norm}
-        values = {**done.losses, "learning_rate": done.learning_rate, **norm, **figures}
-        if not done.applied:
-            values["skipped"] = 1.0
-        self.log.log_metrics(values, step=self.step)
-        if self.step % max(1, self.config.train.num_steps // HISTORY_POINTS) == 0 or self._is_last:
-            kept = {name: value for name, value in values.items() if math.isfinite(value)}
-            self.history.append({"step": float(self.step), **kept})
-        answer = self.settings.board.post.remote(self.step, done.losses["loss"])
-        self.answer = self.answer or answer  # keep a pending answer, or fast steps would replace it
-
-    def _is_asked_to_stop(self) -> bool:
-        """Whether the driver has asked to stop, as far as rank 0 knows without waiting."""
-        if self.answer is None or not ray.wait([self.answer], timeout=0)[0]:
-            return False
-        answer, self.answer = bool(ray.get(self.answer)), None
-        return answer
-
-    def _is_time_to_check(self) -> bool:
-        """Whether it is time, by rank 0's clock, to check for nodes that are about to be preempted."""
-        now = time.monotonic()
-        if dist.get_rank() or now - self.checked < ASK_EVERY_S:
-            return False
-        self.checked = now
-        return True
 
     @staticmethod
     def _is_node_leaving() -> bool:
@@ -303,13 +298,13 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
     return ObjectiveModule(model, settings.objective)
 
 
-def _give_up(batch: StepBatch, done: StepResult, in_a_row: int) -> None:
+def _give_up(batch: StepBatch, losses: dict[str, float], in_a_row: int) -> None:
     """Raise AgreedError that names the cells of a step whose gradient is not finite, of all ranks."""
     parts: list[list[str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, [f"{cell:016x}" for cell in batch.cell_ids])
     cells = [cell for part in parts for cell in part or ()]
     error = TrainingError(
-        f"The gradient is not finite at step {batch.step}, the last of {in_a_row} in a row (losses {done.losses}). "
+        f"The gradient is not finite at step {batch.step}, the last of {in_a_row} in a row (losses {losses}). "
         f"Cells of that step: {', '.join(cells[:SHOWN_CELLS])}{', ...' if len(cells) > SHOWN_CELLS else ''}.",
         remedy="Lower optimizer.learning_rate or look at these cells (column _cell_id of the corpus's obs); "
         "weights and the last committed checkpoint are intact.",

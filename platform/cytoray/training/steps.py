@@ -1,20 +1,30 @@
-"""One optimiser step: micro-batches within a token budget, losses over all ranks, and an update if it is finite."""
+"""One optimiser step: micro-batches within a token budget, losses over all ranks, and an update if it is finite.
+
+The host waits for the device in the update alone, which DeepSpeed skips if the gradient is not finite. Plans are
+exchanged by the hosts, and losses and norms stay on the device until ``StepRunner.fetch``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.config import ModelConfig
 from cytoray.tokens.keys import combine
 from cytoray.training import engine as engines
 from cytoray.training.config import RunConfig
-from cytoray.training.objectives import Amounts, Objective
+from cytoray.training.objectives import Amounts, Objective, Prepared
+
+NUM_AMOUNTS = len(dataclasses.fields(Amounts))
 
 
 @dataclass(frozen=True)
@@ -28,68 +38,118 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Results of one optimiser step over all ranks."""
+    """One rank's outcome of an optimiser step; tensors are on the device."""
+
+    sums: dict[str, Tensor]  # losses summed over this rank's terms, by name
+    norm: Tensor | float | None  # of the gradient over all ranks, before clipping; None if DeepSpeed has none
+    learning_rate: float
+    applied: bool  # False if the gradient was not finite: nothing has changed then
+    amounts: Amounts  # over all ranks
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Losses and norm of a step over all ranks, on the host."""
 
     losses: dict[str, float]  # means; ``loss`` is their sum
-    learning_rate: float
-    gradient_norm: float | None  # before clipping; None if DeepSpeed does not report it
-    applied: bool  # False if the gradient was not finite, so that nothing changed
-    amounts: Amounts
+    gradient_norm: float | None
+
+
+def build_host_group(timeout_s: float) -> dist.ProcessGroup:
+    """Build a gloo group of all ranks beside the group that computes. Collective."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    return group
 
 
 @dataclass(frozen=True)
 class StepRunner:
-    """Takes steps with an engine; all methods are collective."""
+    """Takes steps with an engine; every rank must call every method that is marked as collective."""
 
     engine: Any
     config: RunConfig
     model: ModelConfig
     objective: Objective
+    host_group: Any = None  # exchanges plans; the default group if that is gloo and no other thread uses it
 
     def plan(self, batch: StepBatch, *signals: bool) -> StepPlan:
-        """Agree on the number of micro-batches and the amounts of a step, in one exchange.
+        """Agree on the number of micro-batches and the amounts of a step, in one exchange. Collective."""
+        return self.read_plan(self.exchange([*self.measure(batch), *signals]))
 
-        All ranks take the same number, since ZeRO 2 and 3 reduce after each.
-        """
-        mine, train = self.objective.measure(self.model, batch), self.config.train
-        fewest = train.cells_per_step // dist.get_world_size()
+    def measure(self, batch: StepBatch) -> list[int]:
+        """What this rank brings to the plan of a step: the micro-batches it needs, at least 1, and its amounts."""
+        train = self.config.train
         parts = max(train.accumulation, batch.count_parts(train.micro_batch_tokens))
-        row = [parts, *dataclasses.astuple(mine), *signals]
-        rows = torch.empty(dist.get_world_size(), len(row), dtype=torch.float64, device=self.engine.device)
-        dist.all_gather_into_tensor(rows, torch.tensor([row], dtype=torch.float64, device=self.engine.device))
-        most, totals = int(rows[:, 0].max()), rows[:, 1:].sum(dim=0).tolist()
+        return [parts, *dataclasses.astuple(self.objective.measure(self.model, batch))]
+
+    def exchange(self, row: Sequence[int]) -> Tensor:
+        """The rows of all ranks, int64 (ranks, columns), without use of the device. Collective."""
+        rows = torch.empty(dist.get_world_size(), len(row), dtype=torch.int64)
+        dist.all_gather(list(rows.unbind()), torch.tensor(row, dtype=torch.int64), group=self.host_group)
+        return rows
+
+    def read_plan(self, rows: Tensor) -> StepPlan:
+        """The plan that exchanged rows of ``measure`` and signals amount to.
+
+        All ranks take as many micro-batches, since ZeRO 2 and 3 reduce after each.
+        """
+        fewest_cells = self.config.train.cells_per_step // dist.get_world_size()
+        totals = rows[:, 1:].sum(dim=0).tolist()
         return StepPlan(
-            min(most, fewest),
-            Amounts(*(int(total) for total in totals[:4])),
-            tuple(total > 0 for total in totals[4:]),
+            min(int(rows[:, 0].max()), fewest_cells),
+            Amounts(*totals[:NUM_AMOUNTS]),
+            tuple(total > 0 for total in totals[NUM_AMOUNTS:]),
         )
 
-    def take(self, batch: StepBatch, plan: StepPlan) -> StepResult:
-        """One optimiser step; losses are means over all ranks.
+    def prepare(self, batch: StepBatch, plan: StepPlan) -> list[Prepared]:
+        """The micro-batches of a step on the host; for a GPU in page-locked memory, so that copies do not block."""
+        parts = [self.objective.prepare(part) for part in batch.split(plan.num_parts)]
+        on_gpu = torch.device(self.engine.device).type == "cuda"
+        return [pin(part) for part in parts] if on_gpu else parts
+
+    def take(self, batch: StepBatch, plan: StepPlan, parts: Sequence[Prepared] | None = None) -> StepResult:
+        """Take one optimiser step on ``parts``, which are prepared here if they are not yet. Collective.
 
         Losses are divided by the number of terms over all ranks and micro-batches, so the result depends on neither.
         """
         engine, config, rank = self.engine, self.config, dist.get_rank()
-        terms = max(plan.amounts.terms, 1)
+        scale = dist.get_world_size() / max(plan.amounts.terms, 1)  # DeepSpeed takes the mean over ranks, not the sum
         rate = engines.learning_rate(config.optimizer, batch.step, config.train.num_steps)
         engines.set_learning_rate(engine, rate)
-        sums: dict[str, torch.Tensor] = {}
-        for index, part in enumerate(batch.split(plan.num_parts)):
+        sums: dict[str, Tensor] = {}
+        for index, part in enumerate(self.prepare(batch, plan) if parts is None else parts):
             torch.manual_seed(int(combine(config.train.seed, batch.step, rank, index)) % 2**63)
-            losses = engine(self.objective.prepare(part).to(engine.device), batch.step)
-            # DeepSpeed averages over ranks; the sum is needed.
-            engine.backward(torch.stack(list(losses.values())).sum() * (dist.get_world_size() / terms))
+            losses = engine(part.to(engine.device), batch.step)
+            engine.backward(torch.stack(list(losses.values())).sum() * scale)
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         applied = engines.update(engine)
-        means = torch.stack(list(sums.values())).double() / terms
-        dist.all_reduce(means)
-        values = dict(zip(sums, means.tolist(), strict=True))
-        norm = engine.get_global_grad_norm()
-        return StepResult(
-            {"loss": sum(values.values()), **values},
-            rate,
-            None if norm is None else float(norm),
-            applied,
-            plan.amounts,
+        return StepResult(sums, engine.get_global_grad_norm(), rate, applied, plan.amounts)
+
+    def fetch(self, results: Sequence[StepResult]) -> list[StepFigures]:
+        """Losses and norms of steps, in one reduction and one copy to the host for all of them. Collective."""
+        if not results:
+            return []
+        means = torch.cat(
+            [torch.stack(list(done.sums.values())).double() / max(done.amounts.terms, 1) for done in results]
         )
+        dist.all_reduce(means)
+        known = [math.nan if done.norm is None else done.norm for done in results]
+        norms = [torch.as_tensor(norm, dtype=means.dtype, device=means.device) for norm in known]
+        values = iter(torch.cat([means, torch.stack(norms)]).tolist())
+        losses = [{name: next(values) for name in done.sums} for done in results]
+        return [
+            StepFigures({"loss": sum(own.values()), **own}, None if done.norm is None else norm)
+            for done, own, norm in zip(results, losses, values, strict=True)
+        ]
+
+
+def pin(prepared: Any) -> Any:
+    """Copy the tensors of a dataclass, and of those in it, to page-locked memory."""
+    pinned = {}
+    for field in dataclasses.fields(prepared):
+        value = getattr(prepared, field.name)
+        if isinstance(value, Tensor):
+            pinned[field.name] = value.pin_memory()
+        elif dataclasses.is_dataclass(value):
+            pinned[field.name] = pin(value)
+    return dataclasses.replace(prepared, **pinned)
