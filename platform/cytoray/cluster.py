@@ -171,7 +171,7 @@ def _is_rays(error: Exception) -> bool:
 
 
 def _quiet() -> None:
-    """Ray Data's own bars would be drawn over ours, once in each worker; errors are told once, as a paragraph."""
+    """Switch off Ray Data's progress bars, which would overwrite ours, and its repeated error reports."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

@@ -1,4 +1,4 @@
-"""Configuration as data: a frozen strict base, YAML plus ``--set a.b=c``, every mistake told at once with its line."""
+"""Configuration as data: a frozen strict base, YAML plus ``--set a.b=c``, all mistakes reported at once."""
 
 from __future__ import annotations
 
@@ -207,10 +207,10 @@ def validate_tree(kind: type[ConfigType], tree: _Tree, *, source: str) -> Config
         return kind.model_validate_json(json.dumps(tree.data, default=str), strict=True)
     except ValidationError as error:
         details = error.errors()
-        # A misspelt required key is one mistake: it is told as the unknown key, not once more as the missing one.
+        # A misspelt required key is one mistake: it is reported as unknown, not as missing as well.
         meant = {_nearest(kind, detail["loc"]) for detail in details if detail["type"] == "extra_forbidden"}
-        told = [detail for detail in details if detail["type"] != "missing" or _dotted(detail["loc"]) not in meant]
-        lines = [_explain(kind, tree, detail) for detail in told]
+        shown = [detail for detail in details if detail["type"] != "missing" or _dotted(detail["loc"]) not in meant]
+        lines = [_explain(kind, tree, detail) for detail in shown]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(
             f"{source}: {count} in this configuration:\n  " + "\n  ".join(lines),

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class FailpointError(CytorayError):
-    """What the action ``raise`` raises."""
+    """Raised by the action ``raise``."""
 
 
 def failpoint(name: str) -> None:
@@ -41,7 +41,7 @@ def failpoint(name: str) -> None:
 
 
 def _is_first(name: str) -> bool:
-    """Whether no process has fired this point yet; always where that is not to be told."""
+    """Whether no process has fired this point yet; always True if firings are not recorded."""
     folder = os.environ.get(ONCE_VARIABLE)
     if not folder:
         return True
@@ -59,7 +59,7 @@ def _fire(name: str, action: str) -> None:
     if verb == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif verb == "raise":
-        raise FailpointError(f"Failpoint {name} was told to raise.", remedy=f"Unset {VARIABLE}.", point=name)
+        raise FailpointError(f"Failpoint {name} was set to raise.", remedy=f"Unset {VARIABLE}.", point=name)
     elif verb == "enospc":
         raise OSError(errno.ENOSPC, f"No space left on device (failpoint {name})")
     elif verb == "sleep":

@@ -115,6 +115,7 @@ def _bar(console: Console, title: str, total: float, unit: str) -> Iterator[Adva
         task = bar.add_task(title, total=total or None, unit=unit, note="", left="")
 
         def advance(amount: float, note: str = "", *, already: bool = False) -> None:
+            """Count work done and update the display."""
             pace.add(amount, already=already)
             bar.update(task, completed=pace.done, note=note, left=pace.left)
 
@@ -126,12 +127,14 @@ def _lines(title: str, total: float, unit: str, *, brief: bool) -> Iterator[Adva
     pace, last, shown = _Pace(total), time.monotonic(), False
 
     def show(note: str) -> None:
+        """Print one line."""
         left = f", {pace.left}" if pace.left else ""
         of = f"/{total:.0f}" if total else ""
         rate = f"{pace.rate:.1f}" if pace.rate >= 1 or not pace.rate else f"{pace.rate:.2g}"
         print(f"  {title}: {pace.done:.0f}{of} {unit}, {rate}/s{left} {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
 
     def advance(amount: float, note: str = "", *, already: bool = False) -> None:
+        """Count work done and update the display."""
         nonlocal last, shown
         pace.add(amount, already=already)
         if time.monotonic() - last >= LINE_EVERY_S:

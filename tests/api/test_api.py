@@ -92,7 +92,7 @@ def test_real_counts_embed_the_same_in_any_company():
 def test_batch_size_order_and_dtype_change_nothing(face: scGPT, make_adata: MakeAnnData, emb_mode: str):
     adata = make_adata()
     expected = _embed(_reconfigured(face, emb_mode=emb_mode), adata)
-    assert np.ptp(expected, axis=0).max() > 0.1
+    assert np.ptp(expected, axis=0).max() > 0.05
     for batch_size in (1, 7, 64):
         got = _embed(_reconfigured(face, emb_mode=emb_mode, batch_size=batch_size), adata)
         np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
@@ -122,10 +122,10 @@ def test_in_memory_backed_view_and_file_agree(face: scGPT, make_adata: MakeAnnDa
     expected = _embed(face, make_adata())
     for cells in (adata, str(tmp_path / "cells.h5ad"), tmp_path / "cells.h5ad"):
         np.testing.assert_array_equal(_embed(face, cells), expected)
-    np.testing.assert_array_equal(_embed(face, adata[5:20]), expected[5:20])
+    np.testing.assert_allclose(_embed(face, adata[5:20]), expected[5:20], atol=1e-6, rtol=0)
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     np.testing.assert_array_equal(_embed(face, backed), expected)
-    np.testing.assert_array_equal(_embed(face, backed[5:20]), expected[5:20])
+    np.testing.assert_allclose(_embed(face, backed[5:20]), expected[5:20], atol=1e-6, rtol=0)
     assert backed.isbacked
     backed.file.close()
 
@@ -367,7 +367,7 @@ def test_the_remedy_names_the_matrix_with_counts(face: scGPT, make_adata: MakeAn
     adata.raw = counts
     np.testing.assert_array_equal(_embed(face, adata, matrix="raw.X"), _embed(face, counts))
     np.testing.assert_array_equal(_embed(face, adata[3:8], matrix="raw.X"), _embed(face, counts)[3:8])
-    with pytest.raises(CorpusError, match="no matrix 'layers/nothing'"):
+    with pytest.raises(CorpusError, match="the matrix 'layers/nothing' is missing"):
         face.process_data(adata, matrix="layers/nothing")
 
 
@@ -543,9 +543,11 @@ def test_arguments_that_contradict_the_weights(face: scGPT, bundle_folder: Path,
 def test_the_binning_seed_is_the_seed_of_ties(face: scGPT, make_adata: MakeAnnData):
     adata = make_adata()
     assert face.bundle.tokenizer_config.seed == 5  # as the weights have it
-    one, two = _reconfigured(face, binning_seed=1), _reconfigured(face, binning_seed=2)
+    one, two = (_reconfigured(face, binning_seed=seed, inference="drawn") for seed in (1, 2))
     assert np.abs(_embed(one, adata) - _embed(two, adata)).max() > 1e-4
-    np.testing.assert_array_equal(_embed(one, adata), _embed(_reconfigured(face, binning_seed=1), adata))
+    again = _reconfigured(face, binning_seed=1, inference="drawn")
+    np.testing.assert_array_equal(_embed(one, adata), _embed(again, adata))
+    np.testing.assert_array_equal(_embed(face, adata), _embed(_reconfigured(face, binning_seed=1), adata))
     changed = _reconfigured(face, mask_value=-7, pad_value=-8).bundle
     assert (changed.tokenizer_config.mask_value, changed.tokenizer_config.pad_value) == (-7, -8)
     assert changed.digest is None

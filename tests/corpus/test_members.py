@@ -127,7 +127,7 @@ def test_repeated_cells_are_tokenised_anew(corpus):
     [
         ({"select": "kind == 'type 7'"}, "no cell is selected"),
         ({"weights": ObsWeights("kind", {"type 7": 1.0})}, "has no value 'type 7'"),
-        ({"weights": ObsWeights("kind", {"type 1": -1.0})}, "below zero"),
+        ({"weights": ObsWeights("kind", {"type 1": -1.0})}, "negative weight"),
         ({"weights": ObsWeights("tissue")}, "no column 'tissue'"),
         ({"select": "tissue == 'blood'"}, "tissue"),
     ],

@@ -42,7 +42,8 @@ class CheckedReading:
 
         ``advance`` receives the number of cells done.
         """
-        num_cells = self.reader.describe().num_cells
+        # An AnnData without cells has no embeddings, which is an answer; files without cells are refused elsewhere.
+        num_cells = self.reader.describe().num_cells if len(self.reader.obs) else 0
         ids = cell_id("", [str(name) for name in self.reader.obs.index])
         parts, whole = [], True
         for start in range(0, max(num_cells, 1), ROWS_AT_A_TIME):

@@ -27,7 +27,7 @@ PLACES = 256  # by quantile, and as many evenly spread
 
 
 def select_genes(cells: PackedCells, num_genes: int, flavor: Flavor, *, counts: bool) -> Int32:
-    """Ids of the ``num_genes`` most variable genes, ascending; all that occur if there are no more.
+    """Ids of the ``num_genes`` most variable genes, ascending; all that occur if those are fewer.
 
     ``seurat_v3`` works on raw counts; the others on counts that are normalised and logged first, or on expression
     (``counts`` False) as it is. Raises ConfigError for ``seurat_v3`` without counts.

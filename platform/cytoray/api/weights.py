@@ -57,8 +57,8 @@ def adapted(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
     _refuse_contradictions(config, bundle.model.config)
     changes = {field: getattr(config, name) for name, field in _TOKENS.items() if name in config.given}
     tokenizer_config = bundle.tokenizer_config.model_copy(update=changes)
-    told = {field: getattr(config, name) for name, field in _INFERENCE.items() if name in config.given}
-    inference = bundle.inference.model_copy(update=told)
+    given = {field: getattr(config, name) for name, field in _INFERENCE.items() if name in config.given}
+    inference = bundle.inference.model_copy(update=given)
     same = tokenizer_config == bundle.tokenizer_config and inference == bundle.inference
     digest = bundle.digest if same else None
     return replace(bundle, tokenizer_config=tokenizer_config, inference=inference, digest=digest)

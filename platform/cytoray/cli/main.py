@@ -104,6 +104,7 @@ def _stage_command(name: str, help_text: str) -> Callable[..., None]:
         overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
         num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
     ) -> None:
+        """Run this stage; the docstring is replaced below."""
         from cytoray.stages.job import print_result, run_stage
 
         print_result(run_stage(name, config, overrides=overrides, num_cpus=num_cpus))
@@ -135,7 +136,7 @@ def embed(
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
 ) -> None:
-    """Embed and annotate the cells of files offline, any number of them; a killed run goes on where it was."""
+    """Embed and annotate the cells of files offline, any number of them; a killed run continues where it stopped."""
     from cytoray.config import build_config, load_config
     from cytoray.stages.config import EmbedConfig
 

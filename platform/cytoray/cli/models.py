@@ -80,7 +80,7 @@ def import_(
         bool, typer.Option("--allow-missing", help="Let a head that is there in part start from initial values.")
     ] = False,
 ) -> None:
-    """Turn a public scGPT checkpoint into a bundle; tells what became of each tensor, runs nothing of it."""
+    """Convert a public scGPT checkpoint into a bundle; reports each tensor and runs no code from the files."""
     from cytoray.model.bundle import save_bundle
     from cytoray.model.public_checkpoint import load_public_checkpoint
 

@@ -124,6 +124,7 @@ def plan_in_tasks(config: IngestConfig) -> IngestPlan:
     """Run ``plan_ingest``, opening the sources in Ray tasks if there are several."""
 
     def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
+        """Describe the sources, many of them by Ray tasks."""
         if len(sources) < (FEW_SOURCES if ray.is_initialized() else MANY_SOURCES):
             yield from map(describe, sources)
             return

@@ -92,6 +92,7 @@ def synthesise(folder: Path, config: SynthConfig, *, advance: progress.Advance =
     ]
 
     def write(part: _Part) -> Path:
+        """Write one file."""
         _write_part(part, config, world, advance)
         return part.path
 

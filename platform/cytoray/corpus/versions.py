@@ -142,6 +142,7 @@ def verify(store: str, name: str, *, advance: progress.Advance = progress.silent
             files.update({file.key: (file, shard) for file in shard.files})
 
     def check(entry: tuple[FileRecord, ShardRecord | None]) -> Damage | None:
+        """Verify one file."""
         damage = _check_file(uri, *entry)
         advance(entry[0].num_bytes)
         return damage

@@ -56,6 +56,7 @@ def _block_mask(layout: Layout, *, everything: bool) -> BlockMask:
     known = torch.arange(len(cells), device=device) < layout.known.total
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query may attend to a key."""
         row = rows[query]
         return (cells[row] == cells[key]) & (known[key] | (row == key))
 

@@ -156,10 +156,12 @@ class _ReverseGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, inputs: Tensor) -> Tensor:
+        """Return the input."""
         return inputs.view_as(inputs)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
+        """Return the reversed gradient."""
         return -gradient
 
 

@@ -26,7 +26,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says of C cells, in the order they were given."""
+    """Predictions for C cells, in their order."""
 
     embeddings: Float32  # (C, D), L2-normalised
     probabilities: Float32 | None  # (C, K), rows sum to 1; None where the bundle has no labels
@@ -46,8 +46,8 @@ class CellPredictor:
     ) -> None:
         """``batch_tokens`` bounds the tokens of a minibatch; a longer single cell goes alone.
 
-        ``pooling`` is how hidden states become an embedding, by default the model's own way. ``empty_cells`` tells
-        what becomes of cells without any gene: a ModelError, or NaN in all their results.
+        ``pooling`` is how hidden states become an embedding, by default the model's own way. ``empty_cells``:
+        cells without any gene raise a ModelError, or have NaN in all their results.
         """
         self._bundle = bundle
         # Small minibatches stay in the CPU's cache: 4,096 tokens run 1.5 times as fast as 65,536 (12 x 512).
@@ -59,7 +59,7 @@ class CellPredictor:
     def predict(
         self, cells: SparseCells | PackedCells, *, advance: Callable[[int], object] = lambda cells: None
     ) -> Predictions:
-        """Predict for every cell; ``advance`` is told how many are done.
+        """Predict for every cell; ``advance`` receives the number of cells done.
 
         Raises ModelError that names the rows of cells without any gene, unless they are to be NaN.
         """

@@ -87,7 +87,7 @@ def split_rows(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows to train on and rows held out: of each label a fifth (at least one cell if it has two), by ``keys`` (C,).
 
-    Cells without a label are trained on. Raises CorpusError when fewer than two labels could be told apart.
+    Cells without a label are trained on. Raises CorpusError if there are fewer than two distinct labels.
     """
     chosen = np.sort(np.argsort(keys, kind="stable")[:max_cells])
     held_out: list[int] = []
@@ -98,7 +98,7 @@ def split_rows(
         held_out.extend(rows[np.argsort(keys[rows], kind="stable")[:count]])
     if names.nunique() < 2:
         raise CorpusError(
-            f"The label column tells {names.nunique()} kind(s) of cells apart; at least two are needed.",
+            f"The label column has {names.nunique()} distinct label(s); at least two are needed.",
             remedy="Name another column with --label-key.",
         )
     return np.setdiff1d(chosen, held_out), np.sort(np.array(held_out, np.int64))

@@ -36,7 +36,7 @@ SERVE_HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """What the command line says."""
+    """Options of the command line."""
 
     folder: Path
     store: str | None = None

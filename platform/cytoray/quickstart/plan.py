@@ -89,7 +89,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
 
 
 def _model_stages(finetune: FinetuneConfig, split: SplitData, *, folder: Path, port: int) -> dict[str, Any]:
-    """What is done with the fine-tuned model."""
+    """The stages that use the fine-tuned model."""
     model, cache = f"run:{finetune.run}", str(folder / "models")
     common: dict[str, Any] = {"store": finetune.store, "tracking": finetune.tracking, "cache_folder": cache}
     return {

@@ -92,7 +92,7 @@ def judge(gate: GateConfig, rows: Rows, *, champion: Champion | None) -> Verdict
 
 
 def _compare(gate: GateConfig, score: float, champion: Champion, *, sign: float) -> list[str]:
-    """What is wrong beside the champion, in at most one sentence."""
+    """The scores that are worse than the champion's, in at most one sentence."""
     here, there = f"{gate.metric} {_number(score)}", f"version {champion.version}"
     if champion.score is None:
         return [f"{here} cannot be compared: {there} was promoted without {gate.metric} (promote it with its scores)"]

@@ -53,12 +53,12 @@ def register(
 
     The files become artifacts of the MLflow run ``lineage.run_id`` (of a run of their own when that is None); the tags
     are the bundle's own lineage overlaid with ``lineage``. A bundle that is a version already is not registered twice,
-    and an interrupted registration goes on where it stopped: until ``alias`` moves, the version is ``candidate`` (a
+    and an interrupted registration continues where it stopped: until ``alias`` moves, the version is ``candidate`` (a
     champion registered again is not made one). ``promotion.promote_version`` moves an alias behind a gate.
     Raises DigestError or ModelError for a bad bundle, RegistryError when MLflow is away or refuses.
     """
     if not _NAME.fullmatch(name):
-        raise RegistryError(f"{name!r} is no model name.", remedy="Use letters, digits, dot, dash and underscore.")
+        raise RegistryError(f"{name!r} is not a model name.", remedy="Use letters, digits, dot, dash and underscore.")
     bundle = load_bundle(bundle_folder)  # what cannot be loaded is not registered
     assert bundle.digest is not None
     lineage = lineage or Lineage()
@@ -175,7 +175,7 @@ def _create_version(client: MlflowClient, name: str, *, source: str, run_id: str
 
 
 def describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion:
-    """What MLflow knows of a version of ``model``, in our words."""
+    """Describe a version of ``model`` by what MLflow records of it."""
     aliases = tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == str(version.version)))
     return RegisteredVersion(
         name=version.name,

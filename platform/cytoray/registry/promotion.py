@@ -94,7 +94,7 @@ def _champion(client: MlflowClient, name: str, number: str | None, *, metric: st
 
 
 def _tags(gate: GateConfig, verdict: Verdict, scores: ScoresFile) -> dict[str, str]:
-    """What a passed gate leaves on the version: its score, those of the beaten, and which file they are of."""
+    """Tags that a passed gate sets on the version: its score, those it was compared with, and their file."""
     tags = {f"{GATE_TAG}{gate.metric}": repr(verdict.score), SCORES_TAG: scores.digest}
     for name, score in verdict.beaten.items():
         tags[f"{GATE_TAG}{gate.metric}.{re.sub(r'[^A-Za-z0-9_-]', '_', name)}"] = repr(score)  # MLflow's characters

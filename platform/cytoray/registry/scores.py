@@ -14,7 +14,7 @@ from cytoray.errors import RegistryError
 
 @dataclass(frozen=True)
 class ScoresFile:
-    """The finite numbers of each row, the SHA-256 of the file, and the bundle's digest where the file tells it."""
+    """The finite numbers of each row, the SHA-256 of the file, and the bundle's digest if the file contains it."""
 
     rows: dict[str, dict[str, float]]
     digest: str
@@ -58,7 +58,7 @@ def _rows(table: Any) -> dict[str, dict[str, float]]:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """What can be compared: a truth value is no number, nor is NaN."""
+    """The comparable values: neither booleans nor NaN."""
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     return {
         name: float(value) for name, value in numbers.items() if not isinstance(value, bool) and math.isfinite(value)

@@ -31,6 +31,7 @@ class _Api(FastAPI):
     """FastAPI whose OpenAPI also describes the bodies that the routes read and write by themselves, for speed."""
 
     def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document with the schemas of requests and responses."""
         if self.openapi_schema is None:
             schema = super().openapi()
             models: list[type[BaseModel]] = [EmbedRequest, AnnotateRequest, EmbedResponse, AnnotateResponse, Problem]
@@ -49,6 +50,7 @@ def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        """Close the service when the server ends."""
         yield
         await service.close()
 
@@ -75,6 +77,7 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
     """Routes that tell whether the service lives, is ready, and what it is."""
 
     def reply(request: Request, content: dict[str, Any]) -> Response:
+        """Return a JSON response with the headers of every reply."""
         return JSONResponse(content, headers=reply_headers(request))
 
     @api.get("/healthz")
@@ -154,6 +157,7 @@ def _documented(request: type[EmbedRequest], response: type[EmbedResponse | Anno
     """OpenAPI of a route that reads ``request`` and writes ``response`` by itself."""
 
     def content(model: str, media_type: str = "application/json") -> dict[str, Any]:
+        """Return the OpenAPI content of a schema."""
         return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
 
     problem = {"description": "A problem, see `code`.", "content": content("Problem", "application/problem+json")}

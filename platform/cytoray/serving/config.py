@@ -1,4 +1,4 @@
-"""What a service is told: which model, with how much, for how many, and how much one request may ask for."""
+"""Configuration of a service: its model, resources, replicas, and limits of one request."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ OBSM_KEY = "X_scGPT"
 def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo) -> None:
     """Write the cells of the parquet files ``tables`` (URIs), in that order, a table at a time.
 
-    obs has ``cell_id`` and, where the model tells labels, ``label`` and ``probability``; X is (C, 0).
+    obs has ``cell_id`` and, if the model predicts labels, ``label`` and ``probability``; X is (C, 0).
     """
     obs = pd.concat([_read(table, embeddings=False).to_pandas() for table in tables], ignore_index=True)
     obs = obs.set_index("obs_name").drop(columns="source")

@@ -76,7 +76,7 @@ def to_table(predictions: Predictions, *, cell_ids: UInt64, model: ModelInfo) ->
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What an offline embedding wrote."""
+    """Summary of the files that an offline embedding wrote."""
 
     num_cells: int
     num_empty: int  # cells without any gene that the model knows: their embeddings are NaN
@@ -138,7 +138,7 @@ def _describe(source: SourceConfig) -> tuple[SourceConfig, SourceDescription]:
 
 
 def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDescription) -> Iterator[_Range]:
-    """The row ranges of one source; a file's name tells all that its content depends on."""
+    """The row ranges of one source; a file's name contains everything that its content depends on."""
     made_of = hashlib.sha256(f"{task.model.digest} {about.version} {source.fingerprint()}".encode()).hexdigest()[:16]
     for start in range(0, about.num_cells, task.rows_per_file):
         stop = min(start + task.rows_per_file, about.num_cells)

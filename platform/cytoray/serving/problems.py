@@ -1,4 +1,4 @@
-"""Every way a request can fail, as one table from the case to its HTTP status, and the problem+json that tells it."""
+"""Every way a request can fail, as one table from the case to its HTTP status, and its problem+json."""
 
 from __future__ import annotations
 

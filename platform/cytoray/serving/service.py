@@ -30,7 +30,7 @@ CANARY_TOLERANCE = 1e-3  # far above float noise between thread counts, far belo
 
 
 class Predictor(Protocol):
-    """What the service needs of a model; CellPredictor is one."""
+    """Interface of a model in the service; CellPredictor implements it."""
 
     def predict(self, cells: SparseCells) -> Predictions:
         """Predict for C cells, in their order."""

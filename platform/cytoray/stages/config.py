@@ -22,7 +22,7 @@ MODEL = (
 
 
 class ModelStageConfig(Config):
-    """What every stage that uses a model has."""
+    """Keys of every stage that uses a model."""
 
     store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
     model: str = Field(min_length=1, description=MODEL)

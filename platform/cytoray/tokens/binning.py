@@ -131,7 +131,7 @@ def spread_expression(values: Float32, quantiles: Float64, work: Workspace) -> N
 
 @compiled
 def _spread_histogram(size: int, num_large: int, after_last: int, quantiles: Float64, work: Workspace) -> Scalar:
-    """Spread the counts below 255 into ``work.table``; returns the greatest of them, 0 if there is none."""
+    """Spread the counts below 255 into ``work.table``; returns the greatest of them, or 0."""
     before: Scalar = np.int64(0)
     value: Scalar = np.int64(0)
     first: Scalar = np.int64(0)

@@ -85,7 +85,7 @@ class Minibatch(_OnDevice):
 
 @dataclass(frozen=True, eq=False)
 class PackedGenerativeMinibatch(_OnDevice):
-    """Packed cells in two parts: the known tokens, and genes whose expression is to be told from them."""
+    """Packed cells in two parts: the known tokens, and genes whose expression is to be predicted from them."""
 
     known: PackedMinibatch
     unknown_gene_ids: torch.Tensor  # int64 (U,)
@@ -99,7 +99,7 @@ class PackedGenerativeMinibatch(_OnDevice):
 
 @dataclass(frozen=True, eq=False)
 class GenerativeMinibatch(_OnDevice):
-    """Padded cells in two parts: the known tokens, and genes whose expression is to be told from them."""
+    """Padded cells in two parts: the known tokens, and genes whose expression is to be predicted from them."""
 
     known: Minibatch
     unknown_gene_ids: torch.Tensor  # int64 (B, G)

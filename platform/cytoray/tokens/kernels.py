@@ -56,7 +56,7 @@ class Request(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What a token is."""
+    """Rules by which genes and values become tokens."""
 
     quantiles: Float64  # (E,)
     max_genes: int

@@ -21,7 +21,7 @@ _MASK = 2**64 - 1
 
 
 class Purpose(IntEnum):
-    """What a key is for; two purposes never share random numbers. Values are part of the format: append only."""
+    """Purpose of a key; two purposes never share random numbers. Values are part of the format: append only."""
 
     TIES = 1
     SAMPLING = 2

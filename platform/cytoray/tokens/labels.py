@@ -56,7 +56,7 @@ def missing_spellings(names: Iterable[str]) -> list[str]:
 
 
 def missing_spellings_warning(names: Iterable[str], *, where: str) -> str | None:
-    """One sentence about the classes of ``where`` that look like missing values; None if there are none."""
+    """One sentence about the classes of ``where`` that look like missing values; None if no class does."""
     found = missing_spellings(names)
     if not found:
         return None

@@ -227,7 +227,7 @@ def _plain_type(kind: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _gene_streams(packed: PackedCells) -> tuple[UInt8, Int64, Int64]:
-    """What kernels decode gene ids from."""
+    """The arrays from which kernels decode gene ids."""
     return (
         as_input(packed.genes, np.uint8),
         as_input(packed.gene_starts, np.int64),

@@ -115,7 +115,7 @@ class TokenPlan:
 
     @staticmethod
     def packed(known: Int64, unknown: Int64 | None = None, *, ratios: Float64 | None = None) -> TokenPlan:
-        """Cells end to end without padding; ``known`` and ``unknown`` as ``CellTokenizer.num_tokens`` tells them."""
+        """Cells end to end without padding; ``known`` and ``unknown`` as in ``CellTokenizer.num_tokens``."""
         if unknown is None:
             return TokenPlan(np.cumsum(known) - known, known, ratios=ratios)
         return TokenPlan(np.cumsum(known) - known, known, np.cumsum(unknown) - unknown, unknown, ratios)
@@ -233,7 +233,7 @@ class CellTokenizer:
     def fill_as(
         self, packed: PackedCells, rows: Int64, identities: UInt64, plan: TokenPlan, buffers: TokenBuffers
     ) -> None:
-        """Like ``fill``, with what makes the cells' draws, ``identities`` (R,), told."""
+        """Like ``fill``, with given ``identities`` (R,), on which the cells' draws depend."""
         assert not len(rows) or rows.min() >= 0, "rows count from the start"
         self._check(packed.num_genes_per_cell[rows], plan, buffers)
         request = kernels.Request(

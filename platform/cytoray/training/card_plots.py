@@ -68,6 +68,7 @@ def plot_figures(history: Points, names: Mapping[str, str], label: str, *, perce
         return None
 
     def draw(history: Points, _: Points) -> Figure:
+        """Draw the curves of ``names``."""
         figure, axes = _empty(SMALL_SIZE_IN, label)
         for (name, words), colour in zip(names.items(), COLOURS, strict=False):
             _draw(axes, curve(history, name), color=colour, linewidth=1.4, label=words)

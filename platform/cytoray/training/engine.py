@@ -113,9 +113,11 @@ def _leave_out_what_is_not_finite(engine: Any, bound: float) -> None:
     step = optimizer.step
 
     def clip() -> None:
+        """Clip the gradient and keep its norm."""
         engine._global_grad_norm = nn.utils.clip_grad_norm_(engine.module.parameters(), bound)
 
     def step_if_finite() -> None:
+        """Update the weights unless the gradient is not finite."""
         optimizer.overflow = not bool(torch.isfinite(engine._global_grad_norm))
         if optimizer.overflow:
             engine._global_grad_norm = math.inf

@@ -101,7 +101,7 @@ def _next_number(folder: str, run: str) -> int:
         return newest + 1
     holder = _read_holder(folder, newest)
     if _is_visible(holder):
-        # Process ids are used again; its start time tells whether it is the same process.
+        # Process ids are used again; its start time shows whether it is the same process.
         is_over = _start_of(holder["pid"]) != holder["started"]
     else:
         is_over = _is_silent(storage.join(folder, f"{newest:06d}.beat"))

@@ -52,7 +52,7 @@ def claim_run(config: RunConfig, manifest_digest: str) -> RunRecord:
 
 
 def record_changes(config: RunConfig, record: RunRecord) -> list[str]:
-    """Record settings that the user allows to differ, so that a later start goes on with them.
+    """Record settings that the user allows to differ, so that a later start continues with them.
 
     Returns a line for each key that changes results from here on.
     """

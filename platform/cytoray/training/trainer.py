@@ -166,6 +166,7 @@ def _build_trainer(spec: TrainingSpec, settings: WorkerSettings, scratch: str) -
     config, workers = spec.config, spec.config.workers
 
     def remaining_steps() -> ray.data.Dataset:
+        """Return the steps after the newest commit."""
         # Called at every start of the workers: data continues at the newest commit.
         saved = checkpoints.latest_checkpoint(config.store, config.run)
         return steps_dataset(spec.stream, saved.state.step if saved else 0, config.train.num_steps)

@@ -86,7 +86,7 @@ def test_raw_counts_of_all_genes_are_read_rather_than_those_of_some(plant, build
     adata = adata[:, :50].copy()
     with open_reader(save(adata, tmp_path / "a.h5ad")) as reader:
         assert (reader.matrix, reader.describe().num_genes) == ("raw.X", 300)
-        assert any("the file also has X" in note for note in reader.describe().notes)
+        assert any("there are also X" in note for note in reader.describe().notes)
 
 
 def test_a_layer_of_zeros_is_no_choice(plant, build_adata, save, open_reader, tmp_path):

@@ -85,6 +85,7 @@ def _parse(expression: str, where: str) -> _Parsed:
     quoted: dict[str, str] = {}
 
     def put_aside(match: re.Match[str]) -> str:
+        """Replace a quoted name by an identifier."""
         name = f"_quoted_{len(quoted)}"
         quoted[name] = match[1]
         return name

@@ -150,6 +150,7 @@ def _read_parts(plan: IngestPlan, parts: Sequence[HashPart]) -> pa.Table:
     ranks = {source: rank for rank, source in enumerate(order)}
 
     def read(part: HashPart) -> pa.RecordBatch:
+        """Read one part."""
         if isinstance(part, KnownCells):
             content = _known_content(storage.join(plan.uri, part.file.key), part)
             nothing = np.zeros(len(content), np.int64)
@@ -205,6 +206,7 @@ def _refusal(plan: IngestPlan, cells: _Candidates, one: int, other: int) -> Corp
     order = _order(plan)
 
     def name(cell: int) -> str:
+        """Name a cell by its row and source."""
         rank = int(cells.ranks[cell])
         if rank == IN_PARENT:
             return "a cell that the corpus already contains"

@@ -62,6 +62,7 @@ def read_table(folder: str, item: dict[str, Any], schema: pa.Schema) -> pa.Table
     """Read the sections that an item places in objects of a folder, in order, as a table."""
 
     def fetch(place: tuple[str, int, int, int]) -> pa.RecordBatch:
+        """Read one section."""
         name, start, stop, check = place
         return from_section(read_checked(storage.join(folder, name), start, stop, check), schema)
 

@@ -49,8 +49,11 @@ class LoomContents:
 
     def modality_names(self) -> tuple[str, ...]:
         """The column attributes with several values per cell."""
-        attributes = self._file["col_attrs"].items()
-        return tuple(f"obsm/{name}" for name, values in attributes if len(values.shape) == 2 and not values.dtype.names)
+        return tuple(
+            f"obsm/{name}"
+            for name, values in self._file["col_attrs"].items()
+            if isinstance(values, h5py.Dataset) and values.ndim == 2 and not values.dtype.names
+        )
 
     def modality(self, config: ModalityConfig) -> Modality:
         """One of these attributes as a matrix."""

@@ -70,7 +70,7 @@ class ScbContents:
         return ()
 
     def modality(self, config: ModalityConfig) -> Modality:
-        """Never called: there are none."""
+        """Never called: this format has no modalities."""
         raise NotImplementedError
 
 

@@ -106,7 +106,7 @@ class TriplesContents:
         return ()
 
     def modality(self, config: ModalityConfig) -> Modality:
-        """Never called: there are none."""
+        """Never called: this format has no modalities."""
         raise NotImplementedError
 
     def _triples(self) -> Triples:

@@ -144,6 +144,7 @@ class CompressedColumns(TurnedRows):
         """Raises ValueError if the three arrays and the shape do not agree."""
 
         def buckets() -> Buckets:
+            """Turn the matrix, or return what was turned before."""
             return keep_buckets(key, lambda: Buckets(self._stretches()))
 
         super().__init__(buckets, shape=shape, num_entries=int(values.shape[0]))

@@ -86,12 +86,14 @@ def choose_matrix(num_genes: Mapping[str, int], judge: Callable[[str], Judged]) 
     """
 
     def by_name(name: str) -> tuple[bool, int, bool]:
+        """Sort key of a matrix by its name and size."""
         layer = name.removeprefix("layers/")
         is_partial = layer != name and bool(_PARTIAL_NAME.search(layer))
         is_other_layer = layer != name and not _COUNTS_NAME.search(layer)
         return is_partial, -num_genes[name], is_other_layer
 
     def by_content(name: str) -> tuple[bool, bool, float]:
+        """Sort key of a matrix by its values."""
         judged = judge(name)
         order = _ORDER[judged.kind] if judged.only_value is None else max(_ORDER[judged.kind], _CONSTANT)
         return by_name(name)[0], judged.empty, order

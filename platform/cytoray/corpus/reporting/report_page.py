@@ -187,6 +187,7 @@ def _labels(
     """Columns of obs: name, number of values, the most frequent values, values not shown."""
 
     def rank(name: str) -> tuple[bool, int, int, str]:
+        """Sort key of a column: known names first, constants last."""
         place = next((i for i, word in enumerate(_LABEL_ORDER) if name.startswith(word)), len(_LABEL_ORDER))
         return len(labels[name]) == 1, place, -sum(labels[name].values()), name
 

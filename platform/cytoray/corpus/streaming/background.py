@@ -16,6 +16,7 @@ def start_daemon(work: Callable[[], None], *, name: str) -> Future[None]:
     done: Future[None] = Future()
 
     def run() -> None:
+        """Do the work and keep its result or error."""
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - raised again by `result`

@@ -107,6 +107,7 @@ class StepBatch:
         unknown_width = 0 if self.unknown_lengths is None else int(self.unknown_lengths[rows].max(initial=0))
 
         def cut(array: Array | None, columns: int) -> Array | None:
+            """Cut rows and columns of an array."""
             return None if array is None else array[rows, :columns]
 
         assert self.modalities is None, "modalities are not cut"

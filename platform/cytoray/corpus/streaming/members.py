@@ -105,7 +105,7 @@ class Members:
 
 
 def find_members(store: str, manifest: CorpusManifest, options: MemberOptions, *, seed: int) -> Members:
-    """Find the cells of ``manifest`` that ``options`` select; CorpusError if there are none."""
+    """Find the cells of ``manifest`` that ``options`` select; CorpusError if no cell is selected."""
     sizes = np.array([group.num_cells for shard in manifest.shards for group in shard.row_groups], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     if options == MemberOptions():
