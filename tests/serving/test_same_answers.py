@@ -87,7 +87,10 @@ def test_every_way_to_ask_gives_the_same_labels_and_embeddings(
         )
     np.testing.assert_allclose(answer.embeddings, wanted, atol=1e-5)
     assert list(answer.labels) == labels
-    assert (answer.num_matched_genes, answer.num_genes) == (14, 14)
+    assert (answer.num_matched_genes, answer.num_genes) == (
+        13,
+        14,
+    )  # of two columns of one gene, that with its name counts
     assert np.abs(by_name.embeddings - wanted).max() > 1e-3  # the ids are what makes them agree
     assert (before != adata.X).nnz == 0
 

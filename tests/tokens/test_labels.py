@@ -54,4 +54,5 @@ def test_classes_that_look_missing_are_found():
         " NA ",
         "None",
         "nan",
+        "unknown",
     ]
