@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cytoray
-from cytoray import provenance, storage
+from cytoray import cluster, provenance, storage
 from cytoray.config import Config
 from cytoray.errors import NotFoundError, TrainingError
 from cytoray.model.bundle import ModelBundle, save_bundle
@@ -33,16 +33,20 @@ class BundleRecord(Config):
 def export_bundles(
     config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
 ) -> BundleRecord:
-    """Write the bundles of a run's best and last checkpoint, each in its own Ray task; returns the best one's."""
-    import ray  # here: finding a bundle needs no Ray
+    """Write the bundles of a run's best and last checkpoint, each in its own Ray task; returns the best one's.
 
-    exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
-    options = {"model": model, "labels": labels, "parent": parent}
+    Bundles that exist already are kept, and need no Ray.
+    """
     whiches: tuple[Which, ...] = ("best", "last")
-    records: list[BundleRecord] = ray.get(
-        [exporting.remote(config, result, which=which, **options) for which in whiches]
-    )
-    return records[0]
+    missing = [which for which in whiches if not is_exported(config, result, which=which)]
+    if missing:
+        cluster.start()
+        import ray  # here: finding a bundle needs no Ray
+
+        exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
+        options = {"model": model, "labels": labels, "parent": parent}
+        ray.get([exporting.remote(config, result, which=which, **options) for which in missing])
+    return find_bundle(config.store, config.run)
 
 
 def export_bundle(
