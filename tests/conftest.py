@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         uses_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.location[0]))
+
+
+@pytest.fixture(autouse=True)
+def no_ray_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that is not marked as one that uses Ray must leave none running: the next one would join it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and not request.node.get_closest_marker("ray") and "ray_cluster" not in request.fixturenames:
+        is_running = getattr(ray, "is_initialized", bool)()
+        if is_running:
+            ray.shutdown()
+        assert not is_running, "this test has left Ray running"
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ def test_what_cannot_be_loaded_or_named_is_not_registered(tracking, make_bundle,
     for path in (folder, tmp_path / "absent"):
         with pytest.raises(CytorayError):
             register(path, name=NAME, tracking=tracking, alias="champion")
-    with pytest.raises(RegistryError, match="no model name"):
+    with pytest.raises(RegistryError, match="not a model name"):
         register(make_bundle(2), name="a/b", tracking=tracking)
     with pytest.raises(RegistryError, match="No model has been registered yet"):
         list_versions(NAME, tracking=tracking)

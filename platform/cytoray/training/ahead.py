@@ -23,10 +23,10 @@ ENDED, FAILED = 0, -1  # a rank's number of micro-batches if it has no minibatch
 
 
 class Wishes(NamedTuple):
-    """What is done at a step on all ranks if any of them wishes it."""
+    """Actions at a step, done by all ranks if any of them wishes it."""
 
     stop: bool = False  # after the step
-    look: bool = False  # for nodes that are about to be taken away
+    look: bool = False  # for nodes that are about to be preempted
     log: bool = False  # the steps so far
 
 

@@ -73,7 +73,7 @@ class StepLog:
 
 
 def _values(taken: _Taken, figures: StepFigures) -> dict[str, float]:
-    """What the journal says of a step."""
+    """The figures of a step in the journal."""
     norm = {} if figures.gradient_norm is None else {"gradient_norm": figures.gradient_norm}
     skipped = {} if taken.done.applied else {"skipped": 1.0}
     return {**figures.losses, "learning_rate": taken.done.learning_rate, **norm, **taken.rates, **skipped}

@@ -76,7 +76,7 @@ class StepRunner:
         return self.read_plan(self.exchange([*self.measure(batch), *signals]))
 
     def measure(self, batch: StepBatch) -> list[int]:
-        """What this rank brings to the plan of a step: the micro-batches it needs, at least 1, and its amounts."""
+        """Measure this rank's part in the plan of a step: the micro-batches it needs, at least 1, and its amounts."""
         train = self.config.train
         parts = max(train.accumulation, batch.count_parts(train.micro_batch_tokens))
         return [parts, *dataclasses.astuple(self.objective.measure(self.model, batch))]
