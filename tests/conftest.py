@@ -34,14 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_ray_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that is not marked as one that uses Ray must leave none running: the next one would join it."""
+    """A test that is not marked as one that uses Ray starts none that outlives it, and ends none that runs already."""
+    before = _is_ray_running()
     yield
+    if not request.node.get_closest_marker("ray") and "ray_cluster" not in request.fixturenames:
+        assert _is_ray_running() == before, "this test has started or ended Ray"
+
+
+def _is_ray_running() -> bool:
     ray = sys.modules.get("ray")
-    if ray is not None and not request.node.get_closest_marker("ray") and "ray_cluster" not in request.fixturenames:
-        is_running = getattr(ray, "is_initialized", bool)()
-        if is_running:
-            ray.shutdown()
-        assert not is_running, "this test has left Ray running"
+    return ray is not None and getattr(ray, "is_initialized", bool)()
 
 
 @pytest.fixture(scope="session")

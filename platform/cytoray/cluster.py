@@ -94,12 +94,16 @@ def connected(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
 
 
 def start() -> None:
-    """Connect to Ray, or start it, as the surrounding ``available`` says; nothing happens if that was done before.
+    """Connect to Ray, or start it, as the surrounding ``available`` says; nothing happens if this process is connected.
 
     Outside such a block Ray is left to start by itself, as it does. Raises CytorayError with the reason if Ray does
     not start.
     """
     if not _leases or _leases[-1].is_started:
+        return
+    import ray
+
+    if ray.is_initialized():  # by the caller, who also ends it
         return
     lease = _leases[-1]
     _init(lease)

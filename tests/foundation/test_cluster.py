@@ -12,7 +12,7 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
-from cytoray.cluster import user_error
+from cytoray.cluster import connected, user_error
 from cytoray.errors import CorpusError
 
 RAY_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -128,3 +128,12 @@ def test_errors_that_cause_each_other_end():
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
     assert user_error(first) is None
+
+
+def test_a_ray_that_the_caller_started_is_used_and_left_running(ray_cluster: None):
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    with connected(num_cpus=1):
+        assert ray.get_runtime_context().get_node_id() == node
+    assert ray.is_initialized()
