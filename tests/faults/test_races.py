@@ -72,14 +72,14 @@ def _touch_after_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]
     adata.X.data += 1
     adata.write_h5ad(path.with_suffix(".new"))
 
-    def work_through(items: list[dict[str, Any]], work: Any, concurrency: int) -> Any:
+    def work_through(plan: Any, items: list[dict[str, Any]], work: Any) -> Any:
         for item in items:
             yield work(item)
             if not changed:
                 os.replace(path.with_suffix(".new"), path)
                 changed.append(str(path))
 
-    monkeypatch.setattr(ingest_module, "_map_tasks", work_through)
+    monkeypatch.setattr(ingest_module, "_map", work_through)
     return changed
 
 
@@ -100,7 +100,7 @@ def test_a_source_on_s3_that_changes_is_refused(sources_on_s3, faults, s3_endpoi
 
     changed = []
 
-    def work_through(items: list[dict[str, Any]], work: Any, concurrency: int) -> Any:
+    def work_through(plan: Any, items: list[dict[str, Any]], work: Any) -> Any:
         for item in items:
             yield work(item)
             if not changed:
@@ -110,7 +110,7 @@ def test_a_source_on_s3_that_changes_is_refused(sources_on_s3, faults, s3_endpoi
                 client.put_object(Bucket=bucket, Key=key, Body=body + b"\0")
                 changed.append(key)
 
-    monkeypatch.setattr(ingest_module, "_map_tasks", work_through)
+    monkeypatch.setattr(ingest_module, "_map", work_through)
     with pytest.raises(CorpusError, match="changed") as caught:
         ingest_module.ingest(make_config(tmp_path / "store", sources_on_s3))
     assert "part-002.h5ad" in str(caught.value)
