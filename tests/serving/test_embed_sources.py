@@ -23,7 +23,7 @@ from cytoray.serving.offline import EmbedTask, embed_sources
 from cytoray.serving.schemas import ModelInfo
 from cytoray.stages.config import EmbedConfig
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+through_ray = pytest.mark.usefixtures("ray_cluster")
 SIZES = {"a.h5ad": 130, "b.h5ad": 50}
 
 
@@ -53,6 +53,7 @@ def _read(task: EmbedTask, pattern: str = "part-*.parquet") -> pd.DataFrame:
     return pd.concat([pq.read_table(path).to_pandas() for path in sorted(Path(task.out).glob(pattern))])
 
 
+@through_ray
 def test_every_cell_is_there_and_equals_the_python_face(task: EmbedTask, files: Path) -> None:
     seen: list[float] = []
     result = embed_sources(task, advance=seen.append)
@@ -77,6 +78,7 @@ def test_every_cell_is_there_and_equals_the_python_face(task: EmbedTask, files: 
     assert metadata[b"cytoray.model_digest"].decode() == task.model.digest
 
 
+@through_ray
 def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
     embed_sources(task)
     parts = sorted(Path(task.out).glob("part-*"))
@@ -95,6 +97,7 @@ def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
     assert all(pq.read_table(parts[number]).equals(tables[number]) for number in (1, 2))
 
 
+@through_ray
 def test_a_bad_value_is_told_by_cell_and_gene_and_what_was_done_stays(task: EmbedTask, files: Path) -> None:
     bad = anndata.read_h5ad(files / "a.h5ad")
     bad.X.data[bad.X.indptr[100]] = -1.0
@@ -105,6 +108,7 @@ def test_a_bad_value_is_told_by_cell_and_gene_and_what_was_done_stays(task: Embe
     assert not (Path(task.out) / "manifest.json").exists()
 
 
+@through_ray
 def test_another_model_makes_other_files(task: EmbedTask, build_bundle: Any, tmp_path: Path) -> None:
     embed_sources(task)
     digest = save_bundle(build_bundle(labels=()), tmp_path / "other")
@@ -114,6 +118,7 @@ def test_another_model_makes_other_files(task: EmbedTask, build_bundle: Any, tmp
     assert len(list(Path(task.out).glob("part-*"))) == 8
 
 
+@through_ray
 def test_a_stage_takes_a_public_checkpoint_and_a_list_of_files(
     task: EmbedTask, build_bundle: Any, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ NUM_CELLS = 96
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the corpus ``cells``: 96 cells of three planted types."""
     from cytoray.corpus.ingest import ingest
 

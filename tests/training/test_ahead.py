@@ -19,7 +19,7 @@ from cytoray.training.config import GenerativeConfig, PretrainConfig
 from cytoray.training.loop import WorkerSettings
 from cytoray.training.objectives import GenerativeObjective
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]  # the corpus is ingested through Ray
+pytestmark = pytest.mark.timeout(300)
 NUM_STEPS = 4
 WORLD_SIZE = 2
 # The update waits for the norm, to be left out if that is not finite; DeepSpeed 1 and 2 look again when they clip.

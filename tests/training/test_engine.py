@@ -27,7 +27,6 @@ from cytoray.training.engine import learning_rate
 from cytoray.training.loop import WorkerSettings
 from cytoray.training.objectives import ClassificationObjective, GenerativeObjective, Objective
 
-pytestmark = pytest.mark.ray  # the corpus is ingested through Ray
 NUM_STEPS = 3
 NEVER = 10**9
 

@@ -39,9 +39,11 @@ from cytoray.training.record import run_folder
 from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingSpec, _failed, run_training
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
+through_ray = pytest.mark.usefixtures("ray_cluster")
 
 
+@through_ray
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     pretrain_config: Callable[..., PretrainConfig],
     stream: CorpusStream,
@@ -103,6 +105,7 @@ class _Exploding:
         return {name: loss * (float("nan") if step else 1.0) for name, loss in losses.items()}
 
 
+@through_ray
 def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_the_cells_named(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream
 ) -> None:
@@ -164,6 +167,7 @@ def _stumbling(config: PretrainConfig, stream: CorpusStream, marker: Path | None
     return TrainingSpec(config, stream, model, vocabulary.pad_id, objective)
 
 
+@through_ray
 def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
 ) -> None:
@@ -173,6 +177,7 @@ def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
     assert [re.findall(r"workers at (step \d)", event) for event in result.events] == [["step 0"], ["step 3"]]
 
 
+@through_ray
 def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
 ) -> None:
@@ -187,6 +192,7 @@ def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
     assert run.info.status == "FAILED"
 
 
+@through_ray
 def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
     pretrain_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +211,7 @@ def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
     assert not any('"finish"' in file.read_text() for file in journal), "the new holder logs to the same MLflow run"
 
 
+@through_ray
 def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callable[..., PretrainConfig]) -> None:
     short, first = pretrain(pretrain_config("extended", train={"num_steps": 2}))
     assert short.checkpoint.state.step == 2
