@@ -181,7 +181,7 @@ def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
 def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
 ) -> None:
-    config = pretrain_config("failing", workers={"max_failures": 1})
+    config = pretrain_config("failing", workers={"num_workers": 1, "max_failures": 1})
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "journal"))
     config = config.model_copy(update={"tracking": tracking})
     with pytest.raises(TrainingError, match="This rank alone has stumbled"):
@@ -213,9 +213,10 @@ def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
 
 @through_ray
 def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callable[..., PretrainConfig]) -> None:
-    short, first = pretrain(pretrain_config("extended", train={"num_steps": 2}))
+    alone = {"num_workers": 1}
+    short, first = pretrain(pretrain_config("extended", train={"num_steps": 2}, workers=alone))
     assert short.checkpoint.state.step == 2
-    longer = pretrain_config("extended", train={"num_steps": 5})
+    longer = pretrain_config("extended", train={"num_steps": 5}, workers=alone)
     with pytest.raises(TrainingError, match=r"train\.num_steps"):
         pretrain(longer)
     extended, bundle = pretrain(longer.model_copy(update={"allow_changes": ("train.num_steps",)}))
@@ -232,7 +233,7 @@ def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callab
     assert found is not None
     assert (found["card"], found["held_out"]) == (page, {"cytoray": {"mse": 1.5}})
     assert (found["step"], found["skipped"], found["bundle_digest"]) == (5, True, bundle.digest)
-    shorter = pretrain_config("extended", train={"num_steps": 3})
+    shorter = pretrain_config("extended", train={"num_steps": 3}, workers=alone)
     with pytest.raises(TrainingError, match="already done 5 steps"):
         pretrain(shorter.model_copy(update={"allow_changes": ("train.num_steps",)}))
 
