@@ -115,6 +115,7 @@ def test_steps_that_are_all_done_are_no_steps(ray_cluster, corpus):
 NUM_STEPS = 40_000  # more than the pipeline's queues have room for, so that tasks have made blocks which nobody takes
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_pipeline_rests_while_what_it_made_waits_to_be_read(ray_cluster, corpus, monkeypatch):
     monkeypatch.setattr(deal, "READ_AHEAD_BYTES", 1)

@@ -1,4 +1,4 @@
-"""Offline embedding by Ray Data: every cell of every file, the Python face's numbers, and going on where it was."""
+"""Offline embedding by Ray Data or in this process: every cell of every file, as the Python face has it, once."""
 
 from __future__ import annotations
 
@@ -78,7 +78,6 @@ def test_every_cell_is_there_and_equals_the_python_face(task: EmbedTask, files: 
     assert metadata[b"cytoray.model_digest"].decode() == task.model.digest
 
 
-@through_ray
 def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
     embed_sources(task)
     parts = sorted(Path(task.out).glob("part-*"))
@@ -108,7 +107,6 @@ def test_a_bad_value_is_told_by_cell_and_gene_and_what_was_done_stays(task: Embe
     assert not (Path(task.out) / "manifest.json").exists()
 
 
-@through_ray
 def test_another_model_makes_other_files(task: EmbedTask, build_bundle: Any, tmp_path: Path) -> None:
     embed_sources(task)
     digest = save_bundle(build_bundle(labels=()), tmp_path / "other")
@@ -118,7 +116,6 @@ def test_another_model_makes_other_files(task: EmbedTask, build_bundle: Any, tmp
     assert len(list(Path(task.out).glob("part-*"))) == 8
 
 
-@through_ray
 def test_a_stage_takes_a_public_checkpoint_and_a_list_of_files(
     task: EmbedTask, build_bundle: Any, tmp_path: Path
 ) -> None:
