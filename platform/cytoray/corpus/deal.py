@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import queue
-import time
 from collections.abc import Iterator
 from concurrent.futures import wait
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
+from cytoray.corpus.executor import Unhurried, read_run, start_pipeline, warm_up
 from cytoray.corpus.streaming.background import Room, start_daemon
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 
-if TYPE_CHECKING:  # Ray Data's executor loads this module, and has no use for the half a second of kernels and readers
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
-
+if TYPE_CHECKING:
     from cytoray.corpus.stream import CorpusStream
 
 TASK_CPUS = 0.25  # what a read task reserves beside training workers
 TASKS_AT_A_TIME = 2  # of one rank: each makes far more than a rank takes, and what is ready waits in the object store
 READ_AHEAD_BYTES = 64 * 2**20  # held in the object store, which ranks share
 LEAVING_S = 5.0  # for the block that is under way
-PAUSE_S = 0.1  # less than what a worker has read ahead lasts
-
-
-class Unhurried(ExecutionCallback):
-    """A callback that makes Ray Data 2.60 pause while its output waits to be read.
-
-    Its loop waits for output of a task; once there is some and no room for it, the loop spins, on half a core or more
-    per rank, until training ends.
-    """
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        """Pause if no consumer is waiting."""
-        if not executor._consumer_idling():
-            time.sleep(PAUSE_S)
 
 
 def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Dataset:
@@ -50,33 +33,44 @@ def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Datas
 
 
 class DealtSteps(DataConfig):
-    """A pipeline per rank: splitting one among ranks would hand out its blocks first come, first served."""
+    """A pipeline per rank: splitting one among ranks would hand out its blocks first come, first served.
+
+    The processes that execute them stay for the next call of ``configure`` in this process.
+    """
 
     def __init__(self, stream: CorpusStream, *, task_cpus: float = TASK_CPUS, num_tasks: int = TASKS_AT_A_TIME) -> None:
         """``num_tasks`` tasks of a rank work at a time, each reserving ``task_cpus``."""
         super().__init__(datasets_to_split="all")
-        self._stream, self._task_cpus, self._num_tasks = stream, task_cpus, num_tasks
+        self.stream, self._task_cpus, self._num_tasks = stream, task_cpus, num_tasks
+        self._reference: ray.ObjectRef[CorpusStream] | None = None
+        self._coordinators: dict[tuple[str, int], Any] = {}  # by dataset and rank
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """Build one pipeline per rank: windows -> that rank's minibatches, in order."""
-        stream = ray.put(self._stream)
-        return [
-            {name: self._rank_iterator(dataset, stream, rank, world_size) for name, dataset in datasets.items()}
-            for rank in range(world_size)
-        ]
+        """Build one pipeline per rank: windows -> that rank's minibatches, in order; earlier ones end."""
+        if self._reference is None:
+            self._reference = ray.put(self.stream)
+        if not self._coordinators:  # while these processes start
+            for _ in range(world_size):
+                ray.remote(warm_up).options(num_cpus=self._task_cpus).remote([self._reference])
+        iterators: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
+        for (name, dataset), rank in itertools.product(datasets.items(), range(world_size)):
+            pipeline = self._pipeline(dataset, self._reference, rank, world_size)
+            coordinator, iterators[rank][name] = start_pipeline(pipeline, self._coordinators.get((name, rank)))
+            self._coordinators[name, rank] = coordinator
+        return iterators
 
-    def _rank_iterator(
+    def _pipeline(
         self, dataset: ray.data.Dataset, stream: ray.ObjectRef[CorpusStream], rank: int, world_size: int
-    ) -> ray.data.DataIterator:
+    ) -> ray.data.Dataset:
         dataset = dataset.copy(dataset)
         dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
         # A block is one row of any size: with a target that every row exceeds, Ray neither joins nor cuts them.
         dataset.context.target_max_block_size = 1
         dataset.context.custom_execution_callback_classes = [Unhurried]
-        read = functools.partial(_read_run, stream=stream, rank=rank, world_size=world_size)
-        dealt = dataset.map_batches(
+        read = functools.partial(read_run, stream=stream, rank=rank, world_size=world_size)
+        return dataset.map_batches(
             read,
             batch_size=None,
             batch_format="pyarrow",
@@ -84,22 +78,6 @@ class DealtSteps(DataConfig):
             num_cpus=self._task_cpus,
             compute=ray.data.TaskPoolStrategy(size=self._num_tasks),
         )
-        # "Splitting" in one moves Ray Data's executor to an actor; in the worker its thread would slow every step.
-        return dealt.streaming_split(1, equal=False)[0]
-
-
-@functools.lru_cache(maxsize=2)
-def _get_stream(reference: ray.ObjectRef[CorpusStream]) -> CorpusStream:
-    """Return the stream, unpickled once per worker: a large corpus's manifest takes longer than reading a window."""
-    return cast("CorpusStream", ray.get(reference))
-
-
-def _read_run(runs: pa.Table, *, stream: ray.ObjectRef[CorpusStream], rank: int, world_size: int) -> Iterator[pa.Table]:
-    """Read runs of steps for one rank, a block at a time."""
-    here = _get_stream(stream)
-    for run in runs.to_pylist():
-        for chunk in here.read_chunks(range(run["start"], run["stop"]), rank=rank, world_size=world_size):
-            yield chunk.to_table()
 
 
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
