@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import ray.data
-from ray._raylet import RAY_NODE_ID_KEY
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
 from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -106,7 +106,7 @@ class StepCoordinator(_COORDINATOR):  # type: ignore[misc]
         """End the pipeline and take this one; whoever still reads the old one gets an error."""
         self._num_replaced += 1
         self.shutdown_executor()
-        epoch: int = self._cur_epoch
+        epoch = vars(self)["_cur_epoch"]
         super().__init__(dataset, 1, None)
         self._cur_epoch = epoch + 1  # never that of an older pipeline: its reader would take blocks of this one
 
