@@ -1,9 +1,8 @@
 """The first minibatch of a corpus of 1,000 shards, and the restart at a step: ``python -m benchmarks.start``.
 
 A training worker's way through Ray Data: manifest, order, pipeline, first read task, first minibatch in this process.
-The cluster is up; the page cache is warm. Restart: the same process resumes at another step with a new pipeline of the
-same ``DealtSteps``, whose corpus is open and whose executor's process stays. Beside it the direct reader in a fresh
-interpreter, imports included.
+The cluster is up; the page cache is warm. Restart: the same process resumes at another step with a new pipeline. Beside
+it the direct reader in a fresh interpreter, imports included.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +28,6 @@ from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.tokens.packed import PackedCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
-
-if TYPE_CHECKING:
-    from cytoray.corpus.deal import DealtSteps
 
 NUM_SHARDS = 100 if common.QUICK else 1_000
 NUM_FILES = 8
@@ -54,43 +49,31 @@ def main() -> None:
     subprocess.run([sys.executable, "-c", DIRECT], check=True)
     direct = time.perf_counter() - started
     with connected(num_cpus=2):
-        first, dealt = _time_start()
-        restarts = [_time_restart(dealt, step) for step in (1_000, 40_000, 7, 50_000, 12_345)]
+        first = _time_first(0)
+        restarts = [_time_first(step) for step in (1_000, 40_000, 7, 50_000, 12_345)]
     settings = {"shards": NUM_SHARDS, "direct_from_new_process_s": round(direct, 2)}
     common.report("first_batch", value=first, settings=settings, note="a fresh cluster: its workers start as well")
     common.report("restart", value=statistics.median(restarts), settings={**settings, "runs": len(restarts)})
 
 
-def _time_start() -> tuple[float, DealtSteps]:
-    """Seconds from opening the corpus to holding the first minibatch; and the configuration that restarts use."""
-    started = time.perf_counter()
-    from cytoray.corpus.deal import DealtSteps
-
-    dealt = DealtSteps(open_stream(STORE, CORPUS, StreamOptions(TokenizerConfig(), 1, BATCH_CELLS)), task_cpus=1)
-    return _take_first(dealt, 0) - started, dealt
-
-
-def _time_restart(dealt: DealtSteps, step: int) -> float:
-    """Seconds from a new dataset to holding the minibatch of ``step``; the corpus is open."""
-    started = time.perf_counter()
-    return _take_first(dealt, step) - started
-
-
-def _take_first(dealt: DealtSteps, step: int) -> float:
-    """Start a pipeline at ``step`` and take a minibatch; return when it was there, and stop reading."""
+def _time_first(step: int) -> float:
+    """Seconds from opening the corpus to holding the minibatch of ``step``."""
     import ray
 
-    from cytoray.corpus.deal import iterate_steps, steps_dataset
+    from cytoray.corpus.deal import DealtSteps, iterate_steps, steps_dataset
 
-    dataset = steps_dataset(dealt.stream, step, step + NUM_STEPS)
-    (iterators,) = dealt.configure({"train": dataset}, 1)
+    started = time.perf_counter()
+    stream = open_stream(STORE, CORPUS, StreamOptions(TokenizerConfig(), 1, BATCH_CELLS))
+    dealt = DealtSteps(stream, task_cpus=1)
+    (iterators,) = dealt.configure({"train": steps_dataset(stream, step, step + NUM_STEPS)}, 1)
     batches = iterate_steps(iterators["train"])
-    batch, arrived = next(batches), time.perf_counter()
+    batch = next(batches)
+    elapsed = time.perf_counter() - started
     assert batch.step == step, "another step than asked for"
     # As Ray Train does before it starts a run's workers again: otherwise Ray kills the tasks' processes, warm ones.
     ray.get(iterators["train"]._coord_actor.shutdown_executor.remote())
     batches.close()  # type: ignore[attr-defined]
-    return arrived
+    return elapsed
 
 
 def write_many_shards() -> None:

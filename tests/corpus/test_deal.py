@@ -114,33 +114,9 @@ def test_steps_that_are_all_done_are_no_steps(ray_cluster, corpus):
     assert receive(DealtSteps(stream).configure({"train": steps_dataset(stream, 7, 7)}, 1), 1) == {0: []}
 
 
-@pytest.mark.ray
-def test_a_pipeline_at_another_step_runs_in_the_process_of_the_one_before(ray_cluster, corpus, monkeypatch):
-    monkeypatch.setattr(deal, "READ_AHEAD_BYTES", 1)  # most of the first pipeline's blocks are not read yet
-    stream = open_cells(corpus)
-    dealt, others = DealtSteps(stream), coordinators()
-    (old,) = dealt.configure({"train": steps_dataset(stream, 0, NUM_STEPS)}, 1)
-    abandoned = iterate_steps(old["train"])
-    assert next(abandoned).step == 0
-    (first,) = coordinators() - others
-    for start, process in ((25, "the same"), (7, "another")):
-        if process == "another":
-            first.kill()
-            first.wait(30)
-        (new,) = dealt.configure({"train": steps_dataset(stream, start, 60)}, 1)
-        received = list(iterate_steps(new["train"]))
-        expected = list(stream.read_steps(start, 60))
-        assert [batch.step for batch in received] == list(range(start, 60))
-        assert all(np.array_equal(a.cell_ids, b.cell_ids) for a, b in zip(received, expected, strict=True))
-        assert (first in coordinators()) == (process == "the same")
-        assert len(coordinators() - others) == 1
-    with pytest.raises(Exception, match=r"replaced|Invalid iterator|died"):
-        list(abandoned)
-
-
-def test_the_processes_of_a_pipeline_import_no_more_than_they_need():
+def test_a_worker_that_reads_imports_no_more_than_it_needs():
     unwanted = {"ray.train", "torch", "numba", "cytoray.corpus.stream"}
-    code = f"import sys, cytoray.corpus.executor; print(*sorted({unwanted} & sys.modules.keys()))"
+    code = f"import sys, cytoray.corpus.reading_tasks; print(*sorted({unwanted} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
 
@@ -148,14 +124,15 @@ def test_the_processes_of_a_pipeline_import_no_more_than_they_need():
 NUM_STEPS = 40_000  # more than the pipeline's queues have room for, so that tasks have made blocks which nobody takes
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_pipeline_rests_while_what_it_made_waits_to_be_read(ray_cluster, corpus, monkeypatch):
     monkeypatch.setattr(deal, "READ_AHEAD_BYTES", 1)
-    stream, others = open_cells(corpus), coordinators()
+    stream = open_cells(corpus)
     (iterators,) = DealtSteps(stream).configure({"train": steps_dataset(stream, 0, NUM_STEPS)}, 1)
     steps = iterate_steps(iterators["train"])
     next(steps)
-    (executor,) = coordinators() - others
+    (executor,) = coordinators()
     time.sleep(6)  # until nothing more has room
     share = cpu_share(executor, 4)
     assert sum(1 for _ in steps) == NUM_STEPS - 1  # to the end: a pipeline cut short still asks Ray when it shuts down
@@ -165,7 +142,7 @@ def test_a_pipeline_rests_while_what_it_made_waits_to_be_read(ray_cluster, corpu
 def coordinators() -> set[psutil.Process]:
     """Ray Data's executors of this session's cluster."""
     below = psutil.Process().children(recursive=True)
-    return {process for process in below if "StepCoord" in " ".join(process.cmdline())}
+    return {process for process in below if "SplitCoord" in process.name()}
 
 
 def cpu_share(process: psutil.Process, seconds: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import queue
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray.data
 from ray.train import DataConfig
 
-from cytoray.corpus.executor import Unhurried, read_run, start_pipeline, warm_up
+from cytoray.corpus.reading_tasks import Unhurried, read_run, warm_up
 from cytoray.corpus.streaming.background import Room, start_daemon
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 
@@ -33,44 +32,35 @@ def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Datas
 
 
 class DealtSteps(DataConfig):
-    """A pipeline per rank: splitting one among ranks would hand out its blocks first come, first served.
-
-    The processes that execute them stay for the next call of ``configure`` in this process.
-    """
+    """A pipeline per rank: splitting one among ranks would hand out its blocks first come, first served."""
 
     def __init__(self, stream: CorpusStream, *, task_cpus: float = TASK_CPUS, num_tasks: int = TASKS_AT_A_TIME) -> None:
         """``num_tasks`` tasks of a rank work at a time, each reserving ``task_cpus``."""
         super().__init__(datasets_to_split="all")
-        self.stream, self._task_cpus, self._num_tasks = stream, task_cpus, num_tasks
-        self._reference: ray.ObjectRef[CorpusStream] | None = None
-        self._coordinators: dict[tuple[str, int], Any] = {}  # by dataset and rank
+        self._stream, self._task_cpus, self._num_tasks = stream, task_cpus, num_tasks
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """Build one pipeline per rank: windows -> that rank's minibatches, in order; earlier ones end."""
-        if self._reference is None:
-            self._reference = ray.put(self.stream)
-        if not self._coordinators:  # while these processes start
-            for _ in range(world_size):
-                ray.remote(warm_up).options(num_cpus=self._task_cpus).remote([self._reference])
-        iterators: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
-        for (name, dataset), rank in itertools.product(datasets.items(), range(world_size)):
-            pipeline = self._pipeline(dataset, self._reference, rank, world_size)
-            coordinator, iterators[rank][name] = start_pipeline(pipeline, self._coordinators.get((name, rank)))
-            self._coordinators[name, rank] = coordinator
-        return iterators
+        """Build one pipeline per rank: windows -> that rank's minibatches, in order."""
+        stream = ray.put(self._stream)
+        for _ in range(world_size):  # the imports of a worker that reads, while the executor's process starts
+            ray.remote(warm_up).options(num_cpus=self._task_cpus).remote([stream])
+        return [
+            {name: self._rank_iterator(dataset, stream, rank, world_size) for name, dataset in datasets.items()}
+            for rank in range(world_size)
+        ]
 
-    def _pipeline(
+    def _rank_iterator(
         self, dataset: ray.data.Dataset, stream: ray.ObjectRef[CorpusStream], rank: int, world_size: int
-    ) -> ray.data.Dataset:
+    ) -> ray.data.DataIterator:
         dataset = dataset.copy(dataset)
         dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
         # A block is one row of any size: with a target that every row exceeds, Ray neither joins nor cuts them.
         dataset.context.target_max_block_size = 1
         dataset.context.custom_execution_callback_classes = [Unhurried]
         read = functools.partial(read_run, stream=stream, rank=rank, world_size=world_size)
-        return dataset.map_batches(
+        dealt = dataset.map_batches(
             read,
             batch_size=None,
             batch_format="pyarrow",
@@ -78,6 +68,8 @@ class DealtSteps(DataConfig):
             num_cpus=self._task_cpus,
             compute=ray.data.TaskPoolStrategy(size=self._num_tasks),
         )
+        # "Splitting" in one moves Ray Data's executor to an actor; in the worker its thread would slow every step.
+        return dealt.streaming_split(1, equal=False)[0]
 
 
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:
