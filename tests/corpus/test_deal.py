@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -110,6 +112,13 @@ def test_two_ranks_receive_their_minibatches_through_ray_data_in_order(ray_clust
 def test_steps_that_are_all_done_are_no_steps(ray_cluster, corpus):
     stream = open_cells(corpus)
     assert receive(DealtSteps(stream).configure({"train": steps_dataset(stream, 7, 7)}, 1), 1) == {0: []}
+
+
+def test_a_worker_that_reads_imports_no_more_than_it_needs():
+    unwanted = {"ray.train", "torch", "numba", "cytoray.corpus.stream"}
+    code = f"import sys, cytoray.corpus.reading_tasks; print(*sorted({unwanted} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
 
 
 NUM_STEPS = 40_000  # more than the pipeline's queues have room for, so that tasks have made blocks which nobody takes
