@@ -22,11 +22,11 @@ def gather(table: pa.Table, rows: npt.NDArray[np.integer]) -> pa.Table:
     Binary columns, which are nearly all of the bytes, go into NumPy's memory: NumPy asks for huge pages, Arrow does
     not, and its page faults take several times as long as the copy.
     """
-    rows = np.asarray(rows, np.int64)
+    places: Int64 = rows.astype(np.int64, copy=False)
     columns = [
-        _gather_streams(column.chunks, rows)
+        _gather_streams(column.chunks, places)
         if pa.types.is_large_binary(column.type)
-        else column.take(pa.array(rows)).combine_chunks()
+        else column.take(pa.array(places)).combine_chunks()
         for column in table.columns
     ]
     return pa.table(columns, schema=table.schema)
