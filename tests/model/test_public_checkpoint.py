@@ -660,7 +660,7 @@ def test_a_flipped_bit_in_a_weight_is_found(save: Save) -> None:
 def test_something_other_than_weights_is_refused(save: Save, content: Any) -> None:
     folder = save()
     torch.save(content, folder / "best_model.pt")
-    with pytest.raises(ModelError, match=r"best_model\.pt is (refused|not a state dict)"):
+    with pytest.raises(ModelError, match=r"best_model\.pt is (rejected|not a state dict)"):
         load_public_checkpoint(folder)
 
 
