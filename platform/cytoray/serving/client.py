@@ -1,4 +1,4 @@
-"""The service from Python: ``Client(url).annotate_adata(adata)``; AnnData or numpy and scipy in, numpy out."""
+"""Python client of the service: ``Client(url).annotate_adata(adata)``; takes AnnData, numpy or scipy, returns numpy."""
 
 # C cells, G genes, K labels, D width
 
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 
-_STANDARD_MEMBERS = {"type", "title", "detail", "instance", "code"}  # of a problem; the others name offenders
+_STANDARD_MEMBERS = {
+    "type",
+    "title",
+    "detail",
+    "instance",
+    "code",
+}  # of a problem; further members describe the mistake
 _SHOWN = 5  # unknown genes in a warning
 
 
@@ -45,7 +51,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class _Answer:
-    """Answered cells, and what the service reports of the model and the genes."""
+    """Answered cells, with the version of the model and the genes that it knows."""
 
     cells: list[dict[str, Any]]
     version: str = ""
@@ -57,7 +63,7 @@ class Client:
     """A connection to one service; sends many cells in several requests. Use as a context manager, or ``close`` it."""
 
     def __init__(self, url: str, timeout: float = 60.0, *, cells_per_request: int = 256) -> None:
-        """``timeout`` in seconds, for each request."""
+        """Connect to the service at ``url``; ``timeout`` in seconds applies to each request."""
         if cells_per_request < 1:
             raise RequestError(f"cells_per_request is {cells_per_request}.", remedy="It must be at least 1.")
         self.url = url.rstrip("/")
@@ -65,11 +71,11 @@ class Client:
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
     def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
-        """Embeddings, shape (C, D), of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
+        """Return the embeddings (C, D) of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
         return _embeddings(self._ask("/v1/embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names)).cells)
 
     def annotate_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Annotations:
-        """Labels, probabilities and embeddings of the C cells of ``adata``, which is not changed.
+        """Return labels, probabilities and embeddings of the C cells of ``adata``, which is not changed.
 
         Names and Ensembl ids are both sent, taken from ``adata.var`` by the rules for files, so that the answers are
         those of ``scGPT.process_data`` and of the offline jobs. ``matrix`` is X, raw.X or layers/NAME; ``gene_names``
@@ -85,9 +91,9 @@ class Client:
         ensembl_ids: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
     ) -> Float32:
-        """Embeddings, shape (C, D), of the C rows of ``matrix`` (C, G) over ``genes``; ``ids`` are names of cells.
+        """Return the embeddings (C, D) of the C rows of ``matrix`` (C, G) over ``genes``; ``ids`` are names of cells.
 
-        ``ensembl_ids`` (G entries, empty if unknown) find genes whose names are not in the model's vocabulary.
+        ``ensembl_ids`` (G entries, empty if unknown) identify genes whose names are not in the model's vocabulary.
         Raises RequestError (with the service's ``code``) for input that is refused, ServingError if the service
         cannot answer. Warns about unknown genes if no Ensembl ids were sent.
         """
@@ -102,7 +108,7 @@ class Client:
         ensembl_ids: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
     ) -> Annotations:
-        """Labels, probabilities and embeddings of the C rows of ``matrix`` (C, G) over ``genes``; see ``embed``."""
+        """Return labels, probabilities and embeddings of the C rows of ``matrix`` (C, G); see ``embed``."""
         return self._annotate(check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
 
     def close(self) -> None:
@@ -143,7 +149,7 @@ class Client:
         if len(versions) > 1:
             raise ServingError(
                 f"The service changed its model while answering (versions {', '.join(versions)}).",
-                remedy="Ask again: answers of two versions must not be mixed.",
+                remedy="Send the request again: answers of two versions must not be mixed.",
             )
         cells = [cell for answer in answers for cell in answer["cells"]]
         genes = answers[0]["genes"]
@@ -157,7 +163,7 @@ class Client:
         except httpx.TransportError as error:
             raise ServingError(
                 f"No answer from {self.url}: {type(error).__name__}.",
-                remedy="Check that the service runs, the URL, and for many or large cells the timeout.",
+                remedy="Check that the service is running and the URL is right; for many cells raise the timeout.",
                 url=self.url,
             ) from error
         if response.status_code != 200:
@@ -167,12 +173,12 @@ class Client:
 
 
 def _warn_of_unknown_genes(sent: Cells, answer: _Answer) -> None:
-    """Warn if the model does not know all genes by their names, and Ensembl ids might have found them."""
+    """Warn if the model does not know all genes by name and Ensembl ids might identify the others."""
     total, unknown = len(sent.genes), answer.unknown_genes
     if sent.ensembl_ids is not None or not unknown or any(map(unversioned, unknown)):
         return
     warnings.warn(
-        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by name; unknown are, for example, "
+        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by name; it does not know, for example, "
         f"{', '.join(unknown[:_SHOWN])}. If the data have Ensembl ids, send them as well: use annotate_adata or "
         "embed_adata, or the argument ensembl_ids.",
         UserWarning,
@@ -186,7 +192,7 @@ def _embeddings(cells: Sequence[dict[str, Any]]) -> Float32:
 
 
 def _error_of(response: httpx.Response) -> RequestError | ServingError:
-    """The error a problem stands for; a 4xx is the request's fault, everything else the service's."""
+    """Convert an error response: RequestError for a 4xx status, ServingError for all others."""
     try:
         problem = json.loads(response.content)
     except ValueError:
@@ -194,7 +200,7 @@ def _error_of(response: httpx.Response) -> RequestError | ServingError:
     if not isinstance(problem, dict) or "code" not in problem:
         text = " ".join(response.text.split())[:200]
         remedy = (
-            "Ask again later." if response.status_code in (429, 503) else "Check that the URL is a cytoray service."
+            "Try again later." if response.status_code in (429, 503) else "Check that the URL is a cytoray service."
         )
         return ServingError(f"HTTP {response.status_code}: {text}", remedy=remedy, status=response.status_code)
     details = {key: value for key, value in problem.items() if key not in _STANDARD_MEMBERS | {"problem", "remedy"}}

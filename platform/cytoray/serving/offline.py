@@ -1,4 +1,4 @@
-"""Embeddings and labels of many cells, offline: Ray Data over row ranges, by the predictor that also serves."""
+"""Offline embedding and annotation: Ray Data over row ranges of files, with the predictor that the service uses."""
 
 # C cells, K labels, D width
 
@@ -45,18 +45,18 @@ def embed_cells(predictor: Predictor, batches: Iterable[SparseCells], *, model: 
 
 
 def table_schema(width: int, *, model: ModelInfo) -> pa.Schema:
-    """Columns of the result; the metadata name the model, without which an embedding means nothing."""
+    """Return the columns of the result; the metadata name the model that made the embeddings."""
     fields = [
         pa.field("cell_id", pa.uint64(), nullable=False),
         pa.field("embedding", pa.list_(pa.float32(), width), nullable=False),
-        pa.field("label", pa.string()),  # null, as probability, where the model has no labels
+        pa.field("label", pa.string()),  # null, like probability, if the model has no labels
         pa.field("probability", pa.float32()),
     ]
     return pa.schema(fields, metadata={f"cytoray.model_{key}": value for key, value in model.model_dump().items()})
 
 
 def to_table(predictions: Predictions, *, cell_ids: UInt64, model: ModelInfo) -> pa.Table:
-    """The predictions for C cells as a table of C rows."""
+    """Return the predictions for C cells as a table of C rows."""
     num_cells, width = predictions.embeddings.shape
     labels: list[str | None] = [None] * num_cells
     best = pa.nulls(num_cells, pa.float32())
@@ -87,7 +87,7 @@ class EmbedResult:
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """Which cells are embedded by what, and where the tables go."""
+    """Cells to embed, the model, and the destination of the tables."""
 
     sources: tuple[SourceConfig, ...]
     bundle: str  # URI of the bundle's folder, readable from every worker
@@ -95,16 +95,16 @@ class EmbedTask:
     out: str
     rows_per_file: int = 4_096
     num_actors: int = 1
-    num_gpus: float = 0.0  # of each actor; 0: it computes on the CPU
+    num_gpus: float = 0.0  # of each actor; 0: it uses the CPU
     h5ad: bool = False
 
 
 def embed_sources(task: EmbedTask, *, advance: progress.Advance = progress.silent) -> EmbedResult:
-    """Embed all cells of all sources into ``out/part-….parquet``, one file a row range; ``advance`` counts rows.
+    """Embed all cells of all sources into ``out/part-….parquet``, one file per row range; ``advance`` counts rows.
 
-    Row ranges that were written before for the same model and file are kept; ``out/manifest.json`` comes last. Cells
-    without any gene that the model knows have NaN for an embedding. With ``h5ad`` each source becomes an h5ad file as
-    well, with the embeddings in ``obsm["X_scGPT"]``.
+    Row ranges already written for the same model and file are kept; ``out/manifest.json`` is written last. Cells
+    without any gene that the model knows get an embedding of NaN. With ``h5ad`` each source also becomes an h5ad file,
+    with the embeddings in ``obsm["X_scGPT"]``.
     """
     opened = [_describe(source) for source in expand_sources(task.sources)]
     ranges = [item for number, (source, about) in enumerate(opened) for item in _ranges(task, number, source, about)]
@@ -124,7 +124,7 @@ def embed_sources(task: EmbedTask, *, advance: progress.Advance = progress.silen
 
 @dataclass(frozen=True)
 class _Range:
-    """Rows of one source that become one file."""
+    """Rows of one source that are written to one file."""
 
     source: SourceConfig
     start: int
@@ -138,7 +138,7 @@ def _describe(source: SourceConfig) -> tuple[SourceConfig, SourceDescription]:
 
 
 def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDescription) -> Iterator[_Range]:
-    """The row ranges of one source; a file's name contains everything that its content depends on."""
+    """Yield the row ranges of one source; a file's name contains a digest of everything its content depends on."""
     made_of = hashlib.sha256(f"{task.model.digest} {about.version} {source.fingerprint()}".encode()).hexdigest()[:16]
     for start in range(0, about.num_cells, task.rows_per_file):
         stop = min(start + task.rows_per_file, about.num_cells)
@@ -146,7 +146,7 @@ def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDes
 
 
 def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, tuple[int, int]]:
-    """Cells, and those of them without genes, by file; what is there already is only counted."""
+    """Embed row ranges whose files are missing; returns the number of cells, and of empty cells, by file."""
     there = {entry.uri.rpartition("/")[2]: entry for entry in storage.list_objects(task.out)}
     found = {item.file: _read_counts(there[item.file]) for item in ranges if item.file in there}
     counts = {file: count for file, count in found.items() if count is not None}
@@ -160,7 +160,7 @@ def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advan
 
 
 def _embed_missing(task: EmbedTask, missing: list[_Range]) -> Iterable[dict[str, Any]]:
-    """Embed row ranges: few cells in this process if Ray is not running, else by Ray's actors."""
+    """Embed row ranges: in this process if there are few cells and Ray is not running, else in Ray actors."""
     numbers = [{"number": number} for number in range(len(missing))]
     if cluster.is_small(sum(item.stop - item.start for item in missing)):
         return map(_RangeEmbedder(task, missing), numbers)
@@ -181,7 +181,7 @@ def _read_counts(entry: storage.ObjectInfo) -> tuple[int, int] | None:
         metadata = pq.read_metadata(RangeFile(entry.uri, entry.num_bytes))
         return metadata.num_rows, int(metadata.metadata[_NUM_EMPTY])
     except (pa.ArrowInvalid, KeyError, TypeError):
-        logger.warning("%s is damaged and is made again", entry.uri)
+        logger.warning("%s is damaged and will be written again", entry.uri)
         return None
 
 
@@ -198,7 +198,7 @@ class _RangeEmbedder:
         self._predictor = CellPredictor(self._bundle, empty_cells="nan")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Embed one row range and write its table, whole or not at all."""
+        """Embed one row range and write its table atomically."""
         item = self._ranges[row["number"]]
         vocabulary = self._bundle.vocabulary
         named = read_cells(item.source, start=item.start, stop=item.stop, vocabulary=vocabulary, keep_empty=True)
@@ -222,7 +222,7 @@ class _RangeEmbedder:
 def _write_h5ad(
     task: EmbedTask, opened: list[tuple[SourceConfig, SourceDescription]], ranges: list[_Range]
 ) -> list[str]:
-    """One h5ad a source, made of its tables."""
+    """Write one h5ad file per source from its tables."""
     made = []
     for number, (source, _) in enumerate(opened):
         stem = Path(source.uri.rstrip("/")).name.split(".")[0]

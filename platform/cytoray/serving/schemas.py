@@ -1,4 +1,4 @@
-"""What crosses the wire as JSON: requests, answers and problems, strict and the same in code, tests and OpenAPI."""
+"""JSON schemas of requests, responses and problems: strict, and the same in code, tests and OpenAPI."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 Task = Literal["embed", "annotate"]
 
-# FailFast: an array of a million bad numbers is one mistake to report, not a million.
+# FailFast: only the first bad number of an array is reported.
 Indices = Annotated[list[Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]], FailFast()]
 Values = Annotated[list[float], FailFast()]
 
 
 class _Wire(BaseModel):
-    """Base of the wire models: no unknown member, no silent conversion."""
+    """Base of the schemas: unknown fields and implicit conversions are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
@@ -22,7 +22,7 @@ class _Wire(BaseModel):
 class CellPayload(_Wire):
     """One cell: the value ``v[k]`` of gene ``genes[i[k]]``; genes that are not listed are zero."""
 
-    id: str | None = Field(None, max_length=256, description="Given back with the answer; unique within a request.")
+    id: str | None = Field(None, max_length=256, description="Returned with the answer; unique within a request.")
     i: Indices = Field(description="Positions in `genes`, each at most once.")
     v: Values = Field(description="Raw counts or expression, finite and not negative, one for each of `i`.")
 
@@ -46,7 +46,7 @@ class AnnotateRequest(EmbedRequest):
 
 
 class ModelInfo(_Wire):
-    """Which model answered: all an embedding or label can be traced by."""
+    """Identity of the model that answered, for tracing an embedding or label."""
 
     name: str
     version: str
@@ -54,18 +54,20 @@ class ModelInfo(_Wire):
 
 
 class GeneSummary(_Wire):
-    """How the genes of the request met the vocabulary of the model."""
+    """Genes of the request that the model does and does not know."""
 
     matched: int
     total: int
-    unknown: list[str] = Field(description="The first 20 genes the model does not know.")
+    unknown: list[str] = Field(description="The first 20 genes that the model does not know.")
 
 
 class EmbeddedCell(_Wire):
     """The answer for one cell of `/v1/embed`."""
 
     id: str | None
-    embedding: list[float] = Field(description="Unit length; the decimals give back the float32 exactly.")
+    embedding: list[float] = Field(
+        description="A vector of unit length; the decimals reproduce the float32 values exactly."
+    )
 
 
 class AnnotatedCell(_Wire):
@@ -75,7 +77,7 @@ class AnnotatedCell(_Wire):
     label: str
     probability: float = Field(description="Probability of `label`.")
     probabilities: dict[str, float] = Field(description="Probability of every label; they sum to 1.")
-    embedding: list[float] | None = Field(None, description="Absent where `include_embedding` is false.")
+    embedding: list[float] | None = Field(None, description="Absent if `include_embedding` is false.")
 
 
 class EmbedResponse(_Wire):
@@ -95,7 +97,7 @@ class AnnotateResponse(_Wire):
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem: why a request was not answered, with further members that name the offenders."""
+    """An RFC 9457 problem: why a request was not answered, with further fields that name the bad entries."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -104,5 +106,5 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
-    code: str = Field(description="Stable name of the case, for programs.")
+    code: str = Field(description="Stable error code, for programs.")
     request_id: str

@@ -1,4 +1,4 @@
-"""The cells that a client sends: checked before anything crosses the wire, and encoded as JSON."""
+"""Cells that a client sends: checked before the request is made, and encoded as JSON."""
 
 # C cells, G genes
 
@@ -35,7 +35,7 @@ def check_cells(
     ensembl_ids: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
 ) -> Cells:
-    """Put the rows of a dense or sparse ``matrix`` (C, G) beside their genes; RequestError if the numbers disagree."""
+    """Combine the rows of a dense or sparse ``matrix`` (C, G) with its genes; RequestError if their numbers differ."""
     counts_CG = sp.csr_matrix(matrix, copy=True)
     counts_CG.sum_duplicates()
     num_cells, num_genes = counts_CG.shape
@@ -49,7 +49,7 @@ def check_cells(
 
 
 def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> Cells:
-    """The cells of an AnnData, with names and Ensembl ids of its genes as readers of files find them.
+    """Return the cells of an AnnData, with gene names and Ensembl ids found as in files.
 
     Columns with the same name and the same id are summed, as they are everywhere else in cytoray.
     """
@@ -66,7 +66,7 @@ def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> C
 
 
 def encode_cells(cells: Cells, rows: range) -> bytes:
-    """The JSON body of a request for some of the rows."""
+    """Encode some of the rows as the JSON body of a request."""
     counts_CG, encoded = cells.counts_CG, []
     for row in rows:
         entries = slice(counts_CG.indptr[row], counts_CG.indptr[row + 1])
@@ -91,7 +91,7 @@ def _check_length(name: str, entries: Sequence[str], expected: int, *, axis: str
 
 
 def _matrix(adata: anndata.AnnData, matrix: str) -> Any:
-    """The matrix that is named X, raw.X or layers/NAME, in memory."""
+    """Return the matrix named X, raw.X or layers/NAME, in memory."""
     there = {"X": adata.X, **{f"layers/{name}": layer for name, layer in adata.layers.items()}}
     if adata.raw is not None:
         there["raw.X"] = adata.raw.X
@@ -103,7 +103,7 @@ def _matrix(adata: anndata.AnnData, matrix: str) -> Any:
 
 
 def _summed(cells: Cells) -> Cells:
-    """The same cells with one column for each pair of name and id."""
+    """Return the same cells with one column for each pair of name and id."""
     pairs = list(zip(cells.genes, cells.ensembl_ids or [""] * len(cells.genes), strict=True))
     places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
     if len(places) == len(pairs):

@@ -1,4 +1,4 @@
-"""The service without HTTP and without Ray: one model behind a batcher, from request bytes to answer bytes."""
+"""The service without HTTP and Ray: one model behind a batcher, from the bytes of a request to those of its answer."""
 
 # C cells, K labels, D width
 
@@ -24,9 +24,9 @@ from cytoray.serving.schemas import GeneSummary, ModelInfo, Task
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneMapping, GeneVocabulary
 
-BATCH_TOKENS = 65536  # some minibatches of the predictor: enough company to sort by length, short enough to wait for
+BATCH_TOKENS = 65536  # a few minibatches of the predictor: enough cells to sort by length, and still a short wait
 CANARY_GENES = 8
-CANARY_TOLERANCE = 1e-3  # far above float noise between thread counts, far below another model
+CANARY_TOLERANCE = 1e-3  # far above float noise between thread counts, far below the difference to another model
 
 
 class Predictor(Protocol):
@@ -38,17 +38,17 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """An encoded answer and what its parts took, in seconds."""
+    """An encoded answer and the duration of each step in seconds."""
 
     content: bytes
     timings: dict[str, float]
 
 
 class CellService:
-    """Answers requests of one model version; made ready (and proven able to answer) by its construction."""
+    """A service for one model version; its construction tests that the model can answer."""
 
     def __init__(self, predictor: Predictor, *, vocabulary: GeneVocabulary, model: ModelInfo, limits: Limits) -> None:
-        """Raises ModelError where the model cannot answer for a single cell."""
+        """Run the model on one cell; raises ModelError if it cannot answer."""
         self.model = model
         self.limits = limits
         self._predictor = predictor
@@ -59,7 +59,7 @@ class CellService:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Cell types the model knows; none where it only embeds."""
+        """Cell types that the model predicts; empty if it only embeds."""
         return self._expected.labels
 
     @property
@@ -68,7 +68,7 @@ class CellService:
         return int(self._expected.embeddings.shape[1])
 
     async def answer(self, task: Task, body: bytes) -> Reply:
-        """Answer one request body; raises RequestError for what is wrong with it, or took too long."""
+        """Answer one request body; raises RequestError if the request is invalid or takes too long."""
         if task == "annotate" and not self.labels:
             raise RequestError(
                 f"Model {self.model.name} version {self.model.version} was not trained to label cells.",
@@ -86,7 +86,7 @@ class CellService:
             ) from error
 
     async def check(self, *, timeout_s: float) -> None:
-        """Prove health by a forward pass of one cell beside the batcher; raises ServingError."""
+        """Check the model by a forward pass of one cell outside the batcher; raises ServingError if that fails."""
         self._batcher.check(max_age_s=2 * self.limits.deadline_s)
         try:
             seen = await asyncio.wait_for(asyncio.to_thread(self._predict, self._canary), timeout_s)
@@ -96,7 +96,7 @@ class CellService:
             raise ServingError("The model answers differently than when it was loaded.", remedy="Replace this replica.")
 
     def check_ready(self) -> None:
-        """Raise ServingError where requests would not be answered."""
+        """Raise ServingError if requests would not be answered."""
         self._batcher.check(max_age_s=2 * self.limits.deadline_s)
 
     async def close(self) -> None:
@@ -137,7 +137,7 @@ class CellService:
     def _predict(self, cells: SparseCells) -> Predictions:
         predictions = self._predictor.predict(cells)
         if not np.isfinite(predictions.embeddings).all():
-            raise ModelError("The model gave embeddings that are not finite.", remedy="Serve another version.")
+            raise ModelError("The model returned embeddings that are not finite.", remedy="Serve another version.")
         return predictions
 
 
@@ -163,11 +163,11 @@ def encode_answer(
 
 
 def _num_tokens(cells: SparseCells) -> int:
-    return len(cells.gene_ids) + cells.num_cells  # one <cls> a cell
+    return len(cells.gene_ids) + cells.num_cells  # one <cls> per cell
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:
-    """One made-up cell; going through the gene names also builds their look-up tables before the first request."""
+    """Build one artificial cell; mapping its gene names also builds the look-up tables before the first request."""
     genes = [token for token in vocabulary.tokens if token not in SPECIAL_TOKENS][:CANARY_GENES]
     columns = np.arange(len(genes))
     mapping = vocabulary.map_genes(genes)
