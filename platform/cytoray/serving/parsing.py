@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
+from scipy import sparse
 
+from cytoray.corpus.checking.checks import blank_rows, other_species
+from cytoray.corpus.config import CheckConfig
 from cytoray.errors import RequestError
 from cytoray.serving.config import Limits
 from cytoray.serving.schemas import AnnotateRequest, CellPayload, EmbedRequest, Task
@@ -23,6 +26,7 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 SAMPLE = 20  # offenders named in a problem
+_NOUNS = {"ensembl_ids": "Ensembl ids", "genomes": "genomes"}
 REQUESTS: dict[Task, type[EmbedRequest]] = {"embed": EmbedRequest, "annotate": AnnotateRequest}
 
 
@@ -32,6 +36,7 @@ class ParsedRequest:
 
     genes: tuple[str, ...]  # (G,)
     ensembl_ids: tuple[str, ...] | None  # (G,), empty text if a gene has none
+    genomes: tuple[str, ...] | None  # (G,), empty text if it is unknown
     indptr: Int64  # (C + 1,)
     columns: Int64  # (N,) into genes
     values: Float32  # (N,)
@@ -53,6 +58,7 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
     request = ParsedRequest(
         genes=tuple(payload.genes),
         ensembl_ids=tuple(payload.ensembl_ids) or None,
+        genomes=tuple(payload.genomes) or None,
         indptr=np.concatenate([[0], np.cumsum([len(cell.i) for cell in payload.cells])]).astype(np.int64),
         columns=_flatten((cell.i for cell in payload.cells), dtype=np.int64),
         values=values,
@@ -65,10 +71,13 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
 
 
 def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overlap: float) -> SparseCells:
-    """Carry the cells over to the vocabulary; raises RequestError ``unknown_genes`` or ``empty_cells``."""
+    """Map the cells to the vocabulary; raises RequestError ``unknown_genes``.
+
+    In a mixture of species, genes of the other species do not count as unknown, and its cells are left without genes.
+    """
     matched = int((mapping.ids >= 0).sum())
     total = len(request.genes)
-    if matched == 0 or matched < min_gene_overlap * total:
+    if matched == 0 or matched < min_gene_overlap * (mapping.origin >= 0).sum():
         raise RequestError(
             f"The model knows {matched} of the {total} genes of this request, for example not"
             f" {', '.join(mapping.unknown[:5])}; they look like {mapping.id_type} ids, species {mapping.species}.",
@@ -82,19 +91,10 @@ def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overl
             species=mapping.species,
         )
     rows = np.arange(len(request.cell_ids), dtype=np.uint64)  # identities are not needed: results are keyed by content
-    cells = mapping.apply(request.values, request.columns, request.indptr, rows)
-    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
-    if len(empty):
-        raise RequestError(
-            f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
-            f" /cells/{empty[0]}.",
-            remedy="Leave these cells out.",
-            code="empty_cells",
-            pointer=f"/cells/{empty[0]}",
-            indices=empty[:SAMPLE].tolist(),
-            count=len(empty),
-        )
-    return cells
+    matrix = sparse.csr_matrix((request.values, request.columns, request.indptr), shape=(len(rows), total))
+    # As when a file is read.
+    matrix = blank_rows(matrix, other_species(matrix, mapping, min_human_share=CheckConfig().min_human_share))
+    return mapping.apply(matrix.data, matrix.indices, matrix.indptr, rows)
 
 
 def _validate(body: bytes, *, kind: type[EmbedRequest]) -> EmbedRequest:
@@ -142,17 +142,18 @@ def _check_num_cells(seen: int, *, limit: int) -> None:
 
 
 def _check_genes(payload: EmbedRequest) -> None:
-    """Refuse Ensembl ids that do not go with the genes, and genes given twice."""
-    genes, ensembl_ids = payload.genes, payload.ensembl_ids
-    if not ensembl_ids:
-        _check_distinct(genes, pointer="/genes/{}", noun="Gene")
-        return
-    if len(ensembl_ids) != len(genes):
-        problem = f"There are {len(genes)} genes, but {len(ensembl_ids)} Ensembl ids."
-        raise _bad_matrix(problem, pointer="/ensembl_ids", genes=len(genes), ensembl_ids=len(ensembl_ids))
-    # Two genes may share a symbol, but not the id as well.
-    pairs = [f"{gene} ({gene_id})" for gene, gene_id in zip(genes, ensembl_ids, strict=True)]
-    _check_distinct(pairs, pointer="/genes/{}", noun="Gene")
+    """Refuse Ensembl ids and genomes that do not fit the genes, and genes given twice."""
+    genes = payload.genes
+    given = {"ensembl_ids": payload.ensembl_ids, "genomes": payload.genomes}
+    beside = {member: texts for member, texts in given.items() if texts}
+    for member, texts in beside.items():
+        if len(texts) != len(genes):
+            problem = f"There are {len(genes)} genes, but {len(texts)} {_NOUNS[member]}."
+            raise _bad_matrix(problem, pointer=f"/{member}", genes=len(genes), **{member: len(texts)})
+    # Two genes may share a symbol, but not the id and the genome as well.
+    if beside:
+        genes = [f"{gene} ({', '.join(others)})" for gene, *others in zip(genes, *beside.values(), strict=True)]
+    _check_distinct(genes, pointer="/genes/{}", noun="Gene")
 
 
 def _check_distinct(names: Sequence[str | None], *, pointer: str, noun: str) -> None:

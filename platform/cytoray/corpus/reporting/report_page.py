@@ -61,6 +61,7 @@ def render_page(report: DataReport) -> str:
         num_hidden=max(0, len(report.files) - MOST_FILES),
         plots=_plots(report),
         legend=line_colours([_short_name(file.description.uri) for file in report.files]),
+        not_read=report.not_read[:MOST_FILES],
         rules=_rules(report.total),
         rule_colours=_rule_colours(report.total),
         how_colours={HOW_WORDS[how]: colour for how, colour in _HOW_COLOURS.items()} | {"unknown": _UNKNOWN_COLOUR},
@@ -98,6 +99,8 @@ def _tiles(report: DataReport) -> list[tuple[str, str, str]]:
     ]
     if refused:
         tiles.append((_number(refused), "refused", "see below"))
+    if report.not_read:
+        tiles.append((_number(len(report.not_read)), "not read", "see below"))
     return tiles
 
 
