@@ -363,9 +363,9 @@ def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_
         assert len(reads) <= 3, "of six row groups"
         drawn |= set(reads)
     assert len(drawn) > 2
-    selected = MemberOptions("kind", select="kind != 'B'")
+    selected = MemberOptions("kind", select="kind != 'type 1'")
     some = sample_labelled_cells(written.store, written.manifest, selected, max_cells=10_000)
-    assert some.labels == tuple(label for label in whole.labels if label != "B")
+    assert some.labels == tuple(label for label in whole.labels if label != "type 1")
     assert len(some.labels) < len(whole.labels)
     with pytest.raises(CorpusError, match="no column 'type'"):
         sample_labelled_cells(written.store, written.manifest, MemberOptions("type"), max_cells=300)

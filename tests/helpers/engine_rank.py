@@ -109,7 +109,7 @@ def go_through(stage: int, precision: str, store: str, others: str | None) -> di
         masters = engines.gather_weights(smooth)
         found["averages expected"] = {name: tensor.lerp(masters[name], 0.25) for name, tensor in averages.items()}
         with average.swapped_in():
-            found["swapped in"] = {name: smooth.module.model.state_dict()[name].float() for name in averages}
+            found["swapped in"] = {name: smooth.module.model.state_dict()[name].float().clone() for name in averages}
     found |= {"smooth": whole(smooth), "skipping": whole(skipping)}
     writer = checkpoints.CheckpointWriter(
         checkpoints.checkpoints_uri(store, f"{stage}{precision}"), keep=1, attempt="test", timeout_s=60
@@ -136,6 +136,10 @@ def go_through(stage: int, precision: str, store: str, others: str | None) -> di
         found[f"restored {len(reads)}"] = whole(engine)
         step(engine, 2)
         found[f"third step {len(reads)}"] = whole(engine)
+    other = "fp32" if precision == "bf16" else "bf16"
+    engine, _ = restored(max(stage, 1), other, store, f"{stage}{precision}")
+    found["restored in another precision"] = whole(engine)
+    applied.append(step(engine, 2))
     found["facts"] = {
         "applied": torch.tensor(applied),
         "norm": torch.tensor(norm),

@@ -168,7 +168,7 @@ class LabelledSample:
 def sample_labelled_cells(
     store: str, manifest: CorpusManifest, options: MemberOptions, *, max_cells: int, seed: int = 0
 ) -> LabelledSample:
-    """Load cells that have a label and belong to the selection; of a large corpus ``max_cells``, in row groups drawn at random.
+    """Load selected cells that have a label; of a large corpus ``max_cells``, in row groups drawn at random.
 
     Only those row groups are read and held. Cells come in the order of the corpus. CorpusError if no cell has a label.
     """

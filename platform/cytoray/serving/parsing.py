@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
-from scipy import sparse
 
-from cytoray.corpus.checking.checks import blank_rows, other_species
-from cytoray.corpus.config import CheckConfig
 from cytoray.errors import RequestError
 from cytoray.serving.config import Limits
 from cytoray.serving.schemas import AnnotateRequest, CellPayload, EmbedRequest, Task
@@ -91,10 +88,9 @@ def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overl
             species=mapping.species,
         )
     rows = np.arange(len(request.cell_ids), dtype=np.uint64)  # identities are not needed: results are keyed by content
-    matrix = sparse.csr_matrix((request.values, request.columns, request.indptr), shape=(len(rows), total))
-    # As when a file is read.
-    matrix = blank_rows(matrix, other_species(matrix, mapping, min_human_share=CheckConfig().min_human_share))
-    return mapping.apply(matrix.data, matrix.indices, matrix.indptr, rows)
+    foreign = mapping.of_other_species(request.values, request.columns, request.indptr)
+    values = np.where(np.repeat(foreign, np.diff(request.indptr)), np.float32(0), request.values)
+    return mapping.apply(values, request.columns, request.indptr, rows)
 
 
 def _validate(body: bytes, *, kind: type[EmbedRequest]) -> EmbedRequest:

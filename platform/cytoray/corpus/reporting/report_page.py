@@ -17,7 +17,7 @@ from cytoray.corpus.config import RuleConfig
 from cytoray.corpus.reporting.remarks import remarks
 from cytoray.corpus.reporting.report import HTML_NAME, JSON_NAME, DataReport, FileReport
 from cytoray.corpus.reporting.report_plots import line_colours, plot_bins, plot_log_histograms
-from cytoray.corpus.reporting.report_text import HOW_WORDS, KIND_WORDS, size_text
+from cytoray.corpus.reporting.report_text import HOW_WORDS, kind_words, size_text
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 MOST_FILES = 300  # rows of the tables; all of them are in report.json
@@ -120,7 +120,7 @@ def _file_row(file: FileReport) -> dict[str, Any]:
         "uri": description.uri,
         "description": description,
         "profile": profile,
-        "kind": KIND_WORDS[description.value_kind],
+        "kind": kind_words(file),
         "cells": _parts(parts, {"kept": _KEPT_COLOUR, **colours}),
         "overlap": _overlap(profile.genes),
         "genes": profile.genes,
