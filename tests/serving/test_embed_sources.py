@@ -54,11 +54,14 @@ def _read(task: EmbedTask, pattern: str = "part-*.parquet") -> pd.DataFrame:
 
 
 @through_ray
-def test_every_cell_is_there_and_equals_the_python_face(task: EmbedTask, files: Path) -> None:
+def test_every_cell_is_there_and_equals_the_python_face(
+    task: EmbedTask, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[float] = []
     result = embed_sources(task, advance=seen.append)
     assert (result.num_cells, result.num_empty, result.num_files) == (180, 2, 4)
     assert sum(seen) == 180
+    assert "2 of 180 cells have no gene that the model knows: a7, b7. Their embeddings are NaN" in caplog.text
     table = _read(task)
     assert table["obs_name"].tolist() == [f"a{row}" for row in range(130)] + [f"b{row}" for row in range(50)]
     assert set(table["source"]) == set(SIZES)

@@ -54,6 +54,11 @@ def load_defaults() -> None:
             os.environ.setdefault(variable, value)
 
 
+def place(given: str | None, variable: str, *, config: Path | None) -> str | None:
+    """Return the store or MLflow that a flag names, else the environment; a configuration file names its own."""
+    return os.environ.get(variable) if given is None and config is None else given
+
+
 def tracking_of(uri: str) -> TrackingConfig:
     """Return the MLflow configuration of ``--uri``; raises ConfigError if it is not valid."""
     from cytoray.config import build_config

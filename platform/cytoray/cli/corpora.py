@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cytoray.cli.common import STORE, AsJson, Overrides, Store, folders_end_in_slash, print_answer
+from cytoray.cli.common import STORE, AsJson, Overrides, Store, folders_end_in_slash, place, print_answer
 from cytoray.cli.common import size as _size
 from cytoray.cli.data import app
 
@@ -37,9 +36,7 @@ def ingest(
     from cytoray.config import build_config, load_config
     from cytoray.corpus.config import IngestConfig
 
-    if store is None and config is None:  # a YAML file has its own key `store`
-        store = os.environ.get(STORE)
-    given = {"store": store, "corpus": corpus, "append": append or None}
+    given = {"store": place(store, STORE, config=config), "corpus": corpus, "append": append or None}
     sets = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     if uris:
         sets.append(f"sources={json.dumps([{'uri': uri} for uri in folders_end_in_slash(uris)])}")

@@ -17,10 +17,13 @@ from typer.exceptions import TyperException
 from cytoray.cli import corpora, models, train
 from cytoray.cli.common import (
     EXIT_CODES,
+    STORE,
+    TRACKING,
     AsJson,
     Overrides,
     TrackingUri,
     load_defaults,
+    place,
     print_answer,
     print_error,
     report_mistake,
@@ -131,9 +134,9 @@ def embed(
         str | None,
         typer.Option(help="Bundle or public checkpoint (folder or s3://), models:/NAME@ALIAS, or run:NAME."),
     ] = None,
-    h5ad: Annotated[
-        bool, typer.Option("--h5ad", help="Also write one h5ad file per source, with obsm X_scGPT.")
-    ] = False,
+    store: Annotated[str | None, typer.Option(help="Root of everything cytoray keeps, for run:NAME.")] = None,
+    uri: Annotated[str | None, typer.Option("--uri", help="MLflow, for models:/…: http(s)://… or sqlite:///…")] = None,
+    h5ad: Annotated[bool, typer.Option("--h5ad", help="Also write one h5ad per source, with obsm X_scGPT.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file; other options override it.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
@@ -142,7 +145,14 @@ def embed(
     from cytoray.config import build_config, load_config
     from cytoray.stages.config import EmbedConfig
 
-    given = {"out": out, "model": model, "h5ad": h5ad or None, "data": [{"uri": uri} for uri in uris or ()] or None}
+    given = {
+        "out": out,
+        "model": model,
+        "store": place(store, STORE, config=config),
+        "tracking.uri": place(uri, TRACKING, config=config),
+        "h5ad": h5ad or None,
+        "data": [{"uri": source} for source in uris or ()] or None,
+    }
     sets = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None] + overrides
     settings = load_config(EmbedConfig, config, overrides=sets) if config else build_config(EmbedConfig, overrides=sets)
     from cytoray.stages.job import print_result, run_configured

@@ -83,10 +83,11 @@ def resume(
     allow: Annotated[list[str], typer.Option(help="Key that may differ from the run's; repeatable.")] = [],  # noqa: B006
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
 ) -> None:
-    """Continue a run from its newest intact checkpoint, with the configuration it was started with.
+    """Continue a run from its newest intact checkpoint, with the configuration that it was started with.
 
-    Keys that do not change results (workers, checkpoint interval, location of the journal) may be set freely, other
-    keys only if they are named by --allow.
+    Keys that change results by no more than the rounding of sums may be set freely: threads and CPUs per worker,
+    workers.zero_stage, the checkpoint interval, the location of the journal. So may workers.num_workers, train.accumulation and
+    train.micro_batch_tokens, but with dropout the masks differ from then on. Other keys need --allow.
     """
     from cytoray.stages.job import print_result, run_configured
     from cytoray.stages.resume import load_resumed_config

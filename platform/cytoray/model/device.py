@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 
@@ -38,7 +39,11 @@ def choose_reserved_device(num_gpus: float) -> torch.device:
         return torch.device("cpu")
     device = choose_device("auto")
     if device.type == "cpu":
-        logger.warning("%g GPU(s) are reserved, but PyTorch finds none: the CPU is used", num_gpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        logger.warning(
+            "%g GPU(s) are reserved (CUDA_VISIBLE_DEVICES: %s), but PyTorch finds none: computing on the CPU",
+            num_gpus, visible,
+        )  # fmt: skip
     return device
 
 

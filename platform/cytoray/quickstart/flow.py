@@ -20,7 +20,7 @@ from cytoray.quickstart.embeddings import Separation, measure_separation
 from cytoray.quickstart.plan import Plan, build_plan
 from cytoray.quickstart.report import StageLog, show_summary
 from cytoray.stages import run
-from cytoray.tasks.annotation import AnnotationReport
+from cytoray.tasks.annotation import AnnotationReport, held_out_stability
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
@@ -110,7 +110,8 @@ def _train(plan: Plan, split: SplitData, log: StageLog) -> None:
     steps = plan.finetune.train.num_steps
     with log.stage("finetune") as row, progress.stage("finetune", total=steps, unit="steps") as advance:
         result, bundle = run.finetune(plan.finetune, advance=advance)
-        save_card(plan.finetune, result, bundle=bundle)
+        stability = held_out_stability(plan.finetune, bundle)
+        save_card(plan.finetune, result, bundle=bundle, stability=stability)
         row.fill(_cells(plan.finetune), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
 
 

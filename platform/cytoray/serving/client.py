@@ -33,17 +33,17 @@ _STANDARD_MEMBERS = {
     "instance",
     "code",
 }  # of a problem; further members describe the mistake
-_SHOWN = 5  # unknown genes in a warning
+_SHOWN = 5  # names in a warning
 
 
 @dataclass(frozen=True)
 class Annotations:
     """Labels, probabilities and embeddings of C cells, in the order in which the cells were given."""
 
-    labels: tuple[str, ...]  # (C,)
+    labels: tuple[str | None, ...]  # (C,), None for a cell without a gene that the model knows
     label_names: tuple[str, ...]  # (K,) of the columns of probabilities
-    probabilities: Float32  # (C, K)
-    embeddings: Float32  # (C, D), unit length
+    probabilities: Float32  # (C, K), NaN for such a cell
+    embeddings: Float32  # (C, D), unit length, NaN for such a cell
     model_version: str
     num_matched_genes: int = 0  # genes sent that the model knows
     num_genes: int = 0  # genes sent
@@ -54,6 +54,8 @@ class _Answer:
     """Answered cells, with the version of the model and the genes that it knows."""
 
     cells: list[dict[str, Any]]
+    width: int = 0
+    labels: tuple[str, ...] = ()
     version: str = ""
     num_matched_genes: int = 0
     unknown_genes: tuple[str, ...] = ()  # a sample
@@ -72,14 +74,15 @@ class Client:
 
     def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
         """Return the embeddings (C, D) of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
-        return _embeddings(self._ask("/v1/embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names)).cells)
+        return _embeddings(self._ask("/v1/embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names)))
 
     def annotate_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Annotations:
         """Return labels, probabilities and embeddings of the C cells of ``adata``, which is not changed.
 
-        Names and Ensembl ids are both sent, taken from ``adata.var`` by the rules for files, so that the answers are
-        those of ``scGPT.process_data`` and of the offline jobs. ``matrix`` is X, raw.X or layers/NAME; ``gene_names``
-        is "index" or a column of ``var``. Raises CorpusError for a missing matrix or column; otherwise as ``embed``.
+        Names, Ensembl ids and genomes are sent, taken from ``adata.var`` by the rules for files, so that the answers
+        are those of ``scGPT.process_data`` and of the offline jobs: a cell without a gene that the model knows has NaN
+        and the label None, with a warning that names it. ``matrix`` is X, raw.X or layers/NAME; ``gene_names`` is
+        "index" or a column of ``var``. Raises CorpusError for a missing matrix or column; otherwise as ``embed``.
         """
         return self._annotate(cells_of_adata(adata, matrix=matrix, gene_names=gene_names))
 
@@ -97,8 +100,7 @@ class Client:
         Raises RequestError (with the service's ``code``) for input that is refused, ServingError if the service
         cannot answer. Warns about unknown genes if no Ensembl ids were sent.
         """
-        answer = self._ask("/v1/embed", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
-        return _embeddings(answer.cells)
+        return _embeddings(self._ask("/v1/embed", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids)))
 
     def annotate(
         self,
@@ -124,13 +126,13 @@ class Client:
     def _annotate(self, sent: Cells) -> Annotations:
         answer = self._ask("/v1/annotate", sent)
         cells = answer.cells
-        label_names = tuple(cells[0]["probabilities"]) if cells else ()
-        rows = [[cell["probabilities"][name] for name in label_names] for cell in cells]
+        none = dict.fromkeys(answer.labels, np.nan)
+        rows = [[(cell["probabilities"] or none)[name] for name in answer.labels] for cell in cells]
         return Annotations(
             labels=tuple(cell["label"] for cell in cells),
-            label_names=label_names,
-            probabilities=np.array(rows, np.float32).reshape(len(cells), len(label_names)),
-            embeddings=_embeddings(cells),
+            label_names=answer.labels,
+            probabilities=np.array(rows, np.float32).reshape(len(cells), len(answer.labels)),
+            embeddings=_embeddings(answer),
             model_version=answer.version,
             num_matched_genes=answer.num_matched_genes,
             num_genes=len(sent.genes),
@@ -153,13 +155,27 @@ class Client:
             )
         cells = [cell for answer in answers for cell in answer["cells"]]
         genes = answers[0]["genes"]
-        answer = _Answer(cells, versions[0], genes["matched"], tuple(genes["unknown"]))
+        width, labels = self._shape(cells)
+        answer = _Answer(cells, width, labels, versions[0], genes["matched"], tuple(genes["unknown"]))
         _warn_of_unknown_genes(sent, answer)
+        _warn_of_empty_cells(sent, answer)
         return answer
 
+    def _shape(self, cells: Sequence[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
+        """Return the width of embeddings and the labels of answers, from the service if no cell has an answer."""
+        answered = next((cell for cell in cells if cell["embedding"] is not None), None)
+        if answered is not None:
+            return len(answered["embedding"]), tuple(answered.get("probabilities", ()))
+        about = self._send("GET", "/version")
+        return about["embedding_width"], tuple(about["labels"])
+
     def _post(self, route: str, body: bytes) -> dict[str, Any]:
+        return self._send("POST", route, content=body, headers={"Content-Type": "application/json"})
+
+    def _send(self, method: str, route: str, **options: Any) -> dict[str, Any]:
+        """Return the JSON of a reply."""
         try:
-            response = self._http.post(route, content=body, headers={"Content-Type": "application/json"})
+            response = self._http.request(method, route, **options)
         except httpx.TransportError as error:
             raise ServingError(
                 f"No answer from {self.url}: {type(error).__name__}.",
@@ -186,9 +202,25 @@ def _warn_of_unknown_genes(sent: Cells, answer: _Answer) -> None:
     )
 
 
-def _embeddings(cells: Sequence[dict[str, Any]]) -> Float32:
-    width = len(cells[0]["embedding"]) if cells else 0
-    return np.array([cell["embedding"] for cell in cells], np.float32).reshape(len(cells), width)
+def _warn_of_empty_cells(sent: Cells, answer: _Answer) -> None:
+    """Warn about cells without an answer, and name them."""
+    empty = [row for row, cell in enumerate(answer.cells) if cell["embedding"] is None]
+    if not empty:
+        return
+    names = ", ".join(sent.name(row) for row in empty[:_SHOWN]) + (", …" if len(empty) > _SHOWN else "")
+    warnings.warn(
+        f"{len(empty):,} of {len(answer.cells):,} cells have no gene that the model knows: {names}. Their results are "
+        "NaN, their labels None.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _embeddings(answer: _Answer) -> Float32:
+    """The embeddings (C, D), NaN for cells without one."""
+    none = [np.nan] * answer.width
+    rows = [cell["embedding"] or none for cell in answer.cells]
+    return np.array(rows, np.float32).reshape(len(rows), answer.width)
 
 
 def _error_of(response: httpx.Response) -> RequestError | ServingError:

@@ -49,7 +49,8 @@ def load_service(args: AppArgs) -> CellService:
     device = choose_reserved_device(args.num_gpus)
     bundle.model.to(device)
     logger.info("the model runs on %s", device)
-    return CellService(CellPredictor(bundle), vocabulary=bundle.vocabulary, model=model, limits=args.limits)
+    predictor = CellPredictor(bundle, empty_cells="nan")
+    return CellService(predictor, vocabulary=bundle.vocabulary, model=model, limits=args.limits)
 
 
 def load_model(args: AppArgs) -> tuple[ModelBundle, ModelInfo]:

@@ -11,6 +11,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from cytoray.serving.service import Predictor
 from cytoray.tokens.cells import SparseCells, UInt64
 
 logger = logging.getLogger(__name__)
-_NUM_EMPTY = b"cytoray.num_empty"
+_NUM_EMPTY, _EMPTY = b"cytoray.num_empty", b"cytoray.empty_cells"  # of a table: their number, names of the first
+_SHOWN = 5  # names in a warning
 
 
 def embed_cells(predictor: Predictor, batches: Iterable[SparseCells], *, model: ModelInfo) -> Iterator[pa.Table]:
@@ -83,6 +85,7 @@ class EmbedResult:
     num_files: int
     skipped: bool
     h5ad: tuple[str, ...] = ()
+    empty_cells: tuple[str, ...] = ()  # names of the first of them
 
 
 @dataclass(frozen=True)
@@ -103,23 +106,39 @@ def embed_sources(task: EmbedTask, *, advance: progress.Advance = progress.silen
     """Embed all cells of all sources into ``out/part-….parquet``, one file per row range; ``advance`` counts rows.
 
     Row ranges already written for the same model and file are kept; ``out/manifest.json`` is written last. Cells
-    without any gene that the model knows get an embedding of NaN. With ``h5ad`` each source also becomes an h5ad file,
-    with the embeddings in ``obsm["X_scGPT"]``.
+    without any gene that the model knows have NaN for an embedding and null for a label; a warning names them. With
+    ``h5ad`` each source becomes an h5ad file as well, with the embeddings in ``obsm["X_scGPT"]``.
     """
     opened = [_describe(source) for source in expand_sources(task.sources)]
     ranges = [item for number, (source, about) in enumerate(opened) for item in _ranges(task, number, source, about)]
     identity = {"model_digest": task.model.digest, "files": [item.file for item in ranges], "h5ad": task.h5ad}
     done_uri = storage.join(task.out, "manifest.json")
     if storage.exists(done_uri) and (done := json.loads(storage.read_bytes(done_uri)))["identity"] == identity:
-        num_files, made = len(done["files"]), tuple(done["h5ad"])
-        return EmbedResult(done["num_cells"], done["num_empty"], num_files, skipped=True, h5ad=made)
+        return _result(done, skipped=True)
     counts = _embed_ranges(task, ranges, advance)
     made = tuple(_write_h5ad(task, opened, ranges)) if task.h5ad else ()
-    num_cells, num_empty = (sum(count[place] for count in counts.values()) for place in (0, 1))
-    files = {file: count[0] for file, count in sorted(counts.items())}
-    record = {"identity": identity, "num_cells": num_cells, "num_empty": num_empty, "files": files, "h5ad": made}
+    record = {
+        "identity": identity,
+        "num_cells": sum(count.num_cells for count in counts.values()),
+        "num_empty": sum(count.num_empty for count in counts.values()),
+        "empty_cells": list(chain.from_iterable(counts[item.file].empty_cells for item in ranges))[:_SHOWN],
+        "files": {file: count.num_cells for file, count in sorted(counts.items())},
+        "h5ad": made,
+    }
     storage.write_bytes(done_uri, json.dumps(record, indent=1).encode())
-    return EmbedResult(num_cells, num_empty, len(files), skipped=False, h5ad=made)
+    return _result(record, skipped=False)
+
+
+def _result(record: dict[str, Any], *, skipped: bool) -> EmbedResult:
+    """The summary of what ``manifest.json`` records; warns about cells without genes."""
+    num_cells, num_empty, empty = record["num_cells"], record["num_empty"], tuple(record.get("empty_cells", ()))
+    if num_empty:
+        names = ", ".join([*empty, "…"] if num_empty > len(empty) else empty)
+        logger.warning(
+            "%s of %s cells have no gene that the model knows: %s. Their embeddings are NaN, their labels null.",
+            f"{num_empty:,}", f"{num_cells:,}", names,
+        )  # fmt: skip
+    return EmbedResult(num_cells, num_empty, len(record["files"]), skipped, tuple(record["h5ad"]), empty)
 
 
 @dataclass(frozen=True)
@@ -145,8 +164,17 @@ def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDes
         yield _Range(source, start, stop, f"part-{number:05d}-{start:010d}-{stop:010d}-{made_of}.parquet")
 
 
-def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, tuple[int, int]]:
-    """Embed row ranges whose files are missing; returns the number of cells, and of empty cells, by file."""
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers of cells in one file."""
+
+    num_cells: int
+    num_empty: int
+    empty_cells: list[str]  # names of the first of them
+
+
+def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, _Counts]:
+    """Embed row ranges whose files are missing; return the numbers of cells, and of empty cells, by file."""
     there = {entry.uri.rpartition("/")[2]: entry for entry in storage.list_objects(task.out)}
     found = {item.file: _read_counts(there[item.file]) for item in ranges if item.file in there}
     counts = {file: count for file, count in found.items() if count is not None}
@@ -154,7 +182,7 @@ def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advan
     advance(sum(item.stop - item.start for item in ranges if item.file in counts))
     if missing:
         for row in _embed_missing(task, missing):
-            counts[row["file"]] = row["num_cells"], row["num_empty"]
+            counts[row["file"]] = _Counts(row["num_cells"], row["num_empty"], list(row["empty_cells"]))
             advance(row["num_rows"])
     return counts
 
@@ -175,11 +203,12 @@ def _embed_missing(task: EmbedTask, missing: list[_Range]) -> Iterable[dict[str,
     return rows
 
 
-def _read_counts(entry: storage.ObjectInfo) -> tuple[int, int] | None:
+def _read_counts(entry: storage.ObjectInfo) -> _Counts | None:
     """Read the numbers of cells from a table's footer; None, with a warning, if the file is damaged."""
     try:
         metadata = pq.read_metadata(RangeFile(entry.uri, entry.num_bytes))
-        return metadata.num_rows, int(metadata.metadata[_NUM_EMPTY])
+        empty_cells = json.loads(metadata.metadata.get(_EMPTY, b"[]"))
+        return _Counts(metadata.num_rows, int(metadata.metadata[_NUM_EMPTY]), empty_cells)
     except (pa.ArrowInvalid, KeyError, TypeError):
         logger.warning("%s is damaged and will be written again", entry.uri)
         return None
@@ -203,11 +232,13 @@ class _RangeEmbedder:
         vocabulary = self._bundle.vocabulary
         named = read_cells(item.source, start=item.start, stop=item.stop, vocabulary=vocabulary, keep_empty=True)
         predictions = self._predictor.predict(named.cells)
-        num_empty = int((named.cells.num_genes_per_cell == 0).sum())
+        empty = np.flatnonzero(named.cells.num_genes_per_cell == 0)
+        empty_cells = [named.names[row] for row in empty[:_SHOWN]]
         table = to_table(predictions, cell_ids=named.cells.cell_ids, model=self._task.model)
         source = pa.array([item.source.identity] * table.num_rows, pa.string()).dictionary_encode()
         table = table.add_column(1, "obs_name", pa.array(named.names, pa.string())).add_column(2, "source", source)
-        table = table.replace_schema_metadata({**table.schema.metadata, _NUM_EMPTY: str(num_empty)})
+        about = {_NUM_EMPTY: str(len(empty)), _EMPTY: json.dumps(empty_cells)}
+        table = table.replace_schema_metadata({**table.schema.metadata, **about})
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         storage.write_bytes(storage.join(self._task.out, item.file), sink.getvalue())
@@ -215,7 +246,8 @@ class _RangeEmbedder:
             "file": item.file,
             "num_rows": item.stop - item.start,
             "num_cells": table.num_rows,
-            "num_empty": num_empty,
+            "num_empty": len(empty),
+            "empty_cells": empty_cells,
         }
 
 

@@ -23,6 +23,7 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 SAMPLE = 20  # entries listed in a problem
+_NOUNS = {"ensembl_ids": "Ensembl ids", "genomes": "genomes"}
 REQUESTS: dict[Task, type[EmbedRequest]] = {"embed": EmbedRequest, "annotate": AnnotateRequest}
 
 
@@ -32,6 +33,7 @@ class ParsedRequest:
 
     genes: tuple[str, ...]  # (G,)
     ensembl_ids: tuple[str, ...] | None  # (G,), empty text if a gene has none
+    genomes: tuple[str, ...] | None  # (G,), empty text if it is unknown
     indptr: Int64  # (C + 1,)
     columns: Int64  # (N,) into genes
     values: Float32  # (N,)
@@ -53,6 +55,7 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
     request = ParsedRequest(
         genes=tuple(payload.genes),
         ensembl_ids=tuple(payload.ensembl_ids) or None,
+        genomes=tuple(payload.genomes) or None,
         indptr=np.concatenate([[0], np.cumsum([len(cell.i) for cell in payload.cells])]).astype(np.int64),
         columns=_flatten((cell.i for cell in payload.cells), dtype=np.int64),
         values=values,
@@ -65,10 +68,13 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
 
 
 def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overlap: float) -> SparseCells:
-    """Map the cells to the vocabulary; raises RequestError ``unknown_genes`` or ``empty_cells``."""
+    """Map the cells to the vocabulary; raises RequestError ``unknown_genes``.
+
+    In a mixture of species, genes of the other species do not count as unknown, and its cells are left without genes.
+    """
     matched = int((mapping.ids >= 0).sum())
     total = len(request.genes)
-    if matched == 0 or matched < min_gene_overlap * total:
+    if matched == 0 or matched < min_gene_overlap * (mapping.origin >= 0).sum():
         raise RequestError(
             f"The model knows {matched} of the {total} genes of this request; it does not know, for example,"
             f" {', '.join(mapping.unknown[:5])}. The genes look like {mapping.id_type} ids, species {mapping.species}.",
@@ -82,19 +88,9 @@ def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overl
             species=mapping.species,
         )
     rows = np.arange(len(request.cell_ids), dtype=np.uint64)  # ids are not needed: results depend on content only
-    cells = mapping.apply(request.values, request.columns, request.indptr, rows)
-    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
-    if len(empty):
-        raise RequestError(
-            f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows; the first is"
-            f" /cells/{empty[0]}.",
-            remedy="Leave these cells out.",
-            code="empty_cells",
-            pointer=f"/cells/{empty[0]}",
-            indices=empty[:SAMPLE].tolist(),
-            count=len(empty),
-        )
-    return cells
+    foreign = mapping.of_other_species(request.values, request.columns, request.indptr)
+    values = np.where(np.repeat(foreign, np.diff(request.indptr)), np.float32(0), request.values)
+    return mapping.apply(values, request.columns, request.indptr, rows)
 
 
 def _validate(body: bytes, *, kind: type[EmbedRequest]) -> EmbedRequest:
@@ -142,17 +138,18 @@ def _check_num_cells(seen: int, *, limit: int) -> None:
 
 
 def _check_genes(payload: EmbedRequest) -> None:
-    """Reject Ensembl ids whose number differs from that of the genes, and duplicate genes."""
-    genes, ensembl_ids = payload.genes, payload.ensembl_ids
-    if not ensembl_ids:
-        _check_distinct(genes, pointer="/genes/{}", noun="Gene")
-        return
-    if len(ensembl_ids) != len(genes):
-        problem = f"There are {len(genes)} genes, but {len(ensembl_ids)} Ensembl ids."
-        raise _bad_matrix(problem, pointer="/ensembl_ids", genes=len(genes), ensembl_ids=len(ensembl_ids))
-    # Two genes may share a symbol, but not both symbol and id.
-    pairs = [f"{gene} ({gene_id})" for gene, gene_id in zip(genes, ensembl_ids, strict=True)]
-    _check_distinct(pairs, pointer="/genes/{}", noun="Gene")
+    """Reject Ensembl ids and genomes whose number differs from that of the genes, and duplicate genes."""
+    genes = payload.genes
+    given = {"ensembl_ids": payload.ensembl_ids, "genomes": payload.genomes}
+    beside = {member: texts for member, texts in given.items() if texts}
+    for member, texts in beside.items():
+        if len(texts) != len(genes):
+            problem = f"There are {len(genes)} genes, but {len(texts)} {_NOUNS[member]}."
+            raise _bad_matrix(problem, pointer=f"/{member}", genes=len(genes), **{member: len(texts)})
+    # Two genes may share a symbol, but not the id and the genome as well.
+    if beside:
+        genes = [f"{gene} ({', '.join(others)})" for gene, *others in zip(genes, *beside.values(), strict=True)]
+    _check_distinct(genes, pointer="/genes/{}", noun="Gene")
 
 
 def _check_distinct(names: Sequence[str | None], *, pointer: str, noun: str) -> None:

@@ -34,7 +34,12 @@ class EmbedRequest(_Wire):
     ensembl_ids: Annotated[list[str], FailFast()] = Field(
         default=[],
         description="Ensembl id of each of `genes`, used if the name is not in the vocabulary; an empty text if it is "
-        "unknown, an empty list if all are. A name may occur more than once if the ids differ.",
+        "unknown, an empty list if all are. A name may occur more than once if the ids or genomes differ.",
+    )
+    genomes: Annotated[list[str], FailFast()] = Field(
+        default=[],
+        description="Assembly or species of each of `genes` (GRCh38, mm10), an empty text if it is unknown, an empty "
+        "list if all are. In a mixture of species only human genes of human cells are used.",
     )
     cells: Annotated[list[CellPayload], FailFast()] = Field(min_length=1)
 
@@ -61,22 +66,30 @@ class GeneSummary(_Wire):
     unknown: list[str] = Field(description="The first 20 genes that the model does not know.")
 
 
+class EmptyCells(_Wire):
+    """A warning about cells that have no expressed gene that the model knows; their answers are null."""
+
+    code: Literal["empty_cells"]
+    detail: str
+    indices: list[int] = Field(description="Positions of these cells in the request.")
+
+
 class EmbeddedCell(_Wire):
     """The answer for one cell of `/v1/embed`."""
 
     id: str | None
-    embedding: list[float] = Field(
-        description="A vector of unit length; the decimals reproduce the float32 values exactly."
+    embedding: list[float] | None = Field(
+        description="A vector of unit length; the decimals reproduce the float32 values exactly. Null for an empty cell."
     )
 
 
 class AnnotatedCell(_Wire):
-    """The answer for one cell of `/v1/annotate`."""
+    """The answer for one cell of `/v1/annotate`; all but the id is null for an empty cell, see `warnings`."""
 
     id: str | None
-    label: str
-    probability: float = Field(description="Probability of `label`.")
-    probabilities: dict[str, float] = Field(description="Probability of every label; they sum to 1.")
+    label: str | None
+    probability: float | None = Field(description="Probability of `label`.")
+    probabilities: dict[str, float] | None = Field(description="Probability of every label; they sum to 1.")
     embedding: list[float] | None = Field(None, description="Absent if `include_embedding` is false.")
 
 
@@ -85,6 +98,7 @@ class EmbedResponse(_Wire):
 
     model: ModelInfo
     genes: GeneSummary
+    warnings: list[EmptyCells] = Field(description="Of cells that have no answer; usually empty.")
     cells: list[EmbeddedCell]
 
 
@@ -93,6 +107,7 @@ class AnnotateResponse(_Wire):
 
     model: ModelInfo
     genes: GeneSummary
+    warnings: list[EmptyCells] = Field(description="Of cells that have no answer; usually empty.")
     cells: list[AnnotatedCell]
 
 

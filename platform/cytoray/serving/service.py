@@ -20,7 +20,7 @@ from cytoray.model.predictor import Predictions
 from cytoray.serving.batcher import Batcher, Done
 from cytoray.serving.config import Limits
 from cytoray.serving.parsing import SAMPLE, ParsedRequest, parse_request, select_cells
-from cytoray.serving.schemas import GeneSummary, ModelInfo, Task
+from cytoray.serving.schemas import EmptyCells, GeneSummary, ModelInfo, Task
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneMapping, GeneVocabulary
 
@@ -33,7 +33,7 @@ class Predictor(Protocol):
     """Interface of a model in the service; CellPredictor implements it."""
 
     def predict(self, cells: SparseCells) -> Predictions:
-        """Predict for C cells, in their order."""
+        """Predict for C cells, in their order; NaN for a cell without genes."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ class CellService:
         genes = GeneSummary(
             matched=int((mapping.ids >= 0).sum()), total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
         )
-        members: dict[str, ModelInfo | GeneSummary] = {"model": self.model, "genes": genes}
+        members = {"model": self.model, "genes": genes, "warnings": _warnings(cells)}
         content = await asyncio.to_thread(encode_answer, done.result, request=request, task=task, members=members)
         return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
 
     def _prepare(self, task: Task, body: bytes) -> tuple[ParsedRequest, GeneMapping, SparseCells]:
         request = parse_request(body, task=task, limits=self.limits)
-        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids)
+        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids, genomes=request.genomes)
         return request, mapping, select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
 
     def _predict_each(self, parts: Sequence[SparseCells]) -> list[Predictions]:
@@ -136,19 +136,17 @@ class CellService:
 
     def _predict(self, cells: SparseCells) -> Predictions:
         predictions = self._predictor.predict(cells)
-        if not np.isfinite(predictions.embeddings).all():
+        if not np.isfinite(predictions.embeddings[cells.num_genes_per_cell > 0]).all():
             raise ModelError("The model returned embeddings that are not finite.", remedy="Serve another version.")
         return predictions
 
 
-def encode_answer(
-    predictions: Predictions, *, request: ParsedRequest, task: Task, members: dict[str, ModelInfo | GeneSummary]
-) -> bytes:
-    """Write the answer for C cells as JSON, after ``members``.
+def encode_answer(predictions: Predictions, *, request: ParsedRequest, task: Task, members: dict[str, Any]) -> bytes:
+    """Write the answer for C cells as JSON, after ``members``; that of a cell whose embedding is NaN is null.
 
     Floats are written as the shortest decimals of their float64 value, so reading them as float32 is exact.
     """
-    columns: dict[str, list[Any]] = {"id": list(request.cell_ids)}
+    columns: dict[str, list[Any]] = {}
     if task == "annotate":
         assert predictions.probabilities is not None, "annotation needs a model with labels"
         best_C = predictions.probabilities.argmax(axis=1)
@@ -158,8 +156,24 @@ def encode_answer(
         columns["probabilities"] = [dict(zip(predictions.labels, row, strict=True)) for row in rows]
     if task == "embed" or request.include_embedding:
         columns["embedding"] = predictions.embeddings.tolist()
+    for row in np.flatnonzero(~np.isfinite(predictions.embeddings[:, 0])):
+        for column in columns.values():
+            column[row] = None
+    columns = {"id": list(request.cell_ids), **columns}
     cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return pydantic_core.to_json({**members, "cells": cells})
+
+
+def _warnings(cells: SparseCells) -> list[EmptyCells]:
+    """Return the warning about cells without any gene, if there are some."""
+    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
+    if len(empty) == 0:
+        return []
+    problem = (
+        f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
+        f" /cells/{empty[0]}; their answers are null."
+    )
+    return [EmptyCells(code="empty_cells", detail=problem, indices=empty.tolist())]
 
 
 def _num_tokens(cells: SparseCells) -> int:

@@ -167,7 +167,7 @@ def _summarise_pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _summarise_finetune(config: FinetuneConfig) -> dict[str, Any]:
     with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
         result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle)
+    card = save_card(config, result, bundle=bundle, stability=annotation.held_out_stability(config, bundle))
     return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
 
 

@@ -27,6 +27,7 @@ from cytoray.tokens.gene_table import (
 
 How = Literal["symbol", "ensembl", "previous", "alias", "unknown"]
 
+MIN_HUMAN_SHARE = 0.9  # of the recognised counts of a cell in a mixture of species
 _UNKNOWN: tuple[int, How] = (-1, "unknown")
 # Rank of a name: a column is used only if no other column of the gene has a name of a lower rank.
 _OWN, _BY_ID, _FARTHEST = 0, 1, 3
@@ -55,6 +56,24 @@ class GeneMapping:
     def is_mixture(self) -> bool:
         """Whether human genes occur together with those of another species."""
         return bool(self.origin.any())
+
+    def of_other_species(
+        self,
+        values: npt.NDArray[Any],
+        columns: npt.NDArray[np.integer],
+        indptr: npt.NDArray[np.integer],
+        *,
+        min_human_share: float = MIN_HUMAN_SHARE,
+    ) -> npt.NDArray[np.bool_]:
+        """Which cells (C,) of a sparse row matrix (C, G) are not human: too few of their recognised values are in human
+        genes. None are if the genes are no mixture.
+        """
+        num_cells = len(indptr) - 1
+        if not self.is_mixture:
+            return np.zeros(num_cells, dtype=bool)
+        rows, origin = np.repeat(np.arange(num_cells), np.diff(indptr)), self.origin[columns]
+        human, other = (np.bincount(rows, values * (origin == side), minlength=num_cells) for side in (1, -1))
+        return np.asarray(human < min_human_share * (human + other))
 
     def apply(
         self,
