@@ -86,8 +86,9 @@ def resume(
     """Continue a run from its newest intact checkpoint, with the configuration that it was started with.
 
     Keys that change results by no more than the rounding of sums may be set freely: threads and CPUs per worker,
-    workers.zero_stage, the checkpoint interval, the location of the journal. So may workers.num_workers, train.accumulation and
-    train.micro_batch_tokens, but with dropout the masks differ from then on. Other keys need --allow.
+    workers.zero_stage, the checkpoint interval, the location of the journal. So may workers.num_workers,
+    train.accumulation and train.micro_batch_tokens, but with dropout the masks differ from then on.
+    Other keys need --allow.
     """
     from cytoray.stages.job import print_result, run_configured
     from cytoray.stages.resume import load_resumed_config

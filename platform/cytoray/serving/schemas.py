@@ -79,7 +79,7 @@ class EmbeddedCell(_Wire):
 
     id: str | None
     embedding: list[float] | None = Field(
-        description="A vector of unit length; the decimals reproduce the float32 values exactly. Null for an empty cell."
+        description="Of unit length; the decimals reproduce the float32 values exactly. Null for an empty cell."
     )
 
 
