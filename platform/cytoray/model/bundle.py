@@ -1,4 +1,4 @@
-"""ModelBundle: the one folder that crosses from training to serving, self-describing, digest-checked, no pickle."""
+"""ModelBundle: the folder that passes from training to serving, self-describing, verified by digests, no pickle."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class ModelBundle:
         _check_fit(self.model.config, vocabulary=self.vocabulary, labels=self.labels)
 
     def tokenizer(self) -> CellTokenizer:
-        """The tokenizer for cells that the model is asked about."""
+        """Tokenizer for inference."""
         return CellTokenizer(self.vocabulary, self.tokenizer_config, self.inference)
 
 
 def save_bundle(bundle: ModelBundle, folder: Path) -> str:
-    """Write the bundle as ``folder``, which appears whole or not at all, and return its digest.
+    """Write the bundle as ``folder``, which appears only when complete, and return its digest.
 
     Equal content gives equal bytes and so an equal digest. Raises ConflictError if ``folder`` exists.
     """
     folder = Path(folder)
     if folder.exists():
-        raise ConflictError(f"{folder} exists already.", remedy="Choose another folder; a bundle is never overwritten.")
+        raise ConflictError(f"{folder} already exists.", remedy="Choose another folder; a bundle is never overwritten.")
     contents = _serialise(bundle)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     contents[DIGESTS] = _canonical({"format": FORMAT, "files": digests})
@@ -81,7 +81,7 @@ def load_bundle(folder: Path) -> ModelBundle:
     """Load a bundle onto the CPU after verifying every byte of it; nothing in it can run code.
 
     Raises NotFoundError if the folder has no bundle, DigestError for changed, missing or additional files, ModelError
-    for content that is intact but does not fit together.
+    for content that is intact but inconsistent.
     """
     folder = Path(folder)
     contents, digest = _read_verified(folder)
@@ -97,9 +97,9 @@ def load_bundle(folder: Path) -> ModelBundle:
 
 
 class _Preprocessing(TokenizerConfig):
-    """The content of ``preprocessing.json``."""
+    """Content of ``preprocessing.json``."""
 
-    inference: InferenceConfig = DRAWN  # in bundles written before it was recorded
+    inference: InferenceConfig = DRAWN  # in older bundles, which do not record it
 
 
 def _serialise(bundle: ModelBundle) -> dict[str, bytes]:
@@ -119,13 +119,13 @@ def _serialise(bundle: ModelBundle) -> dict[str, bytes]:
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """Numbers in fp32, counters as they are."""
+    """Convert floating-point tensors to fp32; others are not changed."""
     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", kind).contiguous()
 
 
 def _canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: one value, one sequence of bytes."""
+    """Encode as JSON with sorted keys and without spaces, so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -139,8 +139,8 @@ def _read_verified(folder: Path) -> tuple[dict[str, bytes], str]:
     if present != set(FILES):
         missing, extra = sorted(set(FILES) - present), sorted(present - set(FILES))
         raise DigestError(
-            f"{folder} does not hold the files of a bundle: missing {missing}, not listed {extra}.",
-            remedy="Copy the bundle again, whole and alone in its folder.",
+            f"{folder} does not contain exactly the files of a bundle: missing {missing}, not listed {extra}.",
+            remedy="Copy the complete bundle again into an empty folder.",
             missing=missing,
             extra=extra,
         )
@@ -190,7 +190,7 @@ def _parse(kind: type[Value], data: bytes, *, file: Path) -> Value:
 
 
 def _build(config: ModelConfig, *, pad_id: int, weights: bytes) -> ScGPT:
-    """Build the model around tensors as they were stored, without drawing random numbers first."""
+    """Build the model from stored tensors, without drawing random initial weights first."""
     try:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
@@ -216,14 +216,14 @@ def _check_tensors(tensors: dict[str, Tensor], *, expected: dict[str, Tensor]) -
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
             raise ModelError(
                 f"Tensor {name} is {tensor.dtype} {tuple(tensor.shape)}, "
-                f"config.json wants {wanted.dtype} {tuple(wanted.shape)}.",
+                f"config.json requires {wanted.dtype} {tuple(wanted.shape)}.",
                 remedy="Export the bundle again.",
                 tensor=name,
             )
 
 
 def _check_fit(config: ModelConfig, *, vocabulary: GeneVocabulary, labels: tuple[str, ...]) -> None:
-    """Refuse parts that do not belong together."""
+    """Raise ModelError if vocabulary or labels do not fit the model."""
     if config.vocabulary_size != vocabulary.size:
         raise ModelError(
             f"The vocabulary has {vocabulary.size} tokens, the model has {config.vocabulary_size}.",

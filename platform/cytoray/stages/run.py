@@ -1,4 +1,4 @@
-"""Run one stage: thin compositions of the rooms, each returning what was made and where it lies."""
+"""Run one stage: each function combines calls of the library and returns the result with its location."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUN, REGISTERED = "run:", "models:/"
 
 
 def evaluate(config: EvaluateConfig) -> AnnotationReport:
-    """Held-out cells to scores beside the baselines, and plots."""
+    """Score a model on held-out cells beside the baselines, and draw plots."""
     bundle, _ = load_model(config)
     held_out = read_labelled_cells(config.data, config.label_key, vocabulary=bundle.vocabulary)
     baseline = Baseline(config.store, config.baseline_corpus, config.label_key)
@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> AnnotationReport:
 
 
 def promote(config: PromoteConfig) -> RegisteredVersion:
-    """A run's bundle to a registered model version that, if it passes the gate, carries the alias."""
+    """Register a run's bundle as a model version and, if it passes the gate, move the alias to it."""
     if not config.model.startswith(RUN):
         _, version = load_model(config)
         lineage = Lineage(parent_version=f"{version.name}/{version.version}")
@@ -66,10 +66,10 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
 
 
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
-    """Cells of files to parquet files of embeddings and labels."""
+    """Embed and annotate the cells of files, and write parquet files."""
     with tempfile.TemporaryDirectory(prefix="cytoray-embed-") as scratch:
         folder, model = _fetch_described(config, Path(scratch))
-        # A place that every worker can read, whatever the model was named by.
+        # A location that every worker can read, wherever the model comes from.
         bundle = storage.join(config.store or config.out, "bundles", model.digest)
         if not storage.exists(storage.join(bundle, "digests.json")):
             storage.upload_folder(folder, bundle)
@@ -87,14 +87,14 @@ def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -
 
 
 def load_model(config: ModelStageConfig) -> tuple[ModelBundle, ModelInfo]:
-    """The bundle that ``config.model`` names, verified, and what identifies it."""
+    """Load and verify the bundle of ``config.model``; returns it with its name, version and digest."""
     with tempfile.TemporaryDirectory(prefix="cytoray-model-") as scratch:
         folder, model = _fetch_described(config, Path(scratch))
         return load_bundle(folder), model
 
 
 def _fetch_described(config: ModelStageConfig | EmbedConfig, scratch: Path) -> tuple[Path, ModelInfo]:
-    """A local folder with the bundle that ``config.model`` names, and what identifies it."""
+    """Return a local folder with the bundle of ``config.model``, and its name, version and digest."""
     if config.model.startswith(REGISTERED):
         assert config.tracking is not None, "validated"
         _, version = resolve(config.model, tracking=config.tracking, cache_folder=Path(config.cache_folder))
@@ -106,7 +106,7 @@ def _fetch_described(config: ModelStageConfig | EmbedConfig, scratch: Path) -> t
 
 
 def _fetch(config: ModelStageConfig | EmbedConfig, scratch: Path) -> Path:
-    """A local folder with the bundle of a run, of a folder, or made of a public checkpoint."""
+    """Return a local folder with a bundle: of a run, of a folder, or converted from a public checkpoint."""
     if config.model.startswith(REGISTERED):
         return _fetch_described(config, scratch)[0]
     uri, expected = config.model, None
@@ -118,7 +118,7 @@ def _fetch(config: ModelStageConfig | EmbedConfig, scratch: Path) -> Path:
     if (scratch / "bundle" / "best_model.pt").exists():
         save_bundle(load_public_checkpoint(scratch / "bundle").to_bundle(), scratch / "imported")
         return scratch / "imported"
-    load_bundle(scratch / "bundle")  # verifies
+    load_bundle(scratch / "bundle")  # verifies it
     seen = hashlib.sha256((scratch / "bundle" / "digests.json").read_bytes()).hexdigest()
     if expected is not None and seen != expected:
         raise DigestError(
@@ -167,7 +167,7 @@ def _summarise_pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _summarise_finetune(config: FinetuneConfig) -> dict[str, Any]:
     with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
         result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle)
+    card = save_card(config, result, bundle=bundle, stability=annotation.held_out_stability(config, bundle))
     return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
 
 
@@ -204,7 +204,7 @@ def _summarise_embed(config: EmbedConfig) -> dict[str, Any]:
     }
 
 
-#: What jobs and commands call, by the configuration's ``kind``: the stage, and what of its result is worth printing.
+#: For jobs and commands, by ``kind`` of configuration: the stage, and a function that selects the result to print.
 SUMMARIES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "ingest": _summarise_ingest,
     "pretrain": _summarise_pretrain,
