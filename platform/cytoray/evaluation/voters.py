@@ -1,0 +1,304 @@
+"""The cheap annotators: multinomial logistic regressions over several views of the genes, fitted once, numpy afterwards.
+
+    voters, held_out = fit_voters(cells, codes, num_labels=K, folds=folds)
+    voters["genes"].log_probabilities(other_cells)  # (C, K)
+
+``genes`` alone, tuned, is the logistic regression that people use, and the baseline. The others see principal
+components of the most variable genes, of expression or of ranks within a cell, linearly or through radial functions of
+the distance to some training cells. All that is learned is arrays: a fitted voter needs no library but numpy and scipy.
+"""
+
+# C cells, V genes of the vocabulary, F chosen genes, P features, M landmarks, R radial features, K labels
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from cytoray.evaluation.splits import Split
+from cytoray.evaluation.variable_genes import most_variable, standardised_variances
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+View = Literal["expression", "ranks"]
+
+COUNTS_PER_CELL = 10_000.0
+NUM_GENES, NUM_COMPONENT_GENES = 1500, 2000
+NUM_COMPONENTS, NUM_RADIAL_COMPONENTS = 30, 20
+NUM_LANDMARKS, NUM_RADIAL = 1000, 300
+LIMIT = 10.0  # standard deviations at which standardised values are clipped, as Seurat does
+SMALLEST = 1e-4  # probability of a label that a voter has not seen, or deems impossible
+MAX_ITERATIONS = 300
+TUNING_CELLS = 5_000  # the strength of the penalty is chosen on at most so many
+STRENGTHS = {"genes": (0.2, 1.0, 5.0), "components": (0.1, 1.0, 10.0), "radial": (1.0, 10.0, 100.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """C cells over V genes: raw counts, or expression that is normalised and logged already."""
+
+    values: sparse.csr_matrix  # (C, V)
+    log_normalised: bool = False
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells C."""
+        return int(self.values.shape[0])
+
+    @cached_property
+    def expression(self) -> sparse.csr_matrix:
+        """log1p of counts per 10,000, (C, V)."""
+        if self.log_normalised:
+            return sparse.csr_matrix(self.values, dtype=np.float32)
+        totals = np.asarray(self.values.sum(axis=1, dtype=np.float64)).ravel()
+        factors = np.divide(COUNTS_PER_CELL, totals, out=np.zeros_like(totals), where=totals > 0)
+        return (sparse.diags_array(factors.astype(np.float32)) @ self.values).tocsr().astype(np.float32).log1p()
+
+    @cached_property
+    def ranks(self) -> sparse.csr_matrix:
+        """Mean rank of each value among its cell's values above zero, as a share: the largest has about 1; (C, V)."""
+        matrix = sparse.csr_matrix(self.values, dtype=np.float32, copy=True)
+        matrix.eliminate_zeros()
+        cells = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        order = np.lexsort((matrix.data, cells))
+        place = np.arange(1, len(order) + 1) - matrix.indptr[cells]
+        new = np.ones(len(order), bool)  # whether a value differs from the one before it
+        new[1:] = (np.diff(matrix.data[order]) != 0) | (np.diff(cells) != 0)
+        tie = np.cumsum(new) - 1
+        means = np.bincount(tie, place) / np.bincount(tie) if len(order) else np.empty(0)
+        lengths = np.diff(matrix.indptr)[cells]
+        matrix.data[order] = (means[tie] / lengths).astype(np.float32)
+        return matrix
+
+    def take(self, rows: Int64) -> Expression:
+        """Return some of the cells; views that have been computed are kept."""
+        some = Expression(self.values[rows], self.log_normalised)
+        for name in ("expression", "ranks"):
+            if name in self.__dict__:
+                some.__dict__[name] = self.__dict__[name][rows]
+        return some
+
+    def view(self, view: View) -> sparse.csr_matrix:
+        """Return the cells as ``view``, (C, V)."""
+        return self.expression if view == "expression" else self.ranks
+
+
+@dataclass(frozen=True, eq=False)
+class GeneFeatures:
+    """Standardised values of chosen genes and, with ``axes``, their principal components."""
+
+    view: View
+    genes: Int64  # (F,)
+    centre: Float32  # (F,)
+    scale: Float32  # (F,)
+    axes: Float32 | None = None  # (F, P); their first component has unit variance over the training cells
+
+    def transform(self, cells: Expression) -> Float32:
+        """Return the features of cells, (C, F) or (C, P)."""
+        values = cells.view(self.view)[:, self.genes].toarray()
+        values -= self.centre
+        values /= self.scale
+        np.clip(values, -LIMIT, LIMIT, out=values)
+        return values if self.axes is None else values @ self.axes
+
+
+@dataclass(frozen=True, eq=False)
+class RadialFeatures:
+    """Radial functions of the distances to landmarks, made orthogonal (Nystroem features of the Gaussian kernel)."""
+
+    landmarks: Float32  # (M, P), of the first P features
+    sharpness: np.float32
+    mixing: Float32  # (M, R)
+
+    def transform(self, features: Float32) -> Float32:
+        """Return radial features (C, R) of features of which the first P are used."""
+        near = features[:, : self.landmarks.shape[1]]
+        return np.exp(-self.sharpness * _squared_distances(near, self.landmarks)) @ self.mixing
+
+
+@dataclass(frozen=True, eq=False)
+class Voter:
+    """A fitted multinomial logistic regression over features of the genes."""
+
+    features: GeneFeatures
+    radial: RadialFeatures | None
+    weights: Float32  # (P or R, K)
+    intercept: Float32  # (K,); -inf for labels without a training cell
+    strength: float  # inverse of the penalty, as scikit-learn's C
+
+    def log_probabilities(self, cells: Expression) -> Float64:
+        """Return the log-probability of each label, (C, K); none is below log of 1e-4 over K."""
+        features = self.features.transform(cells)
+        if self.radial is not None:
+            features = self.radial.transform(features)
+        return _bounded(features @ self.weights + self.intercept)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    view: View
+    kind: Literal["genes", "components", "radial"]
+
+
+RECIPES: Mapping[str, _Recipe] = {
+    "genes": _Recipe("expression", "genes"),
+    "components": _Recipe("expression", "components"),
+    "radial": _Recipe("expression", "radial"),
+    "rank components": _Recipe("ranks", "components"),
+    "rank radial": _Recipe("ranks", "radial"),
+}
+
+
+def fit_voters(
+    cells: Expression, codes: Int64, *, num_labels: int, rounds: Sequence[Sequence[Split]], seed: int = 0
+) -> tuple[dict[str, Voter], dict[str, Float64]]:
+    """Fit every voter on C cells with label codes, and return them with their answers on cells they have not seen.
+
+    ``rounds``: each some folds of the C cells, see ``splits``. The strength of each penalty is that of the greatest
+    likelihood over all of them. The second result has, by voter, held-out log-probabilities (rounds, C, K), by
+    regressions, genes and components that come from the other folds alone.
+    """
+    with threadpool_limits(1):  # small products: two threads on busy cores took ten times as long
+        answers = {
+            name: np.full((len(_strengths(name)), len(rounds), len(codes), num_labels), -np.log(num_labels))
+            for name in RECIPES
+        }
+        for number, folds in enumerate(rounds):
+            for fold in folds:
+                views = _Views(cells.take(fold.train), seed)
+                unseen = cells.take(fold.test)
+                for name in RECIPES:
+                    for place, strength in enumerate(_strengths(name)):
+                        voter = views.fit(name, codes[fold.train], num_labels, strength)
+                        answers[name][place, number, fold.test] = voter.log_probabilities(unseen)
+        views = _Views(cells, seed)
+        voters, held_out = {}, {}
+        for name, tried in answers.items():
+            best = int(tried[:, :, np.arange(len(codes)), codes].mean(axis=(1, 2)).argmax())
+            voters[name] = views.fit(name, codes, num_labels, _strengths(name)[best])
+            held_out[name] = tried[best]
+    return voters, held_out
+
+
+def _strengths(name: str) -> tuple[float, ...]:
+    return STRENGTHS[RECIPES[name].kind]
+
+
+class _Views:
+    """The features of some training cells, each computed once."""
+
+    def __init__(self, cells: Expression, seed: int) -> None:
+        self._cells, self._seed = cells, seed
+        self._made: dict[tuple[View, str], tuple[GeneFeatures, RadialFeatures | None, Float32]] = {}
+
+    def fit(self, name: str, codes: Int64, num_labels: int, strength: float) -> Voter:
+        """Fit one voter."""
+        recipe = RECIPES[name]
+        features, radial, values = self._features(recipe.view, recipe.kind)
+        weights, intercept = _fit(values, codes, num_labels, strength)
+        return Voter(features, radial, weights, intercept, strength)
+
+    def _features(self, view: View, kind: str) -> tuple[GeneFeatures, RadialFeatures | None, Float32]:
+        if (view, kind) not in self._made:
+            if kind == "radial":
+                features, _, values = self._features(view, "components")
+                radial = _radial(values, self._seed)
+                self._made[view, kind] = features, radial, radial.transform(values)
+            else:
+                build = _scaled_genes(self._cells) if kind == "genes" else _components(self._cells, view, self._seed)
+                self._made[view, kind] = build, None, build.transform(self._cells)
+        return self._made[view, kind]
+
+
+def _scaled_genes(cells: Expression) -> GeneFeatures:
+    """The most variable genes of log-normalised expression, each divided by its largest value."""
+    values = cells.expression
+    genes = most_variable(_variances(values), NUM_GENES)
+    largest = np.asarray(values[:, genes].max(axis=0).todense(), np.float32).ravel() if values.shape[0] else None
+    assert largest is not None, "no training cells"
+    scale = np.where(largest > 0, largest, np.float32(1))
+    return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale)
+
+
+def _components(cells: Expression, view: View, seed: int) -> GeneFeatures:
+    """Principal components of standardised genes, the most variable ones given their mean."""
+    from sklearn.utils.extmath import randomized_svd
+
+    scores = _variances(cells.expression) if cells.log_normalised else standardised_variances(cells.values)
+    genes = most_variable(scores, NUM_COMPONENT_GENES)
+    values = cells.view(view)[:, genes].toarray()
+    centre, scale = values.mean(axis=0), values.std(axis=0) + np.float32(1e-3)
+    plain = GeneFeatures(view, genes, centre, scale)
+    standardised = plain.transform(cells)
+    num = max(1, min(NUM_COMPONENTS, len(standardised) - 1, len(genes)))
+    _, _, axes = randomized_svd(standardised, num, random_state=seed)
+    spread = float(np.std(standardised @ axes[0])) or 1.0
+    return GeneFeatures(view, genes, centre, scale, np.ascontiguousarray(axes.T / spread, np.float32))
+
+
+def _radial(values: Float32, seed: int) -> RadialFeatures:
+    """Landmarks among the training cells, and functions as wide as the cells are spread."""
+    near = values[:, :NUM_RADIAL_COMPONENTS]
+    chosen = np.random.default_rng(seed).permutation(len(near))[:NUM_LANDMARKS]
+    landmarks = near[np.sort(chosen)]
+    spread = float(near.var(axis=0).sum())
+    sharpness = np.float32(1 / (3 * spread) if spread > 0 else 1.0)
+    kernel = np.exp(-sharpness * _squared_distances(landmarks, landmarks)).astype(np.float64)
+    sizes, vectors = np.linalg.eigh(kernel)
+    kept = slice(-min(NUM_RADIAL, len(sizes)), None)
+    mixing = vectors[:, kept] / np.sqrt(np.maximum(sizes[kept], 1e-6))
+    return RadialFeatures(landmarks, sharpness, mixing.astype(np.float32))
+
+
+def _fit(values: Float32, codes: Int64, num_labels: int, strength: float) -> tuple[Float32, Float32]:
+    """Return weights (P, K) and intercept (K,) of an L2-penalised multinomial logistic regression."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    present = np.unique(codes)
+    weights = np.zeros((values.shape[1], num_labels), np.float32)
+    intercept = np.full(num_labels, -np.inf, np.float32)
+    if len(present) == 1:
+        intercept[present] = 0
+        return weights, intercept
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an early stop is a stronger penalty, judged like others
+        fitted = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-3).fit(values, codes)
+    coefficients, offsets = fitted.coef_, fitted.intercept_
+    if len(present) == 2:  # scikit-learn gives one row then
+        coefficients, offsets = np.vstack([0 * coefficients, coefficients]), np.append(0 * offsets, offsets)
+    weights[:, present], intercept[present] = coefficients.T, offsets
+    return weights, intercept
+
+
+def _bounded(logits_CK: npt.NDArray[np.floating]) -> Float64:
+    """Log-probabilities, mixed with a small uniform share."""
+    logits = np.asarray(logits_CK, np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    logged: Float64 = np.log((1 - SMALLEST) * shares + SMALLEST / logits.shape[1])
+    return logged
+
+
+def _variances(values: sparse.csr_matrix) -> Float64:
+    """Variance of each gene (V,), zeros included."""
+    mean = np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
+    return np.asarray(values.power(2).mean(axis=0, dtype=np.float64)).ravel() - mean**2
+
+
+def _squared_distances(first: Float32, second: Float32) -> Float32:
+    """Squared Euclidean distances of all pairs, not below 0."""
+    products = first @ second.T
+    products *= -2
+    products += (first**2).sum(axis=1)[:, None]
+    products += (second**2).sum(axis=1)
+    return np.maximum(products, 0, out=products)
