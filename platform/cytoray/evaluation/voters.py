@@ -174,12 +174,11 @@ def fit_voters(
         }
         for number, folds in enumerate(rounds):
             for fold in folds:
-                views = _Views(cells.take(fold.train), seed)
-                unseen = cells.take(fold.test)
-                for name in RECIPES:
+                views = _Views(cells.take(fold.train), seed, cells.take(fold.test))
+                for name, tried in answers.items():
                     for place, strength in enumerate(_strengths(name)):
-                        voter = views.fit(name, codes[fold.train], num_labels, strength)
-                        answers[name][place, number, fold.test] = voter.log_probabilities(unseen)
+                        weights, intercept = _fit(views.seen(name), codes[fold.train], num_labels, strength)
+                        tried[place, number, fold.test] = _bounded(views.unseen(name) @ weights + intercept)
         views = _Views(cells, seed)
         voters, held_out = {}, {}
         for name, tried in answers.items():
@@ -193,30 +192,53 @@ def _strengths(name: str) -> tuple[float, ...]:
     return STRENGTHS[RECIPES[name].kind]
 
 
-class _Views:
-    """The features of some training cells, each computed once."""
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Features, and their values for the training cells and for the others."""
 
-    def __init__(self, cells: Expression, seed: int) -> None:
-        self._cells, self._seed = cells, seed
-        self._made: dict[tuple[View, str], tuple[GeneFeatures, RadialFeatures | None, Float32]] = {}
+    features: GeneFeatures
+    radial: RadialFeatures | None
+    seen: Float32
+    unseen: Float32 | None
+
+
+class _Views:
+    """The features of some training cells, and of others by what was learned from these, each computed once."""
+
+    def __init__(self, cells: Expression, seed: int, others: Expression | None = None) -> None:
+        self._cells, self._seed, self._others = cells, seed, others
+        self._made: dict[tuple[View, str], _Made] = {}
 
     def fit(self, name: str, codes: Int64, num_labels: int, strength: float) -> Voter:
-        """Fit one voter."""
-        recipe = RECIPES[name]
-        features, radial, values = self._features(recipe.view, recipe.kind)
-        weights, intercept = _fit(values, codes, num_labels, strength)
-        return Voter(features, radial, weights, intercept, strength)
+        """Fit one voter on the training cells."""
+        made = self._make(RECIPES[name].view, RECIPES[name].kind)
+        weights, intercept = _fit(made.seen, codes, num_labels, strength)
+        return Voter(made.features, made.radial, weights, intercept, strength)
 
-    def _features(self, view: View, kind: str) -> tuple[GeneFeatures, RadialFeatures | None, Float32]:
+    def seen(self, name: str) -> Float32:
+        """Return the features of the training cells."""
+        return self._make(RECIPES[name].view, RECIPES[name].kind).seen
+
+    def unseen(self, name: str) -> Float32:
+        """Return the features of the other cells."""
+        unseen = self._make(RECIPES[name].view, RECIPES[name].kind).unseen
+        assert unseen is not None, "there are no other cells"
+        return unseen
+
+    def _make(self, view: View, kind: str) -> _Made:
         if (view, kind) not in self._made:
-            if kind == "radial":
-                features, _, values = self._features(view, "components")
-                radial = _radial(values, self._seed)
-                self._made[view, kind] = features, radial, radial.transform(values)
-            else:
-                build = _scaled_genes(self._cells) if kind == "genes" else _components(self._cells, view, self._seed)
-                self._made[view, kind] = build, None, build.transform(self._cells)
+            self._made[view, kind] = self._build(view, kind)
         return self._made[view, kind]
+
+    def _build(self, view: View, kind: str) -> _Made:
+        if kind == "radial":
+            made = self._make(view, "components")
+            radial = _radial(made.seen, self._seed)
+            unseen = None if made.unseen is None else radial.transform(made.unseen)
+            return _Made(made.features, radial, radial.transform(made.seen), unseen)
+        features = _scaled_genes(self._cells) if kind == "genes" else _components(self._cells, view, self._seed)
+        unseen = None if self._others is None else features.transform(self._others)
+        return _Made(features, None, features.transform(self._cells), unseen)
 
 
 def _scaled_genes(cells: Expression) -> GeneFeatures:
