@@ -2,11 +2,13 @@
 
 SETTINGS holds ``(WorkerSettings, stream, step to stop at)``. With STORE, training continues from the newest checkpoint
 of run ``run`` in it. At the end rank 0 writes whole weights and moments, gathered by DeepSpeed, to OUT, and all ranks
-write a checkpoint of run ``run`` into the store that is OUT's folder. Prints the number of files of slices read.
+write a checkpoint of run ``run`` into the store that is OUT's folder; rank 0 also writes the losses of the steps, and
+what it has of the last step's cells in validation, beside OUT as JSON. Prints the number of files of slices read.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sys
@@ -20,6 +22,7 @@ from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
 from cytoray.training.loop import _build_module
 from cytoray.training.steps import StepRunner
+from cytoray.training.validation import Validator
 
 
 def main() -> None:
@@ -42,12 +45,16 @@ def main() -> None:
         start = saved.state.step
         print(f"read {engines.restore(engine, saved)}")
     runner = StepRunner(engine, settings.config, settings.model, settings.objective)
+    results = []
     for step in range(start, num_steps):
         batch = stream.read_step(step, rank=int(rank), world_size=int(world_size))
-        runner.take(batch, runner.plan(batch))
+        results.append(runner.take(batch, runner.plan(batch)))
+    judged = Validator(batch, settings.objective, stream.options.cells_per_step).judge(engine)
+    figures = {"losses": [done.losses for done in runner.fetch(results)], "judged": judged}
     weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
     if rank == "0":
         save_file(weights | moments, out)
+        Path(out).with_suffix(".json").write_text(json.dumps(figures))
     folder = checkpoints.checkpoints_uri(str(Path(out).parent), "run")
     writer = checkpoints.CheckpointWriter(folder, keep=2, attempt="test", timeout_s=60)
     state = checkpoints.TrainerState(step=num_steps, manifest_digest="m", config_digest="c", history=())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import pickle
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mixed_objective import MixedObjective
 from processes import run_together
 from reference_training import train
 from safetensors.torch import load_file
@@ -111,6 +113,47 @@ def test_steps_equal_a_plain_torch_loop(
         torch.testing.assert_close(
             result[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+@pytest.mark.parametrize(
+    ("world_size", "stage", "train_keys"),
+    [(1, 1, {}), (2, 1, {"accumulation": 4}), (2, 2, {"micro_batch_tokens": 30})],
+    ids=["one worker", "accumulation", "token budget"],
+)
+def test_each_loss_is_divided_by_its_own_count_over_fixed_minibatches(
+    world_size: int,
+    stage: int,
+    train_keys: dict[str, int],
+    *,
+    pretrain_config: Callable[..., PretrainConfig],
+    tmp_path: Path,
+) -> None:
+    """Neither workers nor budgets change which cells share a minibatch; every figure is that of the plain loop."""
+    vocabulary = GeneVocabulary.load_default()
+    workers = {"num_workers": world_size, "zero_stage": stage}
+    config = pretrain_config("mixed", train=train_keys, workers=workers)
+    stream = open_stream(config.store, "cells", StreamOptions(config.tokenizer, 42, 16, "kind", cells_per_minibatch=4))
+    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=3)
+    objective = MixedObjective(vocabulary.pad_id)
+    torch.manual_seed(config.train.seed)
+    plain = ScGPT(model, pad_id=vocabulary.pad_id)
+    history = train(plain, objective, stream, config, NUM_STEPS)
+    result = _run_ranks(_settings(config, model, objective), stream, world_size, tmp_path)
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(
+            result[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    figures = json.loads((tmp_path / "out.json").read_text())
+    for step, (losses, expected) in enumerate(zip(figures["losses"], history, strict=True)):
+        weights = objective.weights(step)
+        assert losses.keys() == {"loss", *expected}
+        assert losses["loss"] == pytest.approx(sum(expected.values()), rel=1e-4)
+        assert {name: weights[name] * losses[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    whole = stream.read_step(NUM_STEPS - 1, rank=0, world_size=1)
+    with torch.no_grad():
+        judged = objective.judge(plain, objective.prepare(whole))
+    assert len({int(figure.count) for figure in judged.values()}) == 2, "genes and cells"
+    assert figures["judged"] == pytest.approx({name: float(found.mean) for name, found in judged.items()}, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class CorpusStream:
 
     def _jobs(self, steps: range, rank: int, world_size: int) -> Iterator[Job]:
         """Plan chunks of steps within one window."""
-        team = Team.of(rank, world_size)
+        team = Team.of(rank, world_size, whole=self.options.cells_per_minibatch is not None)
         ranks = {"rank": team.first, "num_ranks": team.num_ranks, "world_size": world_size}
         share = max(1, self.options.cells_per_step // world_size)
         num_steps = max(1, min(CHUNK_CELLS, CHUNK_BYTES // self.filler.bytes_per_cell) // share) * steps.step

@@ -28,6 +28,8 @@ UNKNOWN = ("unknown_gene_ids", "unknown_values")
 class StepBatch:
     """One micro-batch of a rank's share of a step (all of it unless there is a token budget), shorter cells first.
 
+    With ``cells_per_minibatch`` cells stand minibatch by minibatch, shorter ones first in each.
+
     Padded: token arrays are (B, L) and (B, G). Packed: they are flat, cell after cell, cut at ``indptr``. Gene ids are
     uint16 or int32; values int8 or int16 (float32 where special values are not whole).
     """
@@ -46,6 +48,7 @@ class StepBatch:
     unknown_values: Array | None = None
     unknown_lengths: Int32 | None = None  # (B,)
     modalities: dict[str, dict[str, Array]] | None = None  # feature_ids (E,), values (E,), lengths (B,)
+    minibatches: Int32 | None = None  # (B,) ascending, number in the step of each cell's minibatch
 
     @property
     def epoch(self) -> int:
@@ -82,6 +85,18 @@ class StepBatch:
         numbers = np.arange(1, num_parts)
         ends = np.pad(ends, (0, num_parts - 1 - len(ends)), constant_values=self.num_cells)
         cuts = np.maximum(np.minimum(ends, self.num_cells - num_parts + numbers), 0)
+        return [self._rows(slice(a, b)) for a, b in itertools.pairwise([0, *cuts.tolist(), self.num_cells])]
+
+    @property
+    def num_minibatches(self) -> int:
+        """Number of minibatches of a stream with ``cells_per_minibatch``."""
+        assert self.minibatches is not None, "the stream must have cells_per_minibatch"
+        return len(np.unique(self.minibatches))
+
+    def split_minibatches(self) -> list[StepBatch]:
+        """Cut a padded share into its minibatches, however many tokens they have."""
+        assert self.minibatches is not None, "the stream must have cells_per_minibatch"
+        cuts = np.flatnonzero(np.diff(self.minibatches)) + 1
         return [self._rows(slice(a, b)) for a, b in itertools.pairwise([0, *cuts.tolist(), self.num_cells])]
 
     def count_parts(self, max_tokens: int) -> int:
@@ -125,6 +140,7 @@ class StepBatch:
             unknown_gene_ids=cut(self.unknown_gene_ids, unknown_width),
             unknown_values=cut(self.unknown_values, unknown_width),
             unknown_lengths=None if self.unknown_lengths is None else self.unknown_lengths[rows],
+            minibatches=None if self.minibatches is None else self.minibatches[rows],
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytoray.corpus.streaming.batches import UNKNOWN, Array, Ragged, StepChunk
+from cytoray.corpus.streaming.batches import UNKNOWN, Array, Int32, Ragged, StepChunk
 from cytoray.corpus.streaming.blocks import empty_arrays
 from cytoray.corpus.streaming.members import Members
 from cytoray.corpus.streaming.options import StreamOptions
@@ -76,7 +76,7 @@ class ChunkFiller:
 
     def fill(self, steps: Int64, cells: OrderedCells, load: Callable[[int], LoadedUnit], *, team: Team) -> StepChunk:
         """Fill the micro-batches of the T ``steps`` for one rank of the ``team`` that owns the cells."""
-        groups, num_genes = self._deal(self._groups(cells, load), cells, team)
+        groups, num_genes, minibatches = self._deal(self._groups(cells, load), cells, team)
         share = num_genes.shape
         ratios = None
         if self.options.style != "plain":
@@ -84,7 +84,7 @@ class ChunkFiller:
         known, unknown = self.tokenizer.num_tokens(
             num_genes.ravel(), ratios if self.options.style == "generative" else None
         )
-        order = np.lexsort((known, np.repeat(steps, share[1])))
+        order = np.lexsort((known, minibatches, np.repeat(steps, share[1])))
         heads, borders = self._cut(steps, (known + unknown)[order].reshape(share))
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
@@ -105,6 +105,8 @@ class ChunkFiller:
         fields["lengths"] = Ragged(known[order].astype(np.int32), borders)
         if self.options.style == "generative":
             fields["unknown_lengths"] = Ragged(unknown[order].astype(np.int32), borders)
+        if self.options.cells_per_minibatch is not None:
+            fields["minibatches"] = Ragged(minibatches[order], borders)
         fields |= self._describe(groups, order, borders) | self._modalities(groups, places, borders)
         return StepChunk(self.options.layout, heads, fields)
 
@@ -122,11 +124,18 @@ class ChunkFiller:
             groups.append(_Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]]))
         return groups
 
-    def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64]:
-        """Return one rank's cells by unit and epoch, and their numbers of genes (T, B)."""
+    def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64, Int32]:
+        """Return one rank's cells by unit and epoch, their numbers of genes (T, B), and their minibatches (T * B,)."""
         num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
-        known, _ = self.tokenizer.num_tokens(num_genes, None)
-        mine = team.pick(known.reshape(cells.units.shape))
+        num_steps, num_cells = cells.units.shape
+        if self.options.cells_per_minibatch is None:
+            known, _ = self.tokenizer.num_tokens(num_genes, None)
+            mine = team.pick(known.reshape(cells.units.shape))
+            minibatches = np.zeros(mine.size, np.int32)
+        else:
+            own = team.pick_minibatches(num_cells, cells_per_minibatch=self.options.cells_per_minibatch)
+            mine = np.arange(num_steps, dtype=np.int64)[:, None] * num_cells + own
+            minibatches = np.tile(own % (num_cells // self.options.cells_per_minibatch), num_steps).astype(np.int32)
         places = np.full(cells.units.size, -1)
         places[mine.ravel()] = np.arange(mine.size)
         dealt = []
@@ -135,7 +144,7 @@ class ChunkFiller:
             if here.any():
                 where = places[group.where[here]]
                 dealt.append(replace(group, where=where, rows=group.rows[here], repeats=group.repeats[here]))
-        return dealt, num_genes[mine]
+        return dealt, num_genes[mine], minibatches
 
     def _cut(self, steps: Int64, tokens: Int64) -> tuple[Int64, Int64]:
         """Return heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""

@@ -37,10 +37,14 @@ class StreamOptions:
     pad_to_multiple: int = 1  # widths are rounded up to it
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
     modalities: tuple[str, ...] = ()  # further matrices to read
+    cells_per_minibatch: int | None = None  # fixed minibatches for losses that depend on which cells share one
 
     def __post_init__(self) -> None:
         assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
         assert self.token_budget is None or self.token_budget >= self.tokenizer.max_length, "no room for a long cell"
+        if self.cells_per_minibatch is not None:
+            assert self.token_budget is None, "fixed minibatches have no token budget"
+            assert self.cells_per_step % self.cells_per_minibatch == 0, "a step is a whole number of minibatches"
 
     @property
     def members(self) -> MemberOptions:
