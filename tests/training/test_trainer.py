@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mixed_objective import MixedObjective
 from mlflow import MlflowClient
 from ray.train import ControllerError, WorkerGroupError
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from cytoray.corpus.manifest import CorpusManifest, corpus_uri, load_manifest
 from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
-from cytoray.corpus.streaming.members import MemberOptions, Members, find_members
+from cytoray.corpus.streaming.members import MemberOptions, Members, ObsColumn, find_members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells, ReadingOrder
 from cytoray.corpus.streaming.pipeline import Job, fill_ahead, fill_in_turn
@@ -55,7 +55,16 @@ class CorpusStream:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels behind the codes of ``StepBatch.labels``."""
-        return self.members.labels
+        return () if self.options.label_key is None else self.members.columns[self.options.label_key].values
+
+    def values(self, column: str) -> tuple[str, ...]:
+        """The values behind the codes of a column, ``StepBatch.columns[column]``."""
+        return self.members.columns[column].values
+
+    def coded(self, options: StreamOptions) -> StreamOptions:
+        """Return ``options`` of a stream over other cells whose codes mean the same as here."""
+        columns = tuple(replace(column, values=self.values(column.name)) for column in options.columns)
+        return replace(options, columns=columns, labels=self.labels if options.label_key else None)
 
     @functools.cached_property
     def order(self) -> ReadingOrder:
@@ -172,7 +181,7 @@ def sample_labelled_cells(
 
     Only those row groups are read and held. Cells come in the order of the corpus. CorpusError if no cell has a label.
     """
-    members = find_members(store, manifest, MemberOptions(label_key=label_key), seed=seed)
+    members = find_members(store, manifest, MemberOptions((ObsColumn(label_key),)), seed=seed)
     ends = np.cumsum(members.counts)
     units = np.arange(len(members.counts))
     if ends[-1] > max_cells:
@@ -184,7 +193,7 @@ def sample_labelled_cells(
     for unit in units[members.counts[units] > 0].tolist():
         rows = members.rows(unit)
         parts.append(unpack(stream.read_unit(unit).cells).take(rows))
-        codes.append(members.codes(unit, rows))
+        codes.append(members.codes(label_key, unit, rows))
     kept = np.arange(min(max_cells, int(ends[-1])))
-    labels = tuple(members.labels[code] for code in np.concatenate(codes)[kept].tolist())
+    labels = tuple(stream.labels[code] for code in np.concatenate(codes)[kept].tolist())
     return LabelledSample(SparseCells.concatenate(parts).take(kept), labels, int(ends[-1]))

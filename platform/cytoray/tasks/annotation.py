@@ -70,7 +70,7 @@ def finetune(
     model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
     vocabulary = GeneVocabulary.load_default()
     objective = ClassificationObjective(vocabulary.pad_id)
-    held_out = open_held_out(options, config, labels=stream.labels)
+    held_out = open_held_out(options, config, like=stream)
     spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial, held_out)
     result = run_training(spec, advance=advance)
     return result, export_bundles(config, result, model=model, labels=stream.labels, parent=parent.digest)

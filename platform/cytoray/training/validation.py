@@ -26,22 +26,22 @@ def held_in(options: StreamOptions, config: RunConfig) -> StreamOptions:
     return replace(options, select=kept if options.select is None else f"({options.select}) and {kept}")
 
 
-def open_held_out(options: StreamOptions, config: RunConfig, *, labels: tuple[str, ...] = ()) -> CorpusStream | None:
+def open_held_out(
+    options: StreamOptions, config: RunConfig, *, like: CorpusStream | None = None
+) -> CorpusStream | None:
     """Open the held-out cells as one step of a stream; None without validation, CorpusError if they are too few.
 
-    The middle unknown ratio is used. The cells and their hidden genes depend on ``validation.seed`` alone. With
-    ``labels`` (those of the training stream), cells with other labels are skipped.
+    The middle unknown ratio is used. The cells and their hidden genes depend on ``validation.seed`` alone. Values of
+    obs columns get the codes that they have in ``like``, the training stream; it must be given if there are columns.
     """
     held_out = config.validation
     if held_out is None:
         return None
     own = held_out.select if options.select is None else f"({options.select}) and ({held_out.select})"
-    if options.label_key is not None:
-        own = f"({own}) and `{options.label_key}` in {list(labels)!r}"
     ratios = (sorted(options.ratios)[len(options.ratios) // 2],) if options.ratios else ()
     tokenizer = options.tokenizer.model_copy(update={"seed": held_out.seed})
     chosen = replace(
-        options,
+        options if like is None else like.coded(options),
         select=own,
         ratios=ratios,
         seed=held_out.seed,
@@ -49,14 +49,14 @@ def open_held_out(options: StreamOptions, config: RunConfig, *, labels: tuple[st
         cells_per_step=1,
         cells_per_minibatch=None,
     )
+    assert not chosen.members.columns or like is not None, "the codes of the training stream"
     num_cells = min(open_stream(config.store, config.corpus, chosen).num_cells, held_out.max_cells)
     if num_cells < config.workers.most:
         raise CorpusError(
             f"validation.select ({held_out.select}) holds out only {num_cells} cells.",
             remedy=f"Hold out at least one for each of the {config.workers.most} workers.",
         )
-    stream = open_stream(config.store, config.corpus, replace(chosen, cells_per_step=num_cells))
-    return replace(stream, members=stream.members.recoded(labels)) if labels else stream
+    return open_stream(config.store, config.corpus, replace(chosen, cells_per_step=num_cells))
 
 
 @dataclass(frozen=True)

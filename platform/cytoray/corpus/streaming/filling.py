@@ -201,26 +201,33 @@ class ChunkFiller:
         return TokenBuffers(**dict(zip(wanted, empty_arrays(list(wanted.values())), strict=True)))
 
     def _describe(self, groups: list[_Group], order: Int64, borders: Int64) -> dict[str, Ragged]:
-        """Collect ids, epochs and labels of the cells."""
+        """Collect ids, epochs and codes of the cells."""
         ids = _gather(groups, lambda group: group.unit.cells.cell_ids[group.rows], np.uint64)[order]
         epochs = _gather(groups, lambda group: np.full(len(group.rows), group.epoch), np.int32)[order]
         fields = {"cell_ids": Ragged(ids, borders), "epochs": Ragged(epochs, borders)}
-        labels, none = np.empty(0, np.int32), np.zeros_like(borders)
-        if self.options.label_key is None:
-            return fields | {"labels": Ragged(labels, none)}
-        labels = _gather(groups, lambda group: self.members.codes(group.number, group.rows), np.int32)[order]
-        return fields | {"labels": Ragged(labels, borders)}
+        fields["labels"] = Ragged(np.empty(0, np.int32), np.zeros_like(borders))
+        for column in self.members.columns:
+            field = "labels" if column == self.options.label_key else f"columns/{column}"
+            fields[field] = Ragged(self._codes(column, groups)[order], borders)
+        return fields
+
+    def _codes(self, column: str, groups: list[_Group]) -> Int32:
+        """Codes of a column of obs for the cells."""
+        return _gather(groups, lambda group: self.members.codes(column, group.number, group.rows), np.int32)
 
     def _modalities(self, groups: list[_Group], places: Int64, borders: Int64) -> dict[str, Ragged]:
         """The further matrices of the cells, ragged."""
         fields: dict[str, Ragged] = {}
         for name in self.options.modalities:
+            prefix, none = f"modalities/{name}", Ragged(np.empty(0, np.int32), np.zeros_like(borders))
+            if not groups:
+                fields |= {f"{prefix}/{field}": none for field in ("feature_ids", "values", "lengths")}
+                continue
             joined = concatenate([take(group.unit.modalities[name], group.rows) for group in groups])
-            where = np.concatenate([np.empty(0, np.int64), *(places[group.where] for group in groups)])
-            cells = take(joined, np.argsort(where))
-            fields[f"{name}/feature_ids"] = Ragged(packed_gene_ids(cells), cells.indptr[borders])
-            fields[f"{name}/values"] = Ragged(packed_counts(cells), cells.indptr[borders])
-            fields[f"{name}/lengths"] = Ragged(cells.num_genes_per_cell.astype(np.int32), borders)
+            cells = take(joined, np.argsort(np.concatenate([places[group.where] for group in groups])))
+            fields[f"{prefix}/feature_ids"] = Ragged(packed_gene_ids(cells), cells.indptr[borders])
+            fields[f"{prefix}/values"] = Ragged(packed_counts(cells), cells.indptr[borders])
+            fields[f"{prefix}/lengths"] = Ragged(cells.num_genes_per_cell.astype(np.int32), borders)
         return fields
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cytoray.corpus.streaming.batches import Layout
-from cytoray.corpus.streaming.members import MemberOptions, ObsWeights
+from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, ObsWeights
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -37,6 +37,8 @@ class StreamOptions:
     pad_to_multiple: int = 1  # widths are rounded up to it
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
     modalities: tuple[str, ...] = ()  # further matrices to read
+    columns: tuple[ObsColumn, ...] = ()  # further columns of obs to code
+    labels: tuple[str, ...] | None = None  # the values of label_key to number them by; cells with others are left out
     cells_per_minibatch: int | None = None  # fixed minibatches for losses that depend on which cells share one
 
     def __post_init__(self) -> None:
@@ -49,7 +51,9 @@ class StreamOptions:
     @property
     def members(self) -> MemberOptions:
         """The options that select cells."""
-        return MemberOptions(self.label_key, self.select, self.weights)
+        labels = () if self.label_key is None else (ObsColumn(self.label_key, values=self.labels),)
+        others = (column for column in self.columns if column.name != self.label_key)
+        return MemberOptions((*labels, *others), self.select, self.weights)
 
     def ratios_at(self, steps: Int64) -> Float64:
         """Return the share of genes hidden at each of the steps (T,)."""
