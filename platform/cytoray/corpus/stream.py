@@ -110,7 +110,8 @@ class CorpusStream:
             name: open_shard(storage.join(uri, record.modalities[name].key), record.modalities[name]).read_group(group)
             for name in self.options.modalities
         }
-        return LoadedUnit(open_shard(storage.join(uri, record.key), record).read_group(group), modalities)
+        cells = open_shard(storage.join(uri, record.key), record).read_group(group)
+        return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities)
 
     @functools.cached_property
     def _first_units(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -65,7 +65,7 @@ class ChunkFiller:
     @functools.cached_property
     def tokenizer(self) -> CellTokenizer:
         """The tokenizer of the options."""
-        return CellTokenizer(GeneVocabulary.load_default(), self.options.tokenizer)
+        return CellTokenizer(GeneVocabulary.load_default(), self.options.tokenizer, panel=self.options.panel)
 
     @property
     def bytes_per_cell(self) -> int:
@@ -92,7 +92,7 @@ class ChunkFiller:
         buffers = self._buffers(slots, unknown_slots)
         for group in groups:
             at, hidden = places[group.where], None if ratios is None else ratios[group.where]
-            plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden)
+            plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden, exact=self.options.panel is not None)
             if self.options.style == "generative":
                 plan = TokenPlan(plan.starts, plan.widths, unknown_slots.starts[at], unknown_slots.widths[at], hidden)
             epochs = group.epoch + (group.repeats << REPEAT_SHIFT)

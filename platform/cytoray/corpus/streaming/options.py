@@ -22,7 +22,7 @@ class StreamOptions:
 
     ``seed`` keys the order and what is drawn once a step; ties, samples and splits of a cell are keyed by
     ``tokenizer.seed``. Of ``ratios``, the shares of genes to be masked or held back, one is drawn each step, the same
-    for all ranks.
+    for all ranks. With a ``panel`` exactly that share of its genes is masked in each cell, else each gene by chance.
     """
 
     tokenizer: TokenizerConfig
@@ -37,6 +37,7 @@ class StreamOptions:
     pad_to_multiple: int = 1  # widths are rounded up to it
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
     modalities: tuple[str, ...] = ()  # further matrices to read
+    panel: tuple[int, ...] | None = None  # every cell is these gene ids, zeros included, binned among themselves
     columns: tuple[ObsColumn, ...] = ()  # further columns of obs to code
     labels: tuple[str, ...] | None = None  # the values of label_key to number them by; cells with others are left out
     cells_per_minibatch: int | None = None  # fixed minibatches for losses that depend on which cells share one
