@@ -24,6 +24,7 @@ from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
 from cytoray.corpus.streaming.members import MemberOptions, Members, ObsColumn, find_members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells, ReadingOrder
+from cytoray.corpus.streaming.pairs import Controls, find_controls, load_controls
 from cytoray.corpus.streaming.pipeline import Job, fill_ahead, fill_in_turn
 from cytoray.corpus.streaming.shares import Team
 from cytoray.errors import CorpusError
@@ -46,6 +47,7 @@ class CorpusStream:
     manifest: CorpusManifest
     options: StreamOptions
     members: Members
+    controls: Members | None = None  # the control cells of a stream of pairs
 
     @property
     def num_cells(self) -> int:
@@ -74,7 +76,7 @@ class CorpusStream:
     @functools.cached_property
     def filler(self) -> ChunkFiller:
         """The filler that turns an order into minibatches."""
-        return ChunkFiller(self.options, self.members)
+        return ChunkFiller(self.options, self.members, None if self.controls is None else self._load_controls)
 
     def read_step(self, step: int, *, rank: int, world_size: int) -> StepBatch:
         """Read one rank's whole share of one step (without a token budget, which may split it)."""
@@ -112,6 +114,12 @@ class CorpusStream:
         }
         cells = open_shard(storage.join(uri, record.key), record).read_group(group)
         return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities)
+
+    def _load_controls(self) -> Controls:
+        """Load the control cells of a stream of pairs."""
+        assert self.controls is not None, "this stream has no pairs"
+        assert self.options.pairs is not None, "this stream has no pairs"
+        return load_controls(self.controls, self.options.pairs.match, lambda unit: self.read_unit(unit).cells)
 
     @functools.cached_property
     def _first_units(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -151,7 +159,9 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
                 f"Corpus {corpus!r}: not all cells have the modality {name!r}.",
                 remedy=f"Modalities there: {', '.join(manifest.modalities) or 'none'}.",
             )
-    return CorpusStream(store, manifest, options, find_members(store, manifest, options.members, seed=options.seed))
+    members = find_members(store, manifest, options.members, seed=options.seed)
+    controls = None if options.pairs is None else find_controls(store, manifest, options.pairs, members)
+    return CorpusStream(store, manifest, options, members, controls)
 
 
 def load_cells(store: str, manifest: CorpusManifest) -> SparseCells:

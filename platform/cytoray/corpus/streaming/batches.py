@@ -20,9 +20,9 @@ from cytoray.tokens.cells import Int64, UInt64
 Layout = Literal["padded", "packed"]
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
-TOKENS = ("gene_ids", "values", "masked")
+TOKENS = ("gene_ids", "values", "masked", "source_values")
 UNKNOWN = ("unknown_gene_ids", "unknown_values")
-PER_CELL = ("lengths", "cell_ids", "epochs", "labels", "unknown_lengths", "minibatches")
+PER_CELL = ("lengths", "cell_ids", "epochs", "labels", "unknown_lengths", "minibatches", "source_cell_ids")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,8 @@ class StepBatch:
     unknown_lengths: Int32 | None = None  # (B,)
     modalities: dict[str, dict[str, Array]] | None = None  # feature_ids (E,), values (E,), lengths (B,)
     minibatches: Int32 | None = None  # (B,) ascending, number in the step of each cell's minibatch
+    source_values: Array | None = None  # like values, of the control cell with which each cell is paired
+    source_cell_ids: UInt64 | None = None  # (B,)
     columns: dict[str, Int32] = field(default_factory=dict)  # (B,) codes by name of the column, -1 without a value
 
     @property

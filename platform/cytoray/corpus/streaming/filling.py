@@ -17,6 +17,7 @@ from cytoray.corpus.streaming.blocks import empty_arrays
 from cytoray.corpus.streaming.members import Members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells
+from cytoray.corpus.streaming.pairs import Controls, pair_keys
 from cytoray.corpus.streaming.shares import Team
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
@@ -61,6 +62,13 @@ class ChunkFiller:
 
     options: StreamOptions
     members: Members
+    load_controls: Callable[[], Controls] | None = None  # of a stream of pairs
+
+    @functools.cached_property
+    def controls(self) -> Controls:
+        """The control cells, loaded when the first pair is filled."""
+        assert self.load_controls is not None, "this stream has no pairs"
+        return self.load_controls()
 
     @functools.cached_property
     def tokenizer(self) -> CellTokenizer:
@@ -105,6 +113,8 @@ class ChunkFiller:
         fields["lengths"] = Ragged(known[order].astype(np.int32), borders)
         if self.options.style == "generative":
             fields["unknown_lengths"] = Ragged(unknown[order].astype(np.int32), borders)
+        if self.options.pairs is not None:
+            fields |= self._sources(groups, places, slots, borders)
         if self.options.cells_per_minibatch is not None:
             fields["minibatches"] = Ragged(minibatches[order], borders)
         fields |= self._describe(groups, order, borders) | self._modalities(groups, places, borders)
@@ -199,6 +209,25 @@ class ChunkFiller:
         if self.options.style == "generative":
             wanted |= {"unknown_gene_ids": (hidden, ids), "unknown_values": (hidden, values)}
         return TokenBuffers(**dict(zip(wanted, empty_arrays(list(wanted.values())), strict=True)))
+
+    def _sources(self, groups: list[_Group], places: Int64, slots: _Slots, borders: Int64) -> dict[str, Ragged]:
+        """Values of each cell's control, which has the tokens that it has in that epoch itself, and its id."""
+        assert self.options.pairs is not None
+        match, size = self.options.pairs.match, int(slots.borders[-1])
+        buffers = TokenBuffers(*empty_arrays([(size, self.tokenizer.id_dtype), (size, self.tokenizer.value_dtype)]))
+        cell_ids = np.empty(len(places), np.uint64)
+        for group in groups:
+            at, epochs = places[group.where], group.epoch + (group.repeats << REPEAT_SHIFT)
+            keys = pair_keys(self.options.seed, epochs, group.unit.cells.cell_ids[group.rows])
+            codes = np.zeros(len(at), np.int32)
+            if match is not None:
+                codes = self.members.codes(match, group.number, group.rows)
+            rows = self.controls.draw(keys, codes)
+            self.tokenizer.fill(
+                self.controls.cells, rows, epochs, TokenPlan(slots.starts[at], slots.widths[at]), buffers
+            )
+            cell_ids[at] = self.controls.cells.cell_ids[rows]
+        return {"source_values": Ragged(buffers.values, slots.borders), "source_cell_ids": Ragged(cell_ids, borders)}
 
     def _describe(self, groups: list[_Group], order: Int64, borders: Int64) -> dict[str, Ragged]:
         """Collect ids, epochs and codes of the cells."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from cytoray.corpus.streaming.batches import Layout
 from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, ObsWeights
+from cytoray.corpus.streaming.pairs import PairOptions
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -38,6 +39,7 @@ class StreamOptions:
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
     modalities: tuple[str, ...] = ()  # further matrices to read
     panel: tuple[int, ...] | None = None  # every cell is these gene ids, zeros included, binned among themselves
+    pairs: PairOptions | None = None  # each cell also has the values of a control cell on the panel
     columns: tuple[ObsColumn, ...] = ()  # further columns of obs to code
     labels: tuple[str, ...] | None = None  # the values of label_key to number them by; cells with others are left out
     cells_per_minibatch: int | None = None  # fixed minibatches for losses that depend on which cells share one
@@ -45,6 +47,11 @@ class StreamOptions:
     def __post_init__(self) -> None:
         assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
         assert self.token_budget is None or self.token_budget >= self.tokenizer.max_length, "no room for a long cell"
+        if self.pairs is not None:
+            assert self.panel is not None, "pairs share a panel"
+            assert self.style != "generative", "pairs are not split"
+            required = {column.name for column in self.members.columns if column.required}
+            assert self.pairs.match is None or self.pairs.match in required, "pairs agree in a required column"
         if self.cells_per_minibatch is not None:
             assert self.token_budget is None, "fixed minibatches have no token budget"
             assert self.cells_per_step % self.cells_per_minibatch == 0, "a step is a whole number of minibatches"
