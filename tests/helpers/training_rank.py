@@ -3,7 +3,8 @@
 SETTINGS holds ``(WorkerSettings, stream, step to stop at)``. With STORE, training continues from the newest checkpoint
 of run ``run`` in it. At the end rank 0 writes whole weights and moments, gathered by DeepSpeed, to OUT, and all ranks
 write a checkpoint of run ``run`` into the store that is OUT's folder; rank 0 also writes the losses of the steps, and
-what it has of the last step's cells in validation, beside OUT as JSON. Prints the number of files of slices read.
+what it has of the last step's cells in validation, beside OUT as JSON. Prints the number of files of slices read, and
+the sum of all buffers.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def main() -> None:
     for step in range(start, num_steps):
         batch = stream.read_step(step, rank=int(rank), world_size=int(world_size))
         results.append(runner.take(batch, runner.plan(batch)))
+    engines.average_buffers(engine)
+    print(f"buffers {sum(float(buffer.double().sum()) for buffer in engine.module.model.buffers())!r}")
     judged = Validator(batch, settings.objective, stream.options.cells_per_step).judge(engine)
     figures = {"losses": [done.losses for done in runner.fetch(results)], "judged": judged}
     weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)

@@ -139,19 +139,19 @@ class GenerativeObjective:
         """Summed squared errors: ``masked``, ``cell_conditioned`` and, if enabled, ``second_pass``."""
         assert isinstance(prepared, PackedGenerativeMinibatch)
         first = model.forward_generative(prepared)
-        losses = {"masked": _squared_error(first.expression, prepared.unknown_targets)}
+        losses = {"masked": squared_error(first.expression, prepared.unknown_targets)}
         if first.cell_conditioned is not None:
-            losses["cell_conditioned"] = _squared_error(first.cell_conditioned, prepared.unknown_targets)
+            losses["cell_conditioned"] = squared_error(first.cell_conditioned, prepared.unknown_targets)
         if self.config.has_second_pass(step):
             second = model.forward_generative(prepared, cell_embedding_BD=first.cells_BD.detach())
-            losses["second_pass"] = _squared_error(second.expression, prepared.unknown_targets)
+            losses["second_pass"] = squared_error(second.expression, prepared.unknown_targets)
         return losses
 
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
         """Squared errors of the first pass, and sums of the targets, which give the best constant."""
         assert isinstance(prepared, PackedGenerativeMinibatch)
         first = model.forward_generative(prepared)
-        return _judge_expression(first.expression, first.cell_conditioned, prepared.unknown_targets)
+        return judge_expression(first.expression, first.cell_conditioned, prepared.unknown_targets)
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,7 @@ class MaskedObjective:
 
     def prepare(self, batch: StepBatch) -> MaskedMinibatch:
         """The hidden genes are those whose value the stream has replaced."""
-        assert batch.masked is not None, "the stream must be masked"
-        true = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids).packed()
-        shown = widen(batch.gene_ids, batch.masked, pad_id=self.pad_id, cell_ids=batch.cell_ids).packed()
-        places = torch.nonzero(shown.values != true.values).squeeze(1)
-        return MaskedMinibatch(shown, places, true.values[places])
+        return hide(batch, pad_id=self.pad_id)
 
     def weights(self, step: int) -> dict[str, float]:
         """1 for each loss."""
@@ -176,31 +172,25 @@ class MaskedObjective:
 
     def counts(self, batch: StepBatch) -> dict[str, int]:
         """Hidden genes of the minibatch, for every loss."""
-        assert batch.masked is not None, "the stream must be masked"
-        return dict.fromkeys(self.weights(batch.step), int((batch.masked != batch.values).sum()))
+        return dict.fromkeys(self.weights(batch.step), count_hidden(batch))
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
         """Tokens, and operations of a pass over all of them with both decoders and backward."""
-        lengths = batch.lengths.tolist()
-        # The last layer and the decoders are computed for every token.
-        every = model.model_copy(update={"cell_embedding": "mean"})
-        flops = embedding_flops(every, lengths).total
-        flops += generative_flops(model, [0] * len(lengths), lengths).heads
-        return Amounts(len(lengths), sum(lengths), 3 * flops)
+        return measure_every_token(model, batch)
 
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, SummedLoss]:
         """Summed squared errors: ``masked`` and ``cell_conditioned``."""
         assert isinstance(prepared, MaskedMinibatch)
         predicted, conditioned = self._predict(model, prepared)
-        losses = {"masked": _squared_error(predicted, prepared.targets)}
+        losses = {"masked": squared_error(predicted, prepared.targets)}
         if conditioned is not None:
-            losses["cell_conditioned"] = _squared_error(conditioned, prepared.targets)
+            losses["cell_conditioned"] = squared_error(conditioned, prepared.targets)
         return losses
 
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
         """Squared errors, and sums of the targets, which give the best constant."""
         assert isinstance(prepared, MaskedMinibatch)
-        return _judge_expression(*self._predict(model, prepared), prepared.targets)
+        return judge_expression(*self._predict(model, prepared), prepared.targets)
 
     @staticmethod
     def _predict(model: ScGPT, prepared: MaskedMinibatch) -> tuple[Tensor, Tensor | None]:
@@ -250,22 +240,46 @@ class ClassificationObjective:
         return {"classification": loss, "accuracy": SummedLoss(right, loss.count)}
 
 
+def hide(batch: StepBatch, *, pad_id: int) -> MaskedMinibatch:
+    """Cells of a masked stream; the hidden genes are those whose value the stream has replaced."""
+    assert batch.masked is not None, "the stream must be masked"
+    true = widen(batch.gene_ids, batch.values, pad_id=pad_id, cell_ids=batch.cell_ids).packed()
+    shown = widen(batch.gene_ids, batch.masked, pad_id=pad_id, cell_ids=batch.cell_ids).packed()
+    places = torch.nonzero(shown.values != true.values).squeeze(1)
+    return MaskedMinibatch(shown, places, true.values[places])
+
+
+def count_hidden(batch: StepBatch) -> int:
+    """Number of genes that ``hide`` hides."""
+    assert batch.masked is not None, "the stream must be masked"
+    return int((batch.masked != batch.values).sum())
+
+
+def measure_every_token(model: ModelConfig, batch: StepBatch) -> Amounts:
+    """Amounts of work if the last layer and the decoders are computed for every token, backward included."""
+    lengths = batch.lengths.tolist()
+    every = model.model_copy(update={"cell_embedding": "mean"})
+    flops = embedding_flops(every, lengths).total
+    flops += generative_flops(model, [0] * len(lengths), lengths).heads
+    return Amounts(len(lengths), sum(lengths), 3 * flops)
+
+
 def build_pretraining_objective(config: GenerativeConfig, *, pad_id: int) -> Objective:
     """Build the objective that the configuration names."""
     return (GenerativeObjective if config.style == "generative" else MaskedObjective)(config, pad_id)
 
 
-def _squared_error(predicted_U: Tensor, targets_U: Tensor) -> SummedLoss:
+def squared_error(predicted_U: Tensor, targets_U: Tensor) -> SummedLoss:
     """Sum of squared errors, in fp32."""
     counted_U = torch.ones_like(targets_U, dtype=torch.bool)
     return expression_loss(predicted_U.float(), targets_U, counted_BL=counted_U)
 
 
-def _judge_expression(predicted_U: Tensor, conditioned_U: Tensor | None, targets_U: Tensor) -> dict[str, SummedLoss]:
+def judge_expression(predicted_U: Tensor, conditioned_U: Tensor | None, targets_U: Tensor) -> dict[str, SummedLoss]:
     """Return sums of squared errors, of targets and of their squares."""
-    sums = {"masked": _squared_error(predicted_U, targets_U)}
+    sums = {"masked": squared_error(predicted_U, targets_U)}
     if conditioned_U is not None:
-        sums["cell_conditioned"] = _squared_error(conditioned_U, targets_U)
+        sums["cell_conditioned"] = squared_error(conditioned_U, targets_U)
     count = sums["masked"].count
     targets = {"target": targets_U.sum(), "target_square": targets_U.square().sum()}
     return sums | {name: SummedLoss(total, count) for name, total in targets.items()}
