@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixed_objective import MixedObjective
 from mlflow import MlflowClient
 from ray.train import ControllerError, WorkerGroupError
 
@@ -137,6 +136,8 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
 
 
 def test_workers_must_be_able_to_share_the_minibatches_evenly(pretrain_config: Callable[..., PretrainConfig]) -> None:
+    from mixed_objective import MixedObjective  # here: workers load this file, and not the helpers
+
     config = pretrain_config("uneven", workers={"num_workers": (1, 3)})
     options = StreamOptions(config.tokenizer, 42, 16, "kind", cells_per_minibatch=8)
     stream, pad_id = open_stream(config.store, "cells", options), GeneVocabulary.load_default().pad_id
