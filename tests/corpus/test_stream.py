@@ -331,13 +331,18 @@ def test_further_modalities_come_beside_the_genes_of_their_cells(corpus):
     plain = open_cells(corpus)
     stream = CorpusStream(corpus.store, manifest, options, plain.members)
     seen = {}
-    for batch in stream.read_steps(0, 8, rank=0, world_size=2):
+    shares = [batch for rank in (0, 1) for batch in stream.read_steps(0, 8, rank=rank, world_size=2)]
+    micro_batches = [part for batch in shares for part in batch.split(5)]
+    assert len({part.num_cells for part in micro_batches}) > 1
+    for batch in [*shares, *micro_batches]:
         protein = batch.modalities["protein"]
         ends = np.cumsum(protein["lengths"])
+        assert len(protein["feature_ids"]) == len(protein["values"]) == protein["lengths"].sum()
         for cell, length, end in zip(batch.cell_ids.tolist(), protein["lengths"], ends, strict=True):
             part = slice(end - length, end)
-            seen[cell] = list(zip(protein["feature_ids"][part].tolist(), protein["values"][part].tolist(), strict=True))
-    assert len(seen) > 60
+            found = list(zip(protein["feature_ids"][part].tolist(), protein["values"][part].tolist(), strict=True))
+            assert seen.setdefault(cell, found) == found
+    assert len(seen) > 120
     assert seen == {cell: proteins[cell] for cell in seen}
     with pytest.raises(CorpusError, match="not all cells have the modality 'protein'"):
         open_cells(corpus, modalities=("protein",))

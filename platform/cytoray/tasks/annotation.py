@@ -18,7 +18,6 @@ from cytoray import progress, storage
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.reading import NamedCells
 from cytoray.corpus.stream import LabelledSample, open_stream, sample_labelled_cells
-from cytoray.corpus.streaming.members import MemberOptions
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
@@ -72,7 +71,7 @@ def finetune(
     model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
     vocabulary = GeneVocabulary.load_default()
     objective = ClassificationObjective(vocabulary.pad_id)
-    held_out = open_held_out(options, config, labels=stream.labels)
+    held_out = open_held_out(options, config, like=stream)
     spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial, held_out)
     result = run_training(spec, advance=advance)
     return result, export_bundles(config, result, model=model, labels=stream.labels, parent=parent.digest)
@@ -134,8 +133,7 @@ class Baseline:
     def load(self) -> LabelledSample:
         """Cells with a label, of a large corpus a random sample, and a warning that it is one."""
         manifest = load_manifest(self.store, self.corpus)
-        members = MemberOptions(self.label_key)
-        sample = sample_labelled_cells(self.store, manifest, members, max_cells=MAX_BASELINE_CELLS)
+        sample = sample_labelled_cells(self.store, manifest, self.label_key, max_cells=MAX_BASELINE_CELLS)
         if sample.is_sample:
             logger.warning(
                 "The baselines learn from a random sample: %s of %s labelled cells of corpus %r.",
@@ -186,9 +184,9 @@ def held_out_stability(config: FinetuneConfig, record: BundleRecord) -> dict[str
     """Return how stable the bundle's answers to some held-out cells are; empty if the run holds none out."""
     if config.validation is None:
         return {}
-    members = MemberOptions(config.label_key, select=config.validation.select)
     manifest = load_manifest(config.store, config.corpus)
-    sample = sample_labelled_cells(config.store, manifest, members, max_cells=CARD_CELLS)
+    select = config.validation.select
+    sample = sample_labelled_cells(config.store, manifest, config.label_key, select=select, max_cells=CARD_CELLS)
     return {name: found.as_dict() for name, found in measure_stability(_load(record), sample.cells).items()}
 
 

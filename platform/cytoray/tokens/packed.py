@@ -158,6 +158,17 @@ def concatenate(parts: Sequence[PackedCells]) -> PackedCells:
     )
 
 
+def only_genes(packed: PackedCells, gene_ids: Int32) -> PackedCells:
+    """The same cells with only these genes; stored bins, which were those among all genes, are dropped."""
+    there = packed_gene_ids(packed)
+    wanted = np.zeros(int(max(gene_ids.max(initial=-1), there.max(initial=-1))) + 1, bool)
+    wanted[gene_ids] = True
+    kept = wanted[there]
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[packed.indptr]
+    rows = (packed_counts(packed)[kept], there[kept], indptr)
+    return _pack(rows, np.arange(len(wanted), dtype=np.int32), packed.cell_ids, counts=packed.holds_counts)
+
+
 def content_hashes(packed: PackedCells) -> UInt64:
     """Hash each cell's (gene id, value) pairs, shape (C,): ``keys.content_keys`` of the unpacked cells."""
     table = np.empty(0, np.int32) if packed.table is None else packed.table

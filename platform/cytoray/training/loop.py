@@ -205,6 +205,7 @@ class Trainer:
             if self.ledger is not None:
                 place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
                 self.ledger.save(ledger_uri(self.config), start=self.saved_step, stop=self.step, **place)
+        engines.average_buffers(self.engine)
         if self.validator is not None:
             with self.meter.validating():
                 self._validate(self.validator)

@@ -19,7 +19,7 @@ from cytoray import cluster, failpoints, progress
 from cytoray.cluster import user_error
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import RegistryError, StorageError, TrainingError, TrainingStoppedError
+from cytoray.errors import ConfigError, RegistryError, StorageError, TrainingError, TrainingStoppedError
 from cytoray.model.config import ModelConfig
 from cytoray.tracking import RunLog, TrackingConfig
 from cytoray.tracking.server import connect
@@ -56,9 +56,10 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
 
     ``advance`` receives the steps. Raises TrainingError if another process owns the run or its settings differ,
     TrainingStoppedError if SIGTERM asked it to stop (after the current step and a checkpoint), or the CytorayError
-    that a worker raised.
+    that a worker raised; ConfigError if the workers cannot share the minibatches of a step evenly.
     """
     config, digest = spec.config, spec.stream.manifest.digest
+    _check_minibatches(spec)
     record = claim_run(config, digest)
     if (result := find_result(config, digest)) is not None:
         return result
@@ -69,6 +70,20 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
     result = find_result(config, digest, skipped=False)
     assert result is not None, "all steps have just been done"
     return result
+
+
+def _check_minibatches(spec: TrainingSpec) -> None:
+    """Raise ConfigError if the minibatches of a step cannot be dealt evenly to every allowed number of workers."""
+    config, size = spec.config, spec.stream.options.cells_per_minibatch
+    assert spec.objective.scope == "cell" or size is not None, "this objective needs cells_per_minibatch in its stream"
+    for num_workers in config.workers.sizes:
+        if size is not None and config.train.cells_per_step % (size * num_workers):
+            raise ConfigError(
+                f"train.cells_per_step ({config.train.cells_per_step}) is not a multiple of {size} cells per minibatch "
+                f"times {num_workers} workers.",
+                remedy=f"Use a multiple of {size * num_workers}, or change workers.num_workers.",
+                key="train.cells_per_step",
+            )
 
 
 def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: progress.Advance) -> Done:
