@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cytoray.errors import ModelError
 from cytoray.model.bundle_files import (
+    ATTACHMENTS,
     CONDITIONS,
     DIGESTS,
     Attachment,
@@ -31,7 +32,16 @@ from cytoray.tokens.inference import DRAWN, InferenceConfig
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-__all__ = ["DIGESTS", "Attachment", "Conditions", "ModelBundle", "compute_digest", "load_bundle", "save_bundle"]
+__all__ = [
+    "ATTACHMENTS",
+    "DIGESTS",
+    "Attachment",
+    "Conditions",
+    "ModelBundle",
+    "compute_digest",
+    "load_bundle",
+    "save_bundle",
+]
 Value = TypeVar("Value")
 
 

@@ -79,10 +79,19 @@ def register(
 
 
 def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[ModelBundle, RegisteredVersion]:
-    """The bundle behind ``models:/name@alias`` or ``models:/name/3``, verified against its registered digest.
+    """Load the bundle behind ``models:/name@alias`` or ``models:/name/3``, verified against its registered digest.
 
-    Downloads into ``cache_folder/<digest>`` once. Raises RegistryError that lists what there is for an unknown name,
-    version or alias, and when MLflow is away; DigestError when the stored files were changed.
+    Downloads into ``cache_folder/<digest>`` once. Raises RegistryError as ``find_version`` does; DigestError when the
+    stored files were changed.
+    """
+    version = find_version(uri, tracking=tracking)
+    return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder).expanduser()), version
+
+
+def find_version(uri: str, *, tracking: TrackingConfig) -> RegisteredVersion:
+    """Find the version behind ``models:/name@alias`` or ``models:/name/3``; nothing is downloaded.
+
+    Raises RegistryError that lists what exists for an unknown name, version or alias, and if MLflow is away.
     """
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
@@ -96,8 +105,7 @@ def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[
             aliases = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
             there = f"There are versions {', '.join(sorted(found, key=int)) or 'none'}; aliases {aliases or 'none'}."
             raise RegistryError(f"There is no {uri}.", remedy=there, uri=uri)
-        version = describe(found[str(number)], model)
-    return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder).expanduser()), version
+        return describe(found[str(number)], model)
 
 
 def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVersion]:

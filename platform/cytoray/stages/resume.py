@@ -13,10 +13,11 @@ from cytoray import storage
 from cytoray.config import load_config
 from cytoray.corpus.manifest import load_manifest
 from cytoray.errors import NotFoundError, TrainingError
+from cytoray.runs import find_bundle, run_folder
 from cytoray.training.card import HTML_NAME, load_card
 from cytoray.training.config import FinetuneConfig, PretrainConfig
-from cytoray.training.export import find_bundle, is_exported
-from cytoray.training.record import claim_run, load_run_record, run_folder
+from cytoray.training.export import is_exported
+from cytoray.training.record import claim_run, load_run_record
 from cytoray.training.result import find_result
 
 KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}

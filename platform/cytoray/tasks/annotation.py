@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from cytoray import progress, storage
+from cytoray import progress
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.reading import NamedCells
 from cytoray.corpus.stream import LabelledSample, open_stream, sample_labelled_cells
@@ -25,16 +24,18 @@ from cytoray.evaluation.classification import ClassificationScores, score_classi
 from cytoray.evaluation.figures import PictureFormat
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
 from cytoray.evaluation.report import replace_file, write_scores
-from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.model.bundle import ModelBundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.model.stability import Stability, measure_stability
+from cytoray.registry.opening import RUN, open_model
+from cytoray.runs import BundleRecord
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.labels import missing_spellings_warning, unshared_labels
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import best_checkpoint, require_checkpoint
 from cytoray.training.config import FinetuneConfig
-from cytoray.training.export import BundleRecord, export_bundles, find_bundle
+from cytoray.training.export import export_bundles
 from cytoray.training.objectives import ClassificationObjective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
@@ -54,8 +55,8 @@ def finetune(
     Without validation in that run its last checkpoint is the start. Cells become tokens as they did in that run: keys
     of ``config.tokenizer`` that are not set are inherited. Raises ConfigError if one contradicts the run's.
     """
-    parent = find_bundle(config.store, config.initial_run)
-    pretrained = _load(parent)
+    parent = open_model(f"{RUN}{config.initial_run}", store=config.store)
+    pretrained = parent.bundle
     config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
     stream = open_stream(config.store, config.corpus, held_in(options, config))
@@ -90,13 +91,6 @@ def inherited_tokenizer(config: FinetuneConfig, parent: TokenizerConfig) -> Toke
                 key=f"tokenizer.{key}",
             )
     return parent.model_copy(update=own)
-
-
-def _load(record: BundleRecord) -> ModelBundle:
-    """A bundle from the store, verified."""
-    with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
-        storage.download_folder(record.uri, Path(scratch) / "bundle")
-        return load_bundle(Path(scratch) / "bundle")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.model.config import ModelConfig
+from cytoray.runs import NAME
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.tracking.places import lasting_path
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 CORPUS = r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[1-9][0-9]*)?$"  # NAME is its latest version, NAME@VERSION an earlier one
 
 

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cytoray
 from cytoray import cluster, provenance, storage
-from cytoray.config import Config
-from cytoray.errors import NotFoundError, TrainingError
-from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.bundle import DIGESTS, ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
+from cytoray.runs import BundleRecord, Which, find_bundle, record_uri, run_folder
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
-from cytoray.training.record import run_folder
 from cytoray.training.result import TrainingResult
-
-Which = Literal["best", "last"]  # best by validation error; without validation, the last
-
-
-class BundleRecord(Config):
-    """Location, digest and lineage of a run's bundle."""
-
-    uri: str
-    digest: str
-    lineage: dict[str, str]
-    mlflow_run_id: str | None
 
 
 def export_bundles(
@@ -83,30 +70,15 @@ def export_bundle(
     with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
         digest = save_bundle(bundle, Path(scratch) / "bundle")
         target = storage.join(run_folder(config.store, config.run), f"bundle-{digest[:16]}")
-        storage.upload_folder(Path(scratch) / "bundle", target)
+        storage.upload_folder(Path(scratch) / "bundle", target, last=DIGESTS)
     record = BundleRecord(uri=target, digest=digest, lineage=lineage, mlflow_run_id=result.mlflow_run_id)
-    storage.write_bytes(_record_uri(config.store, config.run, which), record.model_dump_json().encode())
+    storage.write_bytes(record_uri(config.store, config.run, which=which), record.model_dump_json().encode())
     return record
 
 
 def is_exported(config: RunConfig, result: TrainingResult, *, which: Which = "best") -> bool:
     """Whether the bundle of this checkpoint exists; an extended run also has older ones."""
-    if not storage.exists(_record_uri(config.store, config.run, which)):
+    if not storage.exists(record_uri(config.store, config.run, which=which)):
         return False
     checkpoint = result.best if which == "best" else result.checkpoint
     return find_bundle(config.store, config.run, which=which).lineage["checkpoint"] == checkpoint.uri
-
-
-def find_bundle(store: str, run: str, *, which: Which = "best") -> BundleRecord:
-    """Find the bundle that a run has exported; TrainingError if it has none."""
-    try:
-        return BundleRecord.model_validate_json(storage.read_bytes(_record_uri(store, run, which)))
-    except NotFoundError as error:
-        raise TrainingError(
-            f"Run {run!r} has exported no bundle in {store}.",
-            remedy="Let its training finish first, or name another run.",
-        ) from error
-
-
-def _record_uri(store: str, run: str, which: Which) -> str:
-    return storage.join(run_folder(store, run), "BUNDLE.json" if which == "best" else "BUNDLE-last.json")

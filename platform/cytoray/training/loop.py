@@ -24,6 +24,7 @@ from cytoray.errors import TrainingError
 from cytoray.failpoints import failpoint
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
+from cytoray.runs import run_folder
 from cytoray.tracking import RunLog
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
@@ -35,7 +36,6 @@ from cytoray.training.hardware import describe_worker, package_versions
 from cytoray.training.lease import Lease, LeaseLostError
 from cytoray.training.meter import Meter
 from cytoray.training.objectives import Objective, ObjectiveModule
-from cytoray.training.record import run_folder
 from cytoray.training.step_log import StepLog
 from cytoray.training.steps import StepResult, StepRunner, build_host_group
 from cytoray.training.validation import Validator

@@ -6,9 +6,10 @@ from cytoray import progress
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.model.config import ModelConfig
+from cytoray.runs import BundleRecord
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import PretrainConfig
-from cytoray.training.export import BundleRecord, export_bundles
+from cytoray.training.export import export_bundles
 from cytoray.training.objectives import build_pretraining_objective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out

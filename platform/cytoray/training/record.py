@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import uuid
 from typing import Any
 
@@ -12,7 +11,8 @@ from pydantic import ValidationError
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.errors import ConflictError, TrainingError
-from cytoray.training.config import NAME, RunConfig
+from cytoray.runs import run_folder
+from cytoray.training.config import RunConfig
 
 
 class RunRecord(Config):
@@ -21,17 +21,6 @@ class RunRecord(Config):
     run_uuid: str
     manifest_digest: str
     config: dict[str, Any]
-
-
-def run_folder(store: str, run: str) -> str:
-    """The folder of a run; TrainingError if ``run`` cannot be the name of one."""
-    if re.fullmatch(NAME, run) is None:
-        raise TrainingError(
-            f"{run!r} is not a run name.",
-            remedy="Write letters, digits, '.', '_' and '-', beginning with a letter or a digit.",
-            run=run,
-        )
-    return storage.join(store, "runs", run)
 
 
 def load_run_record(store: str, run: str) -> RunRecord:

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cytoray import provenance, storage
+from cytoray.runs import BundleRecord, run_folder
 from cytoray.training.card import RunCard
 from cytoray.training.config import FinetuneConfig, PretrainConfig
-from cytoray.training.export import BundleRecord
 from cytoray.training.hardware import package_versions
-from cytoray.training.record import run_folder
 from cytoray.training.result import TrainingResult
 
 Scores = Mapping[str, Mapping[str, float]]

@@ -21,6 +21,7 @@ from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
 from cytoray.errors import RegistryError, StorageError, TrainingError, TrainingStoppedError
 from cytoray.model.config import ModelConfig
+from cytoray.runs import run_folder
 from cytoray.tracking import RunLog, TrackingConfig
 from cytoray.tracking.server import connect
 from cytoray.training import checkpoint as checkpoints
@@ -30,7 +31,7 @@ from cytoray.training.config import RunConfig, WorkersConfig
 from cytoray.training.hardware import package_versions
 from cytoray.training.loop import WorkerSettings, train_worker
 from cytoray.training.objectives import Objective
-from cytoray.training.record import RunRecord, claim_run, record_changes, run_folder
+from cytoray.training.record import RunRecord, claim_run, record_changes
 from cytoray.training.result import Done, TrainingResult, find_result, save_done
 
 __all__ = ["TrainingResult", "TrainingSpec", "run_training"]
