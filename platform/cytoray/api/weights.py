@@ -106,12 +106,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 def refuse_conditions(config: ModelConfig) -> None:
     """Raise ModelError for models whose tokens need more than genes and values."""
-    needs = {
-        "batch labels": config.token_norm == "domain",
-        "modalities": config.num_modalities > 0,
-        "perturbation flags": config.num_perturbation_flags > 0,
-    }
-    missing = [name for name, needed in needs.items() if needed]
+    missing = config.needed_conditions
     if missing:
         raise ModelError(
             f"This model needs {' and '.join(missing)} for each cell, which the Python API does not pass on.",

@@ -101,7 +101,9 @@ class CorpusStream:
             name: open_shard(storage.join(uri, record.modalities[name].key), record.modalities[name]).read_group(group)
             for name in self.options.modalities
         }
-        return LoadedUnit(open_shard(storage.join(uri, record.key), record).read_group(group), modalities)
+        cells = open_shard(storage.join(uri, record.key), record).read_group(group)
+        translation = self.options.translation
+        return LoadedUnit(cells if translation is None else translation.apply(cells), modalities)
 
     @functools.cached_property
     def _first_units(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -125,7 +127,8 @@ class CorpusStream:
 def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream:
     """Open a committed corpus (``NAME`` or ``NAME@VERSION``); CorpusError if it does not suit ``options``."""
     manifest = load_manifest(store, corpus)
-    if manifest.binning == "stored" and manifest.n_bins != options.tokenizer.n_bins:
+    bins_are_stored = manifest.binning == "stored" and options.translation is None
+    if bins_are_stored and manifest.n_bins != options.tokenizer.n_bins:
         raise CorpusError(
             f"Corpus {corpus!r} stores {manifest.n_bins} bins; the configuration has {options.tokenizer.n_bins}.",
             remedy="Use the corpus's n_bins, or ingest it with binning: on_read.",

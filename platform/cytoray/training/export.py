@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cytoray
 from cytoray import cluster, provenance, storage
-from cytoray.model.bundle import DIGESTS, ModelBundle, save_bundle
+from cytoray.model.bundle import DIGESTS, Conditions, ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.runs import BundleRecord, Which, find_bundle, record_uri, run_folder
@@ -17,9 +18,18 @@ from cytoray.training.config import RunConfig
 from cytoray.training.result import TrainingResult
 
 
-def export_bundles(
-    config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
-) -> BundleRecord:
+@dataclass(frozen=True)
+class ExportSpec:
+    """The parts of a run's bundle that its checkpoints do not have."""
+
+    model: ModelConfig
+    vocabulary: GeneVocabulary
+    labels: tuple[str, ...] = ()
+    parent: str = ""  # digest of the model that the run started from
+    conditions: Conditions | None = None
+
+
+def export_bundles(config: RunConfig, result: TrainingResult, spec: ExportSpec) -> BundleRecord:
     """Write the bundles of a run's best and last checkpoint, each in its own Ray task; returns the best one's.
 
     Bundles that exist already are kept, and need no Ray.
@@ -30,20 +40,13 @@ def export_bundles(
         cluster.start()
         import ray  # here: finding a bundle needs no Ray
 
-        exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
-        options = {"model": model, "labels": labels, "parent": parent}
-        ray.get([exporting.remote(config, result, which=which, **options) for which in missing])
+        exporting: Any = ray.remote(num_cpus=0)(export_bundle)
+        ray.get([exporting.remote(config, result, spec, which=which) for which in missing])
     return find_bundle(config.store, config.run)
 
 
 def export_bundle(
-    config: RunConfig,
-    result: TrainingResult,
-    *,
-    model: ModelConfig,
-    labels: tuple[str, ...],
-    parent: str = "",
-    which: Which = "best",
+    config: RunConfig, result: TrainingResult, spec: ExportSpec, *, which: Which = "best"
 ) -> BundleRecord:
     """Write the bundle of a run's best or last checkpoint, unless it exists already.
 
@@ -52,8 +55,7 @@ def export_bundle(
     if is_exported(config, result, which=which):
         return find_bundle(config.store, config.run, which=which)
     checkpoint = result.best if which == "best" else result.checkpoint
-    vocabulary = GeneVocabulary.load_default()
-    network = ScGPT(model, pad_id=vocabulary.pad_id)
+    network = ScGPT(spec.model, pad_id=spec.vocabulary.pad_id)
     network.load_state_dict(checkpoint.load_best_weights())
     lineage = {
         "run": config.run,
@@ -64,9 +66,9 @@ def export_bundle(
         "code_version": cytoray.__version__,
         "checkpoint": checkpoint.uri,
         "step": str(checkpoint.state.step),
-        "parent_bundle_digest": parent,
+        "parent_bundle_digest": spec.parent,
     }
-    bundle = ModelBundle(network, vocabulary, config.tokenizer, labels, lineage)
+    bundle = ModelBundle(network, spec.vocabulary, config.tokenizer, spec.labels, lineage, conditions=spec.conditions)
     with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
         digest = save_bundle(bundle, Path(scratch) / "bundle")
         target = storage.join(run_folder(config.store, config.run), f"bundle-{digest[:16]}")

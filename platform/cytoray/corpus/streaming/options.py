@@ -12,6 +12,7 @@ from cytoray.corpus.streaming.members import MemberOptions, ObsWeights
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.translation import Translation
 
 Style = Literal["plain", "masked", "generative"]
 
@@ -37,6 +38,7 @@ class StreamOptions:
     pad_to_multiple: int = 1  # widths are rounded up to it
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
     modalities: tuple[str, ...] = ()  # further matrices to read
+    translation: Translation | None = None  # to the model's genes, if its vocabulary is not the default one
 
     def __post_init__(self) -> None:
         assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
