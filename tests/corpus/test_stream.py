@@ -19,6 +19,8 @@ from cytoray.errors import CorpusError, DigestError
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.packed import pack
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
+from cytoray.tokens.translation import Translation
+from cytoray.tokens.vocabulary import GeneVocabulary
 
 NUM_CELLS = 170
 
@@ -379,3 +381,28 @@ def test_baselines_learn_from_a_sample_of_a_large_corpus_and_warn(corpus, monkey
     assert f"a random sample: 60 of {whole.num_labelled} labelled cells" in caplog.text
     answers = baseline.predict(sample.cells, training=sample)
     assert {name: len(labels) for name, labels in answers.items()} == {"logistic regression": 60, "majority class": 60}
+
+
+@pytest.mark.parametrize("style", ["plain", "generative"])
+def test_a_model_with_another_vocabulary_is_given_the_cells_over_its_own_genes(corpus, style: str):
+    default = GeneVocabulary.load_default()
+    used = sorted(set(corpus.cells.gene_ids.tolist()))
+    vocabulary = GeneVocabulary(["<pad>", "<cls>", "<eoc>", *(default.tokens[gene] for gene in used[::-2])])
+    translation = Translation.to(vocabulary)
+    ratios = {} if style == "plain" else {"style": style, "ratios": (0.5,)}
+    stream = open_cells(corpus, translation=translation, **ratios)
+    tokenizer = CellTokenizer(vocabulary, TokenizerConfig())
+    cells = translation.apply_sparse(corpus.cells)
+    rows = {cell: row for row, cell in enumerate(cells.cell_ids.tolist())}
+    seen = set()
+    for batch in stream.read_steps(0, 7):
+        for place, cell in enumerate(batch.cell_ids.tolist()):
+            wanted = tokenizer(cells.take(np.array([rows[cell]])), epoch=int(batch.epochs[place]))
+            found = dict(cells_of(batch))[cell]
+            if style == "generative":
+                hidden = int(batch.unknown_lengths[place])
+                genes, values = batch.unknown_gene_ids[place, :hidden], batch.unknown_values[place, :hidden]
+                found = (*found, *zip(genes.tolist(), values.tolist(), strict=True))
+            assert sorted(found) == sorted(zip(wanted.gene_ids.tolist(), wanted.values.tolist(), strict=True))
+            seen.add(cell)
+    assert len(seen) > 100

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -246,25 +245,22 @@ class FinetuneConfig(RunConfig):
         "~/.cache/cytoray/models", description="Local folder for bundles from MLflow or s3://."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _a_run_is_a_model(cls, values: Any) -> Any:
-        """Write ``initial_run: NAME`` as ``initial: run:NAME``, so that both are the same run."""
-        if not isinstance(values, dict):
-            return values
-        run, initial = values.get("initial_run"), values.get("initial")
-        if (run is None) == (initial is None):
-            raise ValueError("give either initial or initial_run: the model to start from")
-        if not isinstance(run, str) or re.fullmatch(NAME, run) is None:
-            return values
-        return {**values, "initial": f"run:{run}", "initial_run": None}
-
     @field_validator("initial")
     @classmethod
     def _path_is_absolute(cls, initial: str | None) -> str | None:
         if initial is None or initial.startswith(("run:", "models:/")) or "://" in initial:
             return initial
         return str(Path(initial).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _a_run_is_a_model(self) -> Self:
+        """Write ``initial_run: NAME`` as ``initial: run:NAME``, so that both are the same run."""
+        if (self.initial_run is None) == (self.initial is None):
+            raise ValueError("give either initial or initial_run: the model to start from")
+        if self.initial_run is not None:
+            object.__setattr__(self, "initial", f"run:{self.initial_run}")  # frozen from here on only
+            object.__setattr__(self, "initial_run", None)
+        return self
 
     @property
     def initial_uri(self) -> str:
