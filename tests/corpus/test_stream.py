@@ -406,3 +406,14 @@ def test_a_model_with_another_vocabulary_is_given_the_cells_over_its_own_genes(c
             assert sorted(found) == sorted(zip(wanted.gene_ids.tolist(), wanted.values.tolist(), strict=True))
             seen.add(cell)
     assert len(seen) > 100
+
+
+def test_baselines_learn_over_the_genes_of_the_model(corpus):
+    from cytoray.tasks import annotation
+
+    vocabulary = GeneVocabulary(list(reversed(GeneVocabulary.load_default().tokens)))
+    baseline = annotation.Baseline(corpus.store, "cells", "kind")
+    sample = baseline.load()
+    wanted = baseline.predict(sample.cells, training=sample)
+    cells = Translation.to(vocabulary).apply_sparse(sample.cells)
+    assert baseline.predict(cells, training=sample, vocabulary=vocabulary) == wanted

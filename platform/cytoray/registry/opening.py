@@ -186,7 +186,7 @@ def _store_of(uri: str, store: str | None) -> str:
 
 
 def _not_found(uri: str, store: str | None, tracking: TrackingConfig | None) -> NotFoundError:
-    """Describe a name that is no model: what lies there, the forms allowed, and the models that could be meant."""
+    """Describe a name without a model: what the place holds, the forms allowed, and the models that exist."""
     holds = ""
     if not storage.is_remote(uri):
         folder = storage.local_path(uri)

@@ -16,10 +16,11 @@ from cytoray.corpus.manifest import load_manifest
 from cytoray.errors import CytorayError, NotFoundError, TrainingError
 from cytoray.registry.opening import find_digest
 from cytoray.runs import find_bundle, run_folder
+from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.training.card import HTML_NAME, load_card
 from cytoray.training.config import FinetuneConfig, PretrainConfig
 from cytoray.training.export import is_exported
-from cytoray.training.record import claim_run, load_run_record
+from cytoray.training.record import RunRecord, claim_run, load_run_record
 from cytoray.training.result import find_result
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
     if not storage.exists(storage.join(run_folder(config.store, config.run), "run.json")):
         return None
     digest = load_manifest(config.store, config.corpus).digest
-    claim_run(config, digest, initial_digest=_initial_digest(config))
+    record = load_run_record(config.store, config.run)
+    if isinstance(config, FinetuneConfig):
+        config = _with_inherited(config, record)
+    claim_run(config, digest, initial_digest=_initial_digest(config, record))
     result = find_result(config, digest)
     folder = storage.join(run_folder(config.store, config.run), "card")
     card = load_card(folder)
@@ -63,9 +67,16 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
     return result.summary() | made | ({"held_out": card["scores"]} if config.kind == "pretrain" else {})
 
 
-def _initial_digest(config: PretrainConfig | FinetuneConfig) -> str:
-    """Digest of the model that the run starts from as it is now; empty if there is none to compare."""
-    if not isinstance(config, FinetuneConfig) or not load_run_record(config.store, config.run).initial_digest:
+def _with_inherited(config: FinetuneConfig, record: RunRecord) -> FinetuneConfig:
+    """Take the keys of the tokenizer that were inherited from the initial model from the run's record."""
+    own = config.tokenizer.model_dump(include=config.tokenizer.model_fields_set)
+    known = {key: value for key, value in record.config["tokenizer"].items() if key in TokenizerConfig.model_fields}
+    return config.model_copy(update={"tokenizer": TokenizerConfig(**known | own)})
+
+
+def _initial_digest(config: PretrainConfig | FinetuneConfig, record: RunRecord) -> str:
+    """Return the present digest of the model that the run started from; empty if it is not to be compared."""
+    if not isinstance(config, FinetuneConfig) or not record.initial_digest:
         return ""
     try:
         return find_digest(
