@@ -78,23 +78,17 @@ def test_fine_tuning_a_public_checkpoint_with_its_own_vocabulary(store: Path, tm
             again(config)
 
 
-def test_a_contradiction_of_the_model_names_both_sides(store_less: Path) -> None:
-    save_bundle(_bundle(), store_less / "bundle")
-    config = _config(store_less, store_less, str(store_less / "bundle"), tokenizer=TokenizerConfig(n_bins=51))
+def test_a_contradiction_of_the_model_names_both_sides(tmp_path: Path) -> None:
+    save_bundle(_bundle(), tmp_path / "bundle")
+    config = _config(tmp_path, tmp_path, str(tmp_path / "bundle"), tokenizer=TokenizerConfig(n_bins=51))
     with pytest.raises(ConfigError, match=r"tokenizer\.n_bins is 51, but '.*bundle' was trained with 21"):
         finetune(config)
 
 
-def test_a_model_that_needs_more_than_genes_and_values_is_refused(store_less: Path) -> None:
-    save_bundle(_bundle(num_modalities=5), store_less / "bundle")
+def test_a_model_that_needs_more_than_genes_and_values_is_refused(tmp_path: Path) -> None:
+    save_bundle(_bundle(num_modalities=5), tmp_path / "bundle")
     with pytest.raises(ModelError, match=r"bundle needs modalities for each cell"):
-        finetune(_config(store_less, store_less, str(store_less / "bundle")))
-
-
-@pytest.fixture
-def store_less(tmp_path: Path) -> Path:
-    """A folder without a corpus."""
-    return tmp_path
+        finetune(_config(tmp_path, tmp_path, str(tmp_path / "bundle")))
 
 
 def test_a_run_is_named_in_two_ways(tmp_path: Path) -> None:

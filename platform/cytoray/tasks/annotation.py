@@ -84,7 +84,7 @@ def finetune(
 
 
 def inherited_tokenizer(config: FinetuneConfig, parent: TokenizerConfig) -> TokenizerConfig:
-    """The tokenizer of the model that is fine-tuned, with the keys that ``config`` sets and the model allows.
+    """Return the tokenizer of the model that is fine-tuned, with the keys that ``config`` sets and the model allows.
 
     Raises ConfigError for bins and special values that are not those the weights were trained with.
     """
