@@ -14,9 +14,10 @@ from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.public_checkpoint import export_bundle
 from cytoray.model.transformer import ScGPT
+from cytoray.registry.opening import open_model
 from cytoray.runs import run_folder
 from cytoray.stages.resume import summarise_finished
-from cytoray.tasks.annotation import finetune
+from cytoray.tasks.annotation import finetune, initial_weights
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
@@ -89,6 +90,18 @@ def test_a_model_that_needs_more_than_genes_and_values_is_refused(tmp_path: Path
     save_bundle(_bundle(num_modalities=5), tmp_path / "bundle")
     with pytest.raises(ModelError, match=r"bundle needs modalities for each cell"):
         finetune(_config(tmp_path, tmp_path, str(tmp_path / "bundle")))
+
+
+@pytest.mark.parametrize(("labels", "kept"), [(("B", "T"), True), (("T", "B"), False), (("B", "NK", "T"), False)])
+def test_a_classifier_is_kept_only_for_the_same_labels(tmp_path: Path, labels: tuple[str, ...], kept: bool) -> None:
+    save_bundle(_bundle(num_labels=2, labels=("B", "T")), tmp_path / "bundle")
+    opened = open_model(str(tmp_path / "bundle"))
+    weights = initial_weights(opened, labels=labels)
+    assert any(name.startswith("cls_decoder.") for name in weights.weights) == kept
+    fresh = ScGPT(opened.bundle.model.config.model_copy(update={"num_labels": len(labels)}), pad_id=0)
+    missing, unexpected = fresh.load_state_dict(weights.weights, strict=False)
+    assert not unexpected
+    assert {name.partition(".")[0] for name in missing} == (set() if kept else {"cls_decoder"})
 
 
 def test_a_run_is_named_in_two_ways(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def finetune(
     pad_id = pretrained.vocabulary.pad_id
     objective = ClassificationObjective(pad_id)
     held_out = open_held_out(options, config, labels=stream.labels)
-    initial = _initial_weights(opened, labels=stream.labels)
+    initial = initial_weights(opened, labels=stream.labels)
     result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
     spec = ExportSpec(model, pretrained.vocabulary, stream.labels, parent=opened.digest)
     return result, export_bundles(config, result, spec)
@@ -119,7 +119,7 @@ def _translate(opened: OpenedModel) -> Translation | None:
     return translation
 
 
-def _initial_weights(opened: OpenedModel, *, labels: tuple[str, ...]) -> InitialModel:
+def initial_weights(opened: OpenedModel, *, labels: tuple[str, ...]) -> InitialModel:
     """Return the weights to start from; without the classifier, unless it is one of the same labels."""
     bundle = opened.bundle
     weights = {
