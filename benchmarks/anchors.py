@@ -1,4 +1,4 @@
-"""The baselines that live in environments of their own, as one call each; what they need is made once and kept."""
+"""Baselines that run in separate environments, as one call each; their inputs are created once and kept."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _fill(tokenizer: CellTokenizer, packed: PackedCells, buffers: TokenBuffers) 
 
 
 def _baseline_rate(collator: object, cells: SparseCells) -> float:
-    """Cells a second of scGPT's collator."""
+    """Measure the cells per second of scGPT's collator."""
     indptr = cells.indptr[: NUM_BASELINE_CELLS + 1]
     examples = scgpt.make_examples(cells.values, cells.gene_ids, indptr)
     return common.rate(NUM_BASELINE_CELLS, lambda: scgpt.collate_all(collator, examples), cpu=True)

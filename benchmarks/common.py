@@ -44,7 +44,7 @@ class Claim:
     met: bool | None  # None if no goal is set
     settings: dict[str, Any]
     note: str = ""
-    load: float = 0.0  # of the machine when it was measured: others' work shows here
+    load: float = 0.0  # of the machine during the measurement, including other processes
 
 
 def report(
@@ -80,7 +80,7 @@ def emit(record: dict[str, Any]) -> None:
 
 
 def _rounded(value: float) -> float:
-    """Four significant digits."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
@@ -109,7 +109,7 @@ def alternate(ours: Callable[[], float], theirs: Callable[[], float], *, rounds:
 
 
 def rate(amount: float, action: Callable[[], object], *, cpu: bool = False) -> float:
-    """``amount`` a second of wall time (or of this process's CPU time) that ``action`` takes."""
+    """Measure ``amount`` per second of the wall time (or of this process's CPU time) of ``action``."""
     clock = time.process_time if cpu else time.perf_counter
     started = clock()
     action()
@@ -213,7 +213,7 @@ def watch_memory(pid: int | None = None, *, every_s: float = 0.5) -> Iterator[Me
 def run_baseline(python: Path, module: str, *arguments: object) -> list[dict[str, Any]] | None:
     """Run ``benchmarks.baselines.MODULE`` in another environment; its JSON lines, or None with a warning."""
     if not python.exists():
-        logger.warning("SKIPPED %s: %s is not there; run `make bench-setup`.", module, python)
+        logger.warning("SKIPPED %s: %s is missing; run `make bench-setup`.", module, python)
         return None
     command = [str(python), "-m", f"benchmarks.baselines.{module}", *(str(argument) for argument in arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -241,7 +241,7 @@ def synthetic_files(
 
 
 def warm(paths: Iterable[Path]) -> int:
-    """Read files into the page cache; returns their bytes."""
+    """Read files into the page cache; returns their size in bytes."""
     total = 0
     for path in paths:
         with path.open("rb", buffering=0) as file:

@@ -1,8 +1,8 @@
-"""What pretraining is worth where labels are few: ``python benchmarks/few_labels.py --store STORE --run base-cpu``.
+"""Measure the gain from pretraining with few labels: ``python benchmarks/few_labels.py --store STORE --run base-cpu``.
 
 Takes one cell in ten of each type of a labelled h5ad file, fine-tunes once from the pretrained run and once from
 random weights of the same shape, and annotates the other nine; so for each seed, which picks cells, order and initial
-weights. Logistic regression learns from the same cells. One JSON line a seed, and one for the mean difference.
+weights. Logistic regression learns from the same cells. one JSON line per seed, and one for the mean difference.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", default=str(ROOT.parent / "shared/data/pbmc3k.h5ad"), help="labelled cells")
     parser.add_argument("--label-key", default="cell_type")
     parser.add_argument("--ensembl-column", default="ensembl_id")
-    parser.add_argument("--ignore", nargs="*", default=["unassigned"], help="labels that are none")
+    parser.add_argument("--ignore", nargs="*", default=["unassigned"], help="labels that mean a missing label")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     return parser.parse_args()
@@ -115,7 +115,7 @@ def _random_run(options: argparse.Namespace, seed: int, scratch: Path) -> str:
     run = f"few-labels-{seed}-start"
     changes = [f"store={options.store}", f"run={run}", f"train.seed={seed}", "train.num_steps=1", "validation=null"]
     config = load_stage_config(options.config, overrides=changes)
-    assert isinstance(config, PretrainConfig), "this is no configuration of a pretraining"
+    assert isinstance(config, PretrainConfig), "this is not a pretraining configuration"
     optimizer = config.optimizer.model_copy(update={"learning_rate": 1e-12, "warmup_steps": 0})
     pretrain(config.model_copy(update={"optimizer": optimizer, "tracking": _tracking(scratch)}))
     return run
@@ -123,7 +123,7 @@ def _random_run(options: argparse.Namespace, seed: int, scratch: Path) -> str:
 
 def _finetune_config(options: argparse.Namespace, seed: int, run: str, initial: str, scratch: Path) -> FinetuneConfig:
     base = load_stage_config(options.config)
-    assert isinstance(base, PretrainConfig), "this is no configuration of a pretraining"
+    assert isinstance(base, PretrainConfig), "this is not a pretraining configuration"
     values: dict[str, Any] = {
         "store": options.store, "run": run, "initial_run": initial, "corpus": f"few-labels-{seed}",
         "label_key": options.label_key, "tokenizer": base.tokenizer.model_dump(),

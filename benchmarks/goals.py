@@ -75,7 +75,7 @@ GOALS: dict[str, Goal] = {
         "ingest: peak memory above Ray's base", "MiB", "annbatch add_adatas", at_most=0.15, of_ratio=True
     ),
     "ingest_rss": Goal("memory while ingesting a 5 GB h5ad, 2 workers, above Ray's base", "GiB", at_most=2),
-    "store_bytes": Goal("stored bytes a cell (1,500 genes)", "B", at_most=1650),
+    "store_bytes": Goal("stored bytes per cell (1,500 genes)", "B", at_most=1650),
     "store_annbatch": Goal("stored bytes", "B/cell", "annbatch's zarr", at_most=0.42, of_ratio=True),
     "store_h5ad": Goal("stored bytes", "B/cell", "gzip h5ad", at_most=0.42, of_ratio=True),
     "plan_time": Goal("planning an epoch over 33 M cells", "s", at_most=10),
@@ -83,7 +83,7 @@ GOALS: dict[str, Goal] = {
     "resume_state": Goal("resume state", "B", at_most=1000),
     "s3_stream": Goal("stream from S3 (loopback server)", "cells/s", "from local disk", at_least=0.7, of_ratio=True),
     "s3_ingest": Goal("ingest from S3 (loopback server)", "cells/s", "from local disk", at_least=0.7, of_ratio=True),
-    "cells_per_core": Goal("model-ready minibatches a core", "cells/s"),
+    "cells_per_core": Goal("model-ready minibatches per core", "cells/s"),
     "cores_for_8_gpus": Goal("PROJECTION: cores to feed 8 H100 at 4,000 cells/s each", "cores"),
     "bytes_33m": Goal("PROJECTION: corpus of 33 M cells", "GB"),
     "hours_33m": Goal("PROJECTION: ingest of 33 M cells on this machine", "h"),

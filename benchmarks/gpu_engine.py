@@ -47,9 +47,9 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, default=256, help="cells a step")
-    parser.add_argument("--micro-cells", type=int, default=64, help="cells a micro-batch")
-    parser.add_argument("--length", type=int, default=1200, help="tokens a cell")
+    parser.add_argument("--cells", type=int, default=256, help="cells per step")
+    parser.add_argument("--micro-cells", type=int, default=64, help="cells per micro-batch")
+    parser.add_argument("--length", type=int, default=1200, help="tokens per cell")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--steps", type=int, default=6, help="steps timed")

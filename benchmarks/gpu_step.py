@@ -1,7 +1,7 @@
 """Training steps of the 12 x 512 model on one GPU, kernel by kernel: ``python benchmarks/gpu_step.py``.
 
 Needs torch and numpy only, and this checkout. bf16 autocast over fp32 weights, fused Adam, packed cells of 1,200 tokens
-half of which are unknown; one pass, and two passes as the original trains. Prints one JSON line a kernel: cells/s,
+half of which are unknown; one pass, and two passes as the original trains. prints one JSON line per kernel: cells/s,
 tokens/s and the share of the GPU's bf16 peak by the operations that the objective needs (attention by its rule,
 real tokens only). ``--device cpu --layers 2 --width 64 --length 128 --cells 2`` shows that it runs anywhere.
 """
@@ -85,8 +85,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cells", type=int, default=64, help="cells a step")
-    parser.add_argument("--length", type=int, default=1200, help="tokens a cell")
+    parser.add_argument("--cells", type=int, default=64, help="cells per step")
+    parser.add_argument("--length", type=int, default=1200, help="tokens per cell")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=60_697)

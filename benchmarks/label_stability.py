@@ -1,9 +1,9 @@
-"""How many labels of real cells survive another seed, the loss of 1 % of the genes and thinning, by inference mode.
+"""Measure the share of labels kept with another seed, without 1 % of the genes and with thinned counts, by mode.
 
     python -m benchmarks.label_stability
 
-Fine-tunes a small model with the Python face, on a context shorter than most cells, and asks it about held-out cells
-longer than that context. One JSON line; without the real cells it says so and measures nothing.
+Fine-tunes a small model with the Python face, on a context shorter than most cells, and annotates held-out cells
+longer than that context. Prints one JSON line; without the real cells it logs a warning and measures nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def emit(bundle: ModelBundle, cells: SparseCells, truth: np.ndarray) -> None:
 
 
 def _fine_tuned(adata: Any, folder: Path | None) -> ModelBundle:
-    """A small model that labels the cells of ``adata``."""
+    """Fine-tune a small model on the labels of ``adata``."""
     if folder is not None and folder.exists():
         return scGPT(scGPTConfig(model=folder)).bundle
     labels = list(adata.obs[LABELS].astype(str))

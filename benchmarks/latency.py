@@ -1,8 +1,8 @@
 """How long a consumer at half the peak rate waits for a minibatch: ``python -m benchmarks.latency``.
 
 A consumer takes a minibatch, widens it to the int64 / float32 tensors of a model, and sleeps until its next one is due,
-at half the rate that the direct reader reached just before. The claim is about the wait for the minibatch. Told beside
-it: from asking to having the tensors, which is the consumer's own work, on cores that it shares with the threads that
+at half the rate that the direct reader reached just before. The claim is about the wait for the minibatch. Also
+reported: the time until the tensors are ready, the work of the consumer on cores that it shares with the threads that
 fill; and the same with minibatches that are in memory already, which is what the machine itself adds.
 """
 

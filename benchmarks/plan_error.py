@@ -1,4 +1,4 @@
-"""What ``cytoray train plan`` says of a run, and what the run takes: ``python benchmarks/plan_error.py``.
+"""Compare the estimate of ``cytoray train plan`` with an actual run: ``python benchmarks/plan_error.py``.
 
 Real cells (synthetic ones where there are none), the gene table of 60,697 rows, 3 layers of 96, the three shares of
 unknown genes and two passes, 2 workers of 1 thread, a checkpoint every 20 steps. The plan is made before the run, and
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _plan(config: PretrainConfig) -> Estimate:
-    """What a user would be told."""
+    """Return the plan that a user would see."""
     manifest = load_manifest(config.store, config.corpus)
     return plan_pretraining(config, Hardware(), manifest=manifest).estimate
 
@@ -57,7 +57,7 @@ def _report(origin: str, before: Estimate, after: Estimate, times: list[float], 
     """The error of the plan made before the run, beside all that it follows from."""
     steady = times[WARM_UP_STEPS:]
     mean = statistics.mean(steady)
-    told = {
+    details = {
         "cells": origin,
         "steps": len(times),
         "planned_step_s": round(before.step_s, 4),
@@ -69,7 +69,7 @@ def _report(origin: str, before: Estimate, after: Estimate, times: list[float], 
         "planned_start_s": round(before.start_s or 0.0, 1),
         "start_and_end_s": round(start_s, 1),
     }
-    common.report("plan_error", value=abs(100 * (before.step_s / mean - 1)), settings=told)
+    common.report("plan_error", value=abs(100 * (before.step_s / mean - 1)), settings=details)
 
 
 if __name__ == "__main__":

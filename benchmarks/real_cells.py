@@ -1,4 +1,4 @@
-"""Real cells to measure with, where they are at hand, else synthetic ones, said aloud."""
+"""Real cells for measurements if available, else synthetic ones, with a warning."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ def served() -> Iterator[dict[str, str]]:
     """The cache folder as an S3 store; the environment with which it is found."""
     command = [sys.executable, "-m", "benchmarks.s3_server", str(common.CACHE)]
     with subprocess.Popen(command, cwd=common.ROOT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None, "its output is a pipe"
-        endpoint = server.stdout.readline().strip()
-        try:
+        try:  # at once: leaving Popen waits for the server's end
+            assert server.stdout is not None, "its output is a pipe"
+            endpoint = server.stdout.readline().strip()
             yield {
                 "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
                 "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",

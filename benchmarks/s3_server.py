@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # or the body waits 40 ms for the client to acknowledge the head
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
     def _path(self) -> Path:
         path = Path(os.path.normpath(self.root / unquote(urlsplit(self.path).path).lstrip("/")))

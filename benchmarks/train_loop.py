@@ -39,7 +39,7 @@ PUBLISHED = ShapeConfig()
 SMALL = ShapeConfig(width=64, num_heads=8, feedforward_width=64, num_layers=2)
 CELLS_PER_STEP = 8 if common.QUICK else 32
 STEADY_STEPS, ORIGINAL_STEPS = (2, 1) if common.QUICK else (4, 2)
-# A save is told with the step after it, so the run ends one step later; twice as often as a run saves by default.
+# A save is recorded with the step after it, so the run ends one step later; twice as often as a run saves by default.
 TINY_STEPS, TINY_CHECKPOINT_EVERY = (21, 10) if common.QUICK else (101, 50)
 PARTS = ("original", "scaling", "overhead", "tiny")
 
@@ -81,21 +81,21 @@ def _report_original(trial: Trial, ours: JournalledSteps, settings: dict[str, An
     """Two workers of one thread beside the original's loop of two threads."""
     theirs = in_fresh_process(train_original, replace(trial, num_steps=ORIGINAL_STEPS, threads=2))
     rate = ORIGINAL_STEPS * trial.cells_per_step / sum(theirs["steps_s"])
-    told = {"ours": "2 workers x 1 thread", "baseline": f"2 threads, slices of {SLICE_CELLS} cells"}
-    told |= {"baseline_steps": ORIGINAL_STEPS, "tokens_per_cell": ours.tokens_per_cell}
-    common.report("train_loop", value=ours.cells_per_s, baseline=rate, settings={**settings, **told})
+    details = {"ours": "2 workers x 1 thread", "baseline": f"2 threads, slices of {SLICE_CELLS} cells"}
+    details |= {"baseline_steps": ORIGINAL_STEPS, "tokens_per_cell": ours.tokens_per_cell}
+    common.report("train_loop", value=ours.cells_per_s, baseline=rate, settings={**settings, **details})
 
 
 def _report_overhead(trial: Trial, ours: JournalledSteps, settings: dict[str, Any]) -> None:
     """One worker beside the plain loop, step by step: both have the same cells at a step."""
     plain = in_fresh_process(train_plain, trial)["steps_s"][WARM_UP_STEPS:-1]
     shares = [100 * (mine / theirs - 1) for mine, theirs in zip(ours.steps_s, plain, strict=True)]
-    told = {
+    details = {
         "cells_per_s": round(ours.cells_per_s, 3),
         "plain_cells_per_s": round(len(plain) * trial.cells_per_step / sum(plain), 3),
         "of_each_step": [round(share, 1) for share in shares],
     }
-    common.report("loop_overhead", value=statistics.median(shares), settings={**settings, **told})
+    common.report("loop_overhead", value=statistics.median(shares), settings={**settings, **details})
 
 
 def _wait_shares(folder: str, origin: str) -> None:

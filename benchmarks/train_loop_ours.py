@@ -15,7 +15,7 @@ from cytoray.training.config import PretrainConfig
 
 @dataclass(frozen=True)
 class JournalledSteps:
-    """What rank 0 has journalled of each step."""
+    """The values that rank 0 journalled for each step."""
 
     steps: list[dict[str, float]]
 
@@ -36,7 +36,7 @@ class JournalledSteps:
 
     @property
     def tokens_per_cell(self) -> float:
-        """Real tokens of a cell, steady steps."""
+        """Real tokens per cell, steady steps."""
         tokens = sum(step["tokens_per_s"] * step["step_s"] for step in self.steady)
         return round(tokens / (self.cells_per_s * sum(self.steps_s)), 1)
 
@@ -56,6 +56,6 @@ def train_ours(config: PretrainConfig) -> JournalledSteps:
     (journal,) = Path(config.tracking.journal_folder).glob("*.jsonl")
     steps = [event["values"] for event, _ in read_events(journal) if event["kind"] == "metrics"]
     steps = [values for values in steps if "step_s" in values]
-    assert len(steps) == config.train.num_steps, f"{journal} tells of {len(steps)} steps"
+    assert len(steps) == config.train.num_steps, f"{journal} has {len(steps)} steps"
     assert np.isfinite([values["loss"] for values in steps]).all(), "the loop does not train"
     return JournalledSteps(steps)

@@ -20,9 +20,13 @@ def train_plain(trial: Trial) -> dict[str, Any]:
     config, vocabulary = trial.config("plain", num_workers=1), GeneVocabulary.load_default()
     torch.manual_seed(config.train.seed)
     model = ScGPT(trial.shape.build(vocabulary_size=vocabulary.size, num_labels=0), pad_id=vocabulary.pad_id).train()
-    told = config.optimizer
+    optimizer_config = config.optimizer
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=told.learning_rate, betas=told.betas, eps=told.epsilon, weight_decay=told.weight_decay
+        model.parameters(),
+        lr=optimizer_config.learning_rate,
+        betas=optimizer_config.betas,
+        eps=optimizer_config.epsilon,
+        weight_decay=optimizer_config.weight_decay,
     )
     objective = GenerativeObjective(config.objective, vocabulary.pad_id)
     steps_s, losses, last = [], [], time.perf_counter()

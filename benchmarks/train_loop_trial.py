@@ -40,7 +40,7 @@ class Trial:
     threads: int = 1  # of the process, or of each worker
 
     def config(self, run: str, *, num_workers: int, checkpoint_every: int | None = None) -> PretrainConfig:
-        """The run as cytoray does it, with the settings that come by default; saved once, at its end, if not told."""
+        """Configure the run as in cytoray, with default settings; by default it is saved once, at its end."""
         return PretrainConfig(
             store=f"{self.folder}/store",
             run=run,

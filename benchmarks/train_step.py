@@ -70,7 +70,7 @@ class Ours:
         self.optimizer.step()
 
     def rate(self) -> float:
-        """Cells a second of one step."""
+        """Measure the cells per second of one step."""
         return common.rate(sum(len(part.known.lengths) for part in self.slices), self.step)
 
     def _loss(self, part: PackedGenerativeMinibatch) -> torch.Tensor:
@@ -123,7 +123,7 @@ class Baseline:
         self.optimizer.step()
 
     def rate(self) -> float:
-        """Cells a second of one step."""
+        """Measure the cells per second of one step."""
         return common.rate(sum(len(part.known.genes) for part in self.slices), self.step)
 
 

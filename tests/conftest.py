@@ -1,7 +1,7 @@
-"""What all tests share: Ray's authentication, chosen before anything imports Ray, and one small cluster a session.
+"""Settings and fixtures of all tests: Ray's authentication, chosen before anything imports Ray, and one small cluster.
 
-Two processes run them side by side (``-n 2 --dist loadgroup``): one has all tests that use Ray, so that there is one
-cluster at a time; the other begins with the rest, module by module, so that each fixture is made once.
+Two processes run them side by side (``-n 2 --dist loadgroup``): one begins with all tests that use Ray, so that there
+is one cluster at a time; the other begins with the rest, module by module, so that each fixture is made once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -23,22 +24,42 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a Ray that starts by itself would
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Before anything imports torch: threads of several processes that wait for each other in loops cost most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist hand out groups in the order of the tests, not the group with the most tests first."""
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group that each test is run with, in one process."""
+    """Name the group that each test is run with, in one process; put the longest groups first."""
+    items.sort(key=lambda item: (not _uses_ray(item), "/training/" not in item.nodeid))
     for item in items:
-        uses_ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.location[0]))
+        item.add_marker(pytest.mark.xdist_group("ray" if _uses_ray(item) else item.location[0]))
+
+
+def _uses_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session")
+def _cluster() -> Iterator[ExitStack]:
+    """Ends Ray when it is closed."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture(autouse=True)
-def no_ray_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that is not marked as one that uses Ray starts none that outlives it, and ends none that runs already."""
-    before = _is_ray_running()
+def no_ray_is_left(request: pytest.FixtureRequest, _cluster: ExitStack) -> Iterator[None]:
+    """The first test that does not use Ray ends the session's cluster; such tests leave no Ray running."""
+    uses_ray = _uses_ray(request.node)
+    if not uses_ray:
+        _cluster.close()
     yield
-    if not request.node.get_closest_marker("ray") and "ray_cluster" not in request.fixturenames:
-        assert _is_ray_running() == before, "this test has started or ended Ray"
+    assert uses_ray or not _is_ray_running(), "this test has started Ray"
 
 
 def _is_ray_running() -> bool:
@@ -47,14 +68,13 @@ def _is_ray_running() -> bool:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray of two logical CPUs, kept for the session."""
+def ray_cluster(_cluster: ExitStack) -> None:
+    """A local Ray of two logical CPUs, kept until the last test that uses Ray: those come first."""
     from cytoray.cluster import connected
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with connected(num_cpus=2):
-            yield
+        _cluster.enter_context(connected(num_cpus=2))
 
 
 @pytest.fixture(scope="session")

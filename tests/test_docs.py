@@ -119,28 +119,47 @@ def run(words: list[str]) -> str:
     return done.output
 
 
-def run_outside(words: list[str]) -> str:
-    """Run a command in a process of its own: Ray, if tests have started it in this one, cannot reach the store."""
-    command = [str(Path(sys.executable).with_name("cytoray")), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
-    return done.stdout
+RUN_ALL = """
+import io, json, sys
+from contextlib import redirect_stdout
+from cytoray.cli import main
+outputs = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["cytoray", *words]
+    with redirect_stdout(io.StringIO()) as output:
+        try:
+            main()
+        except SystemExit as ended:
+            assert not ended.code, words
+    outputs.append(output.getvalue())
+print(json.dumps(outputs))
+"""
+
+
+def run_outside(commands: list[list[str]]) -> list[str]:
+    """Run commands in one other process: Ray, if tests have started it in this one, cannot reach the store."""
+    command = [sys.executable, "-c", RUN_ALL, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, (commands, done.stdout, done.stderr)
+    outputs: list[str] = json.loads(done.stdout)
+    return outputs
 
 
 def test_the_corpus_commands_run_as_written(s3_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Against an S3 server; only the bucket is another, and two prefixes are filled with the first command's cells."""
     monkeypatch.chdir(tmp_path)
-    commands, python = (next(b for b in blocks(kind) if b.file == "corpora.md") for kind in ("bash", "python"))
+    block, python = (next(b for b in blocks(kind) if b.file == "corpora.md") for kind in ("bash", "python"))
     bucket, _, prefix = s3_uri.removeprefix("s3://").partition("/")
-    outputs = {}
-    for words in commands.commands():
-        here = [word.replace("s3://bucket", s3_uri) for word in words[1:]]
-        outputs.setdefault(words[2], run_outside(here))
-        if words[2] == "synth":
-            files = sorted((tmp_path / "synthetic").glob("*.h5ad"))
-            for number, file in enumerate(files):
-                folder = "raw" if number < len(files) // 2 else "more"
-                boto3.client("s3").upload_file(str(file), bucket, f"{prefix}/{folder}/{file.name}")
+    first, *rest = ([word.replace("s3://bucket", s3_uri) for word in words[1:]] for words in block.commands())
+    assert first[1] == "synth"
+    run_outside([first])
+    files = sorted((tmp_path / "synthetic").glob("*.h5ad"))
+    for number, file in enumerate(files):
+        folder = "raw" if number < len(files) // 2 else "more"
+        boto3.client("s3").upload_file(str(file), bucket, f"{prefix}/{folder}/{file.name}")
+    outputs = {"synth": ""}
+    for words, output in zip(rest, run_outside(rest), strict=True):
+        outputs.setdefault(words[1], output)
     assert outputs.keys() >= {"synth", "validate", "ingest", "ls", "show", "diff", "verify", "export", "gc"}
     assert "blood@2" in outputs["ls"]
     assert (tmp_path / "blood.h5ad").is_file()

@@ -1,4 +1,4 @@
-"""Configuration as data: a frozen strict base, YAML plus ``--set a.b=c``, all mistakes reported at once."""
+"""Configuration: a frozen strict base class, YAML plus ``--set a.b=c``, all mistakes reported at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cytoray.errors import ConfigError
 
 
 def _absolute(uri: str) -> str:
-    """Local paths made absolute, since a Ray worker has another current folder than whoever wrote them.
+    """Make local paths absolute, since the working folder of a Ray worker differs from that of the user.
 
     ``package://scanpy.datasets/file`` is a file that an installed package ships; the package is not imported.
     """
@@ -30,7 +30,7 @@ def _absolute(uri: str) -> str:
         top, *inner = package.split(".")
         spec = importlib.util.find_spec(top) if top else None
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"no package {package!r} is installed")
+            raise ValueError(f"the package {package!r} is not installed")
         return str(Path(spec.submodule_search_locations[0], *inner, name))
     if "://" in uri:
         return uri
@@ -40,32 +40,32 @@ def _absolute(uri: str) -> str:
 Location = Annotated[str, AfterValidator(_absolute)]  # an s3:// URI or a local path
 KeyPath = tuple[str | int, ...]
 ConfigType = TypeVar("ConfigType", bound="Config")
-MAX_DEPTH = 50  # of mappings in mappings; only a file that includes itself gets there
+MAX_DEPTH = 50  # of nested mappings; exceeded only by a file that includes itself
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, no unknown key, no silent conversion; documented at the field."""
+    """Base of every configuration: immutable; unknown keys and implicit conversions are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, validate_default=True, ser_json_inf_nan="constants"
     )
 
-    #: Fields that say where things lie, not what is made of them: left out of the fingerprint.
+    #: Fields with locations, which do not affect results and are not part of the fingerprint.
     places: ClassVar[frozenset[str]] = frozenset()
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON of all values, defaults included, ``places`` left out."""
+        """Return the SHA-256 (hex) of the canonical JSON of all values, defaults included, without ``places``."""
         values = self.model_dump(mode="json", exclude=set(self.places))
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The resolved configuration as YAML, in the order of the fields."""
+        """Return the resolved configuration as YAML, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML whose floats may be written ``1e-4`` (YAML 1.1 takes that for a string)."""
+    """Loader of safe YAML that also reads ``1e-4`` as a float (a string in YAML 1.1)."""
 
 
 _Loader.add_implicit_resolver(
@@ -83,7 +83,7 @@ class _Tree:
     origins: dict[KeyPath, str] = field(default_factory=dict)
 
     def origin(self, path: KeyPath) -> str:
-        """Where ``path``, or the nearest thing around it, was written."""
+        """Return where ``path``, or the nearest mapping around it, was written."""
         while path and path not in self.origins:
             path = path[:-1]
         return self.origins.get(path, "")
@@ -100,7 +100,7 @@ def load_config(kind: type[ConfigType], path: str | Path, *, overrides: Sequence
 
 
 def build_config(kind: type[ConfigType], *, overrides: Sequence[str]) -> ConfigType:
-    """The defaults of ``kind``, changed by ``a.b=c`` overrides alone; ConfigError as ``load_config``."""
+    """Build a configuration from defaults and ``a.b=c`` overrides alone; ConfigError as in ``load_config``."""
     tree = _Tree()
     for override in overrides:
         _apply_override(tree, override)
@@ -108,7 +108,7 @@ def build_config(kind: type[ConfigType], *, overrides: Sequence[str]) -> ConfigT
 
 
 def read_tree(path: str | Path, *, overrides: Sequence[str] = ()) -> _Tree:
-    """Read YAML (with its includes) and overrides into plain data that remembers its lines."""
+    """Read YAML (with its includes) and overrides into plain data with the line of each key."""
     tree = _Tree()
     node = _compose(Path(path))
     tree.origins[()] = f"{path}:1"
@@ -133,14 +133,16 @@ def _compose(path: Path) -> yaml.Node | None:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         why = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}:{line}: not valid YAML: {why}.", remedy="Mend that line.", path=str(path)) from error
+        raise ConfigError(f"{path}:{line}: not valid YAML: {why}.", remedy="Fix this line.", path=str(path)) from error
 
 
 def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
-    """Turn a YAML node into plain data, noting the line of every key."""
+    """Convert a YAML node to plain data, recording the line of every key."""
     if len(path) > MAX_DEPTH:
         where = f"{file}:{node.start_mark.line + 1}"
-        raise ConfigError(f"{where}: nested more than {MAX_DEPTH} deep.", remedy="Look for a file that names itself.")
+        raise ConfigError(
+            f"{where}: nested more than {MAX_DEPTH} levels deep.", remedy="Look for a file that includes itself."
+        )
     tree.origins.setdefault(path, f"{file}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
@@ -148,7 +150,7 @@ def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
             key, child = str(key_node.value), (*path, str(key_node.value))
             if key in result:
                 line = key_node.start_mark.line + 1
-                raise ConfigError(f"{file}:{line}: {_dotted(child)}: written twice.", remedy="Keep one of them.")
+                raise ConfigError(f"{file}:{line}: {_dotted(child)}: duplicate key.", remedy="Keep one of them.")
             tree.origins[child] = f"{file}:{key_node.start_mark.line + 1}"
             result[key] = _convert(value_node, child, file, tree)
         return result
@@ -201,26 +203,26 @@ def _apply_override(tree: _Tree, override: str) -> None:
 
 
 def validate_tree(kind: type[ConfigType], tree: _Tree, *, source: str) -> ConfigType:
-    """Validate plain data as ``kind``; all mistakes in one ConfigError."""
+    """Validate plain data as ``kind``; raises one ConfigError with all mistakes."""
     try:
-        # JSON mode is strict about types yet takes a list for a tuple, which is what YAML can write.
+        # JSON mode is strict about types but accepts a list for a tuple, as YAML has no tuples.
         return kind.model_validate_json(json.dumps(tree.data, default=str), strict=True)
     except ValidationError as error:
         details = error.errors()
-        # A misspelt required key is one mistake: it is reported as unknown, not as missing as well.
+        # A misspelt required key is reported once, as unknown, and not as missing as well.
         meant = {_nearest(kind, detail["loc"]) for detail in details if detail["type"] == "extra_forbidden"}
         shown = [detail for detail in details if detail["type"] != "missing" or _dotted(detail["loc"]) not in meant]
         lines = [_explain(kind, tree, detail) for detail in shown]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(
             f"{source}: {count} in this configuration:\n  " + "\n  ".join(lines),
-            remedy="\nMend these lines; `cytoray config check FILE` checks without running anything.",
+            remedy="\nFix these lines; `cytoray config check FILE` checks a file without running anything.",
             mistakes=lines,
         ) from error
 
 
 def _explain(kind: type[Config], tree: _Tree, detail: ErrorDetails) -> str:
-    """One mistake as ``file:line: key.path: what is wrong (did you mean …?)``."""
+    """Describe one mistake as ``file:line: key.path: problem (did you mean …?)``."""
     path: KeyPath = detail["loc"]
     where = f"{tree.origin(path)}: {_dotted(path) or 'top level'}"
     if detail["type"] == "extra_forbidden":
@@ -240,7 +242,7 @@ def _explain(kind: type[Config], tree: _Tree, detail: ErrorDetails) -> str:
 
 
 def _nearest_key(kind: type[Config], path: KeyPath) -> str:
-    """Suggest what was meant by the unknown key ``path``, or else name the keys that are valid there."""
+    """Suggest the key that was meant by the unknown key ``path``, or else list the valid keys."""
     near, scope = _nearest(kind, path), _model_at(kind, path[:-1])
     if near is not None:
         return f" (did you mean {near}?)"
@@ -248,7 +250,7 @@ def _nearest_key(kind: type[Config], path: KeyPath) -> str:
 
 
 def _nearest(kind: type[Config], path: KeyPath) -> str | None:
-    """The valid key nearest to the last part of ``path``: the same one elsewhere, or one spelt alike here."""
+    """Find the valid key nearest to the last part of ``path``: the same key elsewhere, or a similar one here."""
     scope = _model_at(kind, path[:-1])
     if scope is None:
         return None
@@ -261,7 +263,7 @@ def _nearest(kind: type[Config], path: KeyPath) -> str | None:
 
 
 def _model_at(kind: type[Config], path: KeyPath) -> type[BaseModel] | None:
-    """The model class that validates the mapping at ``path``."""
+    """Return the model class that validates the mapping at ``path``."""
     model: type[BaseModel] | None = kind
     for part in path:
         if isinstance(part, int):
@@ -273,7 +275,7 @@ def _model_at(kind: type[Config], path: KeyPath) -> type[BaseModel] | None:
 
 
 def _submodel(annotation: Any) -> type[BaseModel] | None:
-    """The first model class inside an annotation such as ``Model``, ``Model | None`` or ``tuple[Model, ...]``."""
+    """Return the first model class in an annotation such as ``Model``, ``Model | None`` or ``tuple[Model, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in typing.get_args(annotation):
@@ -284,7 +286,7 @@ def _submodel(annotation: Any) -> type[BaseModel] | None:
 
 
 def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key path of a configuration class, depth first."""
+    """Yield every key path of a configuration class, depth first."""
     keys: list[str] = []
     for name, info in kind.model_fields.items():
         keys.append(prefix + name)
@@ -295,5 +297,5 @@ def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _dotted(path: KeyPath) -> str:
-    """``("train", "lr")`` as ``train.lr``."""
+    """Format ``("train", "lr")`` as ``train.lr``."""
     return ".".join(str(part) for part in path)

@@ -1,4 +1,4 @@
-"""Every error a user can cause, each with a remedy, and able to cross from a Ray worker to the driver unchanged."""
+"""Errors that a user can cause, each with a remedy; they pass from Ray workers to the driver unchanged."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class CytorayError(Exception):
-    """Something the user can mend: one sentence of what is wrong, one of what to do, and the data behind it.
+    """Base of all errors that a user can fix: one sentence states the problem, another the remedy.
 
-    ``details`` holds JSON-serialisable facts (uri, shard, key path, offenders) for logs and for problem+json answers.
+    ``details`` holds JSON-serialisable facts (uri, shard, key path, bad entries) for logs and problem+json responses.
     """
 
     exit_code = 2
@@ -32,7 +32,7 @@ def _rebuild(kind: type[CytorayError], problem: str, remedy: str, details: dict[
 
 
 class ConfigError(CytorayError):
-    """A configuration that does not validate; names file, line, key path and the nearest valid key."""
+    """A configuration that is not valid; names file, line, key path and the nearest valid key."""
 
 
 class StorageError(CytorayError):
@@ -40,15 +40,15 @@ class StorageError(CytorayError):
 
 
 class NotFoundError(StorageError):
-    """A named object, file or bucket that is not there."""
+    """A named object, file or bucket that is missing."""
 
 
 class ConflictError(StorageError):
-    """A put-if-absent that lost: somebody else committed this name first."""
+    """A conflict: another writer created this name first."""
 
 
 class DigestError(StorageError):
-    """Stored bytes whose SHA-256 is not the one their manifest names."""
+    """Stored bytes whose SHA-256 differs from the one in their manifest."""
 
 
 class CorpusError(CytorayError):
@@ -60,11 +60,11 @@ class ModelError(CytorayError):
 
 
 class TrainingError(CytorayError):
-    """A training run that cannot start, go on or be resumed."""
+    """A training run that cannot start, continue or be resumed."""
 
 
 class TrainingStoppedError(TrainingError):
-    """A training run that was asked to stop and has committed a checkpoint; run it again to go on."""
+    """A training run that was asked to stop and has committed a checkpoint; run it again to continue."""
 
     exit_code = 75  # EX_TEMPFAIL: not a failure, try again
 
@@ -78,7 +78,7 @@ class ServingError(CytorayError):
 
 
 class RequestError(CytorayError):
-    """A request to the service that cannot be answered as it stands; ``code`` is the stable name of the case."""
+    """A request that the service cannot answer; ``code`` is the stable name of the case."""
 
     def __init__(self, problem: str, *, remedy: str = "", code: str = "malformed_payload", **details: Any) -> None:
         super().__init__(problem, remedy=remedy, code=code, **details)

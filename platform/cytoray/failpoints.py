@@ -1,9 +1,9 @@
-"""Named crash points, inert unless ``CYTORAY_FAILPOINTS`` switches them on, so that tests can die exactly there.
+"""Named crash points for tests, inactive unless ``CYTORAY_FAILPOINTS`` names them.
 
 ``CYTORAY_FAILPOINTS="ingest.before_commit=kill@2,train.after_step=sleep:5"``: at the second hit of the first point the
 process kills itself; the second point sleeps five seconds at every hit. Actions: ``kill``, ``raise``, ``enospc``,
 ``sleep:SECONDS``. Names are ``<protocol>.<before|after>_<step>``. If ``CYTORAY_FAILPOINTS_ONCE`` names a folder, each
-point fires once over all processes and leaves a file of its name there: a task tried again gets through.
+point fires only once over all processes and leaves a file of its name there, so that a repeated task succeeds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class FailpointError(CytorayError):
-    """Raised by the action ``raise``."""
+    """The error of the action ``raise``."""
 
 
 def failpoint(name: str) -> None:
@@ -41,7 +41,7 @@ def failpoint(name: str) -> None:
 
 
 def _is_first(name: str) -> bool:
-    """Whether no process has fired this point yet; always True if firings are not recorded."""
+    """Return whether no process has fired this point yet; always True if firings are not recorded."""
     folder = os.environ.get(ONCE_VARIABLE)
     if not folder:
         return True

@@ -1,4 +1,4 @@
-"""Progress a person can see: a rich bar on a terminal, otherwise a line every few seconds."""
+"""Show progress: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as RichProgress
 
 LINE_EVERY_S = 5.0
-RATE_OVER_S = 60.0  # what is left is judged by this much of the past
-_SETTLED_S = 5.0  # of work after which the time before the first of it, the start-up, no longer counts
+RATE_OVER_S = 60.0  # window over which the rate is measured
+_SETTLED_S = 5.0  # of work after which the start-up, the time before the first report, no longer counts
 _SAMPLE_EVERY_S = 1.0
 
 
 class Advance(Protocol):
-    """Reports ``amount`` more done, with an optional short note (a loss, a file name)."""
+    """Interface of a callback that reports progress, with an optional short note (a loss, a file name)."""
 
     def __call__(self, amount: float, note: str = "", *, already: bool = False) -> None:
-        """Move the stage on; with ``already`` it was done before this stage began, so it took none of its time."""
+        """Report that ``amount`` more is done; with ``already`` it was done before this stage began."""
 
 
 def silent(amount: float, note: str = "", *, already: bool = False) -> None:
-    """Report nothing: the default where nobody watches."""
+    """Report nothing: the default without a display."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def stage(title: str, *, total: float, unit: str, brief: bool = False) -> Iterat
 
 
 def time_text(seconds: float) -> str:
-    """A duration as a person reads it: ``34 s``, ``4 min 10 s``, ``12 min``, ``1 h 12 min``."""
+    """Format a duration: ``34 s``, ``4 min 10 s``, ``12 min``, ``1 h 12 min``."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -55,17 +55,17 @@ def time_text(seconds: float) -> str:
 
 
 class _Pace:
-    """How far a stage is and how fast it has lately been."""
+    """The progress of a stage and its recent rate."""
 
     def __init__(self, total: float) -> None:
         self.total, self.done = total, 0.0
         self._now = time.monotonic()
-        self._samples = deque([(self._now, 0.0)])  # when, and how much was done then; the first is the start
-        self._first: float | None = None  # when the first work was reported, until the start is forgotten
+        self._samples = deque([(self._now, 0.0)])  # (time, amount done); the first is the start
+        self._first: float | None = None  # time of the first report; None once the start is dropped
         self._started = False
 
     def add(self, amount: float, *, already: bool) -> None:
-        """Take in ``amount`` more; what was ``already`` done changes the place but not the rate."""
+        """Add ``amount``; work that was ``already`` done does not change the rate."""
         self._now = time.monotonic()
         self.done += amount
         if already:
@@ -80,7 +80,7 @@ class _Pace:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop the start once there is work enough to judge by, and what is older than the window."""
+        """Drop the start once enough work was done to measure the rate, and samples older than the window."""
         if self._first is not None and self._now - self._first >= _SETTLED_S:
             self._samples.popleft()
             self._first = None
@@ -89,13 +89,13 @@ class _Pace:
 
     @property
     def rate(self) -> float:
-        """Units a second, up to the newest report; 0 before there is one."""
+        """Units per second up to the newest report; 0 before the first one."""
         when, done = self._samples[0]
         return (self.done - done) / (self._now - when) if self._now > when else 0.0
 
     @property
     def left(self) -> str:
-        """How long the rest will take, as a text; empty until a pace was measured without the start-up."""
+        """Remaining time as text; empty until a rate has been measured without the start-up."""
         rate = self.rate if self._started and self._first is None else 0.0
         return f"{time_text((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
 

@@ -1,4 +1,4 @@
-"""Which code made this: the git revision, for lineage tags."""
+"""The git revision of the code, for lineage tags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VARIABLE = "CYTORAY_GIT_REVISION"  # for jobs, whose shipped folder has no .git
 
 @cache
 def git_revision() -> str:
-    """The commit of this code, with ``-dirty`` when files differ from it; ``unknown`` outside a repository."""
+    """Return the commit of this code, with ``-dirty`` if files differ from it; ``unknown`` outside a repository."""
     if VARIABLE in os.environ:
         return os.environ[VARIABLE]
     here = Path(__file__).parent

@@ -67,13 +67,11 @@ def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if uri.startswith("s3://"):
         path = uri.removeprefix("s3://")
         if not path.strip("/"):
-            raise StorageError(f"{uri} names no bucket.", remedy="Write s3://bucket/prefix.", uri=uri)
+            raise StorageError(f"{uri} has no bucket.", remedy="Write s3://bucket/prefix.", uri=uri)
         return _s3(_endpoint(), os.getpid()), path
     if is_remote(uri):
         scheme = uri.partition("://")[0]
-        raise StorageError(
-            f"{uri}: no store of kind {scheme!r} is known.", remedy="Use s3:// or a local path.", uri=uri
-        )
+        raise StorageError(f"{uri}: unknown kind of store {scheme!r}.", remedy="Use s3:// or a local path.", uri=uri)
     return fsspec.filesystem("file"), str(local_path(uri))
 
 
@@ -297,7 +295,7 @@ def _put_object_if_absent(uri: str, data: bytes) -> None:
     """PUT conditionally; on a store that ignores the condition, check first and warn that races are not guarded."""
     bucket, _, key = _resolve(uri)[1].partition("/")
     if not key:
-        raise StorageError(f"{uri} names no object.", remedy=f"Write s3://{bucket}/name.", uri=uri)
+        raise StorageError(f"{uri} has no object name.", remedy=f"Write s3://{bucket}/name.", uri=uri)
     if not _honours_put_if_absent(uri.rpartition("/")[0], _endpoint()) and exists(uri):
         raise FileExistsError(uri)
     with _explained(uri):

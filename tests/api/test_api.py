@@ -18,7 +18,7 @@ import scanpy
 from scipy import sparse
 
 from cytoray import storage
-from cytoray.api import scGPT, scGPTConfig, scGPTDataset, scGPTFineTuningModel
+from cytoray.api import plotting, scGPT, scGPTConfig, scGPTDataset, scGPTFineTuningModel
 from cytoray.api.variable_genes import select_genes, smooth
 from cytoray.errors import ConfigError, CorpusError, CytorayError, ModelError, NotFoundError
 from cytoray.model.bundle import load_bundle
@@ -194,10 +194,12 @@ def test_the_callers_anndata_is_never_changed(face: scGPT, make_adata: MakeAnnDa
     for flavor in ("seurat_v3", "seurat"):
         face.process_data(adata, fine_tuning=True, n_top_genes=10, flavor=flavor)
     _embed(face, adata, use_batch_labels="kind")
-    face.plot_embeddings(adata, color="kind")
     _assert_same(before, _state(adata))
     embeddings = face.embed(adata)
-    _assert_same({**before, "obsm X_scGPT": embeddings}, _state(adata))
+    after = {**before, "obsm X_scGPT": embeddings, "uns": [*before["uns"], "X_scGPT_model"]}
+    _assert_same(after, _state(adata))
+    face.plot_embeddings(adata, color="kind")
+    _assert_same(after, _state(adata))
 
 
 def test_a_backed_anndata_gets_its_obsm(face: scGPT, make_adata: MakeAnnData, tmp_path: Path):
@@ -468,6 +470,29 @@ def test_plots(face: scGPT, make_adata: MakeAnnData, tmp_path: Path, monkeypatch
         face.plot_embeddings(adata, color="colour")
     with pytest.raises(ModelError, match="Only 4 cells"):
         face.plot_embeddings(make_adata(4))
+
+
+def test_a_plot_keeps_what_it_embeds_and_takes_no_other_models_embeddings(
+    face: scGPT, make_adata: MakeAnnData, monkeypatch: pytest.MonkeyPatch
+):
+    adata = make_adata()
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(plotting, "plot_plane", lambda adata, embeddings, **options: drawn.append(embeddings))
+    face.plot_embeddings(adata)
+    kept = adata.obsm["X_scGPT"].copy()
+    np.testing.assert_array_equal(kept, face.get_embeddings(face.process_data(adata)))
+    with monkeypatch.context() as context:
+        context.setattr(CellPredictor, "predict", None)
+        face.plot_embeddings(adata)
+    other = _reconfigured(face, emb_mode="cls")
+    other.plot_embeddings(adata)
+    np.testing.assert_array_equal(adata.obsm["X_scGPT"], other.get_embeddings(other.process_data(adata)))
+    face.plot_embeddings(adata[:20])  # a view stays one
+    adata.obsm["X_scGPT"] = 2 * kept
+    del adata.uns["X_scGPT_model"]
+    face.plot_embeddings(adata)  # of unknown origin: drawn as they are
+    for seen, wanted in zip(drawn, (kept, kept, other.embed(adata.copy()), kept[:20], 2 * kept), strict=True):
+        np.testing.assert_allclose(seen, wanted, atol=1e-6)
 
 
 # --- weights ---

@@ -122,3 +122,23 @@ def test_an_unknown_default_is_refused(cytoray: Any):
     code, _, err = cytoray("data", "ls")
     assert code == 2
     assert "did you mean store?" in err
+
+
+def test_embed_finds_store_and_mlflow_where_the_other_commands_do(
+    cytoray: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    words = ["embed", "cells.h5ad", "--out", "out", "--model"]
+    assert "run:NAME needs store" in cytoray(*words, "run:a")[2]
+    assert "models:/NAME needs tracking" in cytoray(*words, "models:/a@b")[2]
+    Path("cytoray.yaml").write_text(f"store: {tmp_path}/kept\ntracking_uri: sqlite:///{tmp_path}/mlflow.db\n")
+    code, _, problem = cytoray(*words, "run:a")
+    assert code == 2
+    assert f"Run 'a' has exported no bundle in {tmp_path}/kept" in problem
+    code, _, problem = cytoray(*words, "models:/a@b")
+    assert code == 2
+    assert "needs tracking" not in problem
+    assert "There is no registered model 'a'" in problem
+    _, _, problem = cytoray(*words, "run:a", "--store", f"{tmp_path}/other")
+    assert f"has exported no bundle in {tmp_path}/other" in problem
+    Path("embed.yaml").write_text("model: run:a\nout: out\ndata: {uri: cells.h5ad}\n")
+    assert "run:NAME needs store" in cytoray("embed", "--config", "embed.yaml")[2]  # a file names its own

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -112,9 +114,17 @@ def test_steps_that_are_all_done_are_no_steps(ray_cluster, corpus):
     assert receive(DealtSteps(stream).configure({"train": steps_dataset(stream, 7, 7)}, 1), 1) == {0: []}
 
 
+def test_a_worker_that_reads_imports_no_more_than_it_needs():
+    unwanted = {"ray.train", "torch", "numba", "cytoray.corpus.stream"}
+    code = f"import sys, cytoray.corpus.reading_tasks; print(*sorted({unwanted} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
 NUM_STEPS = 40_000  # more than the pipeline's queues have room for, so that tasks have made blocks which nobody takes
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_pipeline_rests_while_what_it_made_waits_to_be_read(ray_cluster, corpus, monkeypatch):
     monkeypatch.setattr(deal, "READ_AHEAD_BYTES", 1)

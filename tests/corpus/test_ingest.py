@@ -102,18 +102,25 @@ def configure(store: Path, uris: tuple[str, ...], **changes: Any) -> IngestConfi
 
 
 @pytest.fixture(scope="module")
-def base(ray_cluster, sources, tmp_path_factory) -> tuple[IngestConfig, IngestResult, int]:
-    """Both files ingested by one worker, a hundred rows at a time; and how many cells were said to be read."""
+def base(sources, tmp_path_factory) -> tuple[IngestConfig, IngestResult, float]:
+    """Both files ingested in this process, a hundred rows at a time; and how many cells were said to be read."""
     config = configure(tmp_path_factory.mktemp("base"), sources.uris)
     amounts: list[float] = []
-    result = ingest(config, advance=lambda amount, note="": amounts.append(amount))
-    return config, result, int(sum(amounts))
+    with pytest.MonkeyPatch.context() as patch:
+        _stay_in_process(patch)
+        result = ingest(config, advance=lambda amount, note="": amounts.append(amount))
+    return config, result, sum(amounts)
+
+
+def _stay_in_process(patch: pytest.MonkeyPatch) -> None:
+    """Let an ingest take its tasks one after another, even if Ray is running."""
+    patch.setattr(ingest_module, "_map_tasks", lambda items, work, concurrency: map(work, items))
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tasks one after another, without Ray."""
-    monkeypatch.setattr(ingest_module, "_map_tasks", lambda items, work, concurrency: map(work, items))
+    _stay_in_process(monkeypatch)
 
 
 def cells_of(result: IngestResult) -> dict[tuple[str, str], dict[int, float]]:
@@ -138,7 +145,6 @@ def expected_cells(sources: Sources, vocabulary: Any) -> dict[tuple[str, str], d
     return expected
 
 
-@pytest.mark.ray
 def test_every_count_of_every_cell_is_there_under_its_name(base, sources, vocabulary):
     _, result, num_read = base
     assert not result.skipped
@@ -147,7 +153,6 @@ def test_every_count_of_every_cell_is_there_under_its_name(base, sources, vocabu
     assert sum(len(rows) for rows in tables(result)) == 559
 
 
-@pytest.mark.ray
 def test_obs_stays_with_its_cell_whatever_the_columns(base, sources):
     _, result, _ = base
     rows = [row for part in tables(result) for row in part]
@@ -168,7 +173,6 @@ def test_obs_stays_with_its_cell_whatever_the_columns(base, sources):
     }  # fmt: skip
 
 
-@pytest.mark.ray
 def test_the_manifest_tells_what_was_read_and_dropped(base, sources, vocabulary):
     config, result, _ = base
     manifest = result.manifest
@@ -195,7 +199,6 @@ def test_the_manifest_tells_what_was_read_and_dropped(base, sources, vocabulary)
     assert json.loads((report / "report.json").read_text())["corpus"]["digest"] == manifest.digest
 
 
-@pytest.mark.ray
 def test_cells_are_shuffled_over_and_within_shards(base, sources):
     _, result, _ = base
     for rows in tables(result):
@@ -207,12 +210,20 @@ def test_cells_are_shuffled_over_and_within_shards(base, sources):
 
 
 @pytest.mark.ray
-def test_the_corpus_does_not_depend_on_workers_tasks_or_order_of_files(base, sources, tmp_path):
-    _, result, _ = base
-    config = configure(tmp_path / "two", sources.uris[::-1], rows_per_task=4096, read_concurrency=2)
-    other = ingest(config)
+@pytest.mark.parametrize(("rows_per_task", "read_concurrency"), [(100, 1), (4096, 2)])
+def test_the_corpus_does_not_depend_on_workers_tasks_or_order_of_files(
+    rows_per_task: int, read_concurrency: int, *, ray_cluster, base, sources, tmp_path
+):
+    """Through Ray it is the one that a single process makes."""
+    _, result, num_read = base
+    config = configure(tmp_path / "two", sources.uris[::-1])
+    config = config.model_copy(update={"rows_per_task": rows_per_task, "read_concurrency": read_concurrency})
+    amounts: list[float] = []
+    other = ingest(config, advance=lambda amount, note="": amounts.append(amount))
     assert other.manifest == result.manifest
     assert other.manifest.digest == result.manifest.digest
+    assert cells_of(other) == cells_of(result)
+    assert sum(amounts) == pytest.approx(num_read)
 
 
 def test_nor_on_how_many_rows_a_task_takes(base, sources, tmp_path, in_process):

@@ -224,6 +224,15 @@ def test_expression_is_not_described_as_counts():
     assert "counts per cell" not in Page(render_page(DataReport("Expression", (file,)))).text
 
 
+def test_cells_whose_counts_are_not_restored_are_not_described_as_counts():
+    mixed = profile(warned={"not_recoverable": 3}, sum_values=9.0, lost_values=1.0)
+    for told, counters in ((True, mixed), (False, profile(sum_values=9.0, lost_values=1.0))):
+        file = FileReport(describe("/a.h5ad", value_kind="recoverable"), counters)
+        for text in ("\n".join(file_lines(file)), Page(render_page(DataReport("Mixed", (file,)))).text):
+            assert ("counts restored for some cells only" in text) == told
+            assert ("of the values are in columns" in text) == told
+
+
 def test_many_merged_columns_are_cut_in_a_terminal_only():
     names = {f"G{n}": (f"G{n}", f"G{n}-1") for n in range(30)}
     overlap = GeneOverlap(9_000, 9_000, {"symbol": 9_000}, (), names, 30, "symbol", "human")

@@ -14,6 +14,7 @@ from cytoray.corpus.manifest import corpus_uri
 from cytoray.corpus.shards import encode_shard
 from cytoray.corpus.stream import CorpusStream, load_cells, open_stream, sample_labelled_cells
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
+from cytoray.corpus.streaming.members import MemberOptions
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError, DigestError
 from cytoray.tokens.cells import SparseCells
@@ -346,7 +347,7 @@ def test_further_modalities_come_beside_the_genes_of_their_cells(corpus):
 
 def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_needs(write_corpus, monkeypatch):
     written = write_corpus((3_000, 2_500, 2_100))
-    whole = sample_labelled_cells(written.store, written.manifest, "kind", max_cells=10_000)
+    whole = sample_labelled_cells(written.store, written.manifest, MemberOptions("kind"), max_cells=10_000)
     labelled = [row for row, label in enumerate(written.labels) if label is not None]
     assert (whole.num_labelled, whole.is_sample) == (len(labelled), False)
     assert list(whole.labels) == [written.labels[row] for row in labelled]
@@ -358,14 +359,18 @@ def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_
     drawn = set()
     for seed in range(6):
         reads.clear()
-        sample = sample_labelled_cells(written.store, written.manifest, "kind", max_cells=300, seed=seed)
+        sample = sample_labelled_cells(written.store, written.manifest, MemberOptions("kind"), max_cells=300, seed=seed)
         assert (len(sample.labels), sample.num_labelled, sample.is_sample) == (300, len(labelled), True)
         assert [truth[cell] for cell in sample.cells.cell_ids.tolist()] == list(sample.labels)
         assert len(reads) <= 3, "of six row groups"
         drawn |= set(reads)
     assert len(drawn) > 2
+    selected = MemberOptions("kind", select="kind != 'type 1'")
+    some = sample_labelled_cells(written.store, written.manifest, selected, max_cells=10_000)
+    assert some.labels == tuple(label for label in whole.labels if label != "type 1")
+    assert len(some.labels) < len(whole.labels)
     with pytest.raises(CorpusError, match="no column 'type'"):
-        sample_labelled_cells(written.store, written.manifest, "type", max_cells=300)
+        sample_labelled_cells(written.store, written.manifest, MemberOptions("type"), max_cells=300)
 
 
 def test_baselines_learn_from_a_sample_of_a_large_corpus_and_warn(corpus, monkeypatch, caplog):

@@ -35,7 +35,7 @@ def test_quickstart_goes_the_whole_way_and_skips_what_is_done(tmp_path: Path) ->
     for stage in ("data", "ingest", "pretrain", "finetune", "evaluate", "register", "serve", "query"):
         assert stage in first.stdout
     assert "served = offline" in first.stdout
-    assert "Embeddings of the pretrained model alone" in first.stdout
+    assert "Before fine-tuning, the" in first.stdout
     assert len(list((folder / "store").rglob("card/card.html"))) == 2
     assert "restored cell by cell" in first.stderr  # says what was done with log-normalised values
     scores = json.loads((folder / "report" / "scores.json").read_text())
@@ -45,7 +45,7 @@ def test_quickstart_goes_the_whole_way_and_skips_what_is_done(tmp_path: Path) ->
 
     second = _quickstart(folder, "--steps", "20")
     assert second.returncode == 0, second.stderr[-3000:]
-    assert second.stdout.count("done before, skipped") == 4  # data, ingest, pretrain, finetune
+    assert second.stdout.count("already done, skipped") == 4  # data, ingest, pretrain, finetune
     assert "Traceback" not in first.stderr + second.stderr
 
 
@@ -55,7 +55,7 @@ def test_quickstart_goes_the_whole_way_and_skips_what_is_done(tmp_path: Path) ->
         (["--data", "nowhere.h5ad", "--label-key", "x"], "there is no such object"),
         (["--data", "picture.h5ad", "--label-key", "x"], "looks like a PNG image"),
         (["--data", "s3://nobody/x.h5ad", "--label-key", "x", "--endpoint-url", "http://127.0.0.1:9"], "127.0.0.1:9"),
-        (["--data", "picture.h5ad"], "--data and --label-key belong together"),
+        (["--data", "picture.h5ad"], "--data and --label-key must be used together"),
     ],
 )
 def test_bad_input_is_a_paragraph_and_exit_code_2(

@@ -197,8 +197,8 @@ def test_a_mapping_may_stand_in_a_file_of_its_own_and_keeps_its_lines(write):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("name: a\ntrain: {num_steps: 1}\nname: b\n", "job.yaml:3: name: written twice"),
-        ("name: a\ntrain:\n  num_steps: 1\n  num_steps: 2\n", "job.yaml:4: train.num_steps: written twice"),
+        ("name: a\ntrain: {num_steps: 1}\nname: b\n", "job.yaml:3: name: duplicate key"),
+        ("name: a\ntrain:\n  num_steps: 1\n  num_steps: 2\n", "job.yaml:4: train.num_steps: duplicate key"),
         ("name: a\ntrain: [\n", "job.yaml:3: not valid YAML"),
         ("name: a\n\ttrain: 1\n", "job.yaml:2: not valid YAML"),
         ("name: a\n---\nname: b\n", "job.yaml:2: not valid YAML"),
@@ -208,8 +208,8 @@ def test_a_mapping_may_stand_in_a_file_of_its_own_and_keeps_its_lines(write):
         ("name: a\nstore: !secret key\n", "job.yaml:2: could not determine a constructor for the tag '!secret'"),
         ("name: !!python/object/apply:os.getcwd []\n", "job.yaml:1: "),
         ("name: a\ntrain: absent.yaml\n", "absent.yaml: cannot read this configuration"),
-        ("name: a\ntrain: job.yaml\n", "nested more than 50 deep"),
-        ("name: a\ntrain: &loop [*loop]\n", "nested more than 50 deep"),
+        ("name: a\ntrain: job.yaml\n", "nested more than 50 levels deep"),
+        ("name: a\ntrain: &loop [*loop]\n", "nested more than 50 levels deep"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_its_line(write, text: str, told: str):
@@ -276,5 +276,5 @@ def test_local_places_become_absolute_and_uris_stay(tmp_path: Path, monkeypatch)
 
 def test_a_package_that_is_not_installed_is_named(write):
     assert mistakes(write(GOOD + "store: package://absent.inner/file\n")) == [
-        "job.yaml:6: store: no package 'absent.inner' is installed, got \"package://absent.inner/file\""
+        "job.yaml:6: store: the package 'absent.inner' is not installed, got \"package://absent.inner/file\""
     ]

@@ -85,7 +85,7 @@ def test_an_endpoint_without_a_scheme_is_explained(s3_uri: str, monkeypatch, cal
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_uri_without_a_bucket_is_explained(s3_uri: str, call: str):
-    with pytest.raises(StorageError, match="names no bucket"):
+    with pytest.raises(StorageError, match="has no bucket"):
         CALLS[call]("s3://")
 
 

@@ -1,8 +1,9 @@
 """One rank that takes steps ahead without Ray: python ahead_rank.py SETTINGS.pickle RANK WORLD PORT OUT.
 
-SETTINGS holds ``(WorkerSettings, stream, number of steps)``. Rank R writes ``OUT.R.json``: figures of steps that were
-planned, taken and fetched one by one, and of the same steps taken ahead and fetched together, with what the host did
-in each; which steps were taken when rank 1 wished to stop; and how it ended when rank 1 could not read its data.
+SETTINGS holds ``({name: WorkerSettings}, stream, number of steps)``. Rank R writes ``OUT.R.json``, for each name:
+figures of steps that were planned, taken and fetched one by one, and of the same steps taken ahead and fetched
+together, with the traffic of the host in each; the steps taken when rank 1 wished to stop; and how it ended when rank
+1 could not read its data.
 """
 
 from __future__ import annotations
@@ -38,8 +39,18 @@ def main() -> None:
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
-    settings, stream, num_steps = pickle.loads(Path(settings_path).read_bytes())  # noqa: S301 - written by the test itself
+    cases, stream, num_steps = pickle.loads(Path(settings_path).read_bytes())  # noqa: S301 - written by the test itself
     dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
+    found = {}
+    for name, settings in cases.items():
+        found[name] = _go_through(settings, stream, num_steps)
+        dist.barrier()
+    Path(f"{out}.{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+
+
+def _go_through(settings: WorkerSettings, stream: CorpusStream, num_steps: int) -> dict[str, Any]:
+    """All that is looked at with these settings."""
     found: dict[str, Any] = {}
     runner = _build_runner(settings)
     found["one_by_one"] = []
@@ -55,8 +66,8 @@ def main() -> None:
     found["fetch"] = traffic.counts
     found["stopped"] = _stop(runner, _read(stream, num_steps))
     found["failed"] = _fail(runner, _read(stream, num_steps))
-    Path(f"{out}.{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
+    runner.engine.destroy()
+    return found
 
 
 def _build_runner(settings: WorkerSettings) -> StepRunner:

@@ -21,6 +21,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from cytoray.tracking import TrackingConfig
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
+from cytoray.training.averaging import WeightAverage
 from cytoray.training.config import OptimizerConfig, PretrainConfig, TrainConfig, WorkersConfig
 from cytoray.training.holdings import holdings
 from cytoray.training.slices import MASTER
@@ -87,13 +88,28 @@ def go_through(stage: int, precision: str, store: str, others: str | None) -> di
     """All that is looked at of one stage and precision, by ``<moment of the case>/<name>``."""
     found: dict[str, dict[str, Tensor]] = {}
     smooth, skipping = build(stage, precision), build(stage, precision)
+    average = None if stage == 3 else WeightAverage(smooth, decay=0.75)
+    averages = engines.gather_weights(smooth)
     applied = [step(smooth, 0), step(skipping, 0)]
     found["before"] = whole(skipping)
     for poison in (float("nan"), float("inf")):
         applied.append(not step(skipping, 1, poison=poison))
         found[f"after {poison}"] = whole(skipping)
     norm = float(skipping.get_global_grad_norm())
+    if average is not None:
+        average.update()
+        averages = {name: tensor.lerp(masters[name], 0.25) for masters in [engines.gather_weights(smooth)]
+                    for name, tensor in averages.items() if tensor.is_floating_point()}  # fmt: skip
+        half = WeightAverage(smooth, decay=0.75, saved=average.weights())  # as after a restart
     applied += [step(smooth, 1), step(skipping, 1)]
+    if average is not None:
+        for one, part in ((average, "averages"), (half, "averages restarted")):
+            one.update()
+            found[part] = {name: tensor.clone() for name, tensor in one.weights().items() if name in averages}
+        masters = engines.gather_weights(smooth)
+        found["averages expected"] = {name: tensor.lerp(masters[name], 0.25) for name, tensor in averages.items()}
+        with average.swapped_in():
+            found["swapped in"] = {name: smooth.module.model.state_dict()[name].float().clone() for name in averages}
     found |= {"smooth": whole(smooth), "skipping": whole(skipping)}
     writer = checkpoints.CheckpointWriter(
         checkpoints.checkpoints_uri(store, f"{stage}{precision}"), keep=1, attempt="test", timeout_s=60
@@ -120,6 +136,10 @@ def go_through(stage: int, precision: str, store: str, others: str | None) -> di
         found[f"restored {len(reads)}"] = whole(engine)
         step(engine, 2)
         found[f"third step {len(reads)}"] = whole(engine)
+    other = "fp32" if precision == "bf16" else "bf16"
+    engine, _ = restored(max(stage, 1), other, store, f"{stage}{precision}")
+    found["restored in another precision"] = whole(engine)
+    applied.append(step(engine, 2))
     found["facts"] = {
         "applied": torch.tensor(applied),
         "norm": torch.tensor(norm),

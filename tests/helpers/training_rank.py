@@ -1,8 +1,9 @@
-"""One rank of a DeepSpeed run without Ray: python training_rank.py SETTINGS.pickle RANK WORLD PORT OUT [STORE].
+"""One rank of DeepSpeed runs without Ray: python training_rank.py JOBS.pickle RANK WORLD PORT.
 
-SETTINGS holds ``(WorkerSettings, stream, step to stop at)``. With STORE, training continues from the newest checkpoint
-of run ``run`` in it. At the end rank 0 writes whole weights and moments, gathered by DeepSpeed, to OUT, and all ranks
-write a checkpoint of run ``run`` into the store that is OUT's folder. Prints the number of files of slices read.
+JOBS holds ``(WorkerSettings, stream, step to stop at, folder, store or None)`` for each run, one after another. With a
+store, training continues from the newest checkpoint of run ``run`` in it. At the end rank 0 writes whole weights and
+moments, gathered by DeepSpeed, to ``out.safetensors`` in the folder, and all ranks write a checkpoint of run ``run``
+into the folder as a store. Rank R writes the number of files of slices that it read to ``read.R``.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from cytoray.corpus.stream import CorpusStream
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
-from cytoray.training.loop import _build_module
+from cytoray.training.loop import WorkerSettings, _build_module
 from cytoray.training.steps import StepRunner
 
 
 def main() -> None:
-    settings_path, rank, world_size, port, out, *source = sys.argv[1:]
+    jobs_path, rank, world_size, port = sys.argv[1:]
     os.environ.update(
         RANK=rank,
         LOCAL_RANK=rank,
@@ -33,27 +36,35 @@ def main() -> None:
         DS_ACCELERATOR="cpu",
     )
     torch.set_num_threads(1)
-    settings, stream, num_steps = pickle.loads(Path(settings_path).read_bytes())  # noqa: S301 - written by the test itself
+    jobs = pickle.loads(Path(jobs_path).read_bytes())  # noqa: S301 - written by the test itself
     dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
-    saved = checkpoints.require_checkpoint(source[0], "run") if source else None
-    engine = engines.build_engine(_build_module(settings, saved), settings.config, int(world_size))
+    for job in jobs:
+        _train(*job)
+        dist.barrier()
+
+
+def _train(settings: WorkerSettings, stream: CorpusStream, num_steps: int, *folders: Any) -> None:
+    """One run: into the first folder, from the checkpoint in the second one if that is not None."""
+    (folder, source), rank, world_size = folders, dist.get_rank(), dist.get_world_size()
+    saved = checkpoints.require_checkpoint(str(source), "run") if source is not None else None
+    engine = engines.build_engine(_build_module(settings, saved), settings.config, world_size)
     start = 0
     if saved is not None:
         start = saved.state.step
-        print(f"read {engines.restore(engine, saved)}")
+        (folder / f"read.{rank}").write_text(str(engines.restore(engine, saved)))
     runner = StepRunner(engine, settings.config, settings.model, settings.objective)
     for step in range(start, num_steps):
-        batch = stream.read_step(step, rank=int(rank), world_size=int(world_size))
+        batch = stream.read_step(step, rank=rank, world_size=world_size)
         runner.take(batch, runner.plan(batch))
     weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
-    if rank == "0":
-        save_file(weights | moments, out)
-    folder = checkpoints.checkpoints_uri(str(Path(out).parent), "run")
-    writer = checkpoints.CheckpointWriter(folder, keep=2, attempt="test", timeout_s=60)
+    if rank == 0:
+        save_file(weights | moments, folder / "out.safetensors")
+    uri = checkpoints.checkpoints_uri(str(folder), "run")
+    writer = checkpoints.CheckpointWriter(uri, keep=2, attempt="test", timeout_s=60)
     state = checkpoints.TrainerState(step=num_steps, manifest_digest="m", config_digest="c", history=())
     writer.submit(engines.take_snapshot(engine), state)
     writer.wait()
-    dist.barrier()
+    engine.destroy()
 
 
 if __name__ == "__main__":

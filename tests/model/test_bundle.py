@@ -102,7 +102,7 @@ def test_other_content_has_another_digest(bundle: ModelBundle, saved: Path, tmp_
 def test_nothing_is_overwritten_or_left_behind(bundle: ModelBundle, saved: Path, tmp_path: Path) -> None:
     before = (saved / "digests.json").read_bytes()
     bundle.lineage["run"] = "another run"
-    with pytest.raises(ConflictError, match="exists already"):
+    with pytest.raises(ConflictError, match="already exists"):
         save_bundle(bundle, saved)
     assert (saved / "digests.json").read_bytes() == before
     bundle.lineage["number"] = float("nan")  # type: ignore[assignment]

@@ -48,4 +48,5 @@ def test_an_actor_uses_the_gpu_that_it_reserved(gpus, caplog):
     gpus(0)
     with caplog.at_level(logging.WARNING, "cytoray"):
         assert choose_reserved_device(1) == torch.device("cpu")
-    assert "1 GPU(s) are reserved, but PyTorch finds none" in caplog.text
+    assert "1 GPU(s) are reserved (CUDA_VISIBLE_DEVICES: " in caplog.text
+    assert "but PyTorch finds none" in caplog.text

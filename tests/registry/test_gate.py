@@ -74,11 +74,11 @@ def test_a_row_or_metric_that_is_not_there_lists_those_that_are():
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({}, "asks for nothing"),
-        ({"metric": "mse", "at_least": 3}, "mse is an error: write better: lower"),
-        ({"better": "lower", "at_least": 3}, "at_least does not go with better: lower"),
-        ({"at_most": 3}, "at_most does not go with better: higher"),
-        ({"at_least": 0.5, "tolerance": 0.1}, "tolerance belongs to not_below_champion"),
+        ({}, "has no condition"),
+        ({"metric": "mse", "at_least": 3}, "mse is an error: set better: lower"),
+        ({"better": "lower", "at_least": 3}, "at_least cannot be combined with better: lower"),
+        ({"at_most": 3}, "at_most cannot be combined with better: higher"),
+        ({"at_least": 0.5, "tolerance": 0.1}, "tolerance requires not_below_champion"),
         ({"at_least": math.nan}, "gate.at_least"),
         ({"not_below_champion": True, "tolerance": -0.1}, "gate.tolerance"),
         ({"at_last": 0.5}, "did you mean gate.at_least"),
@@ -132,7 +132,7 @@ def test_a_card_gives_its_table_and_what_was_found_at_the_step_of_the_bundle(tmp
 @pytest.mark.parametrize("text", ["", "[]", "no json", "\x00"])
 def test_what_holds_no_scores_is_refused(tmp_path, text):
     (tmp_path / "scores.json").write_text(text)
-    with pytest.raises(RegistryError, match="holds no scores"):
+    with pytest.raises(RegistryError, match="does not contain scores"):
         load_scores(str(tmp_path / "scores.json"), model="cytoray", step=None)
     with pytest.raises(NotFoundError):
         load_scores(str(tmp_path / "absent.json"), model="cytoray", step=None)

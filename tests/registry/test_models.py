@@ -142,11 +142,14 @@ def test_the_cache_is_used_when_sound_and_replaced_when_damaged(tracking, make_b
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/nobody@champion", r"no registered model 'nobody'.*Registered models: annotator"),
-        ("models:/annotator@best", r"no models:/annotator@best.*versions 1, 2; aliases @champion \(version 2\)"),
-        ("models:/annotator/9", r"no models:/annotator/9.*versions 1, 2"),
-        ("annotator@champion", r"names no model.*models:/NAME@ALIAS"),
-        ("models:/../x/1", r"names no model"),
+        ("models:/nobody@champion", r"Unknown registered model 'nobody'.*Registered models: annotator"),
+        (
+            "models:/annotator@best",
+            r"Unknown model version models:/annotator@best.*Versions: 1, 2; aliases: @champion \(version 2\)",
+        ),
+        ("models:/annotator/9", r"Unknown model version models:/annotator/9.*Versions: 1, 2"),
+        ("annotator@champion", r"is not the URI of a model.*models:/NAME@ALIAS"),
+        ("models:/../x/1", r"is not the URI of a model"),
     ],
 )
 def test_an_unknown_name_version_or_alias_lists_what_there_is(tracking, make_bundle, tmp_path, uri, message):

@@ -134,8 +134,8 @@ def test_every_form_works_on_the_command_line(places: Places, original: Path, s3
     [
         ("run:absent", TrainingError, "'absent' has exported no bundle", "here, there"),
         ("run:no/name", TrainingError, "not a run name", "letters"),
-        ("models:/absent@champion", RegistryError, "no registered model 'absent'", "Registered models: annotator"),
-        ("models:/annotator@best", RegistryError, "no models:/annotator@best", "@champion"),
+        ("models:/absent@champion", RegistryError, "Unknown registered model 'absent'", "annotator"),
+        ("models:/annotator@best", RegistryError, "Unknown model version models:/annotator@best", "@champion"),
         (
             "annotator",
             NotFoundError,

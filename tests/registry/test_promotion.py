@@ -79,7 +79,7 @@ def test_what_passes_its_gate_becomes_champion_with_its_scores_and_what_fails_st
     with pytest.raises(RegistryError) as caught:
         promote_version(second, tracking=tracking, gate=worse)
     assert caught.value.exit_code == 2
-    for told in ("stays candidate and version 1 keeps the alias champion", "macro_f1 0.5 is not at least 0.6",
+    for told in ("stays a candidate, and version 1 keeps the alias champion", "macro_f1 0.5 is not at least 0.6",
                  "macro_f1 0.5 is worse than the 0.625 of version 1", "Promote a better model"):  # fmt: skip
         assert told in str(caught.value)
     assert held(tracking) == {"champion": 1, "candidate": 2}
@@ -94,7 +94,7 @@ def test_what_passes_its_gate_becomes_champion_with_its_scores_and_what_fails_st
 def test_scores_of_another_bundle_are_refused_and_those_of_this_one_are_not(tracking, make_bundle, write_scores):
     version = register(make_bundle(1), name=NAME, tracking=tracking)
     other = GateConfig(scores=write_scores(0.9, bundle="ab" * 32), metric="macro_f1", at_least=0.5)
-    with pytest.raises(RegistryError, match="is about the bundle abababab"):
+    with pytest.raises(RegistryError, match="belongs to the bundle abababab"):
         promote_version(version, tracking=tracking, gate=other)
     assert held(tracking) == {"candidate": 1}
     ours = GateConfig(scores=write_scores(0.9, bundle=version.digest), metric="macro_f1", at_least=0.5)
@@ -186,7 +186,7 @@ def test_rollback_swaps_champion_and_previous_and_says_both(tracking, make_bundl
 
 def test_rollback_without_a_way_back_is_exit_code_2_with_a_remedy(tracking, make_bundle, monkeypatch, capsys):
     folder = make_bundle(1)
-    for alias, told in ((None, "has no champion"), ("champion", "has no previous champion to go back to")):
+    for alias, told in ((None, "has no champion"), ("champion", "has no previous champion to roll back to")):
         register(folder, name=NAME, tracking=tracking, alias=alias)
         with pytest.raises(SystemExit) as ended:
             rollback_command(tracking, monkeypatch)
@@ -205,7 +205,7 @@ def test_the_stage_registers_asks_the_gate_and_tells_what_became_of_it(tracking,
     told = SUMMARIES["promote"](config.model_copy(update={"alias": "candidate"}))
     assert (told["model"], told["version"], told["aliases"]) == (f"models:/{NAME}@candidate", 1, ["candidate"])
     gate = GateConfig(scores=write_scores(0.5), metric="macro_f1", at_least=0.6)
-    with pytest.raises(RegistryError, match="nobody has the alias champion"):
+    with pytest.raises(RegistryError, match="no version has the alias champion"):
         SUMMARIES["promote"](config.model_copy(update={"gate": gate}))
     assert held(tracking) == {"candidate": 1}
     told = SUMMARIES["promote"](config)

@@ -75,7 +75,7 @@ def build_service() -> Callable[..., CellService]:
     """Build a service around a bundle, with another predictor where a test wants to misbehave."""
 
     def build(bundle: ModelBundle, *, predictor: Any = None, **limits: float) -> CellService:
-        predictor = predictor or CellPredictor(bundle)
+        predictor = predictor or CellPredictor(bundle, empty_cells="nan")
         changed = LIMITS.model_copy(update=limits)
         return CellService(predictor, vocabulary=bundle.vocabulary, model=MODEL, limits=changed)
 

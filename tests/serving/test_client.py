@@ -120,5 +120,8 @@ def test_a_full_queue_is_the_service_s_fault(foreign_url: str, make_counts: Any)
 def test_nobody_there(make_counts: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(ServingError, match="Check that the service runs"):
+    with (
+        Client(f"http://127.0.0.1:{port}") as client,
+        pytest.raises(ServingError, match="Check that the service is running"),
+    ):
         client.embed(GENES, make_counts(1))

@@ -1,4 +1,4 @@
-"""Offline embedding by Ray Data: every cell of every file, the Python face's numbers, and going on where it was."""
+"""Offline embedding by Ray Data or in this process: every cell of every file, as the Python face has it, once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cytoray.serving.offline import EmbedTask, embed_sources
 from cytoray.serving.schemas import ModelInfo
 from cytoray.stages.config import EmbedConfig
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+through_ray = pytest.mark.usefixtures("ray_cluster")
 SIZES = {"a.h5ad": 130, "b.h5ad": 50}
 
 
@@ -53,11 +53,15 @@ def _read(task: EmbedTask, pattern: str = "part-*.parquet") -> pd.DataFrame:
     return pd.concat([pq.read_table(path).to_pandas() for path in sorted(Path(task.out).glob(pattern))])
 
 
-def test_every_cell_is_there_and_equals_the_python_face(task: EmbedTask, files: Path) -> None:
+@through_ray
+def test_every_cell_is_there_and_equals_the_python_face(
+    task: EmbedTask, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[float] = []
     result = embed_sources(task, advance=seen.append)
     assert (result.num_cells, result.num_empty, result.num_files) == (180, 2, 4)
     assert sum(seen) == 180
+    assert "2 of 180 cells have no gene that the model knows: a7, b7. Their embeddings are NaN" in caplog.text
     table = _read(task)
     assert table["obs_name"].tolist() == [f"a{row}" for row in range(130)] + [f"b{row}" for row in range(50)]
     assert set(table["source"]) == set(SIZES)
@@ -95,6 +99,7 @@ def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
     assert all(pq.read_table(parts[number]).equals(tables[number]) for number in (1, 2))
 
 
+@through_ray
 def test_a_bad_value_is_told_by_cell_and_gene_and_what_was_done_stays(task: EmbedTask, files: Path) -> None:
     bad = anndata.read_h5ad(files / "a.h5ad")
     bad.X.data[bad.X.indptr[100]] = -1.0

@@ -105,7 +105,6 @@ def test_whatever_is_sent_is_answered_or_refused_by_the_catalogue(body: bytes, a
     else:
         assert outcome.num_cells == len(json.loads(body)["cells"])
         assert (outcome.values > 0).all()
-        assert outcome.num_genes_per_cell.min() > 0
 
 
 def _outcome(body: bytes, task: Any) -> Any:

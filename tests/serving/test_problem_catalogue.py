@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from cytoray.serving.problems import CASES
@@ -63,8 +64,12 @@ UNFIT = {
         "/genes",
     ),
     "special tokens are no genes": (_cells({"i": [0], "v": [1]}, genes=["<cls>"]), "unknown_genes", "/genes"),
-    "empty cell": (_cells(GOOD, {"i": [], "v": []}), "empty_cells", "/cells/1"),
-    "cell of zeros": (_cells({"i": [0], "v": [0]}), "empty_cells", "/cells/0"),
+    "genomes of other genes": (_cells(GOOD, genomes=["GRCh38"]), "bad_matrix", "/genomes"),
+    "gene and genome twice": (
+        _cells(GOOD, genes=["GENE00", "GENE01", "GENE00"], genomes=["hg38", "hg38", "hg38"]),
+        "bad_matrix",
+        "/genes/2",
+    ),
 }
 
 
@@ -121,10 +126,22 @@ def test_mouse_genes_are_called_mouse(post: Post) -> None:
     assert (problem["id_type"], problem["species"]) == ("ensembl", "mouse")
 
 
-def test_empty_cells_list_their_indices(post: Post) -> None:
-    empty = {"i": [2], "v": [0.0]}
-    problem = post("/v1/embed", _cells(GOOD, empty, GOOD, empty)).json()
-    assert (problem["indices"], problem["count"]) == ([1, 3], 2)
+def test_empty_cells_have_null_for_an_answer_and_the_others_theirs(post: Post) -> None:
+    empty, zeros = {"i": [], "v": [], "id": "e"}, {"i": [2], "v": [0.0]}
+    for route in ("/v1/embed", "/v1/annotate"):
+        alone = post(route, _cells(GOOD)).json()
+        answer = post(route, _cells(GOOD, empty, GOOD, zeros)).json()
+        first, second, third, last = answer["cells"]
+        assert first == third
+        np.testing.assert_allclose(first["embedding"], alone["cells"][0]["embedding"], atol=1e-5)
+        assert second == {**dict.fromkeys(first), "id": "e"}
+        assert last == dict.fromkeys(first)
+        assert alone["warnings"] == []
+        (warning,) = answer["warnings"]
+        assert (warning["code"], warning["indices"]) == ("empty_cells", [1, 3])
+        assert "2 of 4 cells" in warning["detail"]
+        (only,) = post(route, _cells(zeros)).json()["cells"]
+        assert only == last
 
 
 def test_wrong_media_type(http: Any) -> None:

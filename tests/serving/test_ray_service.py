@@ -86,7 +86,7 @@ def test_the_served_model_answers_as_offline_and_says_who_it_is(
     assert httpx.get(f"{url}/version").json()["model"]["name"] == "tiny"
     assert "/v1/annotate" in httpx.get(f"{url}/openapi.json").json()["paths"]
 
-    with pytest.raises(ServingError, match="already runs"):
+    with pytest.raises(ServingError, match="already running"):
         run_service(args, port=port)
 
 

@@ -114,3 +114,50 @@ def test_columns_of_one_name_and_id_are_summed(
             client.embed_adata(adata, matrix="layers/counts")
         with pytest.raises(CorpusError, match="symbol"):
             client.embed_adata(adata, gene_names="symbol")
+
+
+@pytest.mark.parametrize("has_ids", [False, True])
+def test_two_genomes_get_the_same_answers_everywhere(
+    model: ModelBundle, has_ids: bool, build_service: Any, listen: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(5)
+    human, mouse = rng.poisson(3.0, (2, 30, len(GENES))).astype(np.float32)
+    human[10:20], mouse[:10] = 0, 0
+    human[10:20, 0], mouse[:10, 0] = (
+        1,
+        1,
+    )  # a trace of the other species; the last ten cells are doublets, left out as well
+    # Genes of mouse under the names of human ones: only the genome tells them apart.
+    genomes = ["GRCh38"] * len(GENES) + ["mm10"] * len(GENES)
+    index = [f"column {number}" for number in range(2 * len(GENES))]
+    var = pd.DataFrame({"feature_name": [*GENES, *GENES], "genome": genomes}, index=index)
+    if has_ids:
+        var["gene_ids"] = [IDS.get(gene, "") for gene in GENES] + [""] * len(GENES)
+    obs = pd.DataFrame(index=[f"cell{row}" for row in range(30)])
+    adata = anndata.AnnData(sp.csr_matrix(np.hstack([human, mouse])), obs=obs, var=var)
+    face = scGPTFineTuningModel.from_bundle(model, configurer=scGPTConfig(emb_mode="cls"))
+    with pytest.warns(UserWarning, match="20 of 30 cells have no gene that the model knows: cell10"):
+        dataset = face.process_data(adata)
+    wanted, labels = face.get_embeddings(dataset), list(face.predict(dataset))
+    assert np.isnan(wanted[10:]).all()
+    assert labels[10:] == [None] * 20
+    assert None not in labels[:10]
+
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    named = read_cells(SourceConfig(uri=str(tmp_path / "cells.h5ad")), vocabulary=model.vocabulary, keep_empty=True)
+    info = ModelInfo(name="tiny", version="7", digest="d" * 64)
+    (table,) = embed_cells(CellPredictor(model, empty_cells="nan"), [named.cells], model=info)
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), wanted, atol=1e-5)
+    assert table["label"].to_pylist() == labels
+
+    with Client(listen(build_service(model, max_nonzeros=4000)), cells_per_request=10) as client:
+        with pytest.warns(UserWarning, match="20 of 30 cells have no gene that the model knows: cell10, cell11"):
+            answer = client.annotate_adata(adata)
+        np.testing.assert_allclose(answer.embeddings, wanted, atol=1e-5)
+        assert list(answer.labels) == labels
+        assert np.isnan(answer.probabilities[10:]).all()
+        with pytest.warns(UserWarning, match="10 of 10 cells have no gene"):
+            of_mouse = client.annotate_adata(adata[10:20].copy())
+    assert of_mouse.embeddings.shape == (10, 16)
+    assert of_mouse.probabilities.shape == (10, 3)
+    assert of_mouse.labels == (None,) * 10

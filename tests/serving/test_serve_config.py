@@ -54,8 +54,8 @@ def test_the_deployment_is_bounded_and_surges() -> None:
         ({"min_replica": 2}, "Extra inputs"),
         ({"min_replicas": 3, "max_replicas": 2}, "more than max_replicas"),
         ({"limits": {"max_cell": 2}}, "Extra inputs"),
-        ({"model_uri": "models:/name@champion"}, "give tracking.uri"),
-        ({"model_uri": "run:fine"}, "give store"),
+        ({"model_uri": "models:/name@champion"}, "tracking.uri is required"),
+        ({"model_uri": "run:fine"}, "store is required"),
         ({"num_cpus": "1"}, "valid number"),
     ],
 )

@@ -5,20 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
 
+from cytoray.corpus.config import CheckConfig, IngestConfig, SourceConfig
+from cytoray.corpus.ingest import ingest
 from cytoray.corpus.reading import NamedCells
 from cytoray.errors import ConfigError, ModelError
-from cytoray.model.bundle import ModelBundle
+from cytoray.model.bundle import ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
-from cytoray.tasks.annotation import Baseline, evaluate, inherited_tokenizer
+from cytoray.tasks.annotation import Baseline, evaluate, held_out_stability, inherited_tokenizer
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import FinetuneConfig, TrainConfig
+from cytoray.training.config import FinetuneConfig, TrainConfig, ValidationConfig
+from cytoray.training.export import BundleRecord
 
 
 def _finetune_config(**tokenizer: Any) -> FinetuneConfig:
@@ -58,3 +64,30 @@ def test_labels_that_the_model_does_not_know_are_refused(tmp_path: Path):
         evaluate(bundle, held_out, baseline, folder=tmp_path / "report")
     assert "label_key" in str(error.value.remedy)
     assert not (tmp_path / "report").exists()
+
+
+def test_the_stability_of_a_fine_tuned_model_is_that_on_held_out_cells(tmp_path: Path):
+    vocabulary = GeneVocabulary.load_default()
+    symbols = ["CD3D", "CD3E", "IL7R", "LYZ", "MS4A1", "CD79A", "NKG7", "CD14", "CST3", "CD8A", "CCR7", "S100A8"]
+    counts = np.random.default_rng(0).poisson(4.0, (60, len(symbols))).astype(np.float32)
+    obs = pd.DataFrame({"type": ["T", "B"] * 30, "donor": ["D1"] * 20 + ["D2"] * 40})
+    obs.index = obs.index.astype(str)
+    adata = anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=symbols))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    store = str(tmp_path / "store")
+    source = SourceConfig(uri=str(tmp_path / "cells.h5ad"))
+    checks = CheckConfig(min_genes=1, min_matched_genes=1)
+    ingest(IngestConfig(store=store, corpus="cells", sources=(source,), checks=checks))
+    shape = ModelConfig(
+        vocabulary_size=vocabulary.size, width=8, num_heads=2, feedforward_width=8, num_layers=1, num_labels=2
+    )
+    bundle = ModelBundle(ScGPT(shape, pad_id=vocabulary.pad_id), vocabulary, TokenizerConfig(), ("B", "T"))
+    digest = save_bundle(bundle, tmp_path / "bundle")
+    record = BundleRecord(uri=str(tmp_path / "bundle"), digest=digest, lineage={}, mlflow_run_id=None)
+    config = _finetune_config().model_copy(update={"store": store})
+    assert held_out_stability(config, record) == {}
+    held_out = config.model_copy(update={"validation": ValidationConfig(select="donor == 'D1'")})
+    found = held_out_stability(held_out, record)
+    assert set(found) == {"another seed", "1 % of genes dropped", "counts thinned to 90 %"}
+    assert all(row["num_cells"] == 20 for row in found.values())
+    assert all(0 <= float(row["labels_kept"] or 0) <= 1 for row in found.values())

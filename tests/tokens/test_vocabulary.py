@@ -63,10 +63,10 @@ def test_digest_tells_order_apart():
 @pytest.mark.parametrize(
     ("text", "offender"),
     [
-        ('{"A": 0, "B": 2}', "'B' has id 2 where 1 is due"),
-        ('{"A": 0, "B": 0}', "'B' has id 0 where 1 is due"),
-        ('{"A": 1, "B": 2}', "'A' has id 1 where 0 is due"),
-        ('{"A": -1, "B": 0}', "'A' has id -1 where 0 is due"),
+        ('{"A": 0, "B": 2}', "'B' has id 2, expected 1"),
+        ('{"A": 0, "B": 0}', "'B' has id 0, expected 1"),
+        ('{"A": 1, "B": 2}', "'A' has id 1, expected 0"),
+        ('{"A": -1, "B": 0}', "'A' has id -1, expected 0"),
         ('{"A": "0"}', "flat object"),
         ('{"A": true}', "flat object"),
         ('{"A": 0.0}', "flat object"),

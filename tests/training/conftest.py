@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ NUM_CELLS = 96
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the corpus ``cells``: 96 cells of three planted types."""
     from cytoray.corpus.ingest import ingest
 
@@ -44,11 +45,24 @@ def store(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
 
 
 @pytest.fixture
-def pretrain_config(store: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
+def pretrain_config(make_config: Callable[..., Callable[..., PretrainConfig]], tmp_path: Path) -> Any:
     """Build the configuration of a tiny pretraining run; keywords replace parts of it."""
+    return make_config(tmp_path / "journal")
+
+
+@pytest.fixture(scope="session")
+def make_config(store: Path) -> Callable[[Path], Callable[..., PretrainConfig]]:
+    """Make a function that builds configurations of runs whose journals are in a folder."""
+
+    def make(journal_folder: Path) -> Callable[..., PretrainConfig]:
+        return functools.partial(build, journal_folder)
 
     def build(
-        run: str, *, train: dict[str, Any] | None = None, workers: dict[str, int] | None = None
+        journal_folder: Path,
+        run: str,
+        *,
+        train: dict[str, Any] | None = None,
+        workers: dict[str, int] | None = None,
     ) -> PretrainConfig:
         return PretrainConfig(
             store=str(store),
@@ -60,13 +74,13 @@ def pretrain_config(store: Path, tmp_path: Path) -> Callable[..., PretrainConfig
             # A large epsilon: the gradient of attention's key bias is only rounding, which Adam would magnify.
             optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2, epsilon=1e-3),
             workers=WorkersConfig(**workers or {}),
-            tracking=TrackingConfig(uri="http://127.0.0.1:9", journal_folder=str(tmp_path / "journal")),
+            tracking=TrackingConfig(uri="http://127.0.0.1:9", journal_folder=str(journal_folder)),
         )
 
-    return build
+    return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stream(store: Path) -> CorpusStream:
     """The corpus in the order that ``pretrain_config`` trains on."""
     options = StreamOptions(TOKENS, seed=42, cells_per_step=16, style="generative", ratios=(0.25, 0.5, 0.75))

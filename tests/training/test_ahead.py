@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_together
 
 from cytoray.corpus.stream import CorpusStream
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -19,47 +19,47 @@ from cytoray.training.config import GenerativeConfig, PretrainConfig
 from cytoray.training.loop import WorkerSettings
 from cytoray.training.objectives import GenerativeObjective
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]  # the corpus is ingested through Ray
+pytestmark = pytest.mark.timeout(300)
 NUM_STEPS = 4
 WORLD_SIZE = 2
 # The update waits for the norm, to be left out if that is not finite; DeepSpeed 1 and 2 look again when they clip.
 WAITS = {0: 1, 1: 2, 2: 2, 3: 1}
 
 
-@pytest.fixture(params=[0, 1, 2, 3], ids="zero{}".format)
-def stage(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-@pytest.fixture
-def ranks(
-    stage: int, pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
+@pytest.fixture(scope="module")
+def all_ranks(
+    make_config: Callable[[Path], Callable[..., PretrainConfig]],
+    stream: CorpusStream,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[dict[str, Any]]:
-    """What each of two ranks found."""
-    vocabulary = GeneVocabulary.load_default()
-    config = pretrain_config("ahead", train={"accumulation": 2}, workers={"num_workers": 2, "zero_stage": stage})
-    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
-    objective = GenerativeObjective(GenerativeConfig(), vocabulary.pad_id)
-    settings = WorkerSettings(config, model, vocabulary.pad_id, objective, "manifest", "config", "uuid", None, None)
-    (tmp_path / "settings").write_bytes(pickle.dumps((settings, stream, NUM_STEPS)))
+    """What each of two ranks found, by ZeRO stage."""
+    vocabulary, folder = GeneVocabulary.load_default(), tmp_path_factory.mktemp("ahead")
+    pretrain_config, settings = make_config(folder / "journal"), {}
+    for stage in WAITS:
+        config = pretrain_config("ahead", train={"accumulation": 2}, workers={"num_workers": 2, "zero_stage": stage})
+        model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
+        objective = GenerativeObjective(GenerativeConfig(), vocabulary.pad_id)
+        settings[str(stage)] = WorkerSettings(
+            config, model, vocabulary.pad_id, objective, "manifest", "config", "uuid", None, None
+        )
+    (folder / "settings").write_bytes(pickle.dumps((settings, stream, NUM_STEPS)))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     script = Path(__file__).parents[1] / "helpers" / "ahead_rank.py"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *map(str, (tmp_path / "settings", rank, WORLD_SIZE, port, tmp_path / "out"))],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(WORLD_SIZE)
-    ]
-    outputs = [process.communicate(timeout=240)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
-    return [json.loads((tmp_path / f"out.{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
+    command, rest = (
+        [sys.executable, str(script), str(folder / "settings")],
+        [str(WORLD_SIZE), port, str(folder / "out")],
+    )
+    run_together([[*command, str(rank), *rest] for rank in range(WORLD_SIZE)], timeout_s=240)
+    return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
 
 
-def test_steps_taken_ahead_are_those_taken_one_by_one_without_waiting(ranks: list[dict[str, Any]], stage: int) -> None:
+@pytest.mark.parametrize("stage", WAITS, ids="zero{}".format)
+def test_steps_taken_ahead_are_those_taken_one_by_one_without_waiting(
+    all_ranks: list[dict[str, Any]], stage: int
+) -> None:
+    ranks = [rank[str(stage)] for rank in all_ranks]
     for rank in ranks:
         assert rank["together"] == rank["one_by_one"], "bit for bit"
         assert rank["together"] == ranks[0]["together"]

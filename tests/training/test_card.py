@@ -162,6 +162,20 @@ def test_of_an_accuracy_more_is_better():
     assert page.rows("scores")["majority class"] == ["0.3000", "0.333"]
 
 
+def test_the_stability_of_a_fine_tuned_model():
+    stability = {
+        "1 % of genes dropped": {"labels_kept": 0.97, "median_cosine": 0.99, "num_cells": 100},
+        "counts thinned to 90 %": {"labels_kept": None, "median_cosine": NAN, "num_cells": 0},
+    }
+    card = build_card(kind="finetune", stability=stability)
+    rows = Page(render_page(card)).rows("stability")
+    assert rows["1 % of genes dropped"] == ["97.0%", "0.9900", "100"]
+    assert rows["counts thinned to 90 %"] == ["not measured", "not finite", "0"]
+    assert card.to_json()["stability"]["counts thinned to 90 %"]["median_cosine"] is None
+    assert "the run holds no cells out" in Page(render_page(build_card(kind="finetune"))).text
+    assert "Stability" not in Page(render_page(build_card(kind="pretrain"))).text
+
+
 def test_the_figures_of_the_run(page):
     rows = page.rows("figures")
     assert rows["cells per second"][:2] == ["1,280", "1,280"]

@@ -68,7 +68,7 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_skipped(
     """The last rank's first micro-batch makes it not finite; later steps are unaffected."""
     for rank in found[world_size]:
         results = _of(rank, case)
-        assert results["facts"]["applied"].tolist() == [True] * 6
+        assert results["facts"]["applied"].tolist() == [True] * 7
         assert math.isinf(float(results["facts"]["norm"]))
         _assert_same(results["after nan"], results["before"])
         _assert_same(results["after inf"], results["before"])
@@ -102,6 +102,41 @@ def test_a_checkpoint_restores_bit_for_bit(
     _assert_same(weights, {name: results["skipping"][name] for name in weights})
     if case.endswith("bf16"):
         assert not torch.equal(weights["0.weight"], weights["0.weight"].bfloat16().float()), "the fp32 masters"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", [case for case in IDS if not case.startswith("3")])
+def test_averages_are_those_of_the_fp32_weights(
+    case: str, world_size: int, found: dict[int, list[dict[str, Tensor]]]
+) -> None:
+    """With bf16 too, whose weights are rounded; ranks agree, and so does an average that was saved and continued."""
+    for rank in found[world_size]:
+        results = _of(rank, case)
+        expected = results["averages expected"]
+        _assert_same(results["averages"], expected, far=1e-7)
+        _assert_same(results["averages restarted"], expected, far=1e-7)
+        _assert_same(results["swapped in"], expected, far=0.01 if case.endswith("bf16") else 1e-7)
+        _assert_same(results["averages"], _of(found[world_size][0], case)["averages"])
+        assert not torch.equal(expected["0.weight"], results["before"]["0.weight"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", IDS)
+def test_a_checkpoint_is_restored_in_another_precision(
+    case: str, world_size: int, found: dict[int, list[dict[str, Tensor]]]
+) -> None:
+    """From fp32 to bf16 the weights become the masters, from bf16 to fp32 the masters the weights."""
+    for rank in found[world_size]:
+        results = _of(rank, case)
+        # Frozen weights have no masters: they are rounded to bf16.
+        trained = {
+            name: tensor for name, tensor in results["skipping"].items() if f"exp_avg.{name}" in results["skipping"]
+        }
+        moments = {name: tensor for name, tensor in results["skipping"].items() if name.startswith("exp_avg")}
+        assert len(moments) == 2 * len(trained) > 0
+        again = results["restored in another precision"]
+        _assert_same({name: again[name] for name in trained | moments}, trained | moments)
+        assert float(again["num_updates"]) == 2
 
 
 @pytest.mark.parametrize("case", IDS)

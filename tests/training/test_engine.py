@@ -7,8 +7,10 @@ import math
 import pickle
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,6 @@ from safetensors.torch import load_file
 
 from cytoray.corpus.stream import CorpusStream, open_stream
 from cytoray.corpus.streaming.options import StreamOptions
-from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.checkpoint import require_checkpoint
@@ -27,84 +28,100 @@ from cytoray.training.engine import learning_rate
 from cytoray.training.loop import WorkerSettings
 from cytoray.training.objectives import ClassificationObjective, GenerativeObjective, Objective
 
-pytestmark = pytest.mark.ray  # the corpus is ingested through Ray
+pytestmark = pytest.mark.timeout(900)
 NUM_STEPS = 3
 NEVER = 10**9
+CASES = [  # world size, ZeRO stage, accumulation, task
+    (2, 1, 1, "two passes"),
+    (2, 1, 4, "two passes"),
+    (2, 0, 2, "one pass"),
+    (2, 3, 4, "two passes"),
+    (1, 1, 1, "classification"),
+    (2, 1, 1, "classification"),
+]
+# (world size, ZeRO stage) of the first two steps and of the third, and how many files of slices each rank must read
+CONTINUED = [((2, 3), (1, 1), 2), ((2, 2), (2, 3), None), ((1, 0), (2, 3), 1)]
+Job = tuple[WorkerSettings, CorpusStream, int, Path, Path | None]
 
 
-def _settings(config: PretrainConfig, model: ModelConfig, objective: Objective) -> WorkerSettings:
-    pad_id = GeneVocabulary.load_default().pad_id
-    return WorkerSettings(config, model, pad_id, objective, "manifest", "config", "uuid", None, None)
+@dataclass(frozen=True)
+class Run:
+    """The settings of a run, and its stream."""
+
+    settings: WorkerSettings
+    stream: CorpusStream
+
+    def into(self, folder: Path, *, stop: int = NUM_STEPS, resume: Path | None = None) -> Job:
+        """The job of ``training_rank.py`` that takes the steps up to ``stop``, continuing the run in ``resume``."""
+        folder.mkdir()
+        return self.settings, self.stream, stop, folder, resume
+
+    def train_plainly(self) -> tuple[ScGPT, list[dict[str, float]]]:
+        """The model after the same steps in torch alone, and the losses."""
+        torch.manual_seed(self.settings.config.train.seed)
+        plain = ScGPT(self.settings.model, pad_id=self.settings.pad_id)
+        return plain, train(plain, self.settings.objective, self.stream, self.settings.config, NUM_STEPS)
 
 
-def _run_ranks(
-    settings: WorkerSettings,
-    stream: CorpusStream,
-    world_size: int,
-    folder: Path,
-    *,
-    stop: int = NUM_STEPS,
-    resume: Path | None = None,
-    read: int | None = None,
-) -> dict[str, torch.Tensor]:
-    """Run steps up to ``stop`` on real processes, going on from the store ``resume``; full weights and moments.
+@pytest.fixture(scope="module")
+def build_run(
+    make_config: Callable[[Path], Callable[..., PretrainConfig]], tmp_path_factory: Any
+) -> Callable[..., Run]:
+    """Build a run of a world size, ZeRO stage, accumulation and task."""
+    pretrain_config, vocabulary = make_config(tmp_path_factory.mktemp("journal")), GeneVocabulary.load_default()
 
-    ``read`` is how many files of slices each rank must have read.
-    """
-    folder.mkdir(exist_ok=True)
-    (folder / "settings").write_bytes(pickle.dumps((settings, stream, stop)))
+    def build(world_size: int, stage: int, accumulation: int = 1, task: str = "two passes") -> Run:
+        workers = {"num_workers": world_size, "zero_stage": stage}
+        config = pretrain_config("parity", train={"accumulation": accumulation}, workers=workers)
+        options = StreamOptions(config.tokenizer, 42, 16, style="generative", ratios=(0.25, 0.5, 0.75))
+        generative = GenerativeConfig(second_pass_after=0 if task == "two passes" else NEVER)
+        objective: Objective = GenerativeObjective(generative, vocabulary.pad_id)
+        if task == "classification":
+            options = StreamOptions(config.tokenizer, 42, 16, "kind")
+            objective = ClassificationObjective(vocabulary.pad_id)
+        stream = open_stream(config.store, "cells", options)
+        model = config.model.build(vocabulary_size=vocabulary.size, num_labels=len(stream.labels))
+        settings = WorkerSettings(config, model, vocabulary.pad_id, objective, "manifest", "config", "uuid", None, None)
+        return Run(settings, stream)
+
+    return build
+
+
+def _run_ranks(jobs: Sequence[Job], world_size: int, folder: Path) -> None:
+    """Run jobs one after another in real processes."""
+    path = folder / "jobs"
+    path.write_bytes(pickle.dumps(jobs))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    out = folder / "out.safetensors"
     script = Path(__file__).parents[1] / "helpers" / "training_rank.py"
-    more = [] if resume is None else [str(resume)]
-    first, rest = [sys.executable, str(script), str(folder / "settings")], [str(world_size), port, str(out), *more]
-    outputs = run_together([[*first, str(rank), *rest] for rank in range(world_size)], timeout_s=240)
-    assert read is None or all(f"read {read}\n" in output for output in outputs), outputs
-    return load_file(out)
+    command = [sys.executable, str(script), str(path)]
+    run_together([[*command, str(rank), str(world_size), port] for rank in range(world_size)], timeout_s=600)
 
 
-@pytest.mark.parametrize(
-    ("world_size", "stage", "accumulation", "task"),
-    [
-        (2, 1, 1, "two passes"),
-        (2, 1, 4, "two passes"),
-        (2, 0, 2, "one pass"),
-        (2, 3, 4, "two passes"),
-        (1, 1, 1, "classification"),
-        (2, 1, 1, "classification"),
-    ],
-)
-def test_steps_equal_a_plain_torch_loop(
-    world_size: int,
-    stage: int,
-    accumulation: int,
-    task: str,
-    *,
-    pretrain_config: Callable[..., PretrainConfig],
-    tmp_path: Path,
-) -> None:
-    vocabulary = GeneVocabulary.load_default()
-    config = pretrain_config(
-        "parity", train={"accumulation": accumulation}, workers={"num_workers": world_size, "zero_stage": stage}
+@pytest.fixture(scope="module")
+def folders(build_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    """The folder of each case and of each continued run, all of them run by as few processes as that takes."""
+    base = tmp_path_factory.mktemp("runs")
+    found = {case: base / f"case{number}" for number, case in enumerate((*CASES, *CONTINUED))}
+    first = {case: base / f"first{number}" for number, case in enumerate(CONTINUED)}
+    parity: dict[int, list[Job]] = {1: [], 2: []}
+    for case in CASES:
+        parity[case[0]].append(build_run(*case).into(found[case]))
+    one, two, back = (
+        [build_run(*case[0]).into(first[case], stop=2), build_run(*case[1]).into(found[case], resume=first[case])]
+        for case in (CONTINUED[2], CONTINUED[1], CONTINUED[0])
     )
-    options = StreamOptions(config.tokenizer, 42, 16, style="generative", ratios=(0.25, 0.5, 0.75))
-    if task == "classification":
-        options = StreamOptions(config.tokenizer, 42, 16, "kind")
-    stream = open_stream(config.store, "cells", options)
-    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=len(stream.labels))
-    objective: Objective = ClassificationObjective(vocabulary.pad_id)
-    if task != "classification":
-        generative = GenerativeConfig(second_pass_after=0 if task == "two passes" else NEVER)
-        objective = GenerativeObjective(generative, vocabulary.pad_id)
-    settings = _settings(config, model, objective)
+    _run_ranks([*parity[1], one[0]], 1, base)
+    _run_ranks([*parity[2], *two, one[1], back[0]], 2, base)
+    _run_ranks([back[1]], 1, base)
+    return found | {(case, "first"): folder for case, folder in first.items()}
 
-    torch.manual_seed(config.train.seed)
-    plain = ScGPT(model, pad_id=vocabulary.pad_id)
-    history = train(plain, objective, stream, config, NUM_STEPS)
-    result = _run_ranks(settings, stream, world_size, tmp_path)
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_steps_equal_a_plain_torch_loop(case: Any, build_run: Callable[..., Run], folders: dict[Any, Path]) -> None:
+    plain, history = build_run(*case).train_plainly()
+    result = load_file(folders[case] / "out.safetensors")
     assert history[-1] != history[0]
     assert {f"exp_avg.{name}" for name, _ in plain.named_parameters()} <= result.keys()
     for name, expected in plain.state_dict().items():
@@ -113,41 +130,25 @@ def test_steps_equal_a_plain_torch_loop(
         )
 
 
-@pytest.mark.parametrize(
-    ("first", "then", "read"),
-    [((2, 3), (1, 1), 2), ((2, 2), (2, 3), None), ((1, 0), (2, 3), 1)],
-    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else None,
-)
+@pytest.mark.parametrize("case", CONTINUED, ids=str)
 def test_a_run_continues_at_another_world_size_and_stage(
-    first: tuple[int, int],
-    then: tuple[int, int],
-    read: int | None,
-    *,
-    pretrain_config: Callable[..., PretrainConfig],
-    stream: CorpusStream,
-    tmp_path: Path,
+    case: Any, build_run: Callable[..., Run], folders: dict[Any, Path]
 ) -> None:
     """Two steps, then one by other workers (number, ZeRO stage): the weights of three plain steps."""
-    vocabulary = GeneVocabulary.load_default()
-    objective = GenerativeObjective(GenerativeConfig(), vocabulary.pad_id)
-    base = pretrain_config("restore")
-    model = base.model.build(vocabulary_size=vocabulary.size, num_labels=0)
-    results = []
-    for number, (world_size, stage) in enumerate((first, then)):
-        config = pretrain_config("restore", workers={"num_workers": world_size, "zero_stage": stage})
-        settings = _settings(config, model, objective)
-        resume = {"resume": tmp_path / "0", "read": read} if number else {}
-        results.append(_run_ranks(settings, stream, world_size, tmp_path / str(number), stop=2 + number, **resume))
-    torch.manual_seed(base.train.seed)
-    plain = ScGPT(model, pad_id=vocabulary.pad_id)
-    train(plain, objective, stream, base, NUM_STEPS)
+    plain, _ = build_run(*case[0]).train_plainly()
+    result = load_file(folders[case] / "out.safetensors")
     for name, expected in plain.state_dict().items():
-        torch.testing.assert_close(results[1][name], expected, rtol=1e-5, atol=2e-6)
-    saved = require_checkpoint(str(tmp_path / "0"), "run")
-    written = saved.load_weights() | saved.load_moments()
-    assert written.keys() == results[0].keys()
-    for name, gathered in results[0].items():
-        assert torch.equal(written[name], gathered), name
+        torch.testing.assert_close(result[name], expected, rtol=1e-5, atol=2e-6)
+    reads = {int((folders[case] / f"read.{rank}").read_text()) for rank in range(case[1][0])}
+    assert case[2] is None or reads == {case[2]}
+    saved = require_checkpoint(str(folders[case, "first"]), "run")
+    written, gathered = (
+        saved.load_weights() | saved.load_moments(),
+        load_file(folders[case, "first"] / "out.safetensors"),
+    )
+    assert written.keys() == gathered.keys()
+    for name, tensor in gathered.items():
+        assert torch.equal(written[name], tensor), name
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine() -> None:

@@ -23,7 +23,6 @@ from cytoray.training.loop import WorkerSettings
 from cytoray.training.objectives import build_pretraining_objective
 from cytoray.training.pretraining import build_model
 
-pytestmark = pytest.mark.ray  # the corpus is ingested through Ray
 STAGES, ACCUMULATIONS = (0, 1, 2, 3), (1, 4)
 PASSES = {
     "one": GenerativeConfig(second_pass_after=None),

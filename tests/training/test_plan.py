@@ -170,5 +170,5 @@ def test_the_command_prints_the_table() -> None:
     command = ["train", "plan", "--config", str(HUMAN), "--gpus", "8xH100", "--price", "2"]
     result = CliRunner().invoke(app, [*command, "--set", "store=/nowhere"])
     assert result.exit_code == 0, result.output
-    for line in ("51,330,049", "ZeRO 3", "390,000", "GPU-hours", "at 2 a GPU-hour", "cannot be read", "assumed"):
+    for line in ("51,330,049", "ZeRO 3", "390,000", "GPU-hours", "at 2 per GPU-hour", "cannot be read", "assumed"):
         assert line in result.output

@@ -20,9 +20,9 @@ from cytoray.training.config import PretrainConfig, ValidationConfig
 from cytoray.training.pretraining import pretrain
 from cytoray.training.report import save_card
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
-
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(500)
 def test_sigterm_stops_after_the_step_and_the_run_goes_on_with_fewer_workers(
     pretrain_config: Callable[..., PretrainConfig],
     monkeypatch: pytest.MonkeyPatch,

@@ -39,9 +39,11 @@ from cytoray.training.pretraining import pretrain
 from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingSpec, _failed, run_training
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
+through_ray = pytest.mark.usefixtures("ray_cluster")
 
 
+@through_ray
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     pretrain_config: Callable[..., PretrainConfig],
     stream: CorpusStream,
@@ -103,6 +105,7 @@ class _Exploding:
         return {name: loss * (float("nan") if step else 1.0) for name, loss in losses.items()}
 
 
+@through_ray
 def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_the_cells_named(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream
 ) -> None:
@@ -164,6 +167,7 @@ def _stumbling(config: PretrainConfig, stream: CorpusStream, marker: Path | None
     return TrainingSpec(config, stream, model, vocabulary.pad_id, objective)
 
 
+@through_ray
 def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
 ) -> None:
@@ -173,10 +177,11 @@ def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
     assert [re.findall(r"workers at (step \d)", event) for event in result.events] == [["step 0"], ["step 3"]]
 
 
+@through_ray
 def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
 ) -> None:
-    config = pretrain_config("failing", workers={"max_failures": 1})
+    config = pretrain_config("failing", workers={"num_workers": 1, "max_failures": 1})
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "journal"))
     config = config.model_copy(update={"tracking": tracking})
     with pytest.raises(TrainingError, match="This rank alone has stumbled"):
@@ -187,6 +192,7 @@ def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
     assert run.info.status == "FAILED"
 
 
+@through_ray
 def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
     pretrain_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,10 +211,12 @@ def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
     assert not any('"finish"' in file.read_text() for file in journal), "the new holder logs to the same MLflow run"
 
 
+@through_ray
 def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callable[..., PretrainConfig]) -> None:
-    short, first = pretrain(pretrain_config("extended", train={"num_steps": 2}))
+    alone = {"num_workers": 1}
+    short, first = pretrain(pretrain_config("extended", train={"num_steps": 2}, workers=alone))
     assert short.checkpoint.state.step == 2
-    longer = pretrain_config("extended", train={"num_steps": 5})
+    longer = pretrain_config("extended", train={"num_steps": 5}, workers=alone)
     with pytest.raises(TrainingError, match=r"train\.num_steps"):
         pretrain(longer)
     extended, bundle = pretrain(longer.model_copy(update={"allow_changes": ("train.num_steps",)}))
@@ -225,7 +233,7 @@ def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callab
     assert found is not None
     assert (found["card"], found["held_out"]) == (page, {"cytoray": {"mse": 1.5}})
     assert (found["step"], found["skipped"], found["bundle_digest"]) == (5, True, bundle.digest)
-    shorter = pretrain_config("extended", train={"num_steps": 3})
+    shorter = pretrain_config("extended", train={"num_steps": 3}, workers=alone)
     with pytest.raises(TrainingError, match="already done 5 steps"):
         pretrain(shorter.model_copy(update={"allow_changes": ("train.num_steps",)}))
 

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from cytoray.api.config import scGPTConfig
 from cytoray.api.dataset import Request, build_dataset, report_empty_cells, scGPTDataset
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Float32 = npt.NDArray[np.float32]
-KEY = "X_scGPT"
+KEY, MADE_BY = "X_scGPT", "_model"  # in obsm; the same and this ending in uns
 _POOLING: dict[str, Pooling] = {"cell": "mean", "cls": "cls"}
 
 
@@ -132,14 +134,15 @@ class scGPT:
         return (embeddings, *further) if further else embeddings
 
     def embed(self, adata: anndata.AnnData, key: str = KEY, **options: Any) -> Float32:
-        """Write the embeddings (C, D) of an AnnData to its ``obsm[key]`` and return them; nothing else is changed.
+        """Write the embeddings (C, D) of an AnnData to its ``obsm[key]`` and return them.
 
-        ``options`` are those of ``process_data``.
+        Besides, ``uns[key + "_model"]`` identifies the model. ``options`` are those of ``process_data``.
         """
         if isinstance(adata, str | Path):
             raise CorpusError("embed writes into an AnnData.", remedy="Read the file first, or use get_embeddings.")
         embeddings = self._embeddings(self.process_data(adata, **options))
         adata.obsm[key] = embeddings
+        adata.uns[key + MADE_BY] = self._identity()
         return embeddings
 
     def plot_embeddings(
@@ -152,20 +155,23 @@ class scGPT:
         embeddings: npt.ArrayLike | None = None,
         **options: Any,
     ) -> Figure:
-        """Draw cells in the UMAP plane of their embeddings; the AnnData is not changed.
+        """Draw cells in the UMAP plane of their embeddings.
 
-        ``embeddings`` (C, D), as ``get_embeddings`` returns them, or else ``obsm[key]``, which ``embed`` writes, are
-        drawn as they are; only without both the cells are embedded. ``color`` is a column of obs or a gene. The
+        These are ``embeddings`` (C, D), as ``get_embeddings`` returns them, or else ``obsm[key]``, unless another model
+        is known to have written it. Without both the cells are embedded as by ``embed``, which keeps the result in an
+        AnnData that is no view; otherwise the AnnData is not changed. ``color`` is a column of obs or a gene. The
         figure is also written to ``file`` (.png, .svg or .pdf). ``options`` are those of ``process_data``. Raises
         ConfigError for another kind of file, CorpusError for an unknown color, ModelError for fewer than ten cells.
         """
         from cytoray.api.plotting import check_request, plot_plane
 
         check_request(adata, color=color, file=file)
-        if embeddings is None:
+        if embeddings is None and adata.uns.get(key + MADE_BY) in (None, self._identity()):
             embeddings = adata.obsm.get(key)
-        if embeddings is None:
+        if embeddings is None and adata.is_view:  # writing would turn it into a copy, with a warning
             embeddings = self._embeddings(self.process_data(adata, **options))
+        if embeddings is None:
+            embeddings = self.embed(adata, key, **options)
         return plot_plane(adata, np.asarray(embeddings, np.float32), color=color, file=file)
 
     def save(self, folder: str | Path) -> str:
@@ -185,6 +191,16 @@ class scGPT:
         )
         with watched("embed", total=len(dataset)) as advance:
             return predictor.predict(dataset.cells, advance=advance).embeddings
+
+    def _identity(self) -> str:
+        """A digest of all that embeddings depend on: weights, vocabulary, tokens and settings."""
+        digest = hashlib.sha256()
+        for name, tensor in self.bundle.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        settings = [self.bundle.tokenizer_config, self.bundle.inference, self.config.emb_mode]
+        digest.update(f"{self.bundle.vocabulary.digest()} {settings}".encode())
+        return digest.hexdigest()
 
     def _gene_states(self, dataset: scGPTDataset) -> list[pd.Series[Any]]:
         with watched("embed", total=len(dataset)) as advance:

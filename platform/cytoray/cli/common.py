@@ -1,4 +1,4 @@
-"""Shared by all commands: the options that have one default everywhere, output as text or JSON, and exit codes."""
+"""Parts shared by all commands: common options, output as text or JSON, and exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXIT_CODES = (
 )
 Store = Annotated[
     str,
-    typer.Option(envvar=STORE, help="Root of everything cytoray keeps: s3://bucket/prefix or a folder."),
+    typer.Option(envvar=STORE, help="Root of all data of cytoray: s3://bucket/prefix or a folder."),
 ]
 TrackingUri = Annotated[str, typer.Option("--uri", envvar=TRACKING, help="MLflow: http(s)://… or sqlite:////…")]
 AsJson = Annotated[bool, typer.Option("--json", help='Print one JSON object; an error is {"error": …} on stdout.')]
@@ -33,16 +33,16 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Ov
 
 
 class Defaults(Config):
-    """``cytoray.yaml`` in the working folder: what need not be repeated in every command."""
+    """``cytoray.yaml`` in the working folder: defaults of options for all commands."""
 
-    store: Location | None = Field(None, description="Root of everything cytoray keeps.")
+    store: Location | None = Field(None, description="Root of all data of cytoray.")
     tracking_uri: str | None = Field(None, description="MLflow: http(s)://host:port or sqlite:////path/mlflow.db.")
 
 
 def load_defaults() -> None:
-    """Take store and MLflow from ``cytoray.yaml`` of the working folder, unless the environment names them already.
+    """Read store and MLflow from ``cytoray.yaml`` in the working folder, unless the environment sets them already.
 
-    They are put into the environment: flags win over it, it over the file.
+    They are put into the environment: options override the environment, which overrides the file.
     """
     if not DEFAULTS_FILE.is_file():
         return
@@ -54,8 +54,13 @@ def load_defaults() -> None:
             os.environ.setdefault(variable, value)
 
 
+def place(given: str | None, variable: str, *, config: Path | None) -> str | None:
+    """Return the store or MLflow that a flag names, else the environment; a configuration file names its own."""
+    return os.environ.get(variable) if given is None and config is None else given
+
+
 def tracking_of(uri: str) -> TrackingConfig:
-    """Return the MLflow that ``--uri`` names; ConfigError if it is not one."""
+    """Return the MLflow configuration of ``--uri``; raises ConfigError if it is not valid."""
     from cytoray.config import build_config
     from cytoray.tracking import TrackingConfig
 
@@ -63,7 +68,7 @@ def tracking_of(uri: str) -> TrackingConfig:
 
 
 def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print what a command found: one JSON object, or lines of text."""
+    """Print the result of a command: one JSON object, or lines of text."""
     if as_json:
         from pydantic_core import to_jsonable_python
 
@@ -80,7 +85,7 @@ def print_error(kind: str, problem: str, *, remedy: str = "", details: dict[str,
 
 
 def size(num_bytes: float) -> str:
-    """Return a number of bytes for people."""
+    """Format a number of bytes for reading."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -89,7 +94,7 @@ def size(num_bytes: float) -> str:
 
 
 def folders_end_in_slash(uris: Iterable[str]) -> list[str]:
-    """Return the URIs, a local folder with the '/' at its end that means all files below it."""
+    """Return the URIs, with '/' appended to local folders, which means all files below them."""
     return [f"{uri}/" if not uri.endswith("/") and Path(uri).expanduser().is_dir() else uri for uri in uris]
 
 

@@ -1,15 +1,14 @@
-"""``cytoray data …``, the half that makes and keeps corpora: ingest, ls, show, diff, verify, gc, export."""
+"""Commands of ``cytoray data`` for corpora: ingest, ls, show, diff, verify, gc, export."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cytoray.cli.common import STORE, AsJson, Overrides, Store, folders_end_in_slash, print_answer
+from cytoray.cli.common import STORE, AsJson, Overrides, Store, folders_end_in_slash, place, print_answer
 from cytoray.cli.common import size as _size
 from cytoray.cli.data import app
 
@@ -22,11 +21,13 @@ def ingest(
     uris: Annotated[
         list[str] | None, typer.Argument(help="Files, folders, s3://… objects, or s3://…/ prefixes.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file; what else is given here overrides it.")] = None,
-    store: Annotated[str | None, typer.Option(help="Where the corpus goes: s3://bucket/prefix or a folder.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; other options override it.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Destination of the corpus: s3://bucket/prefix or a folder.")
+    ] = None,
     corpus: Annotated[str | None, typer.Option(help="Name of the corpus.")] = None,
-    append: Annotated[bool, typer.Option("--append", help="Add what is new as the corpus's next version.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers only; tell cells, bytes, time.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add new cells as the next version of the corpus.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers only; print cells, bytes and time.")] = False,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
     as_json: AsJson = False,
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
@@ -35,9 +36,7 @@ def ingest(
     from cytoray.config import build_config, load_config
     from cytoray.corpus.config import IngestConfig
 
-    if store is None and config is None:  # a YAML file names its store itself
-        store = os.environ.get(STORE)
-    given = {"store": store, "corpus": corpus, "append": append or None}
+    given = {"store": place(store, STORE, config=config), "corpus": corpus, "append": append or None}
     sets = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     if uris:
         sets.append(f"sources={json.dumps([{'uri': uri} for uri in folders_end_in_slash(uris)])}")
@@ -54,7 +53,7 @@ def ingest(
 
 
 def _show_dry_run(settings: object, *, as_json: bool) -> None:
-    """Print what an ingest would do."""
+    """Print the plan of an ingest."""
     from cytoray.corpus.config import IngestConfig
     from cytoray.corpus.ingesting.planning import dry_run
 
@@ -112,7 +111,7 @@ def show(
     store: Store,
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest as JSON.")] = False,
 ) -> None:
-    """Show what a corpus holds and where its cells came from."""
+    """Show the contents of a corpus and the sources of its cells."""
     from cytoray.corpus.manifest import load_manifest
     from cytoray.corpus.version_text import describe_corpus
 
@@ -127,7 +126,7 @@ def show(
 @app.command()
 def diff(
     older: Corpus,
-    newer: Annotated[str, typer.Argument(help="What to compare it with.", show_default=False)],
+    newer: Annotated[str, typer.Argument(help="Version to compare it with.", show_default=False)],
     store: Store,
     as_json: AsJson = False,
 ) -> None:
@@ -142,7 +141,7 @@ def diff(
 
 @app.command()
 def verify(corpus: Corpus, store: Store, as_json: AsJson = False) -> None:
-    """Read every byte of a corpus again against its digest; exit code 2 if one is not as it was written."""
+    """Verify every byte of a corpus against its digests; exit code 2 if anything was changed."""
     from cytoray import progress
     from cytoray.corpus.manifest import load_manifest
     from cytoray.corpus.versions import verify as verify_corpus
@@ -169,16 +168,16 @@ def verify(corpus: Corpus, store: Store, as_json: AsJson = False) -> None:
 def gc(
     store: Store,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
-    grace_hours: Annotated[float, typer.Option(help="Leave younger objects: an ingest may be under way.", min=0)] = 24,
+    grace_hours: Annotated[float, typer.Option(help="Keep younger objects: an ingest may be running.", min=0)] = 24,
     as_json: AsJson = False,
 ) -> None:
-    """Find objects that no committed version names: left by ingests that were killed."""
+    """Find objects that belong to no committed version, left behind by killed ingests."""
     from cytoray.corpus.versions import gc as collect
 
     report = collect(store, dry_run=not delete, grace_s=grace_hours * 3600)
     lines = [("deleted " if report.deleted else "orphan  ") + uri for uri in report.orphans]
     done = "deleted" if report.deleted else "would be deleted (--delete does it)"
-    lines.append(f"{len(report.orphans):,} {done}; {report.num_young:,} younger than {grace_hours:g} h are left alone")
+    lines.append(f"{len(report.orphans):,} {done}; {report.num_young:,} younger than {grace_hours:g} h are kept")
     print_answer(report, lines, as_json=as_json)
 
 
@@ -187,10 +186,10 @@ def export(
     corpus: Corpus,
     store: Store,
     to: Annotated[str, typer.Option(help="Local path of the file or folder to write.", show_default=False)],
-    format: Annotated[Literal["h5ad", "zarr", "annbatch"], typer.Option(help="What to write.")] = "h5ad",
-    select: Annotated[str | None, typer.Option(help="Cells to write, as an expression over obs.")] = None,
+    format: Annotated[Literal["h5ad", "zarr", "annbatch"], typer.Option(help="Format to write.")] = "h5ad",
+    select: Annotated[str | None, typer.Option(help="Cells to write, as an expression over columns of obs.")] = None,
 ) -> None:
-    """Write a corpus, or the cells of a selection, as AnnData again."""
+    """Export a corpus, or selected cells of it, as AnnData."""
     from cytoray import progress
     from cytoray.corpus.export import ExportOptions
     from cytoray.corpus.export import export as write
@@ -202,7 +201,7 @@ def export(
 
 
 def _duration(seconds: float) -> str:
-    """A time for people."""
+    """Format a duration for reading."""
     if seconds < 120:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

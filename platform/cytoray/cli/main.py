@@ -1,4 +1,4 @@
-"""The command line: each command is a thin call into a room; errors are one paragraph and exit code 2."""
+"""The command line: each command is a thin call into the library; errors are one paragraph and exit code 2."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from typer.exceptions import TyperException
 from cytoray.cli import corpora, models, train
 from cytoray.cli.common import (
     EXIT_CODES,
+    STORE,
+    TRACKING,
     AsJson,
     Overrides,
     TrackingUri,
     load_defaults,
+    place,
     print_answer,
     print_error,
     report_mistake,
@@ -33,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Look at and check configuration files.", no_args_is_help=True)
+config_app = typer.Typer(help="Show and check configuration files.", no_args_is_help=True)
 tracking_app = typer.Typer(help="The run journals and MLflow.", no_args_is_help=True)
 _GROUPS = {
     "data": corpora.app,
@@ -49,7 +52,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="A YAML file of one stage.", sh
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is a paragraph on stderr (JSON on stdout with --json) and exit code 2."""
+    """Run the command line; a user's mistake prints a paragraph on stderr (JSON on stdout with --json), exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cytoray").setLevel(logging.INFO)
     as_json = "--json" in sys.argv[1:]
@@ -59,22 +62,20 @@ def main() -> None:
     except CytorayError as error:
         report_mistake(error, as_json=as_json)
         sys.exit(error.exit_code)
-    except TyperException as error:  # of --json only: a wrong option is an error of the same shape
+    except TyperException as error:  # with --json only: a wrong option is printed in the same form as other errors
         print_error(type(error).__name__, error.format_message(), remedy="See --help.")
         sys.exit(error.exit_code)
 
 
 @app.command()
 def quickstart(
-    folder: Annotated[Path, typer.Option(help="Local folder for everything that is made.")] = Path(
-        "cytoray-quickstart"
-    ),
+    folder: Annotated[Path, typer.Option(help="Local folder for all results.")] = Path("cytoray-quickstart"),
     store: Annotated[
-        str | None, typer.Option(help="s3://bucket/prefix or folder for the data; default: in FOLDER.")
+        str | None, typer.Option(help="Store: s3://bucket/prefix or a folder; default: in FOLDER.")
     ] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if it is not Amazon's.")] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not Amazon's.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Your own .h5ad (path or s3://); default: cells from scanpy.")
+        str | None, typer.Option(help="Your own .h5ad (path or s3://); default: cells shipped with scanpy.")
     ] = None,
     label_key: Annotated[str | None, typer.Option(help="Column of obs with the cell types of --data.")] = None,
     port: Annotated[int, typer.Option(help="Port of the service.", min=1, max=65535)] = 8000,
@@ -83,9 +84,11 @@ def quickstart(
     steps: Annotated[
         int, typer.Option(help="Optimiser steps of pretraining; fine-tuning takes 5 to 8 times as many.", min=2)
     ] = 60,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier quickstart made, start over.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the results of an earlier quickstart and start again.")
+    ] = False,
 ) -> None:
-    """Take real cells from a store to a served, checked cell-type model: the whole way, in a few minutes."""
+    """Run all stages on real cells, from ingest to a served cell-type model, in a few minutes."""
     if endpoint_url is not None:
         os.environ["AWS_ENDPOINT_URL"] = endpoint_url
     from cytoray.cluster import prepare_auth
@@ -97,7 +100,7 @@ def quickstart(
 
 
 def _stage_command(name: str, help_text: str) -> Callable[..., None]:
-    """A command that runs the stage file ``jobs/NAME.py`` would run."""
+    """Build the command that runs the same stage as ``jobs/NAME.py``."""
 
     def command(
         config: Annotated[Path, typer.Option("--config", help="YAML file of this stage.", show_default=False)],
@@ -114,10 +117,10 @@ def _stage_command(name: str, help_text: str) -> Callable[..., None]:
 
 
 for _name, _help in {
-    "ingest": "Files of cells to a committed corpus.",
-    "pretrain": "A corpus to a pretrained run.",
-    "finetune": "A pretrained run to a cell-type annotation model.",
-    "evaluate": "Scores and plots on held-out cells, beside simple baselines.",
+    "ingest": "Ingest files of cells into a committed corpus.",
+    "pretrain": "Pretrain a model on a corpus.",
+    "finetune": "Fine-tune a pretrained run for cell-type annotation.",
+    "evaluate": "Score a model on held-out cells beside simple baselines, with plots.",
     "promote": "Register a run's bundle in MLflow and move an alias to it.",
 }.items():
     app.command(_name)(_stage_command(_name, _help))
@@ -131,16 +134,25 @@ def embed(
         str | None,
         typer.Option(help="Bundle or public checkpoint (folder or s3://), models:/NAME@ALIAS, or run:NAME."),
     ] = None,
-    h5ad: Annotated[bool, typer.Option("--h5ad", help="Also an h5ad file a source, with obsm X_scGPT.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file; what else is given here overrides it.")] = None,
+    store: Annotated[str | None, typer.Option(help="Root of everything cytoray keeps, for run:NAME.")] = None,
+    uri: Annotated[str | None, typer.Option("--uri", help="MLflow, for models:/…: http(s)://… or sqlite:///…")] = None,
+    h5ad: Annotated[bool, typer.Option("--h5ad", help="Also write one h5ad per source, with obsm X_scGPT.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file; other options override it.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
 ) -> None:
-    """Embed and annotate the cells of files offline, any number of them; a killed run continues where it stopped."""
+    """Embed and annotate the cells of files offline; a killed run continues where it stopped."""
     from cytoray.config import build_config, load_config
     from cytoray.stages.config import EmbedConfig
 
-    given = {"out": out, "model": model, "h5ad": h5ad or None, "data": [{"uri": uri} for uri in uris or ()] or None}
+    given = {
+        "out": out,
+        "model": model,
+        "store": place(store, STORE, config=config),
+        "tracking.uri": place(uri, TRACKING, config=config),
+        "h5ad": h5ad or None,
+        "data": [{"uri": source} for source in uris or ()] or None,
+    }
     sets = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None] + overrides
     settings = load_config(EmbedConfig, config, overrides=sets) if config else build_config(EmbedConfig, overrides=sets)
     from cytoray.stages.job import print_result, run_configured
@@ -166,12 +178,12 @@ def serve(
 
         try:
             url = run_service(settings, host=settings.host, port=settings.port)
-            typer.echo(f"{url}/v1/annotate and {url}/v1/embed answer; OpenAPI at {url}/docs. Ctrl-C stops.")
+            typer.echo(f"Serving {url}/v1/annotate and {url}/v1/embed; OpenAPI at {url}/docs. Stop with Ctrl-C.")
             threading.Event().wait()
         except KeyboardInterrupt:
             typer.echo("stopping", err=True)
         finally:
-            if is_shared():  # a Ray that was started here ends as a whole
+            if is_shared():  # a Ray started here is stopped as a whole
                 stop_service()
 
 
@@ -181,7 +193,7 @@ def config_check(
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Check configuration files; each mistake is reported with file, line, key path and the nearest valid key."""
+    """Check configuration files; report each mistake with file, line, key path and the nearest valid key."""
     from cytoray.stages.config import load_stage_config
 
     rows: list[dict[str, Any]] = []
@@ -218,7 +230,7 @@ def tracking_sync(
     uri: TrackingUri,
     as_json: AsJson = False,
 ) -> None:
-    """Send MLflow what it missed while it was away; nothing is sent twice."""
+    """Send MLflow the events that it missed while unreachable; nothing is sent twice."""
     from cytoray.tracking import sync
 
     report = sync(folder, uri=uri)

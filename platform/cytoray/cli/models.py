@@ -1,4 +1,4 @@
-"""``cytoray models …``: registered versions, and models to and from the public scGPT layout."""
+"""Commands of ``cytoray models``: registered versions, import and export of the public scGPT layout."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def list_(
 @app.command()
 def register(
     bundle: Annotated[str, typer.Argument(help=MODEL, show_default=False)],
-    name: Annotated[str, typer.Option(help="Name of the registered model; made if missing.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Name of the registered model; created if missing.", show_default=False)],
     uri: TrackingUri,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the version, such as champion.")] = None,
     store: RunStore = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a bundle as a model version, a candidate; it needs no training run and no scores."""
+    """Register a bundle as a new model version and candidate; needs neither a training run nor scores."""
     from cytoray.registry.models import register as register_bundle
     from cytoray.registry.opening import open_model
     from cytoray.registry.promotion import promote_version
@@ -73,15 +73,16 @@ def rollback(
 
 @app.command("import")
 def import_(
-    folder: Annotated[str, typer.Argument(help="Folder or s3://… with best_model.pt, args.json, vocab.json.")],
+    folder: Annotated[str, typer.Argument(help="Folder or s3://… with best_model.pt, args.json and vocab.json.")],
     out: Annotated[Path, typer.Option(help="Local folder for the bundle; must not exist.", show_default=False)],
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="FIELD=VALUE", help="num_heads=8, cell_embedding=mean, …; repeatable.")
     ] = [],  # noqa: B006 - typer reads the default, nothing mutates it
     label: Annotated[list[str], typer.Option(help="Name of the classifier's next output; repeatable.")] = [],  # noqa: B006
-    labels: Annotated[Path | None, typer.Option(help="File with these names instead, one a line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with these names instead, one per line.")] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Let a head that is there in part start from initial values.")
+        bool,
+        typer.Option("--allow-missing", help="Initialise missing tensors of a head that is only partly in the file."),
     ] = False,
 ) -> None:
     """Convert a public scGPT checkpoint into a bundle; reports each tensor and runs no code from the files."""
@@ -102,7 +103,9 @@ def export(
     out: Annotated[Path, typer.Option(help="Local folder for the checkpoint; must not exist.", show_default=False)],
     layout: Annotated[
         Literal["flash", "wrapper", "torch"],
-        typer.Option(help="How attention is named: flash as released, wrapper as scGPT main, torch without flash."),
+        typer.Option(
+            help="Names of the attention tensors: flash as released, wrapper as scGPT main, torch without flash."
+        ),
     ] = "flash",
     store: RunStore = None,
     uri: Annotated[str | None, typer.Option(envvar=TRACKING, help="MLflow, for models:/….")] = None,
@@ -122,7 +125,7 @@ def export(
 
 @contextmanager
 def _local(uri: str) -> Iterator[Path]:
-    """The folder itself, or a copy of it that lasts as long as it is used."""
+    """Yield the folder itself, or a temporary local copy of it."""
     from cytoray import storage
 
     if not storage.is_remote(uri):
@@ -134,7 +137,7 @@ def _local(uri: str) -> Iterator[Path]:
 
 
 def _fields(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["num_heads=8"]`` as ``{"num_heads": 8}``; values are read as YAML."""
+    """Parse ``["num_heads=8"]`` as ``{"num_heads": 8}``; values are YAML."""
     import yaml
 
     from cytoray.errors import ConfigError
@@ -152,13 +155,13 @@ def _fields(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _names(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    """The names of labels, from one of the two places they can come from."""
+    """Return the names of labels from the options or the file."""
     from cytoray.errors import ConfigError
 
     if file is None:
         return tuple(given)
     if given:
-        raise ConfigError("Both --label and --labels name labels.", remedy="Give one of them.")
+        raise ConfigError("--label and --labels cannot be combined.", remedy="Use one of them.")
     try:
         return tuple(file.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
+from cytoray.tokens.mapping import MIN_HUMAN_SHARE
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 MAX_STORED_BINS = 256  # bins 0 to 255
@@ -120,7 +121,7 @@ class CheckConfig(Config):
         0.95, gt=0, le=1, description="Share of log-normalised cells whose counts must come back exactly."
     )
     min_human_share: float = Field(
-        0.9, gt=0, le=1, description="Where species are mixed: share of a cell's counts that must be human."
+        MIN_HUMAN_SHARE, gt=0, le=1, description="Where species are mixed: share of a cell's counts that must be human."
     )
     sum_older_names: bool = Field(
         False, description="Sum columns with an older name of a gene into its own column, rather than leave them out."

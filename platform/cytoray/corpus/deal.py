@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import functools
 import queue
-import time
 from collections.abc import Iterator
 from concurrent.futures import wait
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
+from cytoray.corpus.reading_tasks import Unhurried, read_run, warm_up
 from cytoray.corpus.streaming.background import Room, start_daemon
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 
-if TYPE_CHECKING:  # Ray Data's executor loads this module, and has no use for the half a second of kernels and readers
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
-
+if TYPE_CHECKING:
     from cytoray.corpus.stream import CorpusStream
 
 TASK_CPUS = 0.25  # what a read task reserves beside training workers
 TASKS_AT_A_TIME = 2  # of one rank: each makes far more than a rank takes, and what is ready waits in the object store
 READ_AHEAD_BYTES = 64 * 2**20  # held in the object store, which ranks share
 LEAVING_S = 5.0  # for the block that is under way
-PAUSE_S = 0.1  # less than what a worker has read ahead lasts
-
-
-class Unhurried(ExecutionCallback):
-    """A callback that makes Ray Data 2.60 pause while its output waits to be read.
-
-    Its loop waits for output of a task; once there is some and no room for it, the loop spins, on half a core or more
-    per rank, until training ends.
-    """
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        """Pause if no consumer is waiting."""
-        if not executor._consumer_idling():
-            time.sleep(PAUSE_S)
 
 
 def steps_dataset(stream: CorpusStream, start: int, stop: int) -> ray.data.Dataset:
@@ -62,6 +44,8 @@ class DealtSteps(DataConfig):
     ) -> list[dict[str, ray.data.DataIterator]]:
         """Build one pipeline per rank: windows -> that rank's minibatches, in order."""
         stream = ray.put(self._stream)
+        for _ in range(world_size):  # the imports of a worker that reads, while the executor's process starts
+            ray.remote(warm_up).options(num_cpus=self._task_cpus).remote([stream])
         return [
             {name: self._rank_iterator(dataset, stream, rank, world_size) for name, dataset in datasets.items()}
             for rank in range(world_size)
@@ -75,7 +59,7 @@ class DealtSteps(DataConfig):
         # A block is one row of any size: with a target that every row exceeds, Ray neither joins nor cuts them.
         dataset.context.target_max_block_size = 1
         dataset.context.custom_execution_callback_classes = [Unhurried]
-        read = functools.partial(_read_run, stream=stream, rank=rank, world_size=world_size)
+        read = functools.partial(read_run, stream=stream, rank=rank, world_size=world_size)
         dealt = dataset.map_batches(
             read,
             batch_size=None,
@@ -86,20 +70,6 @@ class DealtSteps(DataConfig):
         )
         # "Splitting" in one moves Ray Data's executor to an actor; in the worker its thread would slow every step.
         return dealt.streaming_split(1, equal=False)[0]
-
-
-@functools.lru_cache(maxsize=2)
-def _get_stream(reference: ray.ObjectRef[CorpusStream]) -> CorpusStream:
-    """Return the stream, unpickled once per worker: a large corpus's manifest takes longer than reading a window."""
-    return cast("CorpusStream", ray.get(reference))
-
-
-def _read_run(runs: pa.Table, *, stream: ray.ObjectRef[CorpusStream], rank: int, world_size: int) -> Iterator[pa.Table]:
-    """Read runs of steps for one rank, a block at a time."""
-    here = _get_stream(stream)
-    for run in runs.to_pylist():
-        for chunk in here.read_chunks(range(run["start"], run["stop"]), rank=rank, world_size=world_size):
-            yield chunk.to_table()
 
 
 def iterate_steps(iterator: ray.data.DataIterator) -> Iterator[StepBatch]:

@@ -169,19 +169,19 @@ class LabelledSample:
 
 
 def sample_labelled_cells(
-    store: str, manifest: CorpusManifest, label_key: str, *, max_cells: int, seed: int = 0
+    store: str, manifest: CorpusManifest, options: MemberOptions, *, max_cells: int, seed: int = 0
 ) -> LabelledSample:
-    """Load cells that have a label in ``label_key``; of a large corpus ``max_cells``, in row groups drawn at random.
+    """Load selected cells that have a label; of a large corpus ``max_cells``, in row groups drawn at random.
 
     Only those row groups are read and held. Cells come in the order of the corpus. CorpusError if no cell has a label.
     """
-    members = find_members(store, manifest, MemberOptions(label_key=label_key), seed=seed)
+    members = find_members(store, manifest, options, seed=seed)
     ends = np.cumsum(members.counts)
     units = np.arange(len(members.counts))
     if ends[-1] > max_cells:
         order = np.argsort(combine(seed, int(Purpose.SAMPLING), units.astype(np.uint64)), kind="stable")
         units = np.sort(order[: int(np.searchsorted(np.cumsum(members.counts[order]), max_cells)) + 1])
-    stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1, label_key), members)
+    stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1, options.label_key), members)
     parts: list[SparseCells] = []
     codes = [np.empty(0, np.int32)]
     for unit in units[members.counts[units] > 0].tolist():

@@ -1,1 +1,1 @@
-"""The transformer and the bundle that carries it; knows neither Ray nor object stores."""
+"""The transformer, and the bundle in which it is saved; independent of Ray and object stores."""

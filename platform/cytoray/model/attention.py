@@ -1,7 +1,7 @@
 """Self-attention: every token attends to the known tokens of its cell, an unknown token also to itself.
 
-No L x L mask is made: cells are computed one by one, or packed kernels keep them apart, and the one score of an
-unknown token with itself rides on an extra key (see ``_with_extra_row``).
+No L x L mask is needed: cells are computed one by one, or packed kernels separate them, and the score of an
+unknown token with itself uses an extra key (see ``_with_extra_row``).
 """
 
 # B cells, T tokens = all known ones, then all unknown ones; Q queries; L known and G unknown tokens of a cell,
@@ -20,7 +20,7 @@ from cytoray.model.layout import Layout, Segments
 if TYPE_CHECKING:
     from cytoray.model.config import AttentionBackend
 
-# Fused GPU kernels want head widths in multiples of 8; the CPU's do not care.
+# Fused GPU kernels need head widths in multiples of 8; those of the CPU do not.
 _HEAD_MULTIPLE = 8
 # Below this many tokens per cell on average, padding costs a CPU less than one call per cell.
 _SHORT = 96
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden_TD: Tensor, *, layout: Layout, cls_only: bool = False) -> Tensor:
-        """Attended rows (Q, D): those of all T tokens, or with ``cls_only`` of ``layout.cls_rows``."""
+        """Return the attention output (Q, D) for all T tokens, or with ``cls_only`` for ``layout.cls_rows``."""
         width = hidden_TD.shape[1]
         if cls_only:
             asking_QD = hidden_TD.index_select(0, layout.cls_rows)
@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
         return torch.cat([self.out_proj(known_QD), unknown_UD])
 
     def weights(self, hidden_LD: Tensor) -> Tensor:
-        """Attention weights (H, L, L) of one cell of known tokens: row = query, column = key."""
+        """Return the attention weights (H, L, L) of one cell of known tokens: row = query, column = key."""
         q_LHd, k_LHd, _ = self.Wqkv(hidden_LD).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         scores_HLL = torch.einsum("qhd,khd->hqk", q_LHd, k_LHd) * q_LHd.shape[-1] ** -0.5
         weights_HLL: Tensor = scores_HLL.softmax(dim=-1)
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
 def choose_backend(
     layout: Layout, *, like: Tensor, backend: AttentionBackend, dropout: float = 0.0
 ) -> AttentionBackend:
-    """Return the kernel that ``auto`` means for queries ``like`` these.
+    """Choose the kernel of ``auto`` for queries ``like`` these.
 
     On a GPU packed flash attention, which needs half precision and has no dropout, else padded; on a CPU cell by
     cell, or padded if cells are short.
@@ -101,7 +101,7 @@ def attend(
     backend: AttentionBackend = "auto",
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention (Q, H, d) of the queries: ``asking`` known ones, cell after cell, then every unknown token."""
+    """Compute attention (Q, H, d) for the queries: ``asking`` known ones, cell by cell, then all unknown tokens."""
     chosen = choose_backend(layout, like=q_QHd, backend=backend, dropout=dropout)
     if chosen == "flex":
         from cytoray.model.flex_attention import attend_flex
@@ -123,7 +123,7 @@ def attend(
 
 
 class _Call(NamedTuple):
-    """Arguments of a kernel beside queries, keys and values."""
+    """Arguments of a kernel other than queries, keys and values."""
 
     asking: Segments
     keys: Segments
@@ -147,13 +147,13 @@ def _with_extra_row(rows_KHd: Tensor, known: Segments, *, spare: int) -> Tensor:
 
 
 def _put_self_back(attended_UHe: Tensor, v_UHd: Tensor) -> Tensor:
-    """The attended value: the weight of the own value is in the first extra column."""
+    """Add a token's own value, whose weight is in the first extra column."""
     width = v_UHd.shape[-1]
     return torch.addcmul(attended_UHe[..., :width], attended_UHe[..., width : width + 1], v_UHd)
 
 
 def _by_cell(q_QHd: Tensor, k_KHd: Tensor, v_KHd: Tensor, call: _Call) -> Tensor:
-    """One call of fused attention for each run of neighbouring cells of equal lengths; no mask at all."""
+    """Call fused attention, without a mask, for each run of neighbouring cells of equal lengths."""
     runs = _common_runs(call.asking, call.keys)
     q_parts = q_QHd.split([count * num_q for count, num_q, _ in runs])
     k_parts = k_KHd.split([count * num_k for count, _, num_k in runs])
@@ -168,7 +168,7 @@ def _by_cell(q_QHd: Tensor, k_KHd: Tensor, v_KHd: Tensor, call: _Call) -> Tensor
 
 
 def _padded(q_QHd: Tensor, k_KHd: Tensor, v_KHd: Tensor, call: _Call) -> Tensor:
-    """Fused attention over padded cells, padding masked as keys."""
+    """Compute fused attention over padded cells, with padding masked as keys."""
     sized = ((call.asking, q_QHd), (call.keys, k_KHd), (call.keys, v_KHd))
     query, keys, values = (segments.pad(rows).transpose(1, 2) for segments, rows in sized)
     mask = None if call.keys.are_equal else call.keys.real[:, None, None, :]
@@ -179,7 +179,7 @@ def _padded(q_QHd: Tensor, k_KHd: Tensor, v_KHd: Tensor, call: _Call) -> Tensor:
 
 
 def _varlen(q_QHd: Tensor, k_KHd: Tensor, v_KHd: Tensor, call: _Call) -> Tensor:
-    """Torch's variable-length flash attention: CUDA, half precision, no dropout."""
+    """Compute torch's variable-length flash attention: CUDA, half precision, no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
     assert not call.dropout, "varlen attention has no dropout"
@@ -201,7 +201,7 @@ _KERNELS = {"cell": _by_cell, "sdpa": _padded, "varlen": _varlen}
 
 
 def _common_runs(asking: Segments, keys: Segments) -> list[tuple[int, int, int]]:
-    """(cells, queries, keys) of each run of neighbours that agree in both."""
+    """Yield (cells, queries, keys) of each run of neighbouring cells with equal numbers of both."""
     runs: list[tuple[int, int, int]] = []
     for sizes in zip(asking.lengths, keys.lengths, strict=True):
         count = runs.pop()[0] if runs and runs[-1][1:] == sizes else 0

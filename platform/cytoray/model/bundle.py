@@ -1,4 +1,4 @@
-"""ModelBundle: the one folder that crosses from training to serving, self-describing, digest-checked, no pickle."""
+"""ModelBundle: the folder that passes from training to serving, self-describing, verified by digests, no pickle."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class ModelBundle:
         check_attachment_names(self.attachments)
 
     def tokenizer(self) -> CellTokenizer:
-        """The tokenizer for cells that the model is asked about."""
+        """Tokenizer for inference."""
         return CellTokenizer(self.vocabulary, self.tokenizer_config, self.inference)
 
 
 def save_bundle(bundle: ModelBundle, folder: Path) -> str:
-    """Write the bundle as ``folder``, which appears whole or not at all, and return its digest.
+    """Write the bundle as ``folder``, which appears only when complete, and return its digest.
 
     Equal content gives equal bytes and so an equal digest. Raises ConflictError if ``folder`` exists.
     """
@@ -120,9 +120,9 @@ def load_bundle(folder: Path) -> ModelBundle:
 
 
 class _Preprocessing(TokenizerConfig):
-    """The content of ``preprocessing.json``."""
+    """Content of ``preprocessing.json``."""
 
-    inference: InferenceConfig = DRAWN  # in bundles written before it was recorded
+    inference: InferenceConfig = DRAWN  # in older bundles, which do not record it
 
 
 def _serialise(bundle: ModelBundle) -> dict[str, bytes]:
@@ -145,7 +145,7 @@ def _serialise(bundle: ModelBundle) -> dict[str, bytes]:
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """Numbers in fp32, counters as they are."""
+    """Convert floating-point tensors to fp32; others are not changed."""
     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", kind).contiguous()
 
@@ -163,7 +163,7 @@ def _parse(kind: type[Value], data: bytes, *, file: Path) -> Value:
 
 
 def _build(config: ModelConfig, *, pad_id: int, weights: bytes) -> ScGPT:
-    """Build the model around tensors as they were stored, without drawing random numbers first."""
+    """Build the model from stored tensors, without drawing random initial weights first."""
     try:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
@@ -189,7 +189,7 @@ def _check_tensors(tensors: dict[str, Tensor], *, expected: dict[str, Tensor]) -
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
             raise ModelError(
                 f"Tensor {name} is {tensor.dtype} {tuple(tensor.shape)}, "
-                f"config.json wants {wanted.dtype} {tuple(wanted.shape)}.",
+                f"config.json requires {wanted.dtype} {tuple(wanted.shape)}.",
                 remedy="Export the bundle again.",
                 tensor=name,
             )

@@ -103,7 +103,7 @@ def digest_files(contents: Mapping[str, bytes], attachments: Mapping[str, Attach
 def write_files(folder: Path, contents: Mapping[str, bytes], attachments: Mapping[str, Attachment]) -> str:
     """Write a bundle's files as ``folder``, which appears whole or not at all, and return its digest."""
     if folder.exists():
-        raise ConflictError(f"{folder} exists already.", remedy="Choose another folder; a bundle is never overwritten.")
+        raise ConflictError(f"{folder} already exists.", remedy="Choose another folder; a bundle is never overwritten.")
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     draft.mkdir(parents=True)
@@ -136,8 +136,8 @@ def read_verified(folder: Path) -> VerifiedFiles:
     if present != expected.keys():
         missing, extra = sorted(expected.keys() - present), sorted(present - expected.keys())
         raise DigestError(
-            f"{folder} does not hold the files of a bundle: missing {missing}, not listed {extra}.",
-            remedy="Copy the bundle again, whole and alone in its folder.",
+            f"{folder} does not contain exactly the files of a bundle: missing {missing}, not listed {extra}.",
+            remedy="Copy the complete bundle again into an empty folder.",
             missing=missing,
             extra=extra,
         )

@@ -1,8 +1,9 @@
-"""The device that a model computes on, chosen in one place for the Python face, offline embedding and serving."""
+"""Choose the device of a model, for the Python API, offline embedding and serving."""
 
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 
@@ -38,11 +39,15 @@ def choose_reserved_device(num_gpus: float) -> torch.device:
         return torch.device("cpu")
     device = choose_device("auto")
     if device.type == "cpu":
-        logger.warning("%g GPU(s) are reserved, but PyTorch finds none: computing on the CPU", num_gpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        logger.warning(
+            "%g GPU(s) are reserved (CUDA_VISIBLE_DEVICES: %s), but PyTorch finds none: computing on the CPU",
+            num_gpus, visible,
+        )  # fmt: skip
     return device
 
 
 def _usable() -> list[str]:
-    """Kinds of devices of this process, the fastest first."""
+    """Return the kinds of devices of this process, the fastest first."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return [kind for kind, usable in there.items() if usable]

@@ -41,10 +41,10 @@ def _kernel(device: str) -> Callable[..., Any]:
     return torch.compile(kernel, dynamic=False) if device == "cuda" else kernel
 
 
-# One layout serves all layers and both passes.
+# All layers and both passes use one layout.
 @functools.lru_cache(maxsize=4)
 def _block_mask(layout: Layout, *, everything: bool) -> BlockMask:
-    """Which blocks of queries and keys meet; padding to whole blocks belongs to no cell but itself."""
+    """Return the blocks of queries and keys to compute; padding to whole blocks counts as a separate cell."""
     device = layout.known.device
     cells = layout.known.cells if layout.unknown is None else torch.cat([layout.known.cells, layout.unknown.cells])
     rows = torch.arange(len(cells), device=device) if everything else layout.cls_rows
@@ -56,7 +56,7 @@ def _block_mask(layout: Layout, *, everything: bool) -> BlockMask:
     known = torch.arange(len(cells), device=device) < layout.known.total
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query may attend to a key."""
+        """Return whether a query may attend to a key."""
         row = rows[query]
         return (cells[row] == cells[key]) & (known[key] | (row == key))
 

@@ -1,4 +1,4 @@
-"""Floating-point operations that a model needs for given cells, so that speed is a share of the machine's peak.
+"""Count the floating-point operations that a model needs for given cells, to compare speed with a machine's peak.
 
 Matrix products only, a multiply-add being two operations; real tokens only; attention as its rule needs it: a known
 token's row of scores over the known tokens of its cell, an unknown one's over these and itself.
@@ -32,7 +32,7 @@ class Flops:
 
 
 def embedding_flops(config: ModelConfig, lengths: Sequence[int]) -> Flops:
-    """Operations to embed B cells of these many tokens; of ``<cls>`` alone, the last layer is needed for it only."""
+    """Count the operations to embed B cells with these numbers of tokens; of the last layer only ``<cls>``."""
     tokens, cells = sum(lengths), len(lengths)
     asked = cells if config.cell_embedding == "cls" else tokens
     scores = sum(length * length for length in lengths)
@@ -46,7 +46,7 @@ def embedding_flops(config: ModelConfig, lengths: Sequence[int]) -> Flops:
 
 
 def generative_flops(config: ModelConfig, known: Sequence[int], unknown: Sequence[int]) -> Flops:
-    """Operations of one generative forward of B cells with these many known and unknown tokens, both decoders included.
+    """Count the operations of a generative forward of B cells with these known and unknown tokens, decoders included.
 
     The last layer is needed for ``<cls>`` and the unknown tokens only. A second pass needs the same, less the
     cell-conditioned decoder.

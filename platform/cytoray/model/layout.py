@@ -33,7 +33,7 @@ class Segments:
         """Lengths as int64 (B,)."""
         counts = torch.tensor(self.lengths, dtype=torch.int64)
         if self.device.type == "cuda":
-            counts = counts.pin_memory()  # or the host would wait for all that the device has still to do
+            counts = counts.pin_memory()  # otherwise the host would wait for all pending work of the device
         return counts.to(self.device, non_blocking=True)
 
     @cached_property
@@ -91,7 +91,7 @@ class Layout:
 
     @staticmethod
     def of(known: tuple[int, ...], unknown: tuple[int, ...] | None = None, *, device: torch.device) -> Layout:
-        """The layout of cells with these numbers of known and of unknown tokens."""
+        """Build the layout of cells with these numbers of known and unknown tokens."""
         return Layout(Segments(known, device), None if unknown is None else Segments(unknown, device))
 
     @cached_property

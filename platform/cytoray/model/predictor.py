@@ -1,4 +1,4 @@
-"""Embeddings and labels of cells from a bundle, in plain torch: the same code offline and behind the service."""
+"""Predict embeddings and labels of cells with a bundle, in plain torch: the same code offline and in the service."""
 
 # C cells, B cells of one minibatch, D width, K labels
 
@@ -29,12 +29,12 @@ class Predictions:
     """Predictions for C cells, in their order."""
 
     embeddings: Float32  # (C, D), L2-normalised
-    probabilities: Float32 | None  # (C, K), rows sum to 1; None where the bundle has no labels
+    probabilities: Float32 | None  # (C, K), rows sum to 1; None if the bundle has no labels
     labels: tuple[str, ...]  # names of the K columns
 
 
 class CellPredictor:
-    """Embed and, where the bundle has labels, classify cells; a cell's result does not depend on its neighbours."""
+    """A predictor of embeddings and, if the bundle has labels, cell types; a cell's result is independent of others."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class CellPredictor:
         pooling: Pooling | None = None,
         empty_cells: Literal["error", "nan"] = "error",
     ) -> None:
-        """``batch_tokens`` bounds the tokens of a minibatch; a longer single cell goes alone.
+        """Prepare a predictor; ``batch_tokens`` is the maximum number of tokens per minibatch of more than one cell.
 
         ``pooling`` is how hidden states become an embedding, by default the model's own way. ``empty_cells``:
         cells without any gene raise a ModelError, or have NaN in all their results.

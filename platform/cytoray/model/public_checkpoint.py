@@ -151,14 +151,14 @@ def export_bundle(
     layout: AttentionLayout = "flash",
     args: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a bundle in the public scGPT layout as ``folder``, which appears whole or not at all.
+    """Write a bundle in the public scGPT layout as ``folder``, which appears only when complete.
 
     ``args`` supplies the keys of ``args.json`` about training, such as ``lr``; they are null otherwise. Settings
     without a key are stored under ``cytoray``. Raises ConflictError if ``folder`` exists.
     """
     folder = Path(folder)
     if folder.exists():
-        raise ConflictError(f"{folder} exists already.", remedy="Choose another folder; nothing is ever overwritten.")
+        raise ConflictError(f"{folder} already exists.", remedy="Choose another folder; nothing is overwritten.")
     state = {name: _plain(tensor) for name, tensor in bundle.model.state_dict().items()}
     config, tokenizer = bundle.model.config, bundle.tokenizer_config
     shown = shown_fields(Shapes({name: tuple(tensor.shape) for name, tensor in state.items()}))
@@ -180,7 +180,7 @@ def export_bundle(
 def _check_folder(folder: Path, *, needs_args: bool) -> None:
     """Raise NotFoundError that names the missing and the present files."""
     if not folder.is_dir():
-        kind = "a file, not a folder" if folder.exists() else "not there"
+        kind = "a file, not a folder" if folder.exists() else "missing"
         raise NotFoundError(f"{folder} is {kind}.", remedy=f"Give the folder with {WEIGHTS}, {ARGS} and {VOCABULARY}.")
     wanted = [WEIGHTS, *([ARGS] if needs_args else []), VOCABULARY]
     missing = [name for name in wanted if not (folder / name).is_file()]

@@ -13,7 +13,7 @@ AttentionLayout = Literal["flash", "wrapper", "torch"]
 Shape = tuple[int, ...]
 
 GENES, LAYERS = "encoder.embedding.weight", "transformer_encoder.layers"
-#: Without these a model computes noise; everything else is a head or a condition that a file may have in part.
+#: Required tensors; all others belong to heads or conditions, which a file may lack.
 BODY = ("encoder.", "value_encoder.", "transformer_encoder.")
 _HEADS = ("decoder.", "cls_decoder.", "mvc_decoder.", "grad_reverse_discriminator.")
 #: Everything that a model may have beside its body.
@@ -64,7 +64,7 @@ def layout_name(name: str, layout: AttentionLayout) -> str:
 
 
 def released_order(names: Iterable[str]) -> list[str]:
-    """Names in the order of the original: as given, but heads last, the classifier before the cell-conditioned one."""
+    """Sort names in the order of the original: heads last, the classifier before the cell-conditioned decoder."""
     return sorted(names, key=lambda name: next((n for n, head in enumerate(_HEADS) if name.startswith(head)), -1))
 
 
@@ -97,7 +97,7 @@ def shown_fields(shapes: Shapes) -> dict[str, Any]:
     """
     num_layers = shapes.count(LAYERS)
     if not num_layers:
-        raise _mismatch(f"There are no tensors {LAYERS}.*, which the model cannot do without", tensor=f"{LAYERS}.0")
+        raise _mismatch(f"There are no tensors {LAYERS}.*, which the model requires", tensor=f"{LAYERS}.0")
     return {
         "vocabulary_size": shapes.size((GENES, 0)),
         "width": shapes.size((GENES, 1)),

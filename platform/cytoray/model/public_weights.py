@@ -18,7 +18,7 @@ from cytoray.errors import ModelError
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "module", "net")
 _CHUNK_BYTES = 2**20
-# What torch.load is known to raise for bytes that are no checkpoint, or a damaged one.
+# Exceptions that torch.load raises for damaged files and files that are not checkpoints.
 _UNREADABLE = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError,
     LookupError, TypeError, AttributeError, AssertionError, OverflowError, MemoryError, ImportError, OSError,
@@ -29,7 +29,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors of a ``torch.save`` file by name, as stored, and notes on where they were found.
 
     A plain state dict, or a dict that holds one under one of ``_WRAPPERS``, perhaps nested. The tensors
-    may be views of the file itself. Raises ModelError for anything else; nothing of the file is ever run.
+    may be views of the file itself. Raises ModelError for anything else; no code of the file is ever run.
     """
     content = _load(file)
     old = "the file has torch's old format, which has no checksums: changed weights would not have been noticed"
@@ -67,7 +67,7 @@ def _load(file: Path) -> Any:
             else "it is truncated, damaged or not a torch.save file of tensors only"
         )
         raise ModelError(
-            f"{file} is refused: {reason}. Nothing of it was run.",
+            f"{file} is rejected: {reason}. No code of it was run.",
             remedy="Give a state dict: torch.save(model.state_dict(), 'best_model.pt').",
             file=str(file),
             **({"refused": refused[1]} if refused else {}),
@@ -87,7 +87,7 @@ def _can_be_mapped(file: Path) -> bool:
             if not _is_intact(archive, record):
                 raise ModelError(
                     f"{file} is damaged: the bytes of its record {record.filename} are not those that were saved. "
-                    "Nothing of it was run.",
+                    "No code of it was run.",
                     remedy="Copy the checkpoint again from its source.",
                     file=str(file),
                     record=record.filename,
@@ -117,7 +117,7 @@ def _check_storage(tensor: Tensor, *, name: str, file: Path) -> None:
 
 def _no_weights(file: Path, reason: str) -> ModelError:
     return ModelError(
-        f"{file} is not a state dict: {reason}. Nothing of it was run.",
+        f"{file} is not a state dict: {reason}. No code of it was run.",
         remedy="Give a dict from names to tensors: torch.save(model.state_dict(), 'best_model.pt').",
         file=str(file),
     )

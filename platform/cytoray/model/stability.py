@@ -1,4 +1,4 @@
-"""How much a model's answers hang on what should not matter: a seed, a few genes, a little less sequencing."""
+"""Measure how much a model's answers change with the seed, without a few genes, and with fewer counts."""
 
 # C cells
 
@@ -15,7 +15,7 @@ from cytoray.tokens.keys import combine, uniform
 
 DROPPED_GENES = 0.01
 KEPT_COUNTS = 0.9
-_GENES, _COUNTS = 1, 2  # what a random number is for
+_GENES, _COUNTS = 1, 2  # purposes of random numbers
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Stability:
 
 
 def measure_stability(bundle: ModelBundle, cells: SparseCells, *, seed: int = 0) -> dict[str, Stability]:
-    """Ask about C cells again with another seed, without 1 % of the genes, and with counts thinned to 90 %.
+    """Predict C cells again with another seed, without 1 % of the genes, and with counts thinned to 90 %.
 
-    Cells that a change leaves without genes are not compared. Thinning is left out for values that are not counts.
+    Cells that a change leaves without genes are not compared. Thinning is skipped for values that are not counts.
     """
     first = CellPredictor(bundle, empty_cells="nan").predict(cells)
     other_seed = bundle.tokenizer_config.model_copy(update={"seed": bundle.tokenizer_config.seed + 1})
@@ -51,7 +51,7 @@ def measure_stability(bundle: ModelBundle, cells: SparseCells, *, seed: int = 0)
 
 
 def compare(first: Predictions, second: Predictions) -> Stability:
-    """Compare two answers to C cells, those that are NaN left out."""
+    """Compare two answers to C cells, without those that are NaN."""
     cosines = np.einsum("cd,cd->c", first.embeddings, second.embeddings)
     known = np.isfinite(cosines)
     kept = None
@@ -62,19 +62,19 @@ def compare(first: Predictions, second: Predictions) -> Stability:
 
 
 def drop_genes(cells: SparseCells, *, share: float, seed: int) -> SparseCells:
-    """The cells without a random ``share`` of all genes, the same genes in each cell."""
+    """Drop a random ``share`` of all genes, the same genes in each cell."""
     kept = uniform(combine(seed, _GENES, cells.gene_ids)) >= share
     return _with_values(cells, np.where(kept, cells.values, 0))
 
 
 def thin_counts(cells: SparseCells, *, share: float, seed: int) -> SparseCells:
-    """The cells as if only a random ``share`` of their molecules had been counted."""
+    """Keep a random ``share`` of the counted molecules of each cell."""
     drawn = np.random.default_rng([seed, _COUNTS]).binomial(cells.values.astype(np.int64), share)
     return _with_values(cells, drawn)
 
 
 def _with_values(cells: SparseCells, values: np.ndarray) -> SparseCells:
-    """The cells with other values; zeros are left out."""
+    """Return the cells with other values, without zeros."""
     kept = values > 0
     indptr = np.concatenate([[0], np.cumsum(kept)])[cells.indptr].astype(np.int64)
     return SparseCells(cells.gene_ids[kept], values[kept].astype(np.float32), indptr, cells.cell_ids)

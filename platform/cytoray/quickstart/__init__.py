@@ -1,1 +1,1 @@
-"""The whole way on one machine with one command: ingest, pretrain, fine-tune, evaluate, register, serve, query."""
+"""All stages on one machine with one command: ingest, pretrain, fine-tune, evaluate, register, serve, query."""

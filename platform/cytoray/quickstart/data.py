@@ -1,4 +1,4 @@
-"""The quickstart's cells: the labelled blood cells that scanpy ships, or the user's own, split and put in the store."""
+"""Cells of the quickstart: labelled blood cells shipped with scanpy, or the user's own, split and stored."""
 
 # C cells, G genes
 
@@ -33,7 +33,7 @@ EMBEDDED_LABEL_KEY = "bulk_labels"
 
 @dataclass(frozen=True)
 class SplitData:
-    """Where the two halves lie, how many cells each has, and what was found in the file."""
+    """Locations and sizes of the training and held-out cells, and a description of the file."""
 
     train_uri: str
     held_out_uri: str
@@ -41,21 +41,21 @@ class SplitData:
     num_held_out: int
     label_key: str
     description: str
-    identity: str  # of the source's bytes, the label column and the cap
+    identity: str  # digest of the source's bytes, the label column and max_cells
     skipped: bool = False
 
 
 def embedded_data() -> str:
-    """``pbmc68k_reduced``: 700 labelled human blood cells inside the installed scanpy."""
+    """Return ``pbmc68k_reduced``: 700 labelled human blood cells from the installed scanpy."""
     path = importlib.resources.files("scanpy.datasets") / "10x_pbmc68k_reduced.h5ad"
     return str(path)
 
 
 def put_split_data(uri: str, label_key: str, *, prefix: str, max_cells: int) -> SplitData:
-    """Split the cells of an h5ad into train and held-out ones, by label, and write both below ``prefix``.
+    """Split the cells of an h5ad into training and held-out cells, by label, and write both below ``prefix``.
 
-    At most ``max_cells`` cells (a keyed sample) are used. A split made before from the same file is returned.
-    Raises CorpusError for whatever is wrong with the file.
+    At most ``max_cells`` cells (a keyed sample) are used. An existing split of the same file is returned.
+    Raises CorpusError if the file is not usable.
     """
     with open_source(find_one(SourceConfig(uri=uri))) as reader:
         description = reader.describe()
@@ -85,9 +85,9 @@ def put_split_data(uri: str, label_key: str, *, prefix: str, max_cells: int) -> 
 def split_rows(
     labels: list[str | None], keys: npt.NDArray[np.float64], *, max_cells: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows to train on and rows held out: of each label a fifth (at least one cell if it has two), by ``keys`` (C,).
+    """Choose rows for training and held-out rows: a fifth of each label (at least one of two cells), by ``keys`` (C,).
 
-    Cells without a label are trained on. Raises CorpusError if there are fewer than two distinct labels.
+    Cells without a label are used for training. Raises CorpusError if there are fewer than two distinct labels.
     """
     chosen = np.sort(np.argsort(keys, kind="stable")[:max_cells])
     held_out: list[int] = []
@@ -99,13 +99,13 @@ def split_rows(
     if names.nunique() < 2:
         raise CorpusError(
             f"The label column has {names.nunique()} distinct label(s); at least two are needed.",
-            remedy="Name another column with --label-key.",
+            remedy="Choose another column with --label-key.",
         )
     return np.setdiff1d(chosen, held_out), np.sort(np.array(held_out, np.int64))
 
 
 def _write(reader: CellReader, rows: npt.NDArray[np.int64], label_key: str, uri: str) -> None:
-    """Write some rows of the chosen matrix, with the table of cells, as an h5ad in the store."""
+    """Write some rows of the chosen matrix, with obs, as an h5ad in the store."""
     step = 4_096
     parts = []
     for start in range(0, len(reader.obs), step):

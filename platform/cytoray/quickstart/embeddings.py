@@ -1,4 +1,4 @@
-"""Measure how well embeddings separate cell types, beside PCA: after a minute of pretraining they hardly do."""
+"""Measure how well embeddings separate cell types compared with PCA; after a minute of pretraining they hardly do."""
 
 # C cells, D dimensions, G genes
 
@@ -23,21 +23,17 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Separation:
-    """Share of cells whose type is that of most of their nearest cells, by the model's embeddings and by PCA."""
+    """Shares of cells whose type is that of most of their nearest neighbours, by the model's embeddings and by PCA."""
 
     model: float
     pca: float
 
     def text(self) -> str:
-        """Return what this means, in one line."""
-        verdict = "as informative as" if self.model >= self.pca else "not as informative as"
-        if self.model < self.pca:
-            verdict += " PCA: pretrain longer, or use a published checkpoint; PCA has"
-        else:
-            verdict += " PCA, which has"
+        """Describe the result in one sentence."""
+        hint = " Pretrain longer, or use a published checkpoint." if self.model < self.pca else ""
         return (
-            f"Embeddings of the pretrained model alone find the type of {self.model:.0%} of the held-out cells by "
-            f"their {NUM_NEIGHBOURS} nearest, and are {verdict} {self.pca:.0%}."
+            f"Before fine-tuning, the {NUM_NEIGHBOURS} nearest neighbours of a held-out cell give its type for "
+            f"{self.model:.0%} of the cells by embeddings, and for {self.pca:.0%} by PCA.{hint}"
         )
 
 
@@ -47,7 +43,7 @@ def measure_separation(cells: SparseCells, labels: Sequence[str], *, embeddings:
 
 
 def neighbour_accuracy(points_CD: Float32, labels: Sequence[str]) -> float:
-    """Return the share of cells whose label most of their nearest other cells have (of equals, the first in order)."""
+    """Return the share of cells whose label is the most frequent one among their nearest neighbours."""
     names, codes = np.unique(np.asarray(labels, str), return_inverse=True)
     count = min(NUM_NEIGHBOURS, len(codes) - 1)
     if count < 1:

@@ -1,4 +1,4 @@
-"""Run the stages one after the other, check that each held what it promised, and tell what was made."""
+"""Run the stages one after the other, check the result of each, and report what was made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cytoray.quickstart.embeddings import Separation, measure_separation
 from cytoray.quickstart.plan import Plan, build_plan
 from cytoray.quickstart.report import StageLog, show_summary
 from cytoray.stages import run
-from cytoray.tasks.annotation import AnnotationReport
+from cytoray.tasks.annotation import AnnotationReport, held_out_stability
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
@@ -50,9 +50,11 @@ class QuickstartOptions:
 
 
 def run_quickstart(options: QuickstartOptions) -> None:
-    """The whole way, from a file of cells to a served model; raises CytorayError when anything did not hold."""
+    """Run all stages, from a file of cells to a served model; raises CytorayError if a check fails."""
     if (options.data is None) != (options.label_key is None):
-        raise CytorayError("--data and --label-key belong together.", remedy="Name the file and its column of types.")
+        raise CytorayError(
+            "--data and --label-key must be used together.", remedy="Give the file and its column of cell types."
+        )
     from cytoray.serving.app import check_port
 
     check_port(SERVE_HOST, port=options.port)  # now, not after minutes of training
@@ -63,7 +65,7 @@ def run_quickstart(options: QuickstartOptions) -> None:
     log = StageLog()
     with log.stage("data") as row:
         split = _split(options, storage.join(store, "raw"))
-        row.tell(split.num_train + split.num_held_out, split.train_uri, skipped=split.skipped)
+        row.fill(split.num_train + split.num_held_out, split.train_uri, skipped=split.skipped)
     logger.info("data: %s", split.description)
     plan = build_plan(split, store=store, folder=folder, port=options.port, num_steps=options.num_steps)
     plan.write(folder / "configs")
@@ -75,13 +77,13 @@ def run_quickstart(options: QuickstartOptions) -> None:
 
 
 def _prepare_folder(options: QuickstartOptions) -> Path:
-    """The local folder, emptied with ``--fresh`` if it is ours."""
+    """Return the local folder; ``--fresh`` empties it if the quickstart made it."""
     folder = options.folder.expanduser().absolute()
     if options.fresh and folder.exists():
         if not (folder / MARKER).exists() and any(folder.iterdir()):
             raise CytorayError(
                 f"{folder} was not made by the quickstart, so --fresh will not empty it.",
-                remedy="Name another folder with --folder.",
+                remedy="Choose another folder with --folder.",
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ def _prepare_folder(options: QuickstartOptions) -> Path:
 
 
 def _split(options: QuickstartOptions, prefix: str) -> SplitData:
-    """The user's cells, or the embedded ones, in the store."""
+    """Put the user's cells, or the example cells, into the store."""
     data, label_key = options.data or embedded_data(), options.label_key or EMBEDDED_LABEL_KEY
     return put_split_data(data, label_key, prefix=prefix, max_cells=options.max_cells)
 
@@ -99,47 +101,48 @@ def _train(plan: Plan, split: SplitData, log: StageLog) -> None:
     """Ingest, pretrain, fine-tune."""
     with log.stage("ingest") as row, progress.stage("ingest", total=split.num_train, unit="cells") as advance:
         ingested = run.ingest(plan.ingest, advance=advance)
-        row.tell(ingested.manifest.num_cells, ingested.uri, skipped=ingested.skipped)
+        row.fill(ingested.manifest.num_cells, ingested.uri, skipped=ingested.skipped)
     steps = plan.pretrain.train.num_steps
     with log.stage("pretrain") as row, progress.stage("pretrain", total=steps, unit="steps") as advance:
         result, bundle = run.pretrain(plan.pretrain, advance=advance)
         save_card(plan.pretrain, result, bundle=bundle)
-        row.tell(_cells(plan.pretrain), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
+        row.fill(_cells(plan.pretrain), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
     steps = plan.finetune.train.num_steps
     with log.stage("finetune") as row, progress.stage("finetune", total=steps, unit="steps") as advance:
         result, bundle = run.finetune(plan.finetune, advance=advance)
-        save_card(plan.finetune, result, bundle=bundle)
-        row.tell(_cells(plan.finetune), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
+        stability = held_out_stability(plan.finetune, bundle)
+        save_card(plan.finetune, result, bundle=bundle, stability=stability)
+        row.fill(_cells(plan.finetune), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
 
 
 def _cells(config: RunConfig) -> int:
-    """Cells a run sees, each as often as it comes."""
+    """Return the number of cells in all steps of a run, repetitions included."""
     return config.train.num_steps * config.train.cells_per_step
 
 
 def _learned(result: TrainingResult) -> str:
-    """Say how the loss went down; TrainingError if it did not."""
+    """Describe how the loss decreased; raises TrainingError if it did not."""
     losses = [point["loss"] for point in result.history]
     tenth = max(1, len(losses) // 10)
     first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
     if not last < first:
         raise TrainingError(
-            f"The loss of {result.checkpoint.uri} did not go down ({first:.3f} to {last:.3f}).",
-            remedy="Look at the cells: are they counts of human genes?",
+            f"The loss of {result.checkpoint.uri} did not decrease ({first:.3f} to {last:.3f}).",
+            remedy="Check that the cells are counts of human genes.",
         )
     return f"loss {first:.3g} -> {last:.3g}"
 
 
 def _evaluate_and_register(plan: Plan, log: StageLog) -> tuple[AnnotationReport, Separation]:
-    """Score the held-out cells, draw the plots, make the model a version with the alias champion."""
+    """Score the held-out cells, draw the plots, and register the model with the alias champion."""
     with log.stage("evaluate") as row:
         report = run.evaluate(plan.evaluate)
         scores = report.scores["cytoray"]
         separation = _measure_pretrained(plan)
-        row.tell(scores.num_cells, plan.evaluate.folder, note=f"accuracy {scores.accuracy:.3f}")
+        row.fill(scores.num_cells, plan.evaluate.folder, note=f"accuracy {scores.accuracy:.3f}")
     with log.stage("register") as row:
         version = run.promote(plan.promote)
-        row.tell(None, f"models:/{version.name}/{version.version}", note=f"alias {plan.promote.alias}")
+        row.fill(None, f"models:/{version.name}/{version.version}", note=f"alias {plan.promote.alias}")
     return report, separation
 
 
@@ -152,27 +155,27 @@ def _measure_pretrained(plan: Plan) -> Separation:
 
 
 def _serve_and_ask(plan: Plan, report: AnnotationReport, log: StageLog) -> str:
-    """Serve the champion, ask it about held-out cells, and compare with the offline answers."""
+    """Serve the champion, send it held-out cells, and compare with the offline answers."""
     from cytoray.serving.app import run_service, stop_service
 
     try:
         with log.stage("serve") as row:
             start()
             url = run_service(plan.serve, host=plan.serve.host, port=plan.serve.port)
-            row.tell(None, url, note=f"{plan.serve.min_replicas} to {plan.serve.max_replicas} replicas")
+            row.fill(None, url, note=f"{plan.serve.min_replicas} to {plan.serve.max_replicas} replicas")
         with log.stage("query") as row:
             held_out = read_labelled_cells(plan.evaluate.data, plan.evaluate.label_key).cells
             rows = np.arange(min(NUM_QUERIES, held_out.num_cells))
             worst = compare_served(url, held_out.take(rows), report.predictions)
-            row.tell(2 * len(rows), f"{url}/v1/annotate", note=f"served = offline to {worst:.0e}")
+            row.fill(2 * len(rows), f"{url}/v1/annotate", note=f"served = offline to {worst:.0e}")
     finally:
-        if is_shared():  # a Ray that was started here ends as a whole
+        if is_shared():  # a Ray started here is stopped as a whole
             stop_service()
     return url
 
 
 def compare_served(url: str, cells: SparseCells, offline: Predictions) -> float:
-    """Ask both routes about the first cells of ``offline``; the largest difference, ServingError above 1e-5."""
+    """Send the first cells of ``offline`` to both routes; returns the largest difference, ServingError above 1e-5."""
     from cytoray.serving.client import Client
 
     vocabulary = GeneVocabulary.load_default()

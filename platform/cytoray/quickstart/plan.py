@@ -1,4 +1,4 @@
-"""What the quickstart runs: one configuration a stage, also written out as YAML so that each can be run as a job."""
+"""Configurations of the quickstart's stages, also written as YAML so that each can be run as a job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cytoray.training.config import FinetuneConfig, OptimizerConfig, PretrainCon
 MODEL_NAME = "cytoray-quickstart"
 TINY = ShapeConfig(width=64, num_heads=4, feedforward_width=64, num_layers=2, dropout=0.0, cell_embedding="mean")
 SMALL = 1_000  # training cells
-# 400 of a cell's genes: enough to tell blood cells apart, and a step stays under half a second on one core.
+# 400 genes per cell: enough to distinguish blood cells, and a step takes less than half a second on one core.
 TOKENS = TokenizerConfig(max_length=401)
 
 
@@ -43,12 +43,12 @@ class Plan:
 
 
 def _train_config(num_steps: int, *, cells_per_step: int) -> TrainConfig:
-    """A run with a checkpoint half-way."""
+    """Return training options with a checkpoint half-way."""
     return TrainConfig(num_steps=num_steps, cells_per_step=cells_per_step, checkpoint_every=max(1, num_steps // 2))
 
 
 def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_steps: int) -> Plan:
-    """All stages for one split of cells; names carry its identity, so other data makes another corpus and run."""
+    """Configure all stages for one split of cells; its id is part of the names, so other data make other runs."""
     tracking = TrackingConfig(
         uri=f"sqlite:///{folder / 'mlflow.db'}",
         experiment=f"cytoray-quickstart-{split.identity}",
@@ -72,7 +72,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
         tracking=tracking,
     )
-    # Some 17 epochs of a few hundred cells, or 7 of a few thousand: what a few minutes on two cores allow.
+    # About 17 epochs of a few hundred cells, or 7 of a few thousand: a few minutes on two cores.
     finetune_steps = (5 if split.num_train < SMALL else 8) * num_steps
     finetune = FinetuneConfig(
         store=store,
@@ -89,7 +89,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
 
 
 def _model_stages(finetune: FinetuneConfig, split: SplitData, *, folder: Path, port: int) -> dict[str, Any]:
-    """The stages that use the fine-tuned model."""
+    """Configure the stages that use the fine-tuned model."""
     model, cache = f"run:{finetune.run}", str(folder / "models")
     common: dict[str, Any] = {"store": finetune.store, "tracking": finetune.tracking, "cache_folder": cache}
     return {

@@ -1,4 +1,4 @@
-"""The quickstart's last words: a table of stages, the scores beside the baselines, and what to do next."""
+"""The report of the quickstart: a table of stages, the scores beside the baselines, and next steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cytoray.tasks.annotation import AnnotationReport
 
 @dataclass
 class StageRow:
-    """One line of the table; a stage fills in what it made."""
+    """One line of the table, which the stage fills in."""
 
     name: str
     seconds: float = 0.0
@@ -25,10 +25,10 @@ class StageRow:
     where: str = ""
     note: str = ""
 
-    def tell(self, num_cells: int | None, where: str, *, note: str = "", skipped: bool = False) -> None:
-        """Say how many cells went through, where the result lies, and that it was there before, if so."""
+    def fill(self, num_cells: int | None, where: str, *, note: str = "", skipped: bool = False) -> None:
+        """Fill in the number of cells, the location of the result, and a note; ``skipped`` if it already existed."""
         self.num_cells, self.where = num_cells, where
-        self.note = "done before, skipped" if skipped else note
+        self.note = "already done, skipped" if skipped else note
 
 
 @dataclass
@@ -39,7 +39,7 @@ class StageLog:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageRow]:
-        """Time a stage; it counts only if the block ends well."""
+        """Time a stage; it is added only if the block does not raise."""
         row, started = StageRow(name), time.monotonic()
         yield row
         row.seconds = time.monotonic() - started
@@ -53,7 +53,7 @@ def show_summary(log: StageLog, report: AnnotationReport, *, separation: str, ur
     console.print(_scores(report))
     console.print(separation, soft_wrap=True)
     console.print(f"plots     {report.files['confusion']}\n          {report.files['umap']}", soft_wrap=True)
-    console.print(f"asked at  {url}/v1/annotate and {url}/v1/embed (OpenAPI: {url}/docs)", soft_wrap=True)
+    console.print(f"queried   {url}/v1/annotate and {url}/v1/embed (OpenAPI: {url}/docs)", soft_wrap=True)
     console.print("\nNext:")
     configs = folder / "configs"
     console.print(
@@ -71,7 +71,7 @@ def _stages(rows: list[StageRow]) -> Table:
     for name, justify in (("stage", "left"), ("time", "right"), ("cells/s", "right"), ("result", "left"), ("", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        skipped = row.note.startswith("done before")
+        skipped = row.note.startswith("already done")
         rate = f"{row.num_cells / row.seconds:,.0f}" if row.num_cells and row.seconds and not skipped else ""
         table.add_row(row.name, f"{row.seconds:.1f} s", rate, row.where, row.note)
     return table

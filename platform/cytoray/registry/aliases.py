@@ -1,7 +1,7 @@
-"""Move aliases in an order that a crash anywhere leaves a champion, and a way back to the one before it.
+"""Move aliases in an order that preserves the champion, and a way back to its predecessor, after any crash.
 
-Each champion is tagged with the version it took over from before any alias moves. So when a crash left ``previous`` and
-``champion`` on one version, the tag of that version still knows which one ``previous`` was on.
+Before any alias moves, the new champion is tagged with the version that it replaces. If a crash leaves ``previous`` and
+``champion`` on the same version, the tag of that version still names the one that ``previous`` belongs to.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ REPLACED_TAG = "cytoray.replaced_version"
 
 
 def holder(client: MlflowClient, name: str, *, alias: str) -> str | None:
-    """The number of the version that has the alias, or None."""
+    """Return the number of the version that has the alias, or None."""
     number = client.get_registered_model(name).aliases.get(alias)
     return None if number is None else str(number)
 
 
 def mark_candidate(client: MlflowClient, name: str, version: str, *, alias: str | None) -> None:
-    """Make the version the candidate, unless it is the champion already and nobody asked for this very alias."""
+    """Make the version the candidate, unless it is already the champion and ``alias`` is not `candidate`."""
     if alias == CANDIDATE or holder(client, name, alias=CHAMPION) != version:
         _set(client, name, version, alias=CANDIDATE)
 
 
 def move_alias(client: MlflowClient, name: str, version: str, *, alias: str) -> None:
-    """Point ``alias`` at the version, which then is no candidate any more; its old holder becomes ``previous``.
+    """Move ``alias`` to the version, which then stops being the candidate; the old holder becomes ``previous``.
 
-    Each step is one row of the store, so readers see the old holder or the new one. ``previous`` follows ``champion``
-    only. Moving an alias to its holder changes nothing, but for what a crash may have left behind.
+    Each step changes one row of the store, so readers see either the old holder or the new one. ``previous`` is changed
+    for ``champion`` only. Moving an alias to its holder changes nothing, but repairs what a crash may have left behind.
     """
     before = holder(client, name, alias=alias)
     failpoint("register.before_alias")
@@ -50,7 +50,7 @@ def move_alias(client: MlflowClient, name: str, version: str, *, alias: str) -> 
 
 
 def find_previous(client: MlflowClient, name: str, champion: str) -> str | None:
-    """The version to go back to from ``champion``: that with the alias, or that of the tag after a crash."""
+    """Find the version to roll back to from ``champion``: that with the alias or, after a crash, that in the tag."""
     found = holder(client, name, alias=PREVIOUS)
     if found != champion:
         return found
@@ -60,7 +60,7 @@ def find_previous(client: MlflowClient, name: str, champion: str) -> str | None:
 
 
 def _restore_previous(client: MlflowClient, name: str, champion: str) -> None:
-    """Undo what a promotion that died half-way has left: ``previous`` on the champion itself."""
+    """Repair the result of an interrupted promotion: ``previous`` on the champion itself."""
     if holder(client, name, alias=PREVIOUS) != champion:
         return
     previous = find_previous(client, name, champion)

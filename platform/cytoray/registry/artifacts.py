@@ -1,4 +1,4 @@
-"""A bundle's files on their way to a run's artifacts and back into a local cache that is named by digest."""
+"""Upload a bundle's files to a run's artifacts, and download them into a local cache named by digest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIGEST_TAG = "cytoray.bundle_digest"
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """One version of a registered model; ``digest`` is its bundle's, empty when cytoray did not register it."""
+    """One version of a registered model; ``digest`` is that of its bundle, empty if cytoray did not register it."""
 
     name: str
     version: int
@@ -31,9 +31,9 @@ class RegisteredVersion:
 
 
 def upload_bundle(client: MlflowClient, folder: Path, *, run_id: str, digest: str) -> str:
-    """Store the bundle with the run, unless it is there already, and return its artifact URI.
+    """Store the bundle with the run, unless it is already there, and return its artifact URI.
 
-    The listing is compared afterwards, so that no version is made of files that did not arrive.
+    The listing is compared afterwards, so that no version is created from incomplete files.
     """
     path = f"bundle-{digest[:16]}"
     local = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
@@ -43,7 +43,7 @@ def upload_bundle(client: MlflowClient, folder: Path, *, run_id: str, digest: st
     if stored != local:
         remedy = "Check the artifact store of the experiment, then register again."
         raise RegistryError(
-            f"The bundle did not arrive whole at run {run_id}.", remedy=remedy, local=local, stored=stored
+            f"The bundle was not stored completely in run {run_id}.", remedy=remedy, local=local, stored=stored
         )
     return f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{path}"
 
@@ -62,14 +62,14 @@ def _stored_files(client: MlflowClient, run_id: str, path: str) -> dict[str, int
 
 
 def fetch_bundle(version: RegisteredVersion, *, tracking_uri: str, cache_folder: Path) -> ModelBundle:
-    """Load the version's bundle from the cache, downloading it first if need be; a damaged cache is replaced.
+    """Load the version's bundle from the cache, downloading it first if necessary; a damaged cache is replaced.
 
-    The download appears in the cache whole and verified or not at all. Raises DigestError, RegistryError.
+    The download appears in the cache only when complete and verified. Raises DigestError, RegistryError.
     """
-    if not re.fullmatch("[0-9a-f]{64}", version.digest):  # it is about to become a folder name
+    if not re.fullmatch("[0-9a-f]{64}", version.digest):  # it becomes the name of a folder
         remedy = "Register the bundle with cytoray."
         raise RegistryError(f"{version.name} {version.version} was not registered by cytoray.", remedy=remedy)
-    remedy = "Its stored files were changed or lost: go back to another version, or register the bundle again."
+    remedy = "Its stored files were changed or lost: use another version, or register the bundle again."
     wanted = WantedBundle(version.digest, label=f"{version.name} version {version.version}", remedy=remedy)
 
     def fetch(draft: Path) -> Path:

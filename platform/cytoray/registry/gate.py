@@ -1,4 +1,4 @@
-"""What a candidate's scores must reach before it takes over: a threshold, its baselines, the model it would replace."""
+"""The gate of a promotion: a candidate's scores must pass a threshold, beat baselines and match the champion."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from cytoray.config import Config, Location
 from cytoray.errors import RegistryError
 
 Rows = Mapping[str, Mapping[str, float]]  # of a table of scores: the metrics of each model and baseline, by name
-# What cytoray writes that a better model has less of.
+# Metrics of cytoray for which lower is better.
 ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "masked", "classification"})
 ROUNDING = 1e-12  # 0.8 - 0.7 is a little less than 0.1
 
 
 class GateConfig(Config):
-    """Conditions that a version must meet, all of them, before an alias moves to it."""
+    """Conditions that a version must all meet before an alias moves to it."""
 
     scores: Location = Field(
-        description="scores.json of `cytoray evaluate`, or card.json of a run with its figures on cells held out."
+        description="scores.json of `cytoray evaluate`, or card.json of a run, which has its errors on held-out cells."
     )
-    metric: str = Field(pattern=r"^[\w-][\w.-]*$", description="What is compared, such as macro_f1 or accuracy.")
-    model: str = Field("cytoray", min_length=1, description="The row of `scores` that is about this model.")
-    better: Literal["higher", "lower"] = Field("higher", description="What a better model has of `metric`.")
-    at_least: float | None = Field(None, allow_inf_nan=False, description="Smallest value that passes.")
-    at_most: float | None = Field(None, allow_inf_nan=False, description="Largest value that passes; of errors.")
-    beats: tuple[str, ...] = Field((), description="Rows of `scores` that the model must be better than.")
+    metric: str = Field(pattern=r"^[\w-][\w.-]*$", description="Metric to compare, such as macro_f1 or accuracy.")
+    model: str = Field("cytoray", min_length=1, description="Row of `scores` for this model.")
+    better: Literal["higher", "lower"] = Field("higher", description="Whether a higher or a lower `metric` is better.")
+    at_least: float | None = Field(None, allow_inf_nan=False, description="Minimum value that passes.")
+    at_most: float | None = Field(None, allow_inf_nan=False, description="Maximum value that passes, for errors.")
+    beats: tuple[str, ...] = Field((), description="Rows of `scores` that the model must beat.")
     not_below_champion: bool = Field(
-        False, description="Whether it must be as good as the version that has the alias, when that was promoted."
+        False, description="Whether it must be as good as the version with the alias was when that was promoted."
     )
     tolerance: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="How much worse than the champion is still good."
+        0.0, ge=0, allow_inf_nan=False, description="How much worse than the champion still passes."
     )
 
     @model_validator(mode="after")
     def _has_conditions_of_one_direction(self) -> Self:
         if self.better == "higher" and self.metric in ERRORS:
-            raise ValueError(f"{self.metric} is an error: write better: lower")
+            raise ValueError(f"{self.metric} is an error: set better: lower")
         wrong = "at_most" if self.better == "higher" else "at_least"
         if getattr(self, wrong) is not None:
-            raise ValueError(f"{wrong} does not go with better: {self.better}")
+            raise ValueError(f"{wrong} cannot be combined with better: {self.better}")
         if self.at_least is None and self.at_most is None and not self.beats and not self.not_below_champion:
-            raise ValueError("this gate asks for nothing: give at_least (or at_most), beats or not_below_champion")
+            raise ValueError("this gate has no condition: set at_least (or at_most), beats or not_below_champion")
         if self.tolerance and not self.not_below_champion:
-            raise ValueError("tolerance belongs to not_below_champion")
+            raise ValueError("tolerance requires not_below_champion")
         return self
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that a candidate would replace; ``score`` is None when it was promoted without this metric."""
+    """The version that a candidate would replace; ``score`` is None if it was promoted without this metric."""
 
     version: int
     score: float | None
@@ -60,7 +60,7 @@ class Champion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The scores that were compared, by row, and a sentence for each condition that failed: none if it passed."""
+    """The scores that were compared, by row, and a sentence for each condition that failed."""
 
     score: float
     beaten: Mapping[str, float]
@@ -68,9 +68,9 @@ class Verdict:
 
 
 def judge(gate: GateConfig, rows: Rows, *, champion: Champion | None) -> Verdict:
-    """Hold the scores against every condition. Without a champion there is nothing to fall below.
+    """Check the scores against every condition; without a champion that condition passes.
 
-    Raises RegistryError that lists what there is when a row or its metric is missing.
+    Raises RegistryError that lists the rows or metrics found if one is missing.
     """
     score = _score(gate, rows, gate.model)
     baselines = {name: _score(gate, rows, name) for name in gate.beats}
@@ -92,7 +92,7 @@ def judge(gate: GateConfig, rows: Rows, *, champion: Champion | None) -> Verdict
 
 
 def _compare(gate: GateConfig, score: float, champion: Champion, *, sign: float) -> list[str]:
-    """The scores that are worse than the champion's, in at most one sentence."""
+    """Describe, in at most one sentence, how the score falls below that of the champion."""
     here, there = f"{gate.metric} {_number(score)}", f"version {champion.version}"
     if champion.score is None:
         return [f"{here} cannot be compared: {there} was promoted without {gate.metric} (promote it with its scores)"]
@@ -102,7 +102,7 @@ def _compare(gate: GateConfig, score: float, champion: Champion, *, sign: float)
 
 
 def _score(gate: GateConfig, rows: Rows, name: str) -> float:
-    """The metric of one row."""
+    """Return the metric of one row."""
     if name not in rows:
         there = f"There are: {', '.join(sorted(rows)) or 'none'}."
         raise RegistryError(f"{gate.scores} has no scores of {name!r}.", remedy=there, scores=gate.scores)

@@ -1,4 +1,4 @@
-"""Model versions: a bundle's files as artifacts of a run, tagged with its digest and lineage, named by aliases last.
+"""Model versions: a bundle's files as artifacts of a run, tagged with digest and lineage, and named by aliases.
 
 Neither ``mlflow.pytorch`` nor ``pyfunc`` is used: both would store and load code; a bundle is safetensors and JSON.
 """
@@ -28,7 +28,7 @@ _MODEL_URI = re.compile(rf"models:/(?P<name>{_NAME.pattern})(?:@(?P<alias>[A-Za-
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a model comes from; each known field becomes the tag ``cytoray.<field>`` of its version."""
+    """The origin of a model; each known field becomes the tag ``cytoray.<field>`` of its version."""
 
     run_id: str | None = None
     corpus_manifest_digest: str | None = None
@@ -37,7 +37,7 @@ class Lineage:
     parent_version: str | None = None
 
     def tags(self) -> dict[str, str]:
-        """The fields that are known, as tags."""
+        """Return the known fields as tags."""
         return {f"cytoray.{key}": value for key, value in dataclasses.asdict(self).items() if value}
 
 
@@ -49,17 +49,17 @@ def register(
     lineage: Lineage | None = None,
     alias: str | None = None,
 ) -> RegisteredVersion:
-    """Make the bundle a version of the model ``name``, the candidate, and, last of all, move ``alias`` to it.
+    """Register the bundle as a version of the model ``name``, make it the candidate, and finally move ``alias`` to it.
 
-    The files become artifacts of the MLflow run ``lineage.run_id`` (of a run of their own when that is None); the tags
-    are the bundle's own lineage overlaid with ``lineage``. A bundle that is a version already is not registered twice,
-    and an interrupted registration continues where it stopped: until ``alias`` moves, the version is ``candidate`` (a
-    champion registered again is not made one). ``promotion.promote_version`` moves an alias behind a gate.
-    Raises DigestError or ModelError for a bad bundle, RegistryError when MLflow is away or refuses.
+    The files become artifacts of the MLflow run ``lineage.run_id`` (a separate run if that is None); the tags
+    are the bundle's own lineage overlaid with ``lineage``. A bundle that is already a version is not registered twice,
+    and an interrupted registration is continued: until ``alias`` moves, the version is ``candidate`` (unless it is the
+    champion). ``promotion.promote_version`` checks a gate before it moves an alias.
+    Raises DigestError or ModelError for a bad bundle, RegistryError if MLflow does not answer or rejects the request.
     """
     if not _NAME.fullmatch(name):
         raise RegistryError(f"{name!r} is not a model name.", remedy="Use letters, digits, dot, dash and underscore.")
-    bundle = load_bundle(bundle_folder)  # what cannot be loaded is not registered
+    bundle = load_bundle(bundle_folder)  # only loadable bundles are registered
     assert bundle.digest is not None
     lineage = lineage or Lineage()
     client = connect(tracking.uri)
@@ -79,9 +79,9 @@ def register(
 
 
 def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[ModelBundle, RegisteredVersion]:
-    """Load the bundle behind ``models:/name@alias`` or ``models:/name/3``, verified against its registered digest.
+    """Load the bundle of ``models:/name@alias`` or ``models:/name/3`` and verify it against its registered digest.
 
-    Downloads into ``cache_folder/<digest>`` once. Raises RegistryError as ``find_version`` does; DigestError when the
+    Downloads into ``cache_folder/<digest>`` once. Raises RegistryError as ``find_version`` does; DigestError if the
     stored files were changed.
     """
     version = find_version(uri, tracking=tracking)
@@ -91,11 +91,13 @@ def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[
 def find_version(uri: str, *, tracking: TrackingConfig) -> RegisteredVersion:
     """Find the version behind ``models:/name@alias`` or ``models:/name/3``; nothing is downloaded.
 
-    Raises RegistryError that lists what exists for an unknown name, version or alias, and if MLflow is away.
+    Raises RegistryError for an unknown name, version or alias, listing the known ones, or if MLflow does not answer.
     """
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
-        raise RegistryError(f"{uri!r} names no model.", remedy="Write models:/NAME@ALIAS or models:/NAME/VERSION.")
+        raise RegistryError(
+            f"{uri!r} is not the URI of a model.", remedy="Write models:/NAME@ALIAS or models:/NAME/VERSION."
+        )
     client = connect(tracking.uri)
     with explained(tracking.uri):
         model = find_model(client, match["name"])
@@ -103,13 +105,13 @@ def find_version(uri: str, *, tracking: TrackingConfig) -> RegisteredVersion:
         found = {str(version.version): version for version in _versions(client, model.name)}
         if str(number) not in found:
             aliases = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
-            there = f"There are versions {', '.join(sorted(found, key=int)) or 'none'}; aliases {aliases or 'none'}."
-            raise RegistryError(f"There is no {uri}.", remedy=there, uri=uri)
+            there = f"Versions: {', '.join(sorted(found, key=int)) or 'none'}; aliases: {aliases or 'none'}."
+            raise RegistryError(f"Unknown model version {uri}.", remedy=there, uri=uri)
         return describe(found[str(number)], model)
 
 
 def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVersion]:
-    """Every version of the model ``name``, oldest first. Raises RegistryError that lists the models there are."""
+    """List the versions of the model ``name``, oldest first; RegistryError, listing the known models, if unknown."""
     client = connect(tracking.uri)
     with explained(tracking.uri):
         model = find_model(client, name)
@@ -129,7 +131,7 @@ def list_models(*, tracking: TrackingConfig) -> list[str]:
 
 
 def find_model(client: MlflowClient, name: str) -> RegisteredModel:
-    """The registered model, or an error that lists those there are."""
+    """Find a registered model; raises RegistryError that lists the known models if it is missing."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -139,11 +141,11 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel:
             raise
         names = sorted(model.name for model in client.search_registered_models(max_results=100))
         there = f"Registered models: {', '.join(names)}." if names else "No model has been registered yet."
-        raise RegistryError(f"There is no registered model {name!r}.", remedy=there, name=name) from error
+        raise RegistryError(f"Unknown registered model {name!r}.", remedy=there, name=name) from error
 
 
 def _versions(client: MlflowClient, name: str, *, digest: str | None = None) -> list[ModelVersion]:
-    """Versions of a model, oldest first; those of one bundle digest when given."""
+    """Return the versions of a model, oldest first, optionally only those with one bundle digest."""
     wanted = f"name = '{name}'" + (f" and tags.`{DIGEST_TAG}` = '{digest}'" if digest else "")
     page = client.search_model_versions(wanted)
     found = list(page)
@@ -154,7 +156,7 @@ def _versions(client: MlflowClient, name: str, *, digest: str | None = None) -> 
 
 
 def _own_run(client: MlflowClient, name: str, digest: str, tracking: TrackingConfig) -> str:
-    """A finished run that holds nothing but this bundle; found again by a repeated registration."""
+    """Find or create a finished run that holds only this bundle."""
     experiment = experiment_id(
         client, tracking.experiment, artifact_location=tracking.artifact_location, uri=tracking.uri
     )
@@ -167,7 +169,7 @@ def _own_run(client: MlflowClient, name: str, digest: str, tracking: TrackingCon
 
 
 def _create_version(client: MlflowClient, name: str, *, source: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
-    """Create the version, and the model if missing. Of several made of one bundle at the same time the first stays."""
+    """Create the version, and the model if missing; of several created at once from one bundle the first is kept."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -183,7 +185,7 @@ def _create_version(client: MlflowClient, name: str, *, source: str, run_id: str
 
 
 def describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion:
-    """Describe a version of ``model`` by what MLflow records of it."""
+    """Describe a version of ``model`` from MLflow's record."""
     aliases = tuple(sorted(alias for alias, number in model.aliases.items() if str(number) == str(version.version)))
     return RegisteredVersion(
         name=version.name,

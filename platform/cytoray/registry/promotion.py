@@ -1,4 +1,4 @@
-"""From candidate to champion: hold a registered version against its gate, move the alias, and go back if need be."""
+"""Promote a candidate to champion: check a registered version against its gate and move the alias, or roll back."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _logger = logging.getLogger(__name__)
 def promote_version(
     version: RegisteredVersion, *, tracking: TrackingConfig, gate: GateConfig | None = None, alias: str = CHAMPION
 ) -> RegisteredVersion:
-    """Move ``alias`` to a registered version whose scores pass ``gate``, and keep these as tags of the version.
+    """Move ``alias`` to a registered version whose scores pass ``gate``, and record the scores as tags of the version.
 
-    The old champion becomes ``previous``. Raises RegistryError that lists every condition which failed, or when the
-    scores are those of another bundle; the version then stays a candidate and no alias moves.
+    The old champion becomes ``previous``. Raises RegistryError that lists every failed condition, or if the
+    scores belong to another bundle; the version then stays a candidate and no alias moves.
     """
     client, name, number = connect(tracking.uri), version.name, str(version.version)
     if gate is not None:
@@ -43,10 +43,10 @@ def promote_version(
 
 
 def roll_back(name: str, *, tracking: TrackingConfig) -> tuple[RegisteredVersion, RegisteredVersion]:
-    """Make ``previous`` the champion again; returns the new champion and the one it took over from.
+    """Make ``previous`` the champion again; returns the new champion and the one that it replaces.
 
-    That one becomes ``previous``, so rolling back twice is where one began. Raises RegistryError if there is no way
-    back.
+    The latter becomes ``previous``, so a second rollback undoes the first. Raises RegistryError if the model has no
+    champion or no previous one.
     """
     client = connect(tracking.uri)
     with explained(tracking.uri):
@@ -54,8 +54,8 @@ def roll_back(name: str, *, tracking: TrackingConfig) -> tuple[RegisteredVersion
         champion = holder(client, name, alias=CHAMPION)
         previous = find_previous(client, name, champion) if champion is not None else None
         if champion is None or previous is None:
-            what = "champion" if champion is None else "previous champion to go back to"
-            remedy = "Promote a version; `cytoray models ls` lists those there are."
+            what = "champion" if champion is None else "previous champion to roll back to"
+            remedy = "Promote a version; `cytoray models ls` lists all versions."
             raise RegistryError(f"{name} has no {what}.", remedy=remedy, name=name)
         move_alias(client, name, previous, alias=CHAMPION)
         model = find_model(client, name)
@@ -66,27 +66,27 @@ def roll_back(name: str, *, tracking: TrackingConfig) -> tuple[RegisteredVersion
 def _pass_gate(
     client: MlflowClient, version: RegisteredVersion, gate: GateConfig, scores: ScoresFile, *, alias: str
 ) -> None:
-    """Judge the version and tag it with its scores; RegistryError if it does not pass."""
+    """Check the version and tag it with its scores; raises RegistryError if it does not pass."""
     if scores.bundle_digest is not None and scores.bundle_digest != version.digest:
         raise RegistryError(
-            f"{gate.scores} is about the bundle {scores.bundle_digest[:16]}, but {version.name} version "
+            f"{gate.scores} belongs to the bundle {scores.bundle_digest[:16]}, but {version.name} version "
             f"{version.version} is {version.digest[:16]}.",
-            remedy="Name the scores of this model, or promote the model that was scored.",
+            remedy="Use the scores of this model, or promote the model that was scored.",
             expected=version.digest,
             seen=scores.bundle_digest,
         )
     before = holder(client, version.name, alias=alias)
-    other = before if before != str(version.version) else None  # nobody has to be better than itself
+    other = before if before != str(version.version) else None  # a version is not compared with itself
     verdict = judge(gate, scores.rows, champion=_champion(client, version.name, other, metric=gate.metric))
     if verdict.failed:
         raise _refusal(version, verdict, alias=alias, before=before)
-    _logger.info("%s version %d passes its gate: %s %.6g", version.name, version.version, gate.metric, verdict.score)
+    _logger.info("%s version %d passed its gate: %s %.6g", version.name, version.version, gate.metric, verdict.score)
     for key, value in _tags(gate, verdict, scores).items():
         client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
 def _champion(client: MlflowClient, name: str, number: str | None, *, metric: str) -> Champion | None:
-    """The version to compare with, and the score it was promoted with."""
+    """Return the version to compare with, and the score with which it was promoted."""
     if number is None:
         return None
     score = client.get_model_version(name, number).tags.get(GATE_TAG + metric)
@@ -94,24 +94,26 @@ def _champion(client: MlflowClient, name: str, number: str | None, *, metric: st
 
 
 def _tags(gate: GateConfig, verdict: Verdict, scores: ScoresFile) -> dict[str, str]:
-    """Tags that a passed gate sets on the version: its score, those it was compared with, and their file."""
+    """Return the tags of a version that passed: its score, those it was compared with, and the digest of their file."""
     tags = {f"{GATE_TAG}{gate.metric}": repr(verdict.score), SCORES_TAG: scores.digest}
     for name, score in verdict.beaten.items():
-        tags[f"{GATE_TAG}{gate.metric}.{re.sub(r'[^A-Za-z0-9_-]', '_', name)}"] = repr(score)  # MLflow's characters
+        tags[f"{GATE_TAG}{gate.metric}.{re.sub(r'[^A-Za-z0-9_-]', '_', name)}"] = repr(
+            score
+        )  # characters that MLflow allows
     return tags
 
 
 def _refusal(version: RegisteredVersion, verdict: Verdict, *, alias: str, before: str | None) -> RegistryError:
-    """Every condition that failed, and where the aliases are now."""
+    """Describe every failed condition, and which version has the alias."""
     if before == str(version.version):
-        standing = f"it had the alias {alias} before and keeps it"
+        standing = f"it already had the alias {alias} and keeps it"
     else:
-        kept = "nobody has" if before is None else f"version {before} keeps"
-        standing = f"it stays candidate and {kept} the alias {alias}"
+        kept = "no version has" if before is None else f"version {before} keeps"
+        standing = f"it stays a candidate, and {kept} the alias {alias}"
     return RegistryError(
         f"{version.name} version {version.version} does not pass its gate; {standing}:\n  "
         + "\n  ".join(verdict.failed)
         + "\n",
-        remedy="Promote a better model, or change the section `gate` if it asks for too much.",
+        remedy="Promote a better model, or relax the section `gate` of the configuration.",
         failed=list(verdict.failed),
     )

@@ -1,4 +1,4 @@
-"""A table of scores as evaluation or a run's card left it: which rows there are, and which bundle they are about."""
+"""Read the table of scores of an evaluation or a run card: its rows, and the bundle that they belong to."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ScoresFile:
 def load_scores(uri: str, *, model: str, step: int | None) -> ScoresFile:
     """Read ``scores.json`` of an evaluation, or ``card.json`` of a run.
 
-    A card has its table of scores and what was found on the cells held out at each checkpoint; the latter joins the
-    row ``model`` for ``step``, the training step of the bundle in question. Raises NotFoundError, RegistryError.
+    A card has a table of scores and the errors on held-out cells at each checkpoint; those at ``step``, the training
+    step of the bundle in question, are added to the row ``model``. Raises NotFoundError, RegistryError.
     """
     data = storage.read_bytes(uri)
     try:
@@ -38,7 +38,7 @@ def load_scores(uri: str, *, model: str, step: int | None) -> ScoresFile:
     if not isinstance(document.get("digests"), dict):
         return ScoresFile(_rows(document), digest, None)
     rows, bundle = _rows(document.get("scores")), document["digests"].get("bundle")
-    if not isinstance(bundle, str):  # of a run that was stopped: nobody knows which bundle a checkpoint will be
+    if not isinstance(bundle, str):  # the run was stopped, and its bundle is not yet known
         return ScoresFile(rows, digest, None)
     for point in document.get("validation") or ():
         if step is not None and point["step"] == step:
@@ -47,18 +47,18 @@ def load_scores(uri: str, *, model: str, step: int | None) -> ScoresFile:
 
 
 def _unreadable(uri: str) -> RegistryError:
-    remedy = "Name the scores.json of `cytoray evaluate` or the card.json of a run."
-    return RegistryError(f"{uri} holds no scores.", remedy=remedy, scores=uri)
+    remedy = "Use scores.json of `cytoray evaluate` or card.json of a run."
+    return RegistryError(f"{uri} does not contain scores.", remedy=remedy, scores=uri)
 
 
 def _rows(table: Any) -> dict[str, dict[str, float]]:
-    """The numbers of each row of a table."""
+    """Return the numbers of each row of a table."""
     rows = table.items() if isinstance(table, dict) else ()
     return {name: _numbers(row) for name, row in rows if isinstance(row, dict)}
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """The comparable values: neither booleans nor NaN."""
+    """Return the comparable values: not booleans, NaN or infinities."""
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     return {
         name: float(value) for name, value in numbers.items() if not isinstance(value, bool) and math.isfinite(value)

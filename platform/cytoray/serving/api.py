@@ -1,4 +1,4 @@
-"""The HTTP face of the service: routes, headers, body limits and OpenAPI; knows neither Ray nor the model."""
+"""The HTTP API of the service: routes, headers, body limits and OpenAPI, independent of Ray and the model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from cytoray.serving.schemas import (
 )
 from cytoray.serving.service import CellService
 
-DESCRIPTION = "Embeddings and cell types of single cells. Every refusal is an RFC 9457 problem with a stable `code`."
+DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
 
 
 class _Api(FastAPI):
-    """FastAPI whose OpenAPI also describes the bodies that the routes read and write by themselves, for speed."""
+    """FastAPI with an OpenAPI document that also describes bodies that the routes parse and encode themselves."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document with the schemas of requests and responses."""
@@ -43,9 +43,9 @@ class _Api(FastAPI):
 
 
 def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
-    """The application around ``service``.
+    """Build the application around ``service``.
 
-    ``echo_request_id`` False where the server in front (Ray Serve's) writes ``X-Request-Id`` itself.
+    ``echo_request_id`` is False if the server in front (Ray Serve's) writes ``X-Request-Id`` itself.
     """
 
     @asynccontextmanager
@@ -62,19 +62,19 @@ def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
 
     @api.post("/v1/embed", response_class=Response, **_documented(EmbedRequest, EmbedResponse))
     async def embed(request: Request) -> Response:
-        """Embed cells: one vector of unit length each."""
+        """Embed cells: one vector of unit length per cell."""
         return await _answer(request, service, "embed")
 
     @api.post("/v1/annotate", response_class=Response, **_documented(AnnotateRequest, AnnotateResponse))
     async def annotate(request: Request) -> Response:
-        """Label cells: the likeliest cell type, the probability of each, and the embedding."""
+        """Annotate cells: the most probable cell type, the probability of each type, and the embedding."""
         return await _answer(request, service, "annotate")
 
     return api
 
 
 def _add_probes(api: FastAPI, service: CellService) -> None:
-    """Routes that tell whether the service lives, is ready, and what it is."""
+    """Add the routes for liveness, readiness and information about the service."""
 
     def reply(request: Request, content: dict[str, Any]) -> Response:
         """Return a JSON response with the headers of every reply."""
@@ -82,18 +82,18 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
 
     @api.get("/healthz")
     async def healthz(request: Request) -> Response:
-        """Whether the process answers at all."""
+        """Report that the process is alive."""
         return reply(request, {"status": "ok"})
 
     @api.get("/readyz")
     async def readyz(request: Request) -> Response:
-        """Whether a model is loaded and would answer; 503 otherwise."""
+        """Report whether a model is loaded and can answer; 503 otherwise."""
         service.check_ready()
         return reply(request, {"status": "ready", "model": service.model.model_dump()})
 
     @api.get("/version")
     async def version(request: Request) -> Response:
-        """The code, the model and the limits of this service."""
+        """Return the code version, the model and the limits of this service."""
         about = {
             "cytoray": cytoray.__version__,
             "model": service.model.model_dump(),
@@ -127,7 +127,7 @@ def _check_media_type(request: Request) -> None:
 
 
 async def _read_body(request: Request, *, limit: int) -> bytes:
-    """Read the body, and stop as soon as it is known to be longer than ``limit`` bytes."""
+    """Read the body; raises RequestError as soon as it exceeds ``limit`` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(int(declared), limit=limit)
@@ -143,7 +143,7 @@ async def _read_body(request: Request, *, limit: int) -> bytes:
 
 def _too_large(seen: int, *, limit: int) -> RequestError:
     return RequestError(
-        f"The body has {seen} bytes or more, the limit is {limit}.",
+        f"The body has {seen} bytes or more; the limit is {limit}.",
         remedy="Send fewer cells in one request.",
         code="too_large",
         pointer="",
@@ -154,7 +154,7 @@ def _too_large(seen: int, *, limit: int) -> RequestError:
 
 
 def _documented(request: type[EmbedRequest], response: type[EmbedResponse | AnnotateResponse]) -> dict[str, Any]:
-    """OpenAPI of a route that reads ``request`` and writes ``response`` by itself."""
+    """Return the OpenAPI entries of a route that parses ``request`` and encodes ``response`` itself."""
 
     def content(model: str, media_type: str = "application/json") -> dict[str, Any]:
         """Return the OpenAPI content of a schema."""

@@ -1,6 +1,6 @@
-"""The Ray Serve application: what ``serve deploy serve/embed.yaml`` builds, and how Python starts and stops it."""
+"""The Ray Serve application: built by ``serve deploy serve/embed.yaml``, or started and stopped from Python."""
 
-# Annotations are real objects here, not strings: Ray Serve reads the one of build_app to validate the YAML's args.
+# Annotations are real objects here, not strings: Ray Serve reads that of build_app to validate the YAML's args.
 
 import errno
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(args: AppArgs) -> serve.Application:
-    """The application for ``args``; starts and loads nothing, its replicas do."""
+    """Build the application for ``args``; the model is loaded later, by the replicas."""
     as_deployment = serve.deployment(
         name="CellDeployment",
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
@@ -44,11 +44,11 @@ def build_app(args: AppArgs) -> serve.Application:
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        max_surge_percent=100,  # a new version answers before the old one leaves
+        max_surge_percent=100,  # a new version answers before the old one stops
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=DRAIN_S,
-        max_constructor_retry_count=3,  # a model that does not load will not load the twentieth time either
+        max_constructor_retry_count=3,  # a model that failed to load three times will not load later
     )
     return as_deployment(CellDeployment).bind(args)
 
@@ -56,13 +56,15 @@ def build_app(args: AppArgs) -> serve.Application:
 def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = START_TIMEOUT_S) -> str:
     """Serve ``args`` on the connected Ray cluster and return the base URL once it answers.
 
-    Raises ServingError where the port is taken, Serve runs already or the service is not up after ``timeout_s``, and
-    whatever loading the model raises: that is tried here first, because a replica would only tell it as a stack trace.
+    Raises ServingError if the port is in use, Serve is already running or the service is not ready after
+    ``timeout_s``, and whatever loading the model raises: the model is loaded here first, because the error of a
+    replica would only be shown as a stack trace.
     """
     assert ray.is_initialized(), "connect to Ray first: Serve would start a cluster of its own"
     if serve.status().proxies:
         raise ServingError(
-            "Ray Serve already runs in this cluster.", remedy="Stop it with `serve shutdown`, or deploy a YAML to it."
+            "Ray Serve is already running in this cluster.",
+            remedy="Stop it with `serve shutdown`, or deploy a YAML to it.",
         )
     check_port(host, port=port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its replicas keep their own logs
@@ -82,7 +84,7 @@ def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, tim
 
 
 def pin_version(args: AppArgs) -> AppArgs:
-    """Load the model once, and name its version where ``args`` name an alias, so that all replicas serve the same."""
+    """Load the model once and replace an alias in ``args`` by its version, so that all replicas serve the same one."""
     _, model = load_model(args)
     if not args.model_uri.startswith(REGISTRY_SCHEME):
         return args
@@ -90,12 +92,12 @@ def pin_version(args: AppArgs) -> AppArgs:
 
 
 def stop_service() -> None:
-    """Stop Ray Serve with all its applications; the Ray cluster stays."""
+    """Stop Ray Serve with all its applications; the Ray cluster keeps running."""
     serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def check_port(host: str, *, port: int) -> None:
-    """Raise ServingError where nothing can listen on ``host``:``port``."""
+    """Raise ServingError if it is not possible to listen on ``host``:``port``."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -106,14 +108,16 @@ def check_port(host: str, *, port: int) -> None:
                 f"Port {port} of {host} is already in use."
                 if taken
                 else f"Cannot listen on {host}:{port}: {error.strerror}.",
-                remedy="Stop what listens there, or choose another port." if taken else "Choose another host or port.",
+                remedy="Stop the program that uses it, or choose another port."
+                if taken
+                else "Choose another host or port.",
                 host=host,
                 port=port,
             ) from error
 
 
 def wait_until_running(*, timeout_s: float) -> None:
-    """Return when Serve calls the application RUNNING; ServingError with Serve's reasons when that fails or lasts."""
+    """Wait until Serve reports the application as RUNNING; raises ServingError with Serve's messages otherwise."""
     deadline = time.monotonic() + timeout_s
     failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
     while True:
@@ -125,13 +129,13 @@ def wait_until_running(*, timeout_s: float) -> None:
             raise ServingError(
                 f"The service did not start within {timeout_s:g} s ({application.status.value}):"
                 f" {' '.join(reason for reason in reasons if reason) or 'its replicas are still starting'}.",
-                remedy="Check that num_cpus and num_gpus are free in the cluster; the replica's log says more.",
+                remedy="Check that num_cpus and num_gpus are free in the cluster; see the replica's log.",
             )
         time.sleep(POLL_S)
 
 
 def wait_until_ready(url: str, *, timeout_s: float) -> None:
-    """Return when ``url``/readyz answers 200; raises ServingError after ``timeout_s``."""
+    """Wait until ``url``/readyz returns 200; raises ServingError after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     seen = "nothing"
     while time.monotonic() < deadline:
@@ -145,5 +149,7 @@ def wait_until_ready(url: str, *, timeout_s: float) -> None:
             seen = f"HTTP {status}"
         time.sleep(POLL_S)
     raise ServingError(
-        f"{url} is not ready after {timeout_s:g} s (last seen: {seen}).", remedy="`serve status` says why.", url=url
+        f"{url} is not ready after {timeout_s:g} s (last seen: {seen}).",
+        remedy="Run `serve status` for the reason.",
+        url=url,
     )

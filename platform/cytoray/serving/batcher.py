@@ -1,4 +1,4 @@
-"""Gather waiting requests into batches whenever the model is free; one that fails, fails alone."""
+"""Combine waiting requests into batches whenever the model is free; a bad request does not fail its neighbours."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs ``run(items) -> results`` in one thread, on all that waits up to a budget; nobody waits for company.
+    """A queue whose items are passed to ``run(items) -> results``, in one thread and in batches of limited cost.
 
-    Pull mode: a batch is cut only when the thread is free, so batches grow under load and an idle service answers
-    a lone request at once. First come, first served; an item over the budget goes alone. Cancelled items are dropped.
+    A batch is formed only when the thread is free, so batches grow under load and an idle service answers a single
+    request at once. First come, first served; an item above the budget is run alone. Cancelled items are dropped.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
 
     async def submit(self, item: Item) -> Done[Result]:
-        """Queue ``item`` and wait for its result; raises what ``run`` raised on this item alone."""
+        """Queue ``item`` and wait for its result; raises what ``run`` raised for this item."""
         self._refuse_if_stopped()
         if self._loop is None:
             self._loop = asyncio.create_task(self._serve(), name="cytoray-batcher")
@@ -65,17 +65,17 @@ class Batcher(Generic[Item, Result]):
         return await waiting.answer
 
     def check(self, *, max_age_s: float) -> None:
-        """Raise ServingError where the loop is dead, or a batch runs or a request waits for longer than this."""
+        """Raise ServingError if the loop has died, or if a batch or a request has been pending for longer than this."""
         self._refuse_if_stopped()
         starts = [waiting.since for waiting in self._queue if not waiting.answer.done()]
-        if self._running_since is not None:  # counted even when all its clients gave up: the thread may hang
+        if self._running_since is not None:  # counted even if all its clients have given up: the thread may hang
             starts.append(self._running_since)
         age_s = asyncio.get_running_loop().time() - min(starts) if starts else 0.0
         if age_s > max_age_s:
             raise ServingError(f"Work has been pending for {age_s:.0f} s.", remedy="Replace this replica.")
 
     async def close(self) -> None:
-        """Stop; whoever still waits gets a ServingError."""
+        """Stop; requests that are still waiting get a ServingError."""
         self._closed = True
         if self._loop is not None:
             self._loop.cancel()
@@ -103,7 +103,7 @@ class Batcher(Generic[Item, Result]):
         batch: list[_Waiting[Item, Result]] = []
         spent = 0
         while self._queue:
-            if self._queue[0].answer.done():  # its client went away
+            if self._queue[0].answer.done():  # its client has disconnected
                 self._queue.popleft()
                 continue
             spent += self._queue[0].cost
@@ -113,11 +113,11 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     async def _answer(self, batch: Sequence[_Waiting[Item, Result]]) -> None:
-        """Run a batch and hand out its results; on failure run its members one by one."""
+        """Run a batch and deliver its results; if it fails, run its items one by one."""
         clock = asyncio.get_running_loop()
         self._running_since = started = clock.time()
         job = clock.run_in_executor(self._thread, self._run_all, [waiting.item for waiting in batch])
-        await asyncio.wait([job])  # not `await job`: its exception is data here, whatever its class
+        await asyncio.wait([job])  # not `await job`, which would raise the exception that is to be passed on
         self._running_since = None
         failure = job.exception()
         if failure is None:
@@ -138,7 +138,7 @@ class Batcher(Generic[Item, Result]):
 
 
 def _settle(waiting: _Waiting[Item, Result], outcome: Done[Result] | BaseException) -> None:
-    """Deliver an outcome unless nobody waits for it any more."""
+    """Deliver an outcome unless the request was cancelled."""
     if waiting.answer.done():
         return
     if isinstance(outcome, BaseException):

@@ -1,4 +1,4 @@
-"""The service from Python: ``Client(url).annotate_adata(adata)``; AnnData or numpy and scipy in, numpy out."""
+"""Python client of the service: ``Client(url).annotate_adata(adata)``; takes AnnData, numpy or scipy, returns numpy."""
 
 # C cells, G genes, K labels, D width
 
@@ -26,18 +26,24 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 
-_STANDARD_MEMBERS = {"type", "title", "detail", "instance", "code"}  # of a problem; the others name offenders
-_SHOWN = 5  # unknown genes in a warning
+_STANDARD_MEMBERS = {
+    "type",
+    "title",
+    "detail",
+    "instance",
+    "code",
+}  # of a problem; further members describe the mistake
+_SHOWN = 5  # names in a warning
 
 
 @dataclass(frozen=True)
 class Annotations:
     """Labels, probabilities and embeddings of C cells, in the order in which the cells were given."""
 
-    labels: tuple[str, ...]  # (C,)
+    labels: tuple[str | None, ...]  # (C,), None for a cell without a gene that the model knows
     label_names: tuple[str, ...]  # (K,) of the columns of probabilities
-    probabilities: Float32  # (C, K)
-    embeddings: Float32  # (C, D), unit length
+    probabilities: Float32  # (C, K), NaN for such a cell
+    embeddings: Float32  # (C, D), unit length, NaN for such a cell
     model_version: str
     num_matched_genes: int = 0  # genes sent that the model knows
     num_genes: int = 0  # genes sent
@@ -45,9 +51,11 @@ class Annotations:
 
 @dataclass(frozen=True)
 class _Answer:
-    """Answered cells, and what the service reports of the model and the genes."""
+    """Answered cells, with the version of the model and the genes that it knows."""
 
     cells: list[dict[str, Any]]
+    width: int = 0
+    labels: tuple[str, ...] = ()
     version: str = ""
     num_matched_genes: int = 0
     unknown_genes: tuple[str, ...] = ()  # a sample
@@ -57,7 +65,7 @@ class Client:
     """A connection to one service; sends many cells in several requests. Use as a context manager, or ``close`` it."""
 
     def __init__(self, url: str, timeout: float = 60.0, *, cells_per_request: int = 256) -> None:
-        """``timeout`` in seconds, for each request."""
+        """Connect to the service at ``url``; ``timeout`` in seconds applies to each request."""
         if cells_per_request < 1:
             raise RequestError(f"cells_per_request is {cells_per_request}.", remedy="It must be at least 1.")
         self.url = url.rstrip("/")
@@ -65,15 +73,16 @@ class Client:
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
     def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
-        """Embeddings, shape (C, D), of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
-        return _embeddings(self._ask("/v1/embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names)).cells)
+        """Return the embeddings (C, D) of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
+        return _embeddings(self._ask("/v1/embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names)))
 
     def annotate_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Annotations:
-        """Labels, probabilities and embeddings of the C cells of ``adata``, which is not changed.
+        """Return labels, probabilities and embeddings of the C cells of ``adata``, which is not changed.
 
-        Names and Ensembl ids are both sent, taken from ``adata.var`` by the rules for files, so that the answers are
-        those of ``scGPT.process_data`` and of the offline jobs. ``matrix`` is X, raw.X or layers/NAME; ``gene_names``
-        is "index" or a column of ``var``. Raises CorpusError for a missing matrix or column; otherwise as ``embed``.
+        Names, Ensembl ids and genomes are sent, taken from ``adata.var`` by the rules for files, so that the answers
+        are those of ``scGPT.process_data`` and of the offline jobs: a cell without a gene that the model knows has NaN
+        and the label None, with a warning that names it. ``matrix`` is X, raw.X or layers/NAME; ``gene_names`` is
+        "index" or a column of ``var``. Raises CorpusError for a missing matrix or column; otherwise as ``embed``.
         """
         return self._annotate(cells_of_adata(adata, matrix=matrix, gene_names=gene_names))
 
@@ -85,14 +94,13 @@ class Client:
         ensembl_ids: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
     ) -> Float32:
-        """Embeddings, shape (C, D), of the C rows of ``matrix`` (C, G) over ``genes``; ``ids`` are names of cells.
+        """Return the embeddings (C, D) of the C rows of ``matrix`` (C, G) over ``genes``; ``ids`` are names of cells.
 
-        ``ensembl_ids`` (G entries, empty if unknown) find genes whose names are not in the model's vocabulary.
+        ``ensembl_ids`` (G entries, empty if unknown) identify genes whose names are not in the model's vocabulary.
         Raises RequestError (with the service's ``code``) for input that is refused, ServingError if the service
         cannot answer. Warns about unknown genes if no Ensembl ids were sent.
         """
-        answer = self._ask("/v1/embed", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
-        return _embeddings(answer.cells)
+        return _embeddings(self._ask("/v1/embed", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids)))
 
     def annotate(
         self,
@@ -102,7 +110,7 @@ class Client:
         ensembl_ids: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
     ) -> Annotations:
-        """Labels, probabilities and embeddings of the C rows of ``matrix`` (C, G) over ``genes``; see ``embed``."""
+        """Return labels, probabilities and embeddings of the C rows of ``matrix`` (C, G); see ``embed``."""
         return self._annotate(check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
 
     def close(self) -> None:
@@ -118,13 +126,13 @@ class Client:
     def _annotate(self, sent: Cells) -> Annotations:
         answer = self._ask("/v1/annotate", sent)
         cells = answer.cells
-        label_names = tuple(cells[0]["probabilities"]) if cells else ()
-        rows = [[cell["probabilities"][name] for name in label_names] for cell in cells]
+        none = dict.fromkeys(answer.labels, np.nan)
+        rows = [[(cell["probabilities"] or none)[name] for name in answer.labels] for cell in cells]
         return Annotations(
             labels=tuple(cell["label"] for cell in cells),
-            label_names=label_names,
-            probabilities=np.array(rows, np.float32).reshape(len(cells), len(label_names)),
-            embeddings=_embeddings(cells),
+            label_names=answer.labels,
+            probabilities=np.array(rows, np.float32).reshape(len(cells), len(answer.labels)),
+            embeddings=_embeddings(answer),
             model_version=answer.version,
             num_matched_genes=answer.num_matched_genes,
             num_genes=len(sent.genes),
@@ -143,21 +151,35 @@ class Client:
         if len(versions) > 1:
             raise ServingError(
                 f"The service changed its model while answering (versions {', '.join(versions)}).",
-                remedy="Ask again: answers of two versions must not be mixed.",
+                remedy="Send the request again: answers of two versions must not be mixed.",
             )
         cells = [cell for answer in answers for cell in answer["cells"]]
         genes = answers[0]["genes"]
-        answer = _Answer(cells, versions[0], genes["matched"], tuple(genes["unknown"]))
+        width, labels = self._shape(cells)
+        answer = _Answer(cells, width, labels, versions[0], genes["matched"], tuple(genes["unknown"]))
         _warn_of_unknown_genes(sent, answer)
+        _warn_of_empty_cells(sent, answer)
         return answer
 
+    def _shape(self, cells: Sequence[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
+        """Return the width of embeddings and the labels of answers, from the service if no cell has an answer."""
+        answered = next((cell for cell in cells if cell["embedding"] is not None), None)
+        if answered is not None:
+            return len(answered["embedding"]), tuple(answered.get("probabilities", ()))
+        about = self._send("GET", "/version")
+        return about["embedding_width"], tuple(about["labels"])
+
     def _post(self, route: str, body: bytes) -> dict[str, Any]:
+        return self._send("POST", route, content=body, headers={"Content-Type": "application/json"})
+
+    def _send(self, method: str, route: str, **options: Any) -> dict[str, Any]:
+        """Return the JSON of a reply."""
         try:
-            response = self._http.post(route, content=body, headers={"Content-Type": "application/json"})
+            response = self._http.request(method, route, **options)
         except httpx.TransportError as error:
             raise ServingError(
                 f"No answer from {self.url}: {type(error).__name__}.",
-                remedy="Check that the service runs, the URL, and for many or large cells the timeout.",
+                remedy="Check that the service is running and the URL is right; for many cells raise the timeout.",
                 url=self.url,
             ) from error
         if response.status_code != 200:
@@ -167,12 +189,12 @@ class Client:
 
 
 def _warn_of_unknown_genes(sent: Cells, answer: _Answer) -> None:
-    """Warn if the model does not know all genes by their names, and Ensembl ids might have found them."""
+    """Warn if the model does not know all genes by name and Ensembl ids might identify the others."""
     total, unknown = len(sent.genes), answer.unknown_genes
     if sent.ensembl_ids is not None or not unknown or any(map(unversioned, unknown)):
         return
     warnings.warn(
-        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by name; unknown are, for example, "
+        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by name; it does not know, for example, "
         f"{', '.join(unknown[:_SHOWN])}. If the data have Ensembl ids, send them as well: use annotate_adata or "
         "embed_adata, or the argument ensembl_ids.",
         UserWarning,
@@ -180,13 +202,29 @@ def _warn_of_unknown_genes(sent: Cells, answer: _Answer) -> None:
     )
 
 
-def _embeddings(cells: Sequence[dict[str, Any]]) -> Float32:
-    width = len(cells[0]["embedding"]) if cells else 0
-    return np.array([cell["embedding"] for cell in cells], np.float32).reshape(len(cells), width)
+def _warn_of_empty_cells(sent: Cells, answer: _Answer) -> None:
+    """Warn about cells without an answer, and name them."""
+    empty = [row for row, cell in enumerate(answer.cells) if cell["embedding"] is None]
+    if not empty:
+        return
+    names = ", ".join(sent.name(row) for row in empty[:_SHOWN]) + (", …" if len(empty) > _SHOWN else "")
+    warnings.warn(
+        f"{len(empty):,} of {len(answer.cells):,} cells have no gene that the model knows: {names}. Their results are "
+        "NaN, their labels None.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _embeddings(answer: _Answer) -> Float32:
+    """The embeddings (C, D), NaN for cells without one."""
+    none = [np.nan] * answer.width
+    rows = [cell["embedding"] or none for cell in answer.cells]
+    return np.array(rows, np.float32).reshape(len(rows), answer.width)
 
 
 def _error_of(response: httpx.Response) -> RequestError | ServingError:
-    """The error a problem stands for; a 4xx is the request's fault, everything else the service's."""
+    """Convert an error response: RequestError for a 4xx status, ServingError for all others."""
     try:
         problem = json.loads(response.content)
     except ValueError:
@@ -194,7 +232,7 @@ def _error_of(response: httpx.Response) -> RequestError | ServingError:
     if not isinstance(problem, dict) or "code" not in problem:
         text = " ".join(response.text.split())[:200]
         remedy = (
-            "Ask again later." if response.status_code in (429, 503) else "Check that the URL is a cytoray service."
+            "Try again later." if response.status_code in (429, 503) else "Check that the URL is a cytoray service."
         )
         return ServingError(f"HTTP {response.status_code}: {text}", remedy=remedy, status=response.status_code)
     details = {key: value for key, value in problem.items() if key not in _STANDARD_MEMBERS | {"problem", "remedy"}}

@@ -14,46 +14,52 @@ REGISTRY_SCHEME, RUN_SCHEME = "models:/", "run:"
 
 
 class Limits(Config):
-    """How much one request may ask for."""
+    """Limits of one request."""
 
-    max_cells: int = Field(default=1024, ge=1, description="Cells in one request; more belong into an offline job.")
-    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Length of a request body.")
-    max_nonzeros: int = Field(default=4_000_000, ge=1, description="Non-zero values in one request.")
+    max_cells: int = Field(
+        default=1024, ge=1, description="Maximum number of cells in one request; use an offline job for more."
+    )
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Maximum size of a request body in bytes.")
+    max_nonzeros: int = Field(default=4_000_000, ge=1, description="Maximum number of non-zero values in one request.")
     min_gene_overlap: float = Field(
-        default=0.1, ge=0, le=1, description="Smallest share of the request's genes that the model must know."
+        default=0.1, ge=0, le=1, description="Minimum share of the request's genes that the model must know."
     )
     deadline_s: float = Field(
-        default=60.0, gt=0, description="Longest time from the last byte of a request to its answer."
+        default=60.0, gt=0, description="Maximum time in seconds from the last byte of a request to its answer."
     )
 
 
 class AppArgs(Config):
-    """The ``args`` of the application: which model to serve, with how much, for how many."""
+    """The ``args`` of the application: the model to serve, its resources and the number of replicas."""
 
     model_uri: str = Field(
         min_length=1,
         description="models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME, or the folder or s3:// URI of a bundle or a "
         "public scGPT checkpoint.",
     )
-    store: Location | None = Field(None, description="Root of everything cytoray keeps; for run:NAME.")
-    tracking: TrackingConfig | None = Field(None, description="Where models:/… is looked up.")
+    store: Location | None = Field(None, description="Root of all data of cytoray; required for run:NAME.")
+    tracking: TrackingConfig | None = Field(None, description="MLflow, to look up models:/….")
     cache_folder: str = Field("~/.cache/cytoray/models", description="Local folder for bundles from MLflow or s3://.")
     num_cpus: float = Field(1.0, ge=0, description="CPUs reserved for a replica; fractions share one.")
     num_gpus: float = Field(
-        0.0, ge=0, description="GPUs reserved for a replica, which then computes on one; fractions share one; 0: CPU."
+        0.0, ge=0, description="GPUs reserved for a replica; fractions share one; 0 runs the model on the CPU."
     )
     torch_threads: int = Field(1, ge=1, description="Threads of a replica's forward pass.")
-    min_replicas: int = Field(1, ge=1, description="Replicas when idle.")
-    max_replicas: int = Field(2, ge=1, description="Replicas under load.")
-    target_ongoing_requests: float = Field(4.0, gt=0, description="Requests in flight for each replica to aim at.")
-    max_ongoing_requests: int = Field(16, ge=1, description="Most requests in flight in a replica, probes included.")
-    max_queued_requests: int = Field(64, ge=1, description="Most requests waiting in the proxy; more get a 503.")
-    limits: Limits = Field(Limits(), description="How much one request may ask for.")
+    min_replicas: int = Field(1, ge=1, description="Minimum number of replicas, when idle.")
+    max_replicas: int = Field(2, ge=1, description="Maximum number of replicas, under load.")
+    target_ongoing_requests: float = Field(4.0, gt=0, description="Target number of requests in flight per replica.")
+    max_ongoing_requests: int = Field(
+        16, ge=1, description="Maximum number of requests in flight per replica, probes included."
+    )
+    max_queued_requests: int = Field(
+        64, ge=1, description="Maximum number of requests waiting in the proxy; more get a 503."
+    )
+    limits: Limits = Field(Limits(), description="Limits of one request.")
 
     @field_validator("model_uri", "cache_folder")
     @classmethod
     def _absolute(cls, place: str) -> str:
-        """A replica has another current folder than whoever deploys, so no path may stay relative."""
+        """Make paths absolute: a replica's working folder differs from that of the process that deploys it."""
         if place.startswith((REGISTRY_SCHEME, RUN_SCHEME)) or "://" in place:
             return place
         return str(Path(place).expanduser().absolute())
@@ -63,14 +69,14 @@ class AppArgs(Config):
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
         if self.model_uri.startswith(REGISTRY_SCHEME) and self.tracking is None:
-            raise ValueError(f"{self.model_uri} is looked up in MLflow: give tracking.uri as well")
+            raise ValueError(f"{self.model_uri} is looked up in MLflow: tracking.uri is required")
         if self.model_uri.startswith(RUN_SCHEME) and self.store is None:
-            raise ValueError(f"{self.model_uri} is looked up in the store: give store as well")
+            raise ValueError(f"{self.model_uri} is looked up in the store: store is required")
         return self
 
 
 class ServeConfig(AppArgs):
-    """A service run by `cytoray serve`."""
+    """Configuration of `cytoray serve`."""
 
     kind: Literal["serve"] = Field("serve", description="Which stage this file configures.")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; the API has no authentication.")

@@ -1,4 +1,4 @@
-"""The Ray Serve deployment: one replica is a model, its batcher and its HTTP routes, without a second hop."""
+"""The Ray Serve deployment: each replica holds a model, its batcher and its HTTP routes in one process."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from cytoray.serving.service import CellService
 logger = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 10.0
 HEALTH_TIMEOUT_S = 30.0
-CANARY_TIMEOUT_S = 20.0  # shorter than Serve's own, so that a slow replica says why it is unhealthy
-DRAIN_S = 40.0  # in direct-ingress mode Serve itself holds a leaving replica open for 30 s
+CANARY_TIMEOUT_S = 20.0  # shorter than Serve's own, so that a slow replica reports why it is unhealthy
+DRAIN_S = 40.0  # in direct-ingress mode Serve itself keeps a stopping replica open for 30 s
 
 
 @serve.ingress()
 class CellDeployment:
-    """A replica: loads and proves its model before Serve routes to it, and keeps proving it while it lives."""
+    """A replica: it loads and tests its model before Serve routes to it, and repeats the test in health checks."""
 
     def __init__(self, args: AppArgs) -> None:
         torch.set_num_threads(args.torch_threads)
         self._service = load_service(args)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        # Serve's HTTP server writes X-Request-Id on every reply; a second one would be joined to it by clients.
+        # Serve's HTTP server writes X-Request-Id on every reply; clients would join a second one to it.
         return build_api(self._service, echo_request_id=False)
 
     async def check_health(self) -> None:
-        """Called by Serve every ``HEALTH_PERIOD_S``; raising marks the replica as unhealthy."""
+        """Check the model; Serve calls this every ``HEALTH_PERIOD_S``, and the replica is unhealthy if it raises."""
         await self._service.check(timeout_s=CANARY_TIMEOUT_S)
 
 
 def load_service(args: AppArgs) -> CellService:
-    """Load the model of ``args``; raises RegistryError, ModelError, DigestError or NotFoundError where it cannot."""
+    """Load the model of ``args``; raises RegistryError, ModelError, DigestError or NotFoundError if that fails."""
     bundle, model = load_model(args)
     device = choose_reserved_device(args.num_gpus)
     bundle.model.to(device)
-    logger.info("the model computes on %s", device)
-    return CellService(CellPredictor(bundle), vocabulary=bundle.vocabulary, model=model, limits=args.limits)
+    logger.info("the model runs on %s", device)
+    predictor = CellPredictor(bundle, empty_cells="nan")
+    return CellService(predictor, vocabulary=bundle.vocabulary, model=model, limits=args.limits)
 
 
 def load_model(args: AppArgs) -> tuple[ModelBundle, ModelInfo]:

@@ -1,4 +1,4 @@
-"""Tables of embeddings as an h5ad file: cells in obs, embeddings in obsm, the model in uns; no expression."""
+"""Write tables of embeddings as an h5ad file: cells in obs, embeddings in obsm, the model in uns, no expression."""
 
 # C cells, D width
 
@@ -24,7 +24,7 @@ OBSM_KEY = "X_scGPT"
 
 
 def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo) -> None:
-    """Write the cells of the parquet files ``tables`` (URIs), in that order, a table at a time.
+    """Write the cells of the parquet files ``tables`` (URIs), in that order, one table at a time.
 
     obs has ``cell_id`` and, if the model predicts labels, ``label`` and ``probability``; X is (C, 0).
     """
@@ -52,7 +52,7 @@ def _read(uri: str, *, embeddings: bool) -> pa.Table:
 
 
 def _embeddings(table: pa.Table) -> Float32:
-    """The column of embeddings, (C, D)."""
+    """Return the column of embeddings, (C, D)."""
     column = table["embedding"].combine_chunks()
     flat: Float32 = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, column.type.list_size)

@@ -1,4 +1,4 @@
-"""Embeddings and labels of many cells, offline: Ray Data over row ranges, by the predictor that also serves."""
+"""Offline embedding and annotation: Ray Data over row ranges of files, with the predictor that the service uses."""
 
 # C cells, K labels, D width
 
@@ -11,6 +11,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from cytoray.serving.service import Predictor
 from cytoray.tokens.cells import SparseCells, UInt64
 
 logger = logging.getLogger(__name__)
-_NUM_EMPTY = b"cytoray.num_empty"
+_NUM_EMPTY, _EMPTY = b"cytoray.num_empty", b"cytoray.empty_cells"  # of a table: their number, names of the first
+_SHOWN = 5  # names in a warning
 
 
 def embed_cells(predictor: Predictor, batches: Iterable[SparseCells], *, model: ModelInfo) -> Iterator[pa.Table]:
@@ -45,18 +47,18 @@ def embed_cells(predictor: Predictor, batches: Iterable[SparseCells], *, model: 
 
 
 def table_schema(width: int, *, model: ModelInfo) -> pa.Schema:
-    """Columns of the result; the metadata name the model, without which an embedding means nothing."""
+    """Return the columns of the result; the metadata name the model that made the embeddings."""
     fields = [
         pa.field("cell_id", pa.uint64(), nullable=False),
         pa.field("embedding", pa.list_(pa.float32(), width), nullable=False),
-        pa.field("label", pa.string()),  # null, as probability, where the model has no labels
+        pa.field("label", pa.string()),  # null, like probability, if the model has no labels
         pa.field("probability", pa.float32()),
     ]
     return pa.schema(fields, metadata={f"cytoray.model_{key}": value for key, value in model.model_dump().items()})
 
 
 def to_table(predictions: Predictions, *, cell_ids: UInt64, model: ModelInfo) -> pa.Table:
-    """The predictions for C cells as a table of C rows."""
+    """Return the predictions for C cells as a table of C rows."""
     num_cells, width = predictions.embeddings.shape
     labels: list[str | None] = [None] * num_cells
     best = pa.nulls(num_cells, pa.float32())
@@ -83,11 +85,12 @@ class EmbedResult:
     num_files: int
     skipped: bool
     h5ad: tuple[str, ...] = ()
+    empty_cells: tuple[str, ...] = ()  # names of the first of them
 
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """Which cells are embedded by what, and where the tables go."""
+    """Cells to embed, the model, and the destination of the tables."""
 
     sources: tuple[SourceConfig, ...]
     bundle: str  # URI of the bundle's folder, readable from every worker
@@ -95,37 +98,53 @@ class EmbedTask:
     out: str
     rows_per_file: int = 4_096
     num_actors: int = 1
-    num_gpus: float = 0.0  # of each actor; 0: it computes on the CPU
+    num_gpus: float = 0.0  # of each actor; 0: it uses the CPU
     h5ad: bool = False
     cache_folder: str = CACHE_FOLDER  # on each machine, for a bundle that is not local
 
 
 def embed_sources(task: EmbedTask, *, advance: progress.Advance = progress.silent) -> EmbedResult:
-    """Embed all cells of all sources into ``out/part-….parquet``, one file a row range; ``advance`` counts rows.
+    """Embed all cells of all sources into ``out/part-….parquet``, one file per row range; ``advance`` counts rows.
 
-    Row ranges that were written before for the same model and file are kept; ``out/manifest.json`` comes last. Cells
-    without any gene that the model knows have NaN for an embedding. With ``h5ad`` each source becomes an h5ad file as
-    well, with the embeddings in ``obsm["X_scGPT"]``.
+    Row ranges already written for the same model and file are kept; ``out/manifest.json`` is written last. Cells
+    without any gene that the model knows have NaN for an embedding and null for a label; a warning names them. With
+    ``h5ad`` each source becomes an h5ad file as well, with the embeddings in ``obsm["X_scGPT"]``.
     """
     opened = [_describe(source) for source in expand_sources(task.sources)]
     ranges = [item for number, (source, about) in enumerate(opened) for item in _ranges(task, number, source, about)]
     identity = {"model_digest": task.model.digest, "files": [item.file for item in ranges], "h5ad": task.h5ad}
     done_uri = storage.join(task.out, "manifest.json")
     if storage.exists(done_uri) and (done := json.loads(storage.read_bytes(done_uri)))["identity"] == identity:
-        num_files, made = len(done["files"]), tuple(done["h5ad"])
-        return EmbedResult(done["num_cells"], done["num_empty"], num_files, skipped=True, h5ad=made)
+        return _result(done, skipped=True)
     counts = _embed_ranges(task, ranges, advance)
     made = tuple(_write_h5ad(task, opened, ranges)) if task.h5ad else ()
-    num_cells, num_empty = (sum(count[place] for count in counts.values()) for place in (0, 1))
-    files = {file: count[0] for file, count in sorted(counts.items())}
-    record = {"identity": identity, "num_cells": num_cells, "num_empty": num_empty, "files": files, "h5ad": made}
+    record = {
+        "identity": identity,
+        "num_cells": sum(count.num_cells for count in counts.values()),
+        "num_empty": sum(count.num_empty for count in counts.values()),
+        "empty_cells": list(chain.from_iterable(counts[item.file].empty_cells for item in ranges))[:_SHOWN],
+        "files": {file: count.num_cells for file, count in sorted(counts.items())},
+        "h5ad": made,
+    }
     storage.write_bytes(done_uri, json.dumps(record, indent=1).encode())
-    return EmbedResult(num_cells, num_empty, len(files), skipped=False, h5ad=made)
+    return _result(record, skipped=False)
+
+
+def _result(record: dict[str, Any], *, skipped: bool) -> EmbedResult:
+    """The summary of what ``manifest.json`` records; warns about cells without genes."""
+    num_cells, num_empty, empty = record["num_cells"], record["num_empty"], tuple(record.get("empty_cells", ()))
+    if num_empty:
+        names = ", ".join([*empty, "…"] if num_empty > len(empty) else empty)
+        logger.warning(
+            "%s of %s cells have no gene that the model knows: %s. Their embeddings are NaN, their labels null.",
+            f"{num_empty:,}", f"{num_cells:,}", names,
+        )  # fmt: skip
+    return EmbedResult(num_cells, num_empty, len(record["files"]), skipped, tuple(record["h5ad"]), empty)
 
 
 @dataclass(frozen=True)
 class _Range:
-    """Rows of one source that become one file."""
+    """Rows of one source that are written to one file."""
 
     source: SourceConfig
     start: int
@@ -139,15 +158,24 @@ def _describe(source: SourceConfig) -> tuple[SourceConfig, SourceDescription]:
 
 
 def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDescription) -> Iterator[_Range]:
-    """The row ranges of one source; a file's name contains everything that its content depends on."""
+    """Yield the row ranges of one source; a file's name contains a digest of everything its content depends on."""
     made_of = hashlib.sha256(f"{task.model.digest} {about.version} {source.fingerprint()}".encode()).hexdigest()[:16]
     for start in range(0, about.num_cells, task.rows_per_file):
         stop = min(start + task.rows_per_file, about.num_cells)
         yield _Range(source, start, stop, f"part-{number:05d}-{start:010d}-{stop:010d}-{made_of}.parquet")
 
 
-def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, tuple[int, int]]:
-    """Cells, and those of them without genes, by file; what is there already is only counted."""
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers of cells in one file."""
+
+    num_cells: int
+    num_empty: int
+    empty_cells: list[str]  # names of the first of them
+
+
+def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, _Counts]:
+    """Embed row ranges whose files are missing; return the numbers of cells, and of empty cells, by file."""
     there = {entry.uri.rpartition("/")[2]: entry for entry in storage.list_objects(task.out)}
     found = {item.file: _read_counts(there[item.file]) for item in ranges if item.file in there}
     counts = {file: count for file, count in found.items() if count is not None}
@@ -155,13 +183,13 @@ def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advan
     advance(sum(item.stop - item.start for item in ranges if item.file in counts))
     if missing:
         for row in _embed_missing(task, missing):
-            counts[row["file"]] = row["num_cells"], row["num_empty"]
+            counts[row["file"]] = _Counts(row["num_cells"], row["num_empty"], list(row["empty_cells"]))
             advance(row["num_rows"])
     return counts
 
 
 def _embed_missing(task: EmbedTask, missing: list[_Range]) -> Iterable[dict[str, Any]]:
-    """Embed row ranges: few cells in this process if Ray is not running, else by Ray's actors."""
+    """Embed row ranges: in this process if there are few cells and Ray is not running, else in Ray actors."""
     numbers = [{"number": number} for number in range(len(missing))]
     if cluster.is_small(sum(item.stop - item.start for item in missing)):
         return map(_RangeEmbedder(task, missing), numbers)
@@ -176,13 +204,14 @@ def _embed_missing(task: EmbedTask, missing: list[_Range]) -> Iterable[dict[str,
     return rows
 
 
-def _read_counts(entry: storage.ObjectInfo) -> tuple[int, int] | None:
+def _read_counts(entry: storage.ObjectInfo) -> _Counts | None:
     """Read the numbers of cells from a table's footer; None, with a warning, if the file is damaged."""
     try:
         metadata = pq.read_metadata(RangeFile(entry.uri, entry.num_bytes))
-        return metadata.num_rows, int(metadata.metadata[_NUM_EMPTY])
+        empty_cells = json.loads(metadata.metadata.get(_EMPTY, b"[]"))
+        return _Counts(metadata.num_rows, int(metadata.metadata[_NUM_EMPTY]), empty_cells)
     except (pa.ArrowInvalid, KeyError, TypeError):
-        logger.warning("%s is damaged and is made again", entry.uri)
+        logger.warning("%s is damaged and will be written again", entry.uri)
         return None
 
 
@@ -197,16 +226,18 @@ class _RangeEmbedder:
         self._predictor = CellPredictor(self._bundle, empty_cells="nan")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Embed one row range and write its table, whole or not at all."""
+        """Embed one row range and write its table atomically."""
         item = self._ranges[row["number"]]
         vocabulary = self._bundle.vocabulary
         named = read_cells(item.source, start=item.start, stop=item.stop, vocabulary=vocabulary, keep_empty=True)
         predictions = self._predictor.predict(named.cells)
-        num_empty = int((named.cells.num_genes_per_cell == 0).sum())
+        empty = np.flatnonzero(named.cells.num_genes_per_cell == 0)
+        empty_cells = [named.names[row] for row in empty[:_SHOWN]]
         table = to_table(predictions, cell_ids=named.cells.cell_ids, model=self._task.model)
         source = pa.array([item.source.identity] * table.num_rows, pa.string()).dictionary_encode()
         table = table.add_column(1, "obs_name", pa.array(named.names, pa.string())).add_column(2, "source", source)
-        table = table.replace_schema_metadata({**table.schema.metadata, _NUM_EMPTY: str(num_empty)})
+        about = {_NUM_EMPTY: str(len(empty)), _EMPTY: json.dumps(empty_cells)}
+        table = table.replace_schema_metadata({**table.schema.metadata, **about})
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         storage.write_bytes(storage.join(self._task.out, item.file), sink.getvalue())
@@ -214,14 +245,15 @@ class _RangeEmbedder:
             "file": item.file,
             "num_rows": item.stop - item.start,
             "num_cells": table.num_rows,
-            "num_empty": num_empty,
+            "num_empty": len(empty),
+            "empty_cells": empty_cells,
         }
 
 
 def _write_h5ad(
     task: EmbedTask, opened: list[tuple[SourceConfig, SourceDescription]], ranges: list[_Range]
 ) -> list[str]:
-    """One h5ad a source, made of its tables."""
+    """Write one h5ad file per source from its tables."""
     made = []
     for number, (source, _) in enumerate(opened):
         stem = Path(source.uri.rstrip("/")).name.split(".")[0]

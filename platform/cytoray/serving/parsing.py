@@ -1,4 +1,4 @@
-"""From the bytes of a request to checked sparse cells over the model's vocabulary; every refusal names its offender."""
+"""Parse the bytes of a request into checked sparse cells over the model's vocabulary; errors name the bad entry."""
 
 # C cells, G genes of the request, N non-zero entries over all cells
 
@@ -22,16 +22,18 @@ from cytoray.tokens.vocabulary import GeneMapping
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
-SAMPLE = 20  # offenders named in a problem
+SAMPLE = 20  # entries listed in a problem
+_NOUNS = {"ensembl_ids": "Ensembl ids", "genomes": "genomes"}
 REQUESTS: dict[Task, type[EmbedRequest]] = {"embed": EmbedRequest, "annotate": AnnotateRequest}
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """C cells over the G genes of a request, in compressed sparse rows, checked on their own."""
+    """C cells over the G genes of a request, in compressed sparse rows, checked but not yet mapped to a vocabulary."""
 
     genes: tuple[str, ...]  # (G,)
     ensembl_ids: tuple[str, ...] | None  # (G,), empty text if a gene has none
+    genomes: tuple[str, ...] | None  # (G,), empty text if it is unknown
     indptr: Int64  # (C + 1,)
     columns: Int64  # (N,) into genes
     values: Float32  # (N,)
@@ -48,11 +50,12 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
     _check_genes(payload)
     _check_distinct([cell.id for cell in payload.cells], pointer="/cells/{}/id", noun="Cell id")
     _check_lengths(payload.cells)
-    with np.errstate(over="ignore"):  # 1e39 becomes infinite, which _check_values refuses
+    with np.errstate(over="ignore"):  # 1e39 becomes infinite, which _check_values rejects
         values = _flatten((cell.v for cell in payload.cells), dtype=np.float64).astype(np.float32)
     request = ParsedRequest(
         genes=tuple(payload.genes),
         ensembl_ids=tuple(payload.ensembl_ids) or None,
+        genomes=tuple(payload.genomes) or None,
         indptr=np.concatenate([[0], np.cumsum([len(cell.i) for cell in payload.cells])]).astype(np.int64),
         columns=_flatten((cell.i for cell in payload.cells), dtype=np.int64),
         values=values,
@@ -65,13 +68,16 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
 
 
 def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overlap: float) -> SparseCells:
-    """Carry the cells over to the vocabulary; raises RequestError ``unknown_genes`` or ``empty_cells``."""
+    """Map the cells to the vocabulary; raises RequestError ``unknown_genes``.
+
+    In a mixture of species, genes of the other species do not count as unknown, and its cells are left without genes.
+    """
     matched = int((mapping.ids >= 0).sum())
     total = len(request.genes)
-    if matched == 0 or matched < min_gene_overlap * total:
+    if matched == 0 or matched < min_gene_overlap * (mapping.origin >= 0).sum():
         raise RequestError(
-            f"The model knows {matched} of the {total} genes of this request, for example not"
-            f" {', '.join(mapping.unknown[:5])}; they look like {mapping.id_type} ids, species {mapping.species}.",
+            f"The model knows {matched} of the {total} genes of this request; it does not know, for example,"
+            f" {', '.join(mapping.unknown[:5])}. The genes look like {mapping.id_type} ids, species {mapping.species}.",
             remedy="Send human HGNC symbols or Ensembl gene ids (ENSG…) in `genes`.",
             code="unknown_genes",
             pointer="/genes",
@@ -81,20 +87,10 @@ def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overl
             id_type=mapping.id_type,
             species=mapping.species,
         )
-    rows = np.arange(len(request.cell_ids), dtype=np.uint64)  # identities are not needed: results are keyed by content
-    cells = mapping.apply(request.values, request.columns, request.indptr, rows)
-    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
-    if len(empty):
-        raise RequestError(
-            f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
-            f" /cells/{empty[0]}.",
-            remedy="Leave these cells out.",
-            code="empty_cells",
-            pointer=f"/cells/{empty[0]}",
-            indices=empty[:SAMPLE].tolist(),
-            count=len(empty),
-        )
-    return cells
+    rows = np.arange(len(request.cell_ids), dtype=np.uint64)  # ids are not needed: results depend on content only
+    foreign = mapping.of_other_species(request.values, request.columns, request.indptr)
+    values = np.where(np.repeat(foreign, np.diff(request.indptr)), np.float32(0), request.values)
+    return mapping.apply(values, request.columns, request.indptr, rows)
 
 
 def _validate(body: bytes, *, kind: type[EmbedRequest]) -> EmbedRequest:
@@ -105,7 +101,7 @@ def _validate(body: bytes, *, kind: type[EmbedRequest]) -> EmbedRequest:
     pointer = "".join(f"/{part}" for part in found[0]["loc"])
     raise RequestError(
         f"{pointer or 'The body'}: {found[0]['msg']}.",
-        remedy="See /docs for the request, and a sample of it.",
+        remedy="See /docs for the format of a request, with an example.",
         code="malformed_payload",
         pointer=pointer,
         errors=[{"pointer": "".join(f"/{p}" for p in one["loc"]), "detail": one["msg"]} for one in found[:SAMPLE]],
@@ -119,7 +115,7 @@ def _flatten(lists: Iterable[Sequence[float]], *, dtype: type[np.generic]) -> np
 def _check_amount(what: str, *, seen: int, limit: int) -> None:
     if seen > limit:
         raise RequestError(
-            f"The request has {seen} {what}, the limit is {limit}.",
+            f"The request has {seen} {what}; the limit is {limit}.",
             remedy="Send fewer cells in one request.",
             code="too_large",
             what=what,
@@ -131,7 +127,7 @@ def _check_amount(what: str, *, seen: int, limit: int) -> None:
 def _check_num_cells(seen: int, *, limit: int) -> None:
     if seen > limit:
         raise RequestError(
-            f"The request has {seen} cells, the limit is {limit}.",
+            f"The request has {seen} cells; the limit is {limit}.",
             remedy="Split it into several requests, or embed the whole file with `python -m jobs.embed`.",
             code="use_jobs",
             pointer="/cells",
@@ -142,17 +138,18 @@ def _check_num_cells(seen: int, *, limit: int) -> None:
 
 
 def _check_genes(payload: EmbedRequest) -> None:
-    """Refuse Ensembl ids that do not go with the genes, and genes given twice."""
-    genes, ensembl_ids = payload.genes, payload.ensembl_ids
-    if not ensembl_ids:
-        _check_distinct(genes, pointer="/genes/{}", noun="Gene")
-        return
-    if len(ensembl_ids) != len(genes):
-        problem = f"There are {len(genes)} genes, but {len(ensembl_ids)} Ensembl ids."
-        raise _bad_matrix(problem, pointer="/ensembl_ids", genes=len(genes), ensembl_ids=len(ensembl_ids))
-    # Two genes may share a symbol, but not the id as well.
-    pairs = [f"{gene} ({gene_id})" for gene, gene_id in zip(genes, ensembl_ids, strict=True)]
-    _check_distinct(pairs, pointer="/genes/{}", noun="Gene")
+    """Reject Ensembl ids and genomes whose number differs from that of the genes, and duplicate genes."""
+    genes = payload.genes
+    given = {"ensembl_ids": payload.ensembl_ids, "genomes": payload.genomes}
+    beside = {member: texts for member, texts in given.items() if texts}
+    for member, texts in beside.items():
+        if len(texts) != len(genes):
+            problem = f"There are {len(genes)} genes, but {len(texts)} {_NOUNS[member]}."
+            raise _bad_matrix(problem, pointer=f"/{member}", genes=len(genes), **{member: len(texts)})
+    # Two genes may share a symbol, but not the id and the genome as well.
+    if beside:
+        genes = [f"{gene} ({', '.join(others)})" for gene, *others in zip(genes, *beside.values(), strict=True)]
+    _check_distinct(genes, pointer="/genes/{}", noun="Gene")
 
 
 def _check_distinct(names: Sequence[str | None], *, pointer: str, noun: str) -> None:
@@ -175,7 +172,7 @@ def _check_lengths(cells: Sequence[CellPayload]) -> None:
 
 
 def _check_columns(request: ParsedRequest) -> None:
-    """Refuse indices outside the genes, and genes given twice in one cell."""
+    """Reject indices outside the genes, and duplicate genes in one cell."""
     num_genes = len(request.genes)
     outside = (request.columns < 0) | (request.columns >= num_genes)
     if outside.any():
@@ -197,7 +194,7 @@ def _check_columns(request: ParsedRequest) -> None:
 
 
 def _check_values(request: ParsedRequest) -> None:
-    """Refuse values that are negative or not finite."""
+    """Reject values that are negative or not finite."""
     bad = ~np.isfinite(request.values) | (request.values < 0)
     if not bad.any():
         return
@@ -218,7 +215,7 @@ def _check_values(request: ParsedRequest) -> None:
 
 
 def _locate(request: ParsedRequest, entry: int) -> tuple[int, int]:
-    """The cell of an entry, and its place within that cell."""
+    """Return the cell of an entry, and its position within that cell."""
     cell = int(np.searchsorted(request.indptr, entry, side="right")) - 1
     return cell, entry - int(request.indptr[cell])
 

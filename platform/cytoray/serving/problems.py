@@ -1,4 +1,4 @@
-"""Every way a request can fail, as one table from the case to its HTTP status, and its problem+json."""
+"""All the ways a request can fail: one table from error code to HTTP status, and the problem+json responses."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "malformed_payload": Case(400, "The body is not a request this route understands"),
-    "not_found": Case(404, "There is nothing at this path"),
-    "method_not_allowed": Case(405, "This path does not take this method"),
-    "no_labels": Case(409, "This model has no cell types to give"),
-    "too_large": Case(413, "The request is larger than the service takes"),
+    "malformed_payload": Case(400, "The body is not a valid request for this route"),
+    "not_found": Case(404, "Unknown path"),
+    "method_not_allowed": Case(405, "This path does not support this method"),
+    "no_labels": Case(409, "This model does not predict cell types"),
+    "too_large": Case(413, "The request exceeds the limits of the service"),
     "use_jobs": Case(413, "Too many cells for one request"),
-    "unsupported_media_type": Case(415, "The body is not of a media type this route reads"),
+    "unsupported_media_type": Case(415, "Unsupported media type of the body"),
     "unknown_genes": Case(422, "The model does not know the genes of this request"),
-    "empty_cells": Case(422, "Some cells have no gene the model knows"),
-    "bad_values": Case(422, "Some values cannot be expression"),
-    "bad_matrix": Case(422, "Genes, indices and values do not fit together"),
+    "bad_values": Case(422, "Some values are negative or not finite"),
+    "bad_matrix": Case(422, "Genes, indices and values are inconsistent"),
     "http_error": Case(400, "The request could not be handled"),
-    "client_closed": Case(499, "The client went away"),
-    "internal": Case(500, "The service failed; this is not the request's fault"),
+    "client_closed": Case(499, "The client closed the connection"),
+    "internal": Case(500, "Internal error of the service"),
     "model_not_ready": Case(503, "The model is not ready"),
     "deadline_exceeded": Case(504, "The answer took too long"),
 }
@@ -48,7 +47,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def request_id_of(request: Request) -> str:
-    """The one id of this request: the client's ``X-Request-Id`` where that is a sane one, else made up."""
+    """Return the id of this request: the client's ``X-Request-Id`` if it is valid, else a new one."""
     if not hasattr(request.state, "request_id"):
         given = request.headers.get("x-request-id", "")
         request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -56,7 +55,7 @@ def request_id_of(request: Request) -> str:
 
 
 def reply_headers(request: Request) -> dict[str, str]:
-    """Headers that every reply carries, problems included."""
+    """Return the headers of every reply, problems included."""
     state = request.app.state
     headers = {"X-Model-Version": state.model_version, **_OVERHEAD}
     if state.echo_request_id:
@@ -65,7 +64,7 @@ def reply_headers(request: Request) -> dict[str, str]:
 
 
 def problem_response(request: Request, code: str, *, detail: str, **members: Any) -> Response:
-    """The problem+json answer for ``code``; ``members`` name the offenders."""
+    """Build the problem+json response for ``code``; ``members`` are further fields, such as the bad entries."""
     case = CASES[code]
     body = {
         "type": f"urn:cytoray:problem:{code.replace('_', '-')}",
@@ -82,7 +81,7 @@ def problem_response(request: Request, code: str, *, detail: str, **members: Any
 
 
 def add_problem_handlers(api: FastAPI) -> None:
-    """Turn every error that leaves a route of ``api`` into a problem; the one border where errors become statuses."""
+    """Convert every error that leaves a route of ``api`` into a problem; no other code maps errors to statuses."""
     api.add_exception_handler(RequestError, _on_request_error)
     api.add_exception_handler(ServingError, _on_serving_error)
     api.add_exception_handler(HTTPException, _on_http_error)
@@ -105,8 +104,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "http_error")
     details = {
-        "not_found": f"{request.url.path} is no route of this service; /docs lists them.",
-        "method_not_allowed": f"{request.url.path} does not take {request.method}; /docs lists what it takes.",
+        "not_found": f"{request.url.path} is not a route of this service; see /docs.",
+        "method_not_allowed": f"{request.url.path} does not support {request.method}; see /docs.",
     }
     response = problem_response(request, code, detail=details.get(code, str(error.detail)))
     response.headers.update(error.headers or {})
@@ -119,5 +118,5 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_any_error(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", request_id_of(request), exc_info=error)
-    detail = "The service failed on this request. Report the request_id to whoever runs it; its log has the cause."
+    detail = "The service failed on this request. Its log has the cause: report the request_id to the operator."
     return problem_response(request, "internal", detail=detail)

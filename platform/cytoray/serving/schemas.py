@@ -1,4 +1,4 @@
-"""What crosses the wire as JSON: requests, answers and problems, strict and the same in code, tests and OpenAPI."""
+"""JSON schemas of requests, responses and problems: strict, and the same in code, tests and OpenAPI."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 Task = Literal["embed", "annotate"]
 
-# FailFast: an array of a million bad numbers is one mistake to report, not a million.
+# FailFast: only the first bad number of an array is reported.
 Indices = Annotated[list[Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]], FailFast()]
 Values = Annotated[list[float], FailFast()]
 
 
 class _Wire(BaseModel):
-    """Base of the wire models: no unknown member, no silent conversion."""
+    """Base of the schemas: unknown fields and implicit conversions are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
@@ -22,7 +22,7 @@ class _Wire(BaseModel):
 class CellPayload(_Wire):
     """One cell: the value ``v[k]`` of gene ``genes[i[k]]``; genes that are not listed are zero."""
 
-    id: str | None = Field(None, max_length=256, description="Given back with the answer; unique within a request.")
+    id: str | None = Field(None, max_length=256, description="Returned with the answer; unique within a request.")
     i: Indices = Field(description="Positions in `genes`, each at most once.")
     v: Values = Field(description="Raw counts or expression, finite and not negative, one for each of `i`.")
 
@@ -34,7 +34,12 @@ class EmbedRequest(_Wire):
     ensembl_ids: Annotated[list[str], FailFast()] = Field(
         default=[],
         description="Ensembl id of each of `genes`, used if the name is not in the vocabulary; an empty text if it is "
-        "unknown, an empty list if all are. A name may occur more than once if the ids differ.",
+        "unknown, an empty list if all are. A name may occur more than once if the ids or genomes differ.",
+    )
+    genomes: Annotated[list[str], FailFast()] = Field(
+        default=[],
+        description="Assembly or species of each of `genes` (GRCh38, mm10), an empty text if it is unknown, an empty "
+        "list if all are. In a mixture of species only human genes of human cells are used.",
     )
     cells: Annotated[list[CellPayload], FailFast()] = Field(min_length=1)
 
@@ -46,7 +51,7 @@ class AnnotateRequest(EmbedRequest):
 
 
 class ModelInfo(_Wire):
-    """Which model answered: all an embedding or label can be traced by."""
+    """Identity of the model that answered, for tracing an embedding or label."""
 
     name: str
     version: str
@@ -54,28 +59,38 @@ class ModelInfo(_Wire):
 
 
 class GeneSummary(_Wire):
-    """How the genes of the request met the vocabulary of the model."""
+    """Genes of the request that the model does and does not know."""
 
     matched: int
     total: int
-    unknown: list[str] = Field(description="The first 20 genes the model does not know.")
+    unknown: list[str] = Field(description="The first 20 genes that the model does not know.")
+
+
+class EmptyCells(_Wire):
+    """A warning about cells that have no expressed gene that the model knows; their answers are null."""
+
+    code: Literal["empty_cells"]
+    detail: str
+    indices: list[int] = Field(description="Positions of these cells in the request.")
 
 
 class EmbeddedCell(_Wire):
     """The answer for one cell of `/v1/embed`."""
 
     id: str | None
-    embedding: list[float] = Field(description="Unit length; the decimals give back the float32 exactly.")
+    embedding: list[float] | None = Field(
+        description="Of unit length; the decimals reproduce the float32 values exactly. Null for an empty cell."
+    )
 
 
 class AnnotatedCell(_Wire):
-    """The answer for one cell of `/v1/annotate`."""
+    """The answer for one cell of `/v1/annotate`; all but the id is null for an empty cell, see `warnings`."""
 
     id: str | None
-    label: str
-    probability: float = Field(description="Probability of `label`.")
-    probabilities: dict[str, float] = Field(description="Probability of every label; they sum to 1.")
-    embedding: list[float] | None = Field(None, description="Absent where `include_embedding` is false.")
+    label: str | None
+    probability: float | None = Field(description="Probability of `label`.")
+    probabilities: dict[str, float] | None = Field(description="Probability of every label; they sum to 1.")
+    embedding: list[float] | None = Field(None, description="Absent if `include_embedding` is false.")
 
 
 class EmbedResponse(_Wire):
@@ -83,6 +98,7 @@ class EmbedResponse(_Wire):
 
     model: ModelInfo
     genes: GeneSummary
+    warnings: list[EmptyCells] = Field(description="Of cells that have no answer; usually empty.")
     cells: list[EmbeddedCell]
 
 
@@ -91,11 +107,12 @@ class AnnotateResponse(_Wire):
 
     model: ModelInfo
     genes: GeneSummary
+    warnings: list[EmptyCells] = Field(description="Of cells that have no answer; usually empty.")
     cells: list[AnnotatedCell]
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem: why a request was not answered, with further members that name the offenders."""
+    """An RFC 9457 problem: why a request was not answered, with further fields that name the bad entries."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -104,5 +121,5 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
-    code: str = Field(description="Stable name of the case, for programs.")
+    code: str = Field(description="Stable error code, for programs.")
     request_id: str

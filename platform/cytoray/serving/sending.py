@@ -1,11 +1,11 @@
-"""The cells that a client sends: checked before anything crosses the wire, and encoded as JSON."""
+"""Cells that a client sends: checked before the request is made, and encoded as JSON."""
 
 # C cells, G genes
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """C cells over the names, and if known the Ensembl ids, of G genes."""
+    """C cells over the names, and if known the Ensembl ids and genomes, of G genes."""
 
     genes: list[str]  # (G,)
     ensembl_ids: list[str] | None  # (G,), empty text if a gene has none
     counts_CG: sp.csr_matrix
-    ids: Sequence[str] | None = None  # (C,)
+    ids: Sequence[str] | None = None  # (C,), sent
+    genomes: list[str] | None = None  # (G,), empty text if it is unknown
+    names: Sequence[str] | None = None  # (C,), for messages; ``ids`` if None
+
+    def name(self, row: int) -> str:
+        """Return what a message calls a cell."""
+        names = self.ids if self.names is None else self.names
+        return f"row {row}" if names is None else str(names[row])
 
 
 def check_cells(
@@ -35,7 +42,7 @@ def check_cells(
     ensembl_ids: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
 ) -> Cells:
-    """Put the rows of a dense or sparse ``matrix`` (C, G) beside their genes; RequestError if the numbers disagree."""
+    """Combine the rows of a dense or sparse ``matrix`` (C, G) with its genes; RequestError if their numbers differ."""
     counts_CG = sp.csr_matrix(matrix, copy=True)
     counts_CG.sum_duplicates()
     num_cells, num_genes = counts_CG.shape
@@ -49,9 +56,9 @@ def check_cells(
 
 
 def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> Cells:
-    """The cells of an AnnData, with names and Ensembl ids of its genes as readers of files find them.
+    """Return the cells of an AnnData, with gene names, Ensembl ids and genomes found as in files.
 
-    Columns with the same name and the same id are summed, as they are everywhere else in cytoray.
+    Columns with the same name, id and genome are summed, as they are everywhere else in cytoray.
     """
     # Only here: a client that sends arrays needs neither pandas nor the readers.
     from cytoray.corpus.config import SourceConfig
@@ -62,11 +69,13 @@ def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> C
     var = adata.raw.var if matrix == "raw.X" and adata.raw is not None else adata.var
     names = genes.gene_names(var, source)
     ensembl_ids = genes.ensembl_ids(var, names, source)
-    return _summed(check_cells(names, _matrix(adata, matrix), ensembl_ids=ensembl_ids))
+    cells = check_cells(names, _matrix(adata, matrix), ensembl_ids=ensembl_ids)
+    genomes = genes.gene_genomes(var)
+    return _summed(replace(cells, genomes=genomes, names=list(adata.obs_names)))
 
 
 def encode_cells(cells: Cells, rows: range) -> bytes:
-    """The JSON body of a request for some of the rows."""
+    """Encode some of the rows as the JSON body of a request."""
     counts_CG, encoded = cells.counts_CG, []
     for row in rows:
         entries = slice(counts_CG.indptr[row], counts_CG.indptr[row + 1])
@@ -75,6 +84,8 @@ def encode_cells(cells: Cells, rows: range) -> bytes:
     body: dict[str, Any] = {"genes": cells.genes, "cells": encoded}
     if cells.ensembl_ids is not None:
         body["ensembl_ids"] = cells.ensembl_ids
+    if cells.genomes is not None:
+        body["genomes"] = cells.genomes
     return pydantic_core.to_json(body)
 
 
@@ -91,7 +102,7 @@ def _check_length(name: str, entries: Sequence[str], expected: int, *, axis: str
 
 
 def _matrix(adata: anndata.AnnData, matrix: str) -> Any:
-    """The matrix that is named X, raw.X or layers/NAME, in memory."""
+    """Return the matrix named X, raw.X or layers/NAME, in memory."""
     there = {"X": adata.X, **{f"layers/{name}": layer for name, layer in adata.layers.items()}}
     if adata.raw is not None:
         there["raw.X"] = adata.raw.X
@@ -103,14 +114,20 @@ def _matrix(adata: anndata.AnnData, matrix: str) -> Any:
 
 
 def _summed(cells: Cells) -> Cells:
-    """The same cells with one column for each pair of name and id."""
-    pairs = list(zip(cells.genes, cells.ensembl_ids or [""] * len(cells.genes), strict=True))
-    places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-    if len(places) == len(pairs):
+    """Return the same cells with one column for each combination of name, id and genome."""
+    blank = [""] * len(cells.genes)
+    genes = list(zip(cells.genes, cells.ensembl_ids or blank, cells.genomes or blank, strict=True))
+    places = {gene: place for place, gene in enumerate(dict.fromkeys(genes))}
+    if len(places) == len(genes):
         return cells
-    columns = np.array([places[pair] for pair in pairs])[cells.counts_CG.indices]
+    columns = np.array([places[gene] for gene in genes])[cells.counts_CG.indices]
     shape = (cells.counts_CG.shape[0], len(places))
     counts_CG = sp.csr_matrix((cells.counts_CG.data, columns, cells.counts_CG.indptr), shape=shape)
     counts_CG.sum_duplicates()
-    gene_ids = None if cells.ensembl_ids is None else [gene_id for _, gene_id in places]
-    return Cells([name for name, _ in places], gene_ids, counts_CG, cells.ids)
+    return replace(
+        cells,
+        genes=[name for name, _, _ in places],
+        ensembl_ids=None if cells.ensembl_ids is None else [gene_id for _, gene_id, _ in places],
+        genomes=None if cells.genomes is None else [genome for _, _, genome in places],
+        counts_CG=counts_CG,
+    )

@@ -1,4 +1,4 @@
-"""The service without HTTP and without Ray: one model behind a batcher, from request bytes to answer bytes."""
+"""The service without HTTP and Ray: one model behind a batcher, from the bytes of a request to those of its answer."""
 
 # C cells, K labels, D width
 
@@ -20,35 +20,35 @@ from cytoray.model.predictor import Predictions
 from cytoray.serving.batcher import Batcher, Done
 from cytoray.serving.config import Limits
 from cytoray.serving.parsing import SAMPLE, ParsedRequest, parse_request, select_cells
-from cytoray.serving.schemas import GeneSummary, ModelInfo, Task
+from cytoray.serving.schemas import EmptyCells, GeneSummary, ModelInfo, Task
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneMapping, GeneVocabulary
 
-BATCH_TOKENS = 65536  # some minibatches of the predictor: enough company to sort by length, short enough to wait for
+BATCH_TOKENS = 65536  # a few minibatches of the predictor: enough cells to sort by length, and still a short wait
 CANARY_GENES = 8
-CANARY_TOLERANCE = 1e-3  # far above float noise between thread counts, far below another model
+CANARY_TOLERANCE = 1e-3  # far above float noise between thread counts, far below the difference to another model
 
 
 class Predictor(Protocol):
     """Interface of a model in the service; CellPredictor implements it."""
 
     def predict(self, cells: SparseCells) -> Predictions:
-        """Predict for C cells, in their order."""
+        """Predict for C cells, in their order; NaN for a cell without genes."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An encoded answer and what its parts took, in seconds."""
+    """An encoded answer and the duration of each step in seconds."""
 
     content: bytes
     timings: dict[str, float]
 
 
 class CellService:
-    """Answers requests of one model version; made ready (and proven able to answer) by its construction."""
+    """A service for one model version; its construction tests that the model can answer."""
 
     def __init__(self, predictor: Predictor, *, vocabulary: GeneVocabulary, model: ModelInfo, limits: Limits) -> None:
-        """Raises ModelError where the model cannot answer for a single cell."""
+        """Run the model on one cell; raises ModelError if it cannot answer."""
         self.model = model
         self.limits = limits
         self._predictor = predictor
@@ -59,7 +59,7 @@ class CellService:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Cell types the model knows; none where it only embeds."""
+        """Cell types that the model predicts; empty if it only embeds."""
         return self._expected.labels
 
     @property
@@ -68,7 +68,7 @@ class CellService:
         return int(self._expected.embeddings.shape[1])
 
     async def answer(self, task: Task, body: bytes) -> Reply:
-        """Answer one request body; raises RequestError for what is wrong with it, or took too long."""
+        """Answer one request body; raises RequestError if the request is invalid or takes too long."""
         if task == "annotate" and not self.labels:
             raise RequestError(
                 f"Model {self.model.name} version {self.model.version} was not trained to label cells.",
@@ -86,7 +86,7 @@ class CellService:
             ) from error
 
     async def check(self, *, timeout_s: float) -> None:
-        """Prove health by a forward pass of one cell beside the batcher; raises ServingError."""
+        """Check the model by a forward pass of one cell outside the batcher; raises ServingError if that fails."""
         self._batcher.check(max_age_s=2 * self.limits.deadline_s)
         try:
             seen = await asyncio.wait_for(asyncio.to_thread(self._predict, self._canary), timeout_s)
@@ -96,7 +96,7 @@ class CellService:
             raise ServingError("The model answers differently than when it was loaded.", remedy="Replace this replica.")
 
     def check_ready(self) -> None:
-        """Raise ServingError where requests would not be answered."""
+        """Raise ServingError if requests would not be answered."""
         self._batcher.check(max_age_s=2 * self.limits.deadline_s)
 
     async def close(self) -> None:
@@ -111,13 +111,13 @@ class CellService:
         genes = GeneSummary(
             matched=int((mapping.ids >= 0).sum()), total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
         )
-        members: dict[str, ModelInfo | GeneSummary] = {"model": self.model, "genes": genes}
+        members = {"model": self.model, "genes": genes, "warnings": _warnings(cells)}
         content = await asyncio.to_thread(encode_answer, done.result, request=request, task=task, members=members)
         return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
 
     def _prepare(self, task: Task, body: bytes) -> tuple[ParsedRequest, GeneMapping, SparseCells]:
         request = parse_request(body, task=task, limits=self.limits)
-        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids)
+        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids, genomes=request.genomes)
         return request, mapping, select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
 
     def _predict_each(self, parts: Sequence[SparseCells]) -> list[Predictions]:
@@ -136,19 +136,17 @@ class CellService:
 
     def _predict(self, cells: SparseCells) -> Predictions:
         predictions = self._predictor.predict(cells)
-        if not np.isfinite(predictions.embeddings).all():
-            raise ModelError("The model gave embeddings that are not finite.", remedy="Serve another version.")
+        if not np.isfinite(predictions.embeddings[cells.num_genes_per_cell > 0]).all():
+            raise ModelError("The model returned embeddings that are not finite.", remedy="Serve another version.")
         return predictions
 
 
-def encode_answer(
-    predictions: Predictions, *, request: ParsedRequest, task: Task, members: dict[str, ModelInfo | GeneSummary]
-) -> bytes:
-    """Write the answer for C cells as JSON, after ``members``.
+def encode_answer(predictions: Predictions, *, request: ParsedRequest, task: Task, members: dict[str, Any]) -> bytes:
+    """Write the answer for C cells as JSON, after ``members``; that of a cell whose embedding is NaN is null.
 
     Floats are written as the shortest decimals of their float64 value, so reading them as float32 is exact.
     """
-    columns: dict[str, list[Any]] = {"id": list(request.cell_ids)}
+    columns: dict[str, list[Any]] = {}
     if task == "annotate":
         assert predictions.probabilities is not None, "annotation needs a model with labels"
         best_C = predictions.probabilities.argmax(axis=1)
@@ -158,16 +156,32 @@ def encode_answer(
         columns["probabilities"] = [dict(zip(predictions.labels, row, strict=True)) for row in rows]
     if task == "embed" or request.include_embedding:
         columns["embedding"] = predictions.embeddings.tolist()
+    for row in np.flatnonzero(~np.isfinite(predictions.embeddings[:, 0])):
+        for column in columns.values():
+            column[row] = None
+    columns = {"id": list(request.cell_ids), **columns}
     cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return pydantic_core.to_json({**members, "cells": cells})
 
 
+def _warnings(cells: SparseCells) -> list[EmptyCells]:
+    """Return the warning about cells without any gene, if there are some."""
+    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
+    if len(empty) == 0:
+        return []
+    problem = (
+        f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
+        f" /cells/{empty[0]}; their answers are null."
+    )
+    return [EmptyCells(code="empty_cells", detail=problem, indices=empty.tolist())]
+
+
 def _num_tokens(cells: SparseCells) -> int:
-    return len(cells.gene_ids) + cells.num_cells  # one <cls> a cell
+    return len(cells.gene_ids) + cells.num_cells  # one <cls> per cell
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:
-    """One made-up cell; going through the gene names also builds their look-up tables before the first request."""
+    """Build one artificial cell; mapping its gene names also builds the look-up tables before the first request."""
     genes = [token for token in vocabulary.tokens if token not in SPECIAL_TOKENS][:CANARY_GENES]
     columns = np.arange(len(genes))
     mapping = vocabulary.map_genes(genes)

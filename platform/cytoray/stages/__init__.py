@@ -1,1 +1,1 @@
-"""The stages from files to a served model, each one call over the rooms: what jobs, cli and quickstart run."""
+"""The stages from files to a served model, each a single call, as run by jobs, cli and quickstart."""

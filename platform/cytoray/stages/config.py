@@ -1,4 +1,4 @@
-"""Configurations of the stages that need no room of their own, and which class a YAML file's ``kind`` means."""
+"""Configurations of evaluate, promote and embed, and the configuration class for each ``kind`` of YAML file."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ CACHE = "Local folder for bundles from MLflow or s3://."
 
 
 class ModelStageConfig(Config):
-    """Keys of every stage that uses a model."""
+    """Common configuration of stages that use a model."""
 
-    store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
+    store: Location = Field(description="Root of all data of cytoray: s3://bucket/prefix or a local folder.")
     model: str = Field(min_length=1, description=MODEL)
     tracking: TrackingConfig = Field(description="MLflow and the run journal.")
     cache_folder: Location = Field("~/.cache/cytoray/models", description=CACHE)
 
 
 class EvaluateConfig(ModelStageConfig):
-    """Judging an annotation model on labelled cells it has not seen."""
+    """Configuration of evaluate: score an annotation model on held-out labelled cells."""
 
     kind: Literal["evaluate"] = Field("evaluate", description="Which stage this file configures.")
     data: SourceConfig = Field(description="Held-out cells.")
     label_key: str = Field(description="Column of obs with the true cell types.")
-    baseline_corpus: str = Field(pattern=CORPUS, description="Corpus that logistic regression learns from.")
+    baseline_corpus: str = Field(pattern=CORPUS, description="Corpus that logistic regression is trained on.")
     folder: Location = Field("report", description="Local folder for scores.json and the plots.")
     plots: tuple[Literal["png", "svg", "pdf"], ...] = Field(
         ("png",), min_length=1, description="Formats of the plots; the report shows the first."
@@ -47,41 +47,41 @@ class EvaluateConfig(ModelStageConfig):
 
 
 class PromoteConfig(ModelStageConfig):
-    """Registering a bundle in MLflow as a candidate, and moving an alias to it if it passes the gate."""
+    """Configuration of promote: register a bundle in MLflow and move an alias to it if it passes the gate."""
 
     kind: Literal["promote"] = Field("promote", description="Which stage this file configures.")
     name: str = Field(pattern=NAME, description="Name of the registered model.")
     alias: str = Field(
         "champion",
         pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
-        description="Alias moved to the new version; `candidate`: only register it, ask no gate.",
+        description="Alias moved to the new version; `candidate` only registers it, without a gate.",
     )
-    gate: GateConfig | None = Field(None, description="What its scores must reach first; without, any version passes.")
+    gate: GateConfig | None = Field(None, description="Conditions on its scores; without a gate every version passes.")
 
     @field_validator("alias")
     @classmethod
     def _previous_is_ours(cls, alias: str) -> str:
         if alias == "previous":
-            raise ValueError("previous follows champion by itself; `cytoray models rollback` goes back to it")
+            raise ValueError("the alias previous is set automatically; use `cytoray models rollback` to return to it")
         return alias
 
 
 class EmbedConfig(Config):
-    """Embedding any number of cells offline."""
+    """Configuration of embed: offline embedding and annotation."""
 
     kind: Literal["embed"] = Field("embed", description="Which stage this file configures.")
     model: str = Field(min_length=1, description=MODEL)
-    store: Location | None = Field(None, description="Root of everything cytoray keeps; for run:NAME.")
-    tracking: TrackingConfig | None = Field(None, description="MLflow and the run journal; for models:/….")
+    store: Location | None = Field(None, description="Root of all data of cytoray; required for run:NAME.")
+    tracking: TrackingConfig | None = Field(None, description="MLflow and the run journal; required for models:/….")
     cache_folder: Location = Field("~/.cache/cytoray/models", description=CACHE)
     data: tuple[SourceConfig, ...] = Field(
-        min_length=1, description="The cells: one source or a list; a uri that ends in / is all files below it."
+        min_length=1, description="One source of cells or a list; a uri that ends in / means all files below it."
     )
     out: Location = Field(description="Folder or s3:// prefix for the parquet files.")
-    h5ad: bool = Field(False, description="Also write an h5ad file a source, embeddings in obsm[X_scGPT].")
-    rows_per_task: int = Field(4_096, ge=1, description="Rows of a source that one parquet file covers.")
-    num_actors: int = Field(1, ge=1, description="Processes that hold the model.")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs reserved for each process, which then uses one; 0: CPU.")
+    h5ad: bool = Field(False, description="Also write one h5ad file per source, with embeddings in obsm[X_scGPT].")
+    rows_per_task: int = Field(4_096, ge=1, description="Rows of a source per parquet file.")
+    num_actors: int = Field(1, ge=1, description="Number of processes with a copy of the model.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs reserved for each process; 0 runs the model on the CPU.")
 
     @field_validator("data", mode="before")
     @classmethod
@@ -109,13 +109,13 @@ STAGES: dict[str, type[Config]] = {
 
 
 class ModelShapeConfig(ShapeConfig):
-    """A model's shape in a file of its own, which the files of runs include: it has no ``kind`` and only these keys."""
+    """The shape of a model in a separate file that run configurations include; such a file has no ``kind``."""
 
     kind: Literal["model"] = Field("model", description="What this file configures.")
 
 
 def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file as the configuration that its ``kind`` names; ConfigError lists every mistake."""
+    """Read a YAML file as the configuration of its ``kind``; ConfigError lists every mistake."""
     tree = read_tree(path, overrides=overrides)
     if tree.data and tree.data.keys() <= ModelShapeConfig.model_fields.keys() - {"kind"}:
         return validate_tree(ModelShapeConfig, tree, source=str(path))

@@ -1,4 +1,4 @@
-"""What files in jobs/ and stage commands do: read the configuration, one call, print JSON."""
+"""Run a stage from files in jobs/ and from commands: read the configuration, run the stage, print JSON."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None =
 
 
 def run_stage(stage: str, path: Path, *, overrides: Sequence[str], num_cpus: int) -> dict[str, Any]:
-    """Check the configuration and run the stage; returns what of its result is worth printing."""
+    """Load the configuration and run the stage; returns its result as JSON data."""
     return run_configured(stage, load_config(STAGES[stage], path, overrides=overrides), num_cpus=num_cpus)
 
 
 def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, Any]:
-    """Run a stage and return what of its result is worth printing; Ray starts only if the stage comes to need it.
+    """Run a stage and return its result as JSON data; Ray starts only if the stage needs it.
 
-    The result of a training run that is finished is returned without loading what trains.
+    The result of a finished training run is returned without loading the training code.
     """
     if isinstance(config, PretrainConfig | FinetuneConfig):
         from cytoray.stages.resume import summarise_finished  # imports torch, which takes seconds
@@ -54,7 +54,7 @@ def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, An
         if (found := summarise_finished(config)) is not None:
             return found
     with available(num_cpus=num_cpus):
-        from cytoray.stages import run  # after the configuration is known to be good: this takes seconds
+        from cytoray.stages import run  # only with a valid configuration: this takes seconds
 
         return run.SUMMARIES[stage](config)
 

@@ -1,4 +1,4 @@
-"""Continue a run with the configuration that it has, or report its result, without Ray, if it is finished."""
+"""Continue a run with its own configuration, or report its result without Ray if it is finished."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_resumed_config(
     Raises TrainingError if the run is missing, ConfigError if an override is invalid.
     """
     stored = _load(store, run)
-    stored["store"] = store  # the same store may have another name on this machine
+    stored["store"] = store  # the same store may have a different path on this machine
     stored["allow_changes"] = list(allow)
     with tempfile.TemporaryDirectory(prefix="cytoray-resume-") as folder:
         file = Path(folder) / f"{run}.yaml"
@@ -60,7 +60,7 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
     card = load_card(folder)
     if result is None or not is_exported(config, result) or card is None:
         return None
-    if card["totals"]["steps"] != result.checkpoint.state.step:  # of the run before it was extended
+    if card["totals"]["steps"] != result.checkpoint.state.step:  # the card is that of the run before it was extended
         return None
     bundle = find_bundle(config.store, config.run)
     made = {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": storage.join(folder, HTML_NAME)}

@@ -1,4 +1,4 @@
-"""Run one stage: thin compositions of the rooms, each returning what was made and where it lies."""
+"""Run one stage: each function combines calls of the library and returns the result with its location."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
     """Cells of files to parquet files of embeddings and labels."""
     opened = open_configured(config)
-    # A place that every worker can read, whatever the model was named by.
+    # A location that every worker can read, wherever the model comes from.
     bundle = storage.join(config.store or config.out, "bundles", opened.digest)
     opened.store_in(bundle)
     task = EmbedTask(
@@ -117,7 +117,7 @@ def _summarise_pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _summarise_finetune(config: FinetuneConfig) -> dict[str, Any]:
     with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
         result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle)
+    card = save_card(config, result, bundle=bundle, stability=annotation.held_out_stability(config, bundle))
     return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
 
 
@@ -154,7 +154,7 @@ def _summarise_embed(config: EmbedConfig) -> dict[str, Any]:
     }
 
 
-#: What jobs and commands call, by the configuration's ``kind``: the stage, and what of its result is worth printing.
+#: For jobs and commands, by ``kind`` of configuration: the stage, and a function that selects the result to print.
 SUMMARIES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "ingest": _summarise_ingest,
     "pretrain": _summarise_pretrain,

@@ -17,6 +17,7 @@ from cytoray import progress
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.reading import NamedCells
 from cytoray.corpus.stream import LabelledSample, open_stream, sample_labelled_cells
+from cytoray.corpus.streaming.members import MemberOptions
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
@@ -46,6 +47,7 @@ MAX_BASELINE_CELLS = 40_000  # that the baselines learn from: half a gigabyte at
 # What a value means to the weights; max_length, seed and ties may differ.
 TRAINED_KEYS = ("n_bins", "cls_value", "pad_value", "mask_value")
 STABILITY_CELLS = 500  # held-out cells that are annotated again with changes
+CARD_CELLS = 100  # of them for a run card: four answers to each take a CPU a minute with the largest models
 
 
 def finetune(
@@ -157,8 +159,7 @@ class Baseline:
         """
         train = self.load() if training is None else training
         vocabulary = vocabulary or GeneVocabulary.load_default()
-        translation = Translation.to(vocabulary)
-        cells = train.cells if translation is None else translation.apply_sparse(train.cells)
+        cells = _over_genes_of(vocabulary, train.cells)
         log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(
             _matrix(cells, vocabulary.size),
@@ -174,7 +175,8 @@ class Baseline:
     def load(self) -> LabelledSample:
         """Cells with a label, of a large corpus a random sample, and a warning that it is one."""
         manifest = load_manifest(self.store, self.corpus)
-        sample = sample_labelled_cells(self.store, manifest, self.label_key, max_cells=MAX_BASELINE_CELLS)
+        members = MemberOptions(self.label_key)
+        sample = sample_labelled_cells(self.store, manifest, members, max_cells=MAX_BASELINE_CELLS)
         if sample.is_sample:
             logger.warning(
                 "The baselines learn from a random sample: %s of %s labelled cells of corpus %r.",
@@ -220,6 +222,24 @@ def evaluate(
     figures = {name: found.as_dict() for name, found in stability.items()}
     files["stability"] = _write_json(folder / "stability.json", figures)
     return AnnotationReport(scores, predictions, files, stability)
+
+
+def held_out_stability(config: FinetuneConfig, record: BundleRecord) -> dict[str, dict[str, float | int | None]]:
+    """Return how stable the bundle's answers to some held-out cells are; empty if the run holds none out."""
+    if config.validation is None:
+        return {}
+    members = MemberOptions(config.label_key, select=config.validation.select)
+    manifest = load_manifest(config.store, config.corpus)
+    sample = sample_labelled_cells(config.store, manifest, members, max_cells=CARD_CELLS)
+    bundle = open_model(record.uri, cache_folder=config.cache_folder).bundle
+    cells = _over_genes_of(bundle.vocabulary, sample.cells)
+    return {name: found.as_dict() for name, found in measure_stability(bundle, cells).items()}
+
+
+def _over_genes_of(vocabulary: GeneVocabulary, cells: SparseCells) -> SparseCells:
+    """Return cells of a corpus with their genes numbered as in ``vocabulary``."""
+    translation = Translation.to(vocabulary)
+    return cells if translation is None else translation.apply_sparse(cells)
 
 
 def _spread(cells: SparseCells) -> SparseCells:

@@ -1,1 +1,1 @@
-"""What a cell is to the model: pure functions from sparse counts to tokens; no files, no Ray."""
+"""Tokens of cells: pure functions from sparse counts to the input of the model, without files or Ray."""

@@ -1,9 +1,9 @@
-"""Bin each cell's expression into ranks, so that studies of different depth compare.
+"""Bin each cell's expression by rank, so that studies of different sequencing depth are comparable.
 
 The edges of a cell are the quantiles of its values at ``linspace(0, 1, n_bins - 1)``, bit for bit those of
-``np.quantile``; a value equal to several edges takes one of their bins at random. An edge that no value equals lies
-strictly between two neighbouring values, so the bins open to a value follow from its rank alone: from a histogram of
-the counts, without quantiles and, below 255, without sorting.
+``np.quantile``; a value equal to several edges is put into one of their bins at random. An edge that equals no value
+lies strictly between two neighbouring values, so the possible bins of a value depend on its rank alone: they are found
+from a histogram of the counts, without quantiles and, below 255, without sorting.
 """
 
 # N values of a cell, E = n_bins - 1 edges
@@ -24,7 +24,7 @@ _PLACE = np.uint64(2**32 - 1)
 
 
 class Workspace(NamedTuple):
-    """Scratch of one call, for cells of up to ``len(spreads)`` genes."""
+    """Scratch memory of one call, for cells of up to ``len(spreads)`` genes."""
 
     histogram: UInt32  # (4 * 256,)
     table: UInt32  # (256,) spread of each count below 255
@@ -33,12 +33,12 @@ class Workspace(NamedTuple):
 
 
 def bin_rows(values: Float32, indptr: Int64, *, n_bins: int = 51, draws: Float64 | None = None) -> Int64:
-    """Bins (N,), 1 .. n_bins - 1, of the values above zero of C cells in compressed rows, in the order they are given.
+    """Return the bins (N,), 1 .. n_bins - 1, of the values above zero of C cells in compressed rows, in the same order.
 
-    A value equal to edges i .. j takes one of their bins as ``draws`` (N,), uniform in [0, 1), has it. Without them
-    NumPy's global generator is asked, one number a value, row by row: bit for bit the original's draw.
+    A value equal to edges i .. j is put into one of their bins by ``draws`` (N,), uniform in [0, 1). By default NumPy's
+    global generator draws one number per value, row by row, which gives the same bins as the original, bit for bit.
     """
-    assert not len(values) or values.min() > 0, "zeros have no bin to draw, negative values none at all"
+    assert not len(values) or values.min() > 0, "values must be greater than zero"
     spreads = np.empty(len(values), np.uint32)
     rows = as_input(values, np.float32), as_input(indptr, np.int64)
     _spread_rows(*rows, np.linspace(0, 1, n_bins - 1), spreads)
@@ -49,7 +49,7 @@ def bin_rows(values: Float32, indptr: Int64, *, n_bins: int = 51, draws: Float64
 
 @compiled
 def _spread_rows(values: Float32, indptr: Int64, quantiles: Float64, spreads: UInt32) -> None:
-    """Spread (see ``spread_of_run``) of each value of each row."""
+    """Compute the spread (see ``spread_of_run``) of each value of each row."""
     room = 1
     for row in range(indptr.size - 1):
         room = max(room, indptr[row + 1] - indptr[row])
@@ -63,7 +63,7 @@ def _spread_rows(values: Float32, indptr: Int64, quantiles: Float64, spreads: UI
 
 @compiled
 def make_workspace(max_genes: int) -> Workspace:
-    """Scratch for cells of up to ``max_genes`` genes."""
+    """Allocate scratch memory for cells of up to ``max_genes`` genes."""
     return Workspace(
         np.zeros(1024, np.uint32), np.zeros(256, np.uint32), np.empty(2 * max_genes, np.uint64),
         np.empty(max_genes, np.uint32),
@@ -74,17 +74,17 @@ def make_workspace(max_genes: int) -> Workspace:
 def spread_of_run(
     first: int, last: int, size: int, quantiles: Float64, value: float, step_before: float, step_after: float
 ) -> Scalar:
-    """The bins open to the values at ascending positions ``first`` .. ``last`` among ``size``, all equal to ``value``.
+    """Return the possible bins of equal values at the sorted positions ``first`` .. ``last`` of ``size``.
 
-    Returned as ``upto | (upto - below) << 16``, where ``below`` edges are smaller than the value and ``upto`` are not
-    greater. ``step_before`` and ``step_after`` tell how far the neighbouring values lie away.
+    The result is ``upto | (upto - below) << 16``: ``below`` edges are smaller than the value and ``upto`` are not
+    greater. ``step_before`` and ``step_after`` are the distances to the neighbouring values.
     """
     top, span = np.uint64(quantiles.size - 1), np.uint64(size - 1)
-    if span == 0 or top == 0:  # a lone value equals all edges; a lone edge is the smallest value
+    if span == 0 or top == 0:  # a single value equals all edges; a single edge is the smallest value
         below, upto = np.uint64(first > 0), np.uint64(quantiles.size)
         return np.uint32(upto | (upto - below) << np.uint64(16))
-    # Edge k lies at position k * span / top. Where that is an integer, NumPy's float position may miss it by a hair,
-    # and the edge then misses the value if a neighbour at that side differs: so the comparison is NumPy's, in floats.
+    # Edge k lies at position k * span / top. If that is an integer, NumPy's float position may be slightly off, and the
+    # edge then differs from the value if the neighbour on that side does: so compare in floats, as NumPy does.
     place = np.uint64(first) * top
     below = (place + span - np.uint64(1)) // span
     if first > 0 and below * span == place:
@@ -102,7 +102,7 @@ def spread_of_run(
 
 @compiled
 def spread_counts(counts: UInt8, large: UInt32, quantiles: Float64, work: Workspace) -> None:
-    """Spread (see ``spread_of_run``) of each count of a cell into ``work.spreads``; 255 means the next of ``large``."""
+    """Write the spread (see ``spread_of_run``) of each count into ``work.spreads``; 255 means the next of ``large``."""
     size, num_large = counts.size, large.size
     if num_large > 0:
         _sort_keys(large, work.words)
@@ -124,19 +124,19 @@ def spread_counts(counts: UInt8, large: UInt32, quantiles: Float64, work: Worksp
 
 @compiled
 def spread_expression(values: Float32, quantiles: Float64, work: Workspace) -> None:
-    """Spread (see ``spread_of_run``) of each value of a cell into ``work.spreads``."""
-    _sort_keys(values.view(np.uint32), work.words)  # positive floats order like their bits
+    """Write the spread (see ``spread_of_run``) of each value of a cell into ``work.spreads``."""
+    _sort_keys(values.view(np.uint32), work.words)  # positive floats have the same order as their bits
     _spread_sorted(values, work.words, values.size, np.float32(0), quantiles, work.spreads)
 
 
 @compiled
 def _spread_histogram(size: int, num_large: int, after_last: int, quantiles: Float64, work: Workspace) -> Scalar:
-    """Spread the counts below 255 into ``work.table``; returns the greatest of them, or 0."""
+    """Write the spreads of the counts below 255 into ``work.table``; returns the greatest of these counts, or 0."""
     before: Scalar = np.int64(0)
     value: Scalar = np.int64(0)
     first: Scalar = np.int64(0)
     seen: Scalar = np.int64(0)
-    # The next value is known only at the next occupied count, so each run is finished when that one is met.
+    # The next value is known only at the next count that occurs, so each run is completed there.
     for count in range(1, ESCAPE + 1):
         here = np.int64(work.histogram[count]) if count < ESCAPE else np.int64(1)
         if here == 0:
@@ -154,9 +154,9 @@ def _spread_histogram(size: int, num_large: int, after_last: int, quantiles: Flo
 
 @compiled
 def _spread_sorted(values: Any, words: UInt64, size: int, before: Scalar, quantiles: Float64, spreads: UInt32) -> None:
-    """Spread the greatest ``len(values)`` of a cell's ``size`` values, given their sorted ``key << 32 | place``.
+    """Compute the spreads of the greatest ``len(values)`` of ``size`` values from their sorted ``key << 32 | place``.
 
-    ``before`` is the greatest smaller value. Differences are taken in the type of the values, as NumPy takes them.
+    ``before`` is the greatest smaller value. Differences are computed in the type of the values, as in NumPy.
     """
     first: Scalar = 0
     offset = size - values.size
@@ -177,7 +177,7 @@ def _spread_sorted(values: Any, words: UInt64, size: int, before: Scalar, quanti
 
 @compiled
 def _count(counts: UInt8, histogram: UInt32) -> None:
-    """Histogram of ``counts`` in the first 256 entries; four tables in turn, so that equal neighbours do not wait."""
+    """Write a histogram of ``counts`` into the first 256 entries; four tables avoid waits at equal neighbours."""
     histogram[:] = 0
     size = counts.size
     whole = size - size % 4
@@ -194,7 +194,7 @@ def _count(counts: UInt8, histogram: UInt32) -> None:
 
 @compiled
 def _sort_keys(keys: UInt32, words: UInt64) -> None:
-    """Ascending ``key << 32 | place`` of the N ``keys`` into the first N of ``words``."""
+    """Write the sorted ``key << 32 | place`` of the N ``keys`` into the first N of ``words``."""
     for place in range(keys.size):
         words[place] = np.uint64(keys[place]) << np.uint64(32) | np.uint64(place)
     sort_words(words[: 2 * keys.size], 32)

@@ -1,4 +1,4 @@
-"""Cells as the rest of cytoray sees them: sparse rows over vocabulary gene ids, with a stable id each."""
+"""Cells as sparse rows over the gene ids of a vocabulary, each with a stable id."""
 
 # C cells, N non-zero entries over all cells
 
@@ -40,7 +40,7 @@ class SparseCells:
 
     @property
     def num_genes_per_cell(self) -> Int64:
-        """Expressed genes of each cell, shape (C,)."""
+        """Number of expressed genes of each cell, shape (C,)."""
         return np.diff(self.indptr)
 
     def take(self, rows: npt.NDArray[np.integer]) -> SparseCells:
@@ -52,7 +52,7 @@ class SparseCells:
 
     @staticmethod
     def concatenate(parts: Sequence[SparseCells]) -> SparseCells:
-        """Join cells end to end; no part at all gives zero cells."""
+        """Concatenate cells; without any part the result has zero cells."""
         lengths = [part.num_genes_per_cell for part in parts]
         return SparseCells(
             np.concatenate([np.empty(0, np.int32), *(part.gene_ids for part in parts)]),

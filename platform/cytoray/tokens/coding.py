@@ -1,4 +1,4 @@
-"""The compiled loops that write and read packed cells."""
+"""Compiled loops that encode and decode packed cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049
 
 @compiled
 def mix_into(key: Scalar, word: Scalar) -> Scalar:
-    """``keys.combine``'s step: the uint64 ``key`` with one more part, the uint64 ``word``."""
+    """Hash the uint64 ``word`` into the uint64 ``key``: one step of ``keys.combine``."""
     mixed = (key ^ word) + _GOLDEN
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _MULTIPLIER_0
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _MULTIPLIER_1
@@ -30,7 +30,7 @@ def mix_into(key: Scalar, word: Scalar) -> Scalar:
 
 @compiled
 def decode_gaps(stream: UInt8, gene_ids: Int32) -> Scalar:
-    """Decode one cell's gap stream; ``gene_ids`` has room for an id a byte. Returns the number of genes."""
+    """Decode one cell's gap stream; ``gene_ids`` must have one entry per byte. Returns the number of genes."""
     running: Scalar = np.int32(-1)
     size: Scalar = 0
     for place in range(stream.size):
@@ -44,7 +44,7 @@ def decode_gaps(stream: UInt8, gene_ids: Int32) -> Scalar:
 
 @compiled
 def decode_genes(genes: UInt8, gene_starts: Int64, indptr: Int64, gene_ids: Int32) -> Scalar:
-    """Decode the gap streams of all cells into ``gene_ids``; returns the number of genes, -1 if indptr disagrees."""
+    """Decode the gap streams of all cells into ``gene_ids``; returns the number of genes, -1 if indptr differs."""
     scratch = np.empty(longest(gene_starts) + 1, np.int32)
     for cell in range(gene_starts.size - 1):
         size = decode_gaps(genes[gene_starts[cell] : gene_starts[cell + 1]], scratch)
@@ -58,7 +58,7 @@ def decode_genes(genes: UInt8, gene_starts: Int64, indptr: Int64, gene_ids: Int3
 
 @compiled
 def longest(starts: Int64) -> Scalar:
-    """Length of the longest part between two of ``starts``."""
+    """Return the length of the longest part between two of ``starts``."""
     length: Scalar = np.int64(0)
     for part in range(starts.size - 1):
         length = max(length, starts[part + 1] - starts[part])
@@ -67,7 +67,7 @@ def longest(starts: Int64) -> Scalar:
 
 @compiled
 def copy_parts(stream: npt.NDArray[Any], starts: Int64, rows: Int64, target: npt.NDArray[Any]) -> None:
-    """Copy the parts of ``stream`` at ``rows`` end to end into ``target``."""
+    """Copy the parts of ``stream`` at ``rows`` into ``target``, one after the other."""
     end = 0
     for row in rows:
         source = stream[starts[row] : starts[row + 1]]
@@ -79,11 +79,10 @@ def copy_parts(stream: npt.NDArray[Any], starts: Int64, rows: Int64, target: npt
 
 @compiled
 def sum_entry_hashes(genes: UInt8, gene_starts: Int64, indptr: Int64, table: Int32, values: Any, sums: UInt64) -> None:
-    """Sum of ``combine(gene id, value bits)`` over each cell's entries.
+    """Compute the sum of ``combine(gene id, value bits)`` over each cell's entries.
 
-    ``table`` is that of the gene streams, or empty.
-    ``values`` = (one byte a gene, or none; float32 bits where there is no byte or where it is 255, starts of those in
-    each cell, float32 bits of each byte).
+    ``table`` is that of the gene streams, or empty. ``values`` are (one byte per gene, or empty; float32 bits of values
+    without a byte, or whose byte is 255; the starts of these in each cell; float32 bits of each byte).
     """
     counts, wide, wide_starts, bits = values
     room = longest(gene_starts) + 1
@@ -111,7 +110,7 @@ def sum_entry_hashes(genes: UInt8, gene_starts: Int64, indptr: Int64, table: Int
 
 @compiled
 def _sum_hashes(gene_ids: Int32, words: UInt32) -> Scalar:
-    """Sum of ``combine(gene id, word)`` over a cell's entries."""
+    """Compute the sum of ``combine(gene id, word)`` over a cell's entries."""
     total = np.uint64(0)
     for place in range(gene_ids.size):
         total += mix_into(mix_into(np.uint64(0), np.uint64(gene_ids[place])), np.uint64(words[place]))
@@ -120,7 +119,7 @@ def _sum_hashes(gene_ids: Int32, words: UInt32) -> Scalar:
 
 @compiled
 def sort_words(words: UInt64, num_bits: int) -> None:
-    """Sort the first half of ``words`` by the ``num_bits`` bits from bit 32 up, stably; the second half is scratch."""
+    """Sort the first half of ``words`` stably by the ``num_bits`` bits from bit 32 up; the second half is scratch."""
     size = words.size // 2
     source, target = words[:size], words[size:]
     starts = np.empty(256, np.int64)
@@ -146,19 +145,19 @@ def sort_words(words: UInt64, num_bits: int) -> None:
 
 
 class Draft(NamedTuple):
-    """Scratch for encoding a row."""
+    """Scratch memory for encoding a row."""
 
     gene_ids: Int32  # the row's genes, ascending
     values: npt.NDArray[np.float64]  # exact for counts: below 2**53
-    words: UInt64  # twice as many, for sorting
+    words: UInt64  # twice as long, for sorting
 
 
 @compiled
 def encode_rows(matrix: Any, num_genes: int, streams: Any, ends: Int64, as_counts: bool) -> int:
     """Encode CSR rows ``matrix`` = (values, columns, indptr, gene id of each column).
 
-    ``streams`` = (genes, counts, large counts, expression) have room for all; ``ends`` (3, C + 1) becomes where each
-    cell starts in genes, values and large. Returns the first row with a value that is no count, -1 if none has.
+    ``streams`` = (genes, counts, large counts, expression) must be long enough; ``ends`` (3, C + 1) receives the start
+    of each cell in genes, values and large. Returns the first row with a value that is not a count, -1 if none has.
     """
     values, columns, indptr, gene_ids = matrix
     genes, counts, large, expression = streams
@@ -189,7 +188,7 @@ def encode_rows(matrix: Any, num_genes: int, streams: Any, ends: Int64, as_count
 
 @compiled
 def _ascends(gene_ids: Int32) -> bool:
-    """Whether the known genes stand in ascending order, none twice."""
+    """Return whether the known genes are in ascending order without duplicates."""
     previous = np.int32(-1)
     for gene in gene_ids:
         if gene >= 0:
@@ -201,7 +200,7 @@ def _ascends(gene_ids: Int32) -> bool:
 
 @compiled
 def _copy_row(values: Any, columns: Any, gene_ids: Int32, draft: Draft) -> Scalar:
-    """Draft a row whose columns ascend; returns its number of genes, -1 if they do not."""
+    """Prepare a row with ascending columns; returns its number of genes, -1 if the columns are not ascending."""
     size: Scalar = 0
     disordered = False
     for entry in range(columns.size):
@@ -215,7 +214,7 @@ def _copy_row(values: Any, columns: Any, gene_ids: Int32, draft: Draft) -> Scala
 
 @compiled
 def _sort_row(values: Any, columns: Any, gene_ids: Int32, num_bits: int, draft: Draft) -> Scalar:
-    """Draft a row whose columns come in any order, summing the columns of one gene; returns its number of genes."""
+    """Prepare a row with columns in any order, summing the columns of each gene; returns its number of genes."""
     num_known: Scalar = 0
     for entry in range(columns.size):
         gene = gene_ids[columns[entry]]
@@ -255,7 +254,7 @@ def _encode_gaps(gene_ids: Int32, stream: UInt8) -> int:
 
 @compiled
 def _encode_counts(values: npt.NDArray[np.float64], counts: UInt8, large: UInt32) -> Scalar:
-    """Write a cell's counts; returns how many were large, -1 if one is no integer of 1 .. 2**32 - 1."""
+    """Write a cell's counts; returns how many were large, -1 if one is not an integer from 1 to 2**32 - 1."""
     num_large: Scalar = 0
     sound = True
     for place in range(values.size):

@@ -1,6 +1,6 @@
-"""Tokens as the tensors that the model takes: padded to a rectangle, or packed end to end without padding."""
+"""Collate tokens into the tensors that the model takes: padded to a rectangle, or packed without padding."""
 
-# B cells, L tokens a cell after padding, G unknown genes a cell after padding, T tokens, U unknown genes of all cells
+# B cells, L tokens per cell after padding, G unknown genes per cell after padding, T tokens, U unknown genes in all
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cytoray.tokens.tokenizer import CellTokenizer, TokenBuffers, TokenizedCells
 
 @dataclass(frozen=True, eq=False)
 class _OnDevice:
-    """Moves every tensor of a dataclass."""
+    """A dataclass of tensors that can be moved to a device."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same cells with their tensors on ``device``; ``cell_ids`` and lengths stay on the host."""
+        """Return the same cells with their tensors on ``device``; ``cell_ids`` and lengths stay on the host."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -34,7 +34,7 @@ class _OnDevice:
 
 @dataclass(frozen=True, eq=False)
 class PackedMinibatch(_OnDevice):
-    """Cells end to end; the first token of each is ``<cls>``, except in perturbation models."""
+    """Concatenated cells; the first token of each is ``<cls>``, except in perturbation models."""
 
     gene_ids: torch.Tensor  # int64 (T,)
     values: torch.Tensor  # float32 (T,)
@@ -49,7 +49,7 @@ class PackedMinibatch(_OnDevice):
         return self
 
     def unmasked(self) -> PackedMinibatch:
-        """Itself: there is no padding."""
+        """Return itself, since it has no padding."""
         return self
 
 
@@ -66,7 +66,7 @@ class Minibatch(_OnDevice):
     perturbations: torch.Tensor | None = None  # int64 (B, L)
 
     def packed(self) -> PackedMinibatch:
-        """The same cells without their padding, wherever it stands."""
+        """Return the same cells without padding, at any position."""
         real = ~self.padding_mask
         return PackedMinibatch(
             self.gene_ids[real],
@@ -79,7 +79,7 @@ class Minibatch(_OnDevice):
         )
 
     def unmasked(self) -> Minibatch:
-        """The same cells, their padding passed off as tokens."""
+        """Return the same cells with padding treated as ordinary tokens."""
         return replace(self, padding_mask=torch.zeros_like(self.padding_mask))
 
 
@@ -107,7 +107,7 @@ class GenerativeMinibatch(_OnDevice):
     unknown_padding_mask: torch.Tensor  # bool (B, G), True where padded
 
     def packed(self) -> PackedGenerativeMinibatch:
-        """The same cells without their padding."""
+        """Return the same cells without padding."""
         real = ~self.unknown_padding_mask
         return PackedGenerativeMinibatch(
             self.known.packed(),
@@ -128,7 +128,7 @@ def collate(tokens: TokenizedCells, *, pad_id: int, pad_value: float) -> Minibat
 
 
 def collate_packed(tokens: TokenizedCells) -> PackedMinibatch:
-    """The cells of ``tokens`` end to end."""
+    """Concatenate the cells of ``tokens`` without padding."""
     return PackedMinibatch(
         torch.from_numpy(tokens.gene_ids.astype(np.int64)),
         torch.from_numpy(tokens.values.astype(np.float32)),
@@ -150,6 +150,6 @@ def collate_cells(
 
 
 def widen(gene_ids: npt.NDArray[np.integer], values: npt.NDArray[Any], *, pad_id: int, cell_ids: UInt64) -> Minibatch:
-    """Padded narrow tokens (B, L), as ``CellTokenizer.fill`` writes them, as a minibatch; padding is ``pad_id``."""
+    """Convert padded tokens (B, L) of narrow types (``CellTokenizer.fill``) to a minibatch; padding is ``pad_id``."""
     ids = torch.from_numpy(gene_ids.astype(np.int64))
     return Minibatch(ids, torch.from_numpy(values.astype(np.float32)), ids == pad_id, cell_ids)

@@ -1,4 +1,4 @@
-"""How the kernels of this package are compiled: once a machine, then read from a cache."""
+"""Compile the kernels of this package: once per machine, then read from a cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
-Scalar = Any  # a number: NumPy's and Python's mix in compiled code
+Scalar = Any  # a number: compiled code mixes NumPy's and Python's
 
 _SOURCES = ("binning.py", "coding.py", "kernels.py")
 
@@ -22,8 +22,8 @@ _SOURCES = ("binning.py", "coding.py", "kernels.py")
 def compiled(function: Kernel) -> Kernel:
     """Compile ``function`` at its first call, without Python's lock and without bounds checks.
 
-    The machine code is cached beside the source, else in the user's cache folder. Where neither can be written, each
-    process compiles for itself. No threads are started, so that a forked worker may call it as well.
+    The machine code is cached beside the source, else in the user's cache folder. If neither can be written, each
+    process compiles again. No threads are started, so a forked worker may call the function as well.
     """
     compile_with = functools.partial(numba.njit, nogil=True, boundscheck=False, error_model="numpy")
     try:
@@ -32,17 +32,17 @@ def compiled(function: Kernel) -> Kernel:
         if "no locator available" not in str(error):
             raise
         return cast(Kernel, compile_with()(function))
-    # Numba recompiles when a function's own file changes; these call one another across files.
+    # Numba recompiles only if a function's own file changes, but these call one another across files.
     cache = dispatcher._cache._cache_file
     cache._source_stamp = (cache._source_stamp, _digest_sources())
     return cast(Kernel, dispatcher)
 
 
 def as_input(array: npt.NDArray[Any], kind: npt.DTypeLike) -> npt.NDArray[Any]:
-    """``array`` (of numbers of ``kind``) as kernels take it; copied only where it must be.
+    """Convert ``array`` (of numbers of ``kind``) for use in a kernel; it is copied only if necessary.
 
-    A kernel is compiled anew for arrays that are read-only, strided or unaligned, and what comes out of files is now
-    one, now another: so all inputs are made contiguous and read-only.
+    Numba compiles a kernel again for arrays that are read-only, strided or unaligned, and arrays from files may be any
+    of these: so all inputs are made contiguous and read-only.
     """
     flags = array.flags
     if array.dtype != kind or not flags.c_contiguous or not flags.aligned:
@@ -56,6 +56,6 @@ def as_input(array: npt.NDArray[Any], kind: npt.DTypeLike) -> npt.NDArray[Any]:
 
 @functools.cache
 def _digest_sources() -> str:
-    """Digest of all files whose kernels call one another."""
+    """Return the digest of all files whose kernels call one another."""
     folder = resources.files("cytoray.tokens")
     return hashlib.sha256(b"\0".join(folder.joinpath(name).read_bytes() for name in _SOURCES)).hexdigest()

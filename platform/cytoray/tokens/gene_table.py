@@ -1,4 +1,4 @@
-"""The meaning of gene names: the packaged human table, Ensembl ids, genome prefixes and species."""
+"""Gene names: the packaged table of human genes, Ensembl ids, genome prefixes and species."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 IdType = Literal["symbol", "ensembl", "mixed", "unknown"]
 
-# A gene id of Ensembl (or of FlyBase, WormBase), then what GENCODE may append: a version, a copy on Y.
+# A gene id of Ensembl, FlyBase or WormBase, and the suffixes of GENCODE: a version, the copy on Y.
 _GENE_ID = re.compile(r"(ENS[A-Z]{0,4}G\d{11}|FBgn\d{7}|WBGene\d{8})(?:\.\d+)?(?:_PAR_Y)?")
 _SPECIES_PREFIXES = {
     "ENSG": "human",
@@ -34,7 +34,7 @@ _SPECIES_PREFIXES = {
     "FBgn": "fruit fly",
     "WBGene": "worm",
 }
-# Rodent symbols are written Cd3d, Rpl3-ps1, mt-Nd1, 0610007P14Rik; human ones in capitals, except C1orf112 and such.
+# Rodent symbols are written Cd3d, Rpl3-ps1, mt-Nd1, 0610007P14Rik; human ones in capitals, except for C1orf112 etc.
 _MOUSE_SYMBOL = re.compile(r"(?!C\d+orf)(?:mt-)?[A-Z]\d*[a-z][a-z0-9]*(?:-\w+)?|\d\w+Rik")
 _SYMBOL = re.compile(r"[A-Za-z][\w.@/-]*|\d\w+Rik")
 # Names of genome assemblies, and of species as references and data schemas write them.
@@ -61,10 +61,10 @@ _GENOME_PREFIX = re.compile(
     + r")(?:\.p\d+)?(?:[_-]20\d\d-[A-Z])?(?:[_-]premrna)?)(?:[_-]+|[:|])(?=[A-Za-z0-9])",
     re.IGNORECASE,
 )
-_PREFIXED_SHARE = 0.05  # of the names; below it they are those of antibodies and the like: Mouse-IgG1
-# A matrix is a mixture of human and other genes from these shares of its recognisable genes on. Mouse data have some
-# genes with human names (F5, C3: 0.2 % of them), human data hardly any with mouse names (below 0.1 %).
-_LEAST_RECOGNISED = 0.1  # of the genes; below it their species is unknown
+_PREFIXED_SHARE = 0.05  # of the names; fewer prefixes belong to antibodies and the like: Mouse-IgG1
+# Minimum shares of the recognisable genes for a mixture of human and other genes. Mouse data contain some genes with
+# human names (F5, C3: 0.2 %), human data hardly any with mouse names (below 0.1 %).
+_LEAST_RECOGNISED = 0.1  # of the genes; below this share the species is unknown
 _LEAST_HUMAN, _LEAST_OTHER, _FEWEST_OTHER = 0.05, 0.02, 3
 
 
@@ -75,43 +75,43 @@ class Gene:
     ensembl_id: str
     symbol: str  # GENCODE 48
     gencode38_symbol: str  # as in the census vocabulary; empty if the same
-    approved_symbol: str  # the one of them that HGNC gives to this gene alone
+    approved_symbol: str  # the symbol that HGNC assigns to this gene alone
     previous_symbols: tuple[str, ...]
     alias_symbols: tuple[str, ...]
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """The names GENCODE gives it, the one of the census vocabulary first."""
+        """Its GENCODE names, that of the census vocabulary first."""
         return tuple(name for name in (self.gencode38_symbol, self.symbol) if name)
 
 
 def read_lines(name: str) -> list[str]:
-    """Lines of a compressed text file packaged with this module."""
+    """Read the lines of a compressed text file packaged with this module."""
     packed = resources.files("cytoray.tokens").joinpath("data", name).read_bytes()
     return gzip.decompress(packed).decode().splitlines()
 
 
 @functools.cache
 def load_human_genes() -> tuple[Gene, ...]:
-    """The packaged table of human genes, read once per process (0.2 s)."""
+    """Load the packaged table of human genes, once per process (0.2 s)."""
     return tuple(_read_gene(line) for line in read_lines("human_genes.tsv.gz")[1:])
 
 
 @functools.cache
 def human_symbols() -> frozenset[str]:
-    """Every current and previous symbol of a human gene."""
+    """Return every current and previous symbol of a human gene."""
     return frozenset(name for gene in load_human_genes() for name in (*gene.symbols, *gene.previous_symbols))
 
 
 @functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def unversioned(name: str) -> str:
-    """The bare id of a versioned gene id (``ENSG00000167286.12``); empty if ``name`` is not a gene id."""
+    """Strip the version of a gene id (``ENSG00000167286.12``); empty if ``name`` is not a gene id."""
     match = _GENE_ID.fullmatch(name)
     return match[1] if match else ""
 
 
 def guess_id_type(names: Sequence[str]) -> IdType:
-    """Whether ``names`` are symbols, gene ids, both (each above a tenth), or mostly neither."""
+    """Determine whether ``names`` are symbols, gene ids, both (each more than a tenth), or mostly neither."""
     num_ids = sum(bool(unversioned(name)) for name in names)
     num_symbols = sum(map(_looks_like_symbol, names)) - num_ids
     if num_ids + num_symbols <= len(names) / 2:
@@ -127,7 +127,7 @@ def _looks_like_symbol(name: str) -> bool:
 
 
 def split_genomes(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names without the genome before them (``GRCh38_CD3D``, ``mm10___Cd3d``), and that genome, empty if absent.
+    """Split genome prefixes off names (``GRCh38_CD3D``, ``mm10___Cd3d``); the genome is empty if a name has none.
 
     Prefixes are removed only if at least a twentieth of the names has one.
     """
@@ -142,7 +142,7 @@ def split_genomes(names: Sequence[str]) -> tuple[list[str], list[str]]:
 class Species:
     """The species of a matrix and of each of its G genes."""
 
-    name: str  # of one species, "human and mouse" for a mixture, "unknown" if few genes are recognised or none prevails
+    name: str  # one species, "human and mouse" for a mixture, "unknown" if few are recognised or none prevails
     of_genes: list[str]  # (G,) "unknown" if it cannot be determined
 
     @property
@@ -157,9 +157,9 @@ def judge_species(
     """Determine the species of G genes: each by its Ensembl id, else by its genome, else by its symbol.
 
     ``names`` and ``ensembl_ids`` carry no prefixes; ``genomes`` are names of assemblies or species, empty if unknown.
-    It is a mixture if both the human genes and the others are a sizeable share, or if a genome other than the human one
-    is named at all. A mouse-like symbol counts there only if it is a human one in capitals (Cd3d, but not Hashtag1), so
-    that tags and transgenes make no mixture.
+    The result is a mixture if both human and other genes are a sizeable share, or if any gene has a genome other than
+    the human one. For this, a mouse-like symbol counts only if it is a human symbol when written in capitals (Cd3d, but
+    not Hashtag1), so that tags and transgenes do not make a mixture.
     """
     blank = [""] * len(names)
     of_genes, human, is_named, others = [], 0, False, Counter[str]()
@@ -180,13 +180,13 @@ def judge_species(
 
 @functools.lru_cache(maxsize=1 << 10)
 def genome_species(genome: str) -> str:
-    """The species of a genome by its name (``GRCh38-2020-A``, ``mm10``, ``NCBITaxon:9606``), or "unknown"."""
+    """Return the species of a genome name (``GRCh38-2020-A``, ``mm10``, ``NCBITaxon:9606``), or "unknown"."""
     found = {species for species, pattern in _GENOME_NAMES.items() if pattern.search(genome)}
     return found.pop() if len(found) == 1 else "unknown"
 
 
 def guess_species(names: Sequence[str]) -> str:
-    """The species that most of the recognisable ``names`` belong to; "unknown" if few are, or none prevails.
+    """Return the species of most recognisable ``names``; "unknown" if few are recognisable or no species prevails.
 
     Mouse and rat symbols look the same and count as mouse; human symbols are those of the packaged table.
     """
@@ -204,7 +204,7 @@ def _prevailing(species: Iterable[str]) -> str:
 
 
 def id_species(name: str) -> str:
-    """The species of a gene id, "unknown" for any other name."""
+    """Return the species of a gene id, "unknown" for any other name."""
     return _SPECIES_PREFIXES.get(unversioned(name).rstrip("0123456789"), "unknown")
 
 

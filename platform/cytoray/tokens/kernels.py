@@ -1,6 +1,6 @@
-"""From packed cells to tokens in one pass a cell: decode, bin, sample, hide, pad; compiled."""
+"""Compiled tokenisation of packed cells in one pass per cell: decode, bin, sample, hide, pad."""
 
-# R cells asked for, N genes of a cell, E edges
+# R requested cells, N genes of a cell, E edges
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cytoray.tokens.compiling import Scalar, compiled
 from cytoray.tokens.keys import Float64
 
 Array = npt.NDArray[Any]
-FIELD_BITS = 20  # of the numbers that sample and split
+FIELD_BITS = 20  # of the random numbers that sample and split
 COUNTS, EXPRESSION, BINS = 0, 1, 2
 PLAIN, MASKED, MASKED_EXACTLY, SPLIT = 0, 1, 2, 3
 
@@ -29,7 +29,7 @@ _FIELD_BITS, _FIELD_MASK = np.uint64(FIELD_BITS), np.uint64(2**FIELD_BITS - 1)
 
 
 class Streams(NamedTuple):
-    """Packed cells as plain arrays; those that ``kind`` has no use for are empty."""
+    """Packed cells as plain arrays; those that ``kind`` does not use are empty."""
 
     kind: int  # COUNTS, EXPRESSION or BINS
     genes: UInt8
@@ -40,11 +40,11 @@ class Streams(NamedTuple):
     large_starts: Int64
     expression: Float32
     bins: UInt8
-    table: Int32  # gene id of each number in the gene streams, or empty: they hold gene ids
+    table: Int32  # gene id of each number in the gene streams; empty if they hold gene ids
 
 
 class Request(NamedTuple):
-    """Which cells, with what randomness, and where their tokens go."""
+    """Cells to tokenise, the keys of their random draws, and the positions of their tokens in the outputs."""
 
     rows: Int64  # (R,)
     identities: UInt64  # (R,)
@@ -56,7 +56,7 @@ class Request(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Rules by which genes and values become tokens."""
+    """Settings of the tokenisation."""
 
     quantiles: Float64  # (E,)
     max_genes: int
@@ -64,7 +64,7 @@ class Rules(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Flat arrays for the tokens; those that the style has no use for are empty."""
+    """Flat arrays for the tokens; those that the style does not use are empty."""
 
     gene_ids: Array
     values: Array
@@ -77,7 +77,7 @@ class Outputs(NamedTuple):
 
 @compiled
 def fill_tokens(streams: Streams, request: Request, rules: Rules, outputs: Outputs) -> Scalar:
-    """Write the tokens of the cells asked for; returns the first bad row, -1 if all streams are sound."""
+    """Write the tokens of the requested cells; returns the first damaged row, -1 if all are intact."""
     room = 1
     for row in request.rows:
         room = max(room, streams.gene_starts[row + 1] - streams.gene_starts[row] + 1)
@@ -101,7 +101,7 @@ def fill_tokens(streams: Streams, request: Request, rules: Rules, outputs: Outpu
 
 @compiled
 def bin_genes(streams: Streams, rows: Int64, identities: UInt64, quantiles: Float64, bins: npt.NDArray[Any]) -> Scalar:
-    """Write the bin of every gene of the cells ``rows``, end to end; returns the first bad row or -1."""
+    """Write the bin of every gene of the cells ``rows``, one after the other; returns the first damaged row or -1."""
     room = 1
     for row in rows:
         room = max(room, streams.gene_starts[row + 1] - streams.gene_starts[row] + 1)
@@ -122,7 +122,7 @@ def bin_genes(streams: Streams, rows: Int64, identities: UInt64, quantiles: Floa
 
 @compiled
 def _decode(streams: Streams, row: int, gene_ids: Int32) -> Scalar:
-    """Gene ids of a cell; returns how many, -1 if its streams do not fit together."""
+    """Decode the gene ids of a cell; returns their number, -1 if its streams are inconsistent."""
     stream = streams.genes[streams.gene_starts[row] : streams.gene_starts[row + 1]]
     size = decode_gaps(stream, gene_ids)
     if streams.table.size > 0:
@@ -136,7 +136,7 @@ def _decode(streams: Streams, row: int, gene_ids: Int32) -> Scalar:
 
 @compiled
 def _spread(streams: Streams, row: int, quantiles: Float64, work: Workspace) -> None:
-    """Which bins are open to each gene of a cell, into ``work.spreads``."""
+    """Write the possible bins of each gene of a cell into ``work.spreads``."""
     start, stop = streams.indptr[row], streams.indptr[row + 1]
     if streams.kind == COUNTS:
         large = streams.large[streams.large_starts[row] : streams.large_starts[row + 1]]
@@ -151,7 +151,7 @@ def _spread(streams: Streams, row: int, quantiles: Float64, work: Workspace) -> 
 
 @compiled
 def _draw(identity: Scalar, gene_ids: Int32, spreads: UInt32, tokens: UInt64, ranks: UInt32) -> None:
-    """One random word for each gene: choose its bin, and set its rank in the draw for a place (see ``_select``)."""
+    """Draw one random word per gene: choose its bin, and set its rank for sampling (see ``_select``)."""
     size = gene_ids.size
     for gene in range(size):
         word = mix_into(identity, np.uint64(gene_ids[gene]))
@@ -165,8 +165,8 @@ def _draw(identity: Scalar, gene_ids: Int32, spreads: UInt32, tokens: UInt64, ra
 def _select(tokens: UInt64, ranks: UInt32, num_kept: int) -> None:
     """Move a random ``num_kept`` of the tokens to the front, in order.
 
-    Knuth's Algorithm S: with ``need`` still to be found among the ``left`` that remain, a gene is kept with
-    probability need / left. No branch: the sign of a difference moves the cursor.
+    Knuth's Algorithm S: with ``need`` still to be chosen among the ``left`` that remain, a gene is kept with
+    probability need / left. The loop has no branches: a comparison moves the cursor.
     """
     need, kept = np.uint32(num_kept), np.uint64(0)
     for gene in range(tokens.size):
@@ -178,7 +178,7 @@ def _select(tokens: UInt64, ranks: UInt32, num_kept: int) -> None:
 
 @compiled
 def _emit(place: int, tokens: UInt64, spare: UInt64, request: Request, style: int, outputs: Outputs) -> None:
-    """Write one cell's tokens, as the style has it, and pad them."""
+    """Write one cell's tokens in the requested style, and pad them."""
     start, stop = request.starts[place], request.starts[place] + request.widths[place]
     gene_ids, values = outputs.gene_ids[start:stop], outputs.values[start:stop]
     num_known: Scalar = tokens.size
@@ -198,7 +198,7 @@ def _emit(place: int, tokens: UInt64, spare: UInt64, request: Request, style: in
 
 @compiled
 def _write(tokens: UInt64, gene_ids: Array, values: Array, outputs: Outputs) -> None:
-    """Unpack tokens and pad the rest. In plain loops: assigning to slices is five times slower."""
+    """Unpack tokens and pad the rest. The loops are faster: assigning to slices takes five times as long."""
     size, pad, pad_value = tokens.size, outputs.specials[1], outputs.special_values[1]
     for gene in range(size):
         gene_ids[gene] = tokens[gene] & _GENE_MASK
@@ -225,7 +225,7 @@ def _split(tokens: UInt64, chosen_tokens: UInt64, num_chosen: Scalar) -> None:
 
 @compiled
 def _mask(tokens: UInt64, values: Array, masked: Array, ratio: float, mask_value: Scalar) -> None:
-    """Copy ``values``, each gene's hidden with probability ``ratio``; ``<cls>`` before the genes and padding stay."""
+    """Copy ``values``, hiding each gene's with probability ``ratio``; those of ``<cls>`` and padding stay."""
     size, threshold = tokens.size, np.uint64(np.ceil(ratio * 2.0**FIELD_BITS))
     masked[0] = values[0]
     after, source = masked[1:], values[1:]
@@ -237,7 +237,7 @@ def _mask(tokens: UInt64, values: Array, masked: Array, ratio: float, mask_value
 
 @compiled
 def _mask_exactly(tokens: UInt64, values: Array, masked: Array, ratio: float, mask_value: Scalar) -> None:
-    """Copy ``values``, a random ``int(N * ratio)`` of the N genes' hidden."""
+    """Copy ``values``, hiding a random ``int(N * ratio)`` of those of the N genes."""
     size = tokens.size
     need = np.uint64(size * ratio)
     for place in range(masked.size):

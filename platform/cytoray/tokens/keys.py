@@ -1,4 +1,4 @@
-"""Randomness as a pure function: keyed 64-bit hashes and uniforms, so that no generator state has to survive."""
+"""Random numbers as pure functions: keyed 64-bit hashes and uniforms, so that no generator state needs to be kept."""
 
 # C cells, N non-zero entries over all cells
 
@@ -34,7 +34,7 @@ class Purpose(IntEnum):
 
 def mix64(values: UInt64) -> UInt64:
     """Scramble 64-bit words one to one (the splitmix64 finaliser)."""
-    with np.errstate(over="ignore"):  # wrapping around is the point; only scalars would warn
+    with np.errstate(over="ignore"):  # wrapping around is intended; only scalars would warn
         mixed = (values ^ (values >> np.uint64(30))) * _MULTIPLIERS[0]
         mixed = (mixed ^ (mixed >> np.uint64(27))) * _MULTIPLIERS[1]
         return np.asarray(mixed ^ (mixed >> np.uint64(31)))
@@ -54,19 +54,19 @@ def combine(*parts: int | npt.NDArray[np.integer]) -> UInt64:
 
 
 def uniform(keys: UInt64) -> Float64:
-    """One number in [0, 1) for each key, from its upper 53 bits."""
+    """Convert each key to a number in [0, 1), from its upper 53 bits."""
     return np.asarray((keys >> np.uint64(11)) * 2.0**-53)
 
 
 def content_keys(cells: SparseCells) -> UInt64:
-    """A key of each cell's content, shape (C,): equal cells have equal keys whatever their order or neighbours."""
+    """Return a key of each cell's content, shape (C,), independent of the order of cells and of other cells."""
     entries = combine(cells.gene_ids, cells.values.view(np.uint32))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(entries, dtype=np.uint64)])
     return combine(sums[cells.indptr[1:]] - sums[cells.indptr[:-1]], cells.num_genes_per_cell)
 
 
 def cell_id(dataset: str, names: Sequence[str]) -> UInt64:
-    """Stable 64-bit identities of the cells ``names`` of ``dataset``, shape (C,)."""
+    """Return stable 64-bit ids of the cells ``names`` of ``dataset``, shape (C,)."""
     prefix = hashlib.blake2b(f"{dataset}\0".encode(), digest_size=8)
     digests = bytearray()
     for name in names:

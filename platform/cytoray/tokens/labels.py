@@ -1,4 +1,4 @@
-"""The one spelling of a label: a cluster is ``0`` whether a file stores it as an integer, as 0.0 or as a category."""
+"""Convert labels to text: a cluster is ``0`` whether a file stores it as an integer, as 0.0 or as a category."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# What people and programs write for a label that is missing, in lower case.
+# Common placeholders for a missing label, in lower case.
 _PLACEHOLDERS = frozenset(
     ("", "-", "--", ".", "?", "na", "n/a", "n.a.", "<na>", "nan", "none", "null", "nil", "missing", "unknown",
      "unassigned", "not assigned", "unspecified", "not specified", "unlabelled", "unlabeled", "unannotated",
@@ -18,11 +18,11 @@ _MISSING = ("<NA>", "NaT", "NaN")  # str() of pandas' missing values and of a mi
 
 
 def label_text(value: object) -> str | None:
-    """The text of one obs value; None if it is missing.
+    """Convert one obs value to text; None if it is missing.
 
-    Text stays as it is, bytes are decoded, flags are ``True`` and ``False``, and a whole number has no decimal point
-    in any number type. Other floats have the shortest text that is exact, so that a column reads the same after it
-    was widened from 32 to 64 bits.
+    Text is not changed, bytes are decoded, booleans are ``True`` and ``False``, and a whole number has no decimal
+    point, whatever its type. Other floats get the shortest text that is exact, so that a column has the same
+    texts after a conversion from 32 to 64 bits.
     """
     if isinstance(value, str):
         return str(value)
@@ -38,7 +38,7 @@ def label_text(value: object) -> str | None:
 
 
 def label_texts(values: Any) -> list[str | None]:
-    """The texts of many obs values: a list, an array or a pandas column; each category is converted once."""
+    """Convert many obs values to text: a list, an array or a pandas column; each category is converted once."""
     if hasattr(values, "cat"):
         texts = [*map(label_text, values.cat.categories), None]
         return [texts[code] for code in values.cat.codes.tolist()]
@@ -46,28 +46,28 @@ def label_texts(values: Any) -> list[str | None]:
 
 
 def is_placeholder(name: str) -> bool:
-    """Whether a label reads like a missing value written as text."""
+    """Return whether a label looks like a missing value written as text."""
     return name.strip().lower() in _PLACEHOLDERS
 
 
 def missing_spellings(names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that look like a missing value written as text, sorted."""
+    """Return those of ``names`` that look like a missing value written as text, sorted."""
     return sorted({name for name in names if is_placeholder(name)})
 
 
 def missing_spellings_warning(names: Iterable[str], *, where: str) -> str | None:
-    """One sentence about the classes of ``where`` that look like missing values; None if no class does."""
+    """Describe the classes of ``where`` that look like missing values in one sentence; None if no class does."""
     found = missing_spellings(names)
     if not found:
         return None
     return (
         f"{where}: {', '.join(map(repr, found))} {'is a class' if len(found) == 1 else 'are classes'} like any other, "
-        "but may stand for missing labels; cells with a missing value are left out, cells with these texts are not."
+        "but may stand for missing labels; cells with a missing value are skipped, cells with these texts are not."
     )
 
 
 def unshared_labels(truth: Sequence[str], known: Sequence[str]) -> str | None:
-    """The two sets of labels as a sentence if they have nothing in common; None if they share a label."""
+    """Describe two sets of labels in a sentence if they have nothing in common; None if they share a label."""
     if set(truth) & set(known):
         return None
     return f"the cells have {_listing(truth)}, the model {_listing(known)}"

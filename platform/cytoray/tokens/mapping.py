@@ -27,27 +27,28 @@ from cytoray.tokens.gene_table import (
 
 How = Literal["symbol", "ensembl", "previous", "alias", "unknown"]
 
+MIN_HUMAN_SHARE = 0.9  # of the recognised counts of a cell in a mixture of species
 _UNKNOWN: tuple[int, How] = (-1, "unknown")
-# How far a name is from its gene: a column is used only if no other column of the gene has a closer name.
+# Rank of a name: a column is used only if no other column of the gene has a name of a lower rank.
 _OWN, _BY_ID, _FARTHEST = 0, 1, 3
 _RANKS: dict[How, int] = {"symbol": _OWN, "ensembl": _OWN, "previous": 2, "alias": _FARTHEST}
-_JUDGED_TOKENS = 2_000  # of a vocabulary, to see whether it is human
-_MADE_UNIQUE = re.compile(r"[-._]\d+$")  # what scanpy, pandas and R append to the second column of a name
+_JUDGED_TOKENS = 2_000  # number of tokens inspected to determine whether a vocabulary is human
+_MADE_UNIQUE = re.compile(r"[-._]\d+$")  # suffix that scanpy, pandas and R append to a duplicate column name
 # Antisense, intronic, overlapping and divergent transcripts are named after the gene that they lie in or beside.
 _BESIDE = re.compile(r"(.+)-(?:AS|[DIO]T)\d*")
 
 
 @dataclass(frozen=True, eq=False)
 class GeneMapping:
-    """The vocabulary id of each of a data set's G genes, and how it was recognised."""
+    """The vocabulary id of each of the G genes of a data set, and the kind of name that matched."""
 
-    ids: Int32  # (G,) vocabulary id, -1 if the column is left out
+    ids: Int32  # (G,) vocabulary id, -1 if the column is skipped
     how: dict[How, int]  # number of genes by the kind of name that matched
-    unknown: tuple[str, ...]  # names that no gene of the vocabulary has
-    duplicates: dict[str, list[str]]  # token -> names of its columns, if it has several; their values are summed
+    unknown: tuple[str, ...]  # names without a gene in the vocabulary
+    duplicates: dict[str, list[str]]  # token -> names of its columns if it has several, whose values are summed
     summed: dict[str, list[int]]  # token -> those columns
-    older: dict[str, list[int]]  # token -> columns with an older name of it, left out since it has a closer column
-    origin: npt.NDArray[np.int8]  # (G,) in a mixture of species: 1 human, -1 another's (left out), 0 unknown; else 0
+    older: dict[str, list[int]]  # token -> columns with an older name, skipped because the gene has a column of its own
+    origin: npt.NDArray[np.int8]  # (G,) in a mixture of species: 1 human, -1 other (skipped), 0 unknown; else 0
     id_type: IdType
     species: str  # "unknown" if it cannot be determined, "human and mouse" for a mixture
 
@@ -56,6 +57,24 @@ class GeneMapping:
         """Whether human genes occur together with those of another species."""
         return bool(self.origin.any())
 
+    def of_other_species(
+        self,
+        values: npt.NDArray[Any],
+        columns: npt.NDArray[np.integer],
+        indptr: npt.NDArray[np.integer],
+        *,
+        min_human_share: float = MIN_HUMAN_SHARE,
+    ) -> npt.NDArray[np.bool_]:
+        """Which cells (C,) of a sparse row matrix (C, G) are not human: too few of their recognised values are in human
+        genes. None are if the genes are no mixture.
+        """
+        num_cells = len(indptr) - 1
+        if not self.is_mixture:
+            return np.zeros(num_cells, dtype=bool)
+        rows, origin = np.repeat(np.arange(num_cells), np.diff(indptr)), self.origin[columns]
+        human, other = (np.bincount(rows, values * (origin == side), minlength=num_cells) for side in (1, -1))
+        return np.asarray(human < min_human_share * (human + other))
+
     def apply(
         self,
         values: npt.NDArray[Any],
@@ -63,14 +82,16 @@ class GeneMapping:
         indptr: npt.NDArray[np.integer],
         cell_ids: UInt64,
     ) -> SparseCells:
-        """Cells of a sparse row matrix (C, G) over the vocabulary; unknown genes and zeros are dropped.
+        """Map the cells of a sparse row matrix (C, G) to the vocabulary; unknown genes and zeros are dropped.
 
         Values of genes that share a token are summed. ``values`` must be finite and not negative.
         """
-        assert not len(values) or (values.min() >= 0 and np.isfinite(values).all()), "unchecked values"
+        assert not len(values) or (values.min() >= 0 and np.isfinite(values).all()), (
+            "values must be finite and not negative"
+        )
         kept = (values != 0) & (self.ids[columns] >= 0)
         rows = np.repeat(np.arange(len(cell_ids)), np.diff(indptr))[kept]
-        # Row and gene in one 64-bit word: a single sort brings cells and, within them, gene ids into order.
+        # Row and gene in one 64-bit word: a single sort orders cells and, within them, gene ids.
         places = (rows << 32) | self.ids[columns[kept]]
         order = np.argsort(places, kind="stable")
         places, sums = _sum_runs(places[order], values[kept][order])
@@ -80,7 +101,7 @@ class GeneMapping:
 
 
 def _sum_runs(places: Int64, values: npt.NDArray[Any]) -> tuple[Int64, Float32]:
-    """Sum ``values`` over equal neighbours of the ascending ``places``."""
+    """Sum ``values`` over equal neighbours of the sorted ``places``."""
     first = np.flatnonzero(np.diff(places, prepend=-1))
     if len(first) == len(places):
         return places, values.astype(np.float32)
@@ -88,10 +109,10 @@ def _sum_runs(places: Int64, values: npt.NDArray[Any]) -> tuple[Int64, Float32]:
 
 
 class NameResolver:
-    """Look-up of gene names in one vocabulary; names that are not tokens are resolved with the packaged human table."""
+    """A look-up of gene names in one vocabulary; other names are resolved with the table of human genes."""
 
     def __init__(self, index: Mapping[str, int]) -> None:
-        """``index`` maps gene tokens to ids; building the look-up tables takes half a second."""
+        """Build the look-up tables, which takes half a second; ``index`` maps gene tokens to ids."""
         genes = load_human_genes()
         symbols = {name for gene in genes for name in gene.symbols}
         ids = [_token_of(gene, index, symbols) for gene in genes]
@@ -99,7 +120,7 @@ class NameResolver:
         self._tokens = {token: name for name, token in index.items()}
         self._is_human = judge_species(list(itertools.islice(index, _JUDGED_TOKENS))).name in ("human", "unknown")
         self._ensembl = {gene.ensembl_id: token for gene, token in zip(genes, ids, strict=True) if gene.ensembl_id}
-        # A name that one kind knows, even if it is ambiguous there, is not looked up in the next kind.
+        # A name found among one kind of names, even if ambiguous there, is not looked up among the next.
         own = [tuple(name for name in gene.alias_symbols if _means(gene, name, symbols)) for gene in genes]
         older = [tuple(name for name in gene.previous_symbols if _means(gene, name, symbols)) for gene in genes]
         self._others = {
@@ -117,10 +138,10 @@ class NameResolver:
         genomes: Sequence[str] | None = None,
         sum_older: bool = False,
     ) -> GeneMapping:
-        """Map G genes: by name, else by Ensembl id, else by the older meanings of the name.
+        """Map G genes: by name, else by Ensembl id, else by previous symbols and aliases.
 
-        Names and ids may carry their genome (``GRCh38_CD3D``); ``genomes`` names it otherwise. In a mixture of
-        species only human genes are mapped. ``sum_older`` adds columns with an older name of a gene to its own column.
+        Names and ids may have a genome prefix (``GRCh38_CD3D``); otherwise ``genomes`` names the genome. In a mixture
+        of species only human genes are mapped. ``sum_older`` adds columns with an older name of a gene to its own.
         """
         bare, prefixes = split_genomes(names)
         by_id = [""] * len(names) if ensembl_ids is None else split_genomes(ensembl_ids)[0]
@@ -129,7 +150,7 @@ class NameResolver:
         origin = np.zeros(len(names), np.int8)
         if species.is_mixture and self._is_human:
             origin[:] = [(one == "human") - (one not in ("human", "unknown")) for one in species.of_genes]
-        # Human aliases such as Pgp1 read like mouse symbols: they count only if nothing speaks against human.
+        # Human aliases such as Pgp1 look like mouse symbols: they count only if no evidence is against human.
         plain = species.name in ("human", "unknown")
         found = [
             _UNKNOWN if side < 0 else self._resolve(name, gene_id, self._others if plain or side > 0 else {})
@@ -154,20 +175,20 @@ class NameResolver:
         )
 
     def _by_token(self, ids: Int32) -> dict[str, list[int]]:
-        """The columns of each gene, by its token, in their order; those without an id are left out."""
+        """Return the columns of each gene by its token; columns without an id are skipped."""
         columns: dict[str, list[int]] = {}
         for column in np.flatnonzero(ids >= 0).tolist():
             columns.setdefault(self._tokens[int(ids[column])], []).append(column)
         return columns
 
     def _rank(self, name: str, token: int, how: How) -> int:
-        """How far a name is from its gene; an id of a column beside the names counts less if the name is another."""
+        """Return the rank of a name; a match by Ensembl id ranks behind if the name itself means another gene."""
         if how != "ensembl" or not name or unversioned(name):
             return _RANKS.get(how, _OWN)
         return _OWN if self._index.get(_MADE_UNIQUE.sub("", name)) == token else _BY_ID
 
     def _resolve(self, name: str, ensembl_id: str, others: Mapping[str, tuple[int, How]]) -> tuple[int, How]:
-        """Id of a gene (-1 if unknown) and the kind of name that matched."""
+        """Find the id of a gene (-1 if unknown) and the kind of name that matched."""
         if name in self._index:
             return self._index[name], "ensembl" if unversioned(name) else "symbol"
         for gene_id in (unversioned(name), unversioned(ensembl_id)):
@@ -178,14 +199,14 @@ class NameResolver:
 
 
 def _farther(ids: Int32, ranks: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-    """Which columns (G,) have a gene that another column has by a closer name."""
+    """Return which columns (G,) have a gene that another column has by a name of a lower rank."""
     closest = np.full(int(ids.max(initial=-1)) + 2, _FARTHEST, np.int8)  # the last place is that of -1
     np.minimum.at(closest, ids, ranks)
     return (ids >= 0) & (ranks > closest[ids])
 
 
 def _means(gene: Gene, name: str, symbols: Set[str]) -> bool:
-    """Whether an older name on record for ``gene`` means this gene, and not one beside it or a read-through.
+    """Return whether an older name of ``gene`` means this gene, and not an overlapping gene or a read-through.
 
     HGNC lists HNRNPU-AS1 and SNURF-SNRPN as names of HNRNPU and SNRPN, but files count them as genes of their own.
     """
@@ -199,7 +220,7 @@ def _means(gene: Gene, name: str, symbols: Set[str]) -> bool:
 
 
 def _token_of(gene: Gene, index: Mapping[str, int], symbols: Set[str]) -> int:
-    """The id under which a vocabulary files ``gene``, -1 if none; a name in ``symbols`` is some gene's present one."""
+    """Return the vocabulary id of ``gene``, -1 if unknown; ``symbols`` are the current symbols of all genes."""
     tagged = (f"{symbol}_{gene.ensembl_id}" for symbol in gene.symbols)  # the census' form if genes share a symbol
     previous = (name for name in gene.previous_symbols if name not in symbols)
     candidates = itertools.chain((gene.ensembl_id,), gene.symbols, tagged, previous)
@@ -207,7 +228,7 @@ def _token_of(gene: Gene, index: Mapping[str, int], symbols: Set[str]) -> int:
 
 
 def _unambiguous(how: How, names: Iterable[tuple[int, Sequence[str]]]) -> dict[str, tuple[int, How]]:
-    """Name -> (id, ``how``), unknown for a name that several genes have."""
+    """Map names to (id, ``how``); names shared by several genes are unknown."""
     found: dict[str, int] = {}
     for token, group in names:
         for name in group:

@@ -1,4 +1,4 @@
-"""Cells as byte streams: gap-coded gene ids and one-byte counts, the form in which a corpus keeps and streams them."""
+"""Cells as byte streams, the storage format of a corpus: gap-coded gene ids and one-byte counts."""
 
 # C cells, N non-zero entries over all cells, M counts of 255 and more, G genes of a data set
 
@@ -18,18 +18,18 @@ from cytoray.tokens.compiling import as_input
 from cytoray.tokens.keys import combine
 
 MAX_COUNT = 2**32 - 1
-FULL_TABLE = 0.97  # share of a table that occurs, from which on it stays: to recode takes 6 us a cell
+FULL_TABLE = 0.97  # a table is kept if at least this share of its genes occurs: recoding takes 6 us per cell
 
 
 @dataclass(frozen=True, eq=False)
 class PackedCells:
-    """C cells whose entries stand in ascending order of gene id, each value greater than zero.
+    """C cells with entries in ascending order of gene id and values greater than zero.
 
     Gene stream of a cell: gap = id - previous id - 1 (previous = -1 at its start); while gap >= 255 a byte 255 and
-    gap -= 255; then the byte gap. Count stream: one byte a gene, 255 meaning the next entry of ``large``. Expression
-    (no counts) is one float32 a gene in ``values``, and ``large`` is empty.
+    gap -= 255; then the byte gap. Count stream: one byte per gene, 255 meaning the next entry of ``large``.
+    Expression other than counts is one float32 per gene in ``values``, and ``large`` is empty.
 
-    Where there is a ``table``, what the gene streams hold in place of ids are places in it; see ``tokens.recoding``.
+    If there is a ``table``, the gene streams hold indices into it instead of gene ids; see ``tokens.recoding``.
     """
 
     genes: UInt8  # gap streams, cell after cell
@@ -39,11 +39,11 @@ class PackedCells:
     indptr: Int64  # (C + 1,) into values
     large_starts: Int64  # (C + 1,) into large
     cell_ids: UInt64  # (C,)
-    bins: UInt8 | None = None  # (N,) where bins are stored
-    table: Int32 | None = None  # (G,) ascending gene ids, where the streams hold places in it
+    bins: UInt8 | None = None  # (N,) if bins are stored
+    table: Int32 | None = None  # (G,) ascending gene ids, if the streams hold indices into it
 
     def __repr__(self) -> str:
-        """The size; the arrays would fill pages."""
+        """Return the numbers of cells and values only, since the arrays are long."""
         return f"PackedCells({self.num_cells:,} cells, {len(self.values):,} values)"
 
     @property
@@ -53,7 +53,7 @@ class PackedCells:
 
     @property
     def num_genes_per_cell(self) -> Int64:
-        """Expressed genes of each cell, shape (C,)."""
+        """Number of expressed genes of each cell, shape (C,)."""
         return np.diff(self.indptr)
 
     @property
@@ -63,7 +63,7 @@ class PackedCells:
 
 
 def pack(cells: SparseCells, *, counts: bool = True) -> PackedCells:
-    """Pack sparse cells, as ``counts`` or as expression; ValueError as ``pack_rows``."""
+    """Pack sparse cells, as ``counts`` or as expression; raises ValueError like ``pack_rows``."""
     identity = np.arange(int(cells.gene_ids.max(initial=-1)) + 1, dtype=np.int32)
     return _pack((cells.values, cells.gene_ids, cells.indptr), identity, cells.cell_ids, counts=counts)
 
@@ -74,9 +74,9 @@ def pack_rows(
     """Pack the C rows of a scipy CSR matrix (C, G), whose column g holds gene ``gene_ids[g]`` (-1: unknown, dropped).
 
     Columns may come in any order; several columns of one gene are summed, zeros dropped. Values must be finite and
-    not negative. With ``counts`` each must be an integer, and ValueError names the first row where one is not or
-    where a gene's sum exceeds 4,294,967,295. With a ``table`` of ascending gene ids, which has all of ``gene_ids``,
-    the streams hold places in it.
+    not negative. With ``counts`` each must be an integer, and ValueError names the first row in which one is not or
+    a gene's sum exceeds 4,294,967,295. With a ``table`` of ascending gene ids, which contains all of
+    ``gene_ids``, the streams hold indices into it.
     """
     assert matrix.shape == (len(cell_ids), len(gene_ids)), "one id for each row, one gene id for each column"
     if table is not None:
@@ -86,13 +86,13 @@ def pack_rows(
 
 
 def unpack(packed: PackedCells) -> SparseCells:
-    """The same cells as sparse rows; counts above 2**24 are rounded to float32."""
+    """Return the same cells as sparse rows; counts above 2**24 are rounded to float32."""
     values = packed_counts(packed).astype(np.float32)
     return SparseCells(packed_gene_ids(packed), values, packed.indptr, packed.cell_ids)
 
 
 def packed_counts(packed: PackedCells) -> UInt32 | Float32:
-    """The exact values, shape (N,): uint32 where they are counts, else float32."""
+    """Return the exact values, shape (N,): uint32 for counts, else float32."""
     if not packed.holds_counts:
         return packed.values.astype(np.float32, copy=False)
     values = packed.values.astype(np.uint32)
@@ -102,7 +102,7 @@ def packed_counts(packed: PackedCells) -> UInt32 | Float32:
 
 
 def packed_gene_ids(packed: PackedCells) -> Int32:
-    """The gene ids, shape (N,), ascending within a cell."""
+    """Return the gene ids, shape (N,), ascending within a cell."""
     gene_ids = np.empty(len(packed.values), np.int32)
     num_decoded = coding.decode_genes(*_gene_streams(packed), gene_ids)
     assert num_decoded == len(gene_ids), "gene streams and indptr disagree"
@@ -110,7 +110,7 @@ def packed_gene_ids(packed: PackedCells) -> Int32:
 
 
 def with_table(packed: PackedCells) -> PackedCells:
-    """The same cells, their streams holding places in a table: that of the genes that occur, or hardly a larger one."""
+    """Recode the streams as indices into a table of the genes that occur; a table that is hardly larger is kept."""
     occurring = recoding.genes_that_occur(packed.genes, packed.gene_starts)
     if packed.table is not None and len(occurring) >= FULL_TABLE * len(packed.table):
         return packed
@@ -120,7 +120,7 @@ def with_table(packed: PackedCells) -> PackedCells:
 
 
 def without_table(packed: PackedCells) -> PackedCells:
-    """The same cells, their streams holding gene ids."""
+    """Recode the streams as gene ids."""
     if packed.table is None:
         return packed
     genes, gene_starts = recoding.name_genes(packed.genes, packed.gene_starts, packed.table)
@@ -137,9 +137,9 @@ def with_genes(packed: PackedCells, table: Int32) -> PackedCells:
 
 
 def take(packed: PackedCells, rows: npt.NDArray[np.integer]) -> PackedCells:
-    """The cells at ``rows`` (shape (R,)), in that order; a row may be taken more than once."""
+    """Return the cells at ``rows`` (shape (R,)), in that order; a row may be taken more than once."""
     places = np.asarray(rows, np.int64)
-    assert not len(places) or places.min() >= 0, "rows count from the start"
+    assert not len(places) or places.min() >= 0, "rows must not be negative"
     genes, gene_starts = _take(packed.genes, packed.gene_starts, places)
     values, indptr = _take(packed.values, packed.indptr, places)
     large, large_starts = _take(packed.large, packed.large_starts, places)
@@ -149,8 +149,8 @@ def take(packed: PackedCells, rows: npt.NDArray[np.integer]) -> PackedCells:
 
 
 def concatenate(parts: Sequence[PackedCells]) -> PackedCells:
-    """Join cells end to end (at least one part); all of them counts or none, all with stored bins or none."""
-    assert len({(part.holds_counts, part.bins is None) for part in parts}) == 1, "parts of one kind"
+    """Concatenate cells (at least one part); all or none must be counts, and all or none must have stored bins."""
+    assert len({(part.holds_counts, part.bins is None) for part in parts}) == 1, "parts must be of one kind"
     if len({id(part.table) for part in parts}) > 1:
         parts = [without_table(part) for part in parts]
     bins = [part.bins for part in parts if part.bins is not None]
@@ -168,7 +168,7 @@ def concatenate(parts: Sequence[PackedCells]) -> PackedCells:
 
 
 def content_hashes(packed: PackedCells) -> UInt64:
-    """A hash of each cell's (gene id, value) pairs, shape (C,): ``keys.content_keys`` of the unpacked cells."""
+    """Hash each cell's (gene id, value) pairs, shape (C,): ``keys.content_keys`` of the unpacked cells."""
     table = np.empty(0, np.int32) if packed.table is None else packed.table
     counts: npt.NDArray[Any] = np.empty(0, np.uint8)
     wide, starts = packed.values, packed.indptr
@@ -182,7 +182,7 @@ def content_hashes(packed: PackedCells) -> UInt64:
 
 
 def with_bins(packed: PackedCells, bins: npt.NDArray[np.integer]) -> PackedCells:
-    """The same cells with stored ``bins`` (shape (N,), 0 .. 255)."""
+    """Return the same cells with stored ``bins`` (shape (N,), 0 .. 255)."""
     assert bins.shape == packed.values.shape, "one bin for each value"
     assert not len(bins) or (bins.min() >= 0 and bins.max() <= 255), "stored bins take one byte"
     return replace(packed, bins=bins.astype(np.uint8))
@@ -200,7 +200,7 @@ def _pack(
     num_cells = len(cell_ids)
     num_genes, num_entries = int(gene_ids.max(initial=-1)) + 1, int(starts[-1] - starts[0])
     assert num_genes < coding.MAX_GENES, "gene ids take 28 bits"
-    # Upper bounds: memory that is never written to is never taken.
+    # Upper bounds: pages that are never written take no memory.
     genes = np.empty(num_entries + num_cells * (num_genes // ESCAPE + 1), np.uint8)
     narrow = np.empty(num_entries if counts else 0, np.uint8)
     large = np.empty(num_entries if counts else 0, np.uint32)
@@ -214,7 +214,7 @@ def _pack(
     )
     bad = coding.encode_rows(matrix, num_genes, (genes, narrow, large, expression), ends, counts)
     if bad >= 0:
-        raise ValueError(f"row {bad} holds a value that is no count, an integer up to {MAX_COUNT:,}")
+        raise ValueError(f"row {bad} holds a value that is not a count (an integer up to {MAX_COUNT:,})")
     stream = narrow if counts else expression
     return PackedCells(
         genes[: ends[0, -1]].copy(),
@@ -228,7 +228,7 @@ def _pack(
 
 
 def _plain_type(kind: np.dtype[Any]) -> np.dtype[Any]:
-    """The one of four types, each a compilation of its own, that holds all numbers of ``kind``."""
+    """Return which of four types holds all numbers of ``kind``; kernels are compiled for these types only."""
     narrow = kind.itemsize < (8 if kind.kind == "f" else 4) or kind == np.int32
     if kind.kind == "f":
         return np.dtype(np.float32 if narrow else np.float64)
@@ -236,7 +236,7 @@ def _plain_type(kind: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _gene_streams(packed: PackedCells) -> tuple[UInt8, Int64, Int64]:
-    """The arrays from which kernels decode gene ids."""
+    """Return the arrays from which kernels decode gene ids."""
     return (
         as_input(packed.genes, np.uint8),
         as_input(packed.gene_starts, np.int64),
@@ -245,7 +245,7 @@ def _gene_streams(packed: PackedCells) -> tuple[UInt8, Int64, Int64]:
 
 
 def _take(stream: npt.NDArray[Any], starts: Int64, rows: Int64) -> tuple[npt.NDArray[Any], Int64]:
-    """The parts of ``stream`` that belong to ``rows``, end to end, and where each starts."""
+    """Return the parts of ``stream`` that belong to ``rows``, concatenated, and their starts."""
     taken = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(starts[rows + 1] - starts[rows], out=taken[1:])
     target = np.empty(taken[-1], stream.dtype)
@@ -254,6 +254,6 @@ def _take(stream: npt.NDArray[Any], starts: Int64, rows: Int64) -> tuple[npt.NDA
 
 
 def _join_starts(parts: list[Int64]) -> Int64:
-    """Starts into streams that are joined end to end."""
+    """Return the starts in concatenated streams."""
     lengths = np.concatenate([np.diff(part) for part in parts])
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

@@ -1,4 +1,4 @@
-"""Tokens of a fixed panel of genes, zeros included if asked for: what the fine-tuning recipes feed, keyed by cell."""
+"""Tokens of a fixed panel of genes, optionally with zeros, as in scGPT's fine-tuning recipes; sampling is by cell."""
 
 # C cells, G genes of the panel, T tokens
 
@@ -24,7 +24,7 @@ def tokenise_panel(
     include_zeros: bool = True,
     epoch: int = 0,
 ) -> TokenizedCells:
-    """Tokens of dense ``values`` (C, G), taken as they are (bins, say) of the genes ``gene_ids`` (G,), ``<cls>`` first.
+    """Tokenise dense ``values`` (C, G), such as bins, of the genes ``gene_ids`` (G,), unchanged, with ``<cls>`` first.
 
     A cell of more than ``config.max_length - 1`` genes is sampled without replacement, by (seed, epoch, cell, gene).
     """
@@ -44,9 +44,9 @@ def tokenise_panel(
 def mask_tokens(
     tokens: TokenizedCells, ratio: float, *, config: TokenizerConfig, epoch: int = 0, mask_cls: bool = False
 ) -> Float32:
-    """The values (T,) with exactly ``int(n * ratio)`` of each cell's n tokens hidden, by (seed, epoch, cell, gene).
+    """Hide exactly ``int(n * ratio)`` of each cell's n tokens by (seed, epoch, cell, gene); returns the values (T,).
 
-    n counts the genes, or with ``mask_cls``, as in the original, every token.
+    n is the number of genes, or of all tokens with ``mask_cls``, as in the original.
     """
     rows = np.repeat(np.arange(tokens.num_cells), tokens.lengths)
     eligible = np.ones(len(rows), bool)
@@ -62,7 +62,7 @@ def mask_tokens(
 
 
 def _smallest(keys: UInt64, rows: Int64, limits: Int64) -> Int64:
-    """Places, ascending, of the ``limits[row]`` smallest keys of each row; ``rows`` ascend."""
+    """Return the sorted positions of the ``limits[row]`` smallest keys of each row; ``rows`` must be sorted."""
     order = np.lexsort((keys, rows))
     counts = np.bincount(rows, minlength=len(limits))
     ranks = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,4 +1,4 @@
-"""The optional steps of scGPT's fine-tuning recipes before a model: depth normalisation, log1p, binned layers."""
+"""Optional preprocessing of scGPT's fine-tuning recipes: depth normalisation, log1p, binned layers."""
 
 # C cells, G genes, N entries
 
@@ -15,7 +15,7 @@ from cytoray.tokens.keys import Float64
 
 
 def normalise_total(matrix: sparse.csr_matrix, *, target: float = 1e4) -> sparse.csr_matrix:
-    """Counts (C, G) scaled so that each cell sums to ``target``, as float32; cells without counts stay empty."""
+    """Scale counts (C, G) so that each cell sums to ``target``, as float32; cells without counts stay empty."""
     matrix = sparse.csr_matrix(matrix, dtype=np.float32)
     totals = np.asarray(matrix.sum(axis=1)).ravel()
     factors = np.divide(target, totals, out=np.ones_like(totals), where=totals > 0)
@@ -24,14 +24,14 @@ def normalise_total(matrix: sparse.csr_matrix, *, target: float = 1e4) -> sparse
 
 
 def log1p(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Natural logarithm of one plus each entry; a new matrix, unlike the original's, whose input changes as well."""
+    """Return a new matrix of log(1 + x) for each entry x; unlike the original, the input is not changed."""
     return sparse.csr_matrix((np.log1p(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def bin_layer(
     matrix: sparse.csr_matrix, *, n_bins: int = 51, draws: Float64 | None = None
 ) -> tuple[sparse.csr_matrix, Float64]:
-    """Each cell's entries as bins (C, G), int64, and its edges (C, n_bins), the first of them 0.
+    """Bin each cell's entries; returns the bins (C, G), int64, and the edges (C, n_bins), of which the first is 0.
 
     ``draws`` (N,) break ties, see ``binning.bin_rows``. ValueError names the first row with a negative or NaN entry.
     """
@@ -50,5 +50,5 @@ def bin_layer(
 
 
 def _rows(matrix: sparse.csr_matrix) -> list[npt.NDArray[Any]]:
-    """The entries of each row."""
+    """Return the entries of each row."""
     return np.split(matrix.data, matrix.indptr[1:-1])

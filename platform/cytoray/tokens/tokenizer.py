@@ -1,14 +1,14 @@
-"""Turn cells into tokens: bin the values, sample cells that are too long, put ``<cls>`` in front, hide some, pad.
+"""Convert cells to tokens: bin the values, sample cells that are too long, prepend ``<cls>``, hide some values, pad.
 
 A cell's tokens are a pure function of its content, its identity and its epoch, never of its neighbours. Each gene has
 one random word, ``combine(seed, epoch, cell id, gene id)`` in training. At inference it is ``combine(0, gene id)``
 or, in mode ``drawn``, ``combine(seed, content hash, gene id)``. It holds three numbers: the lower 24 bits choose among
-the bins open to a tied value, the next 20 sample, the upper 20 split or mask. A choice of k among n genes goes through
+the possible bins of a tied value, the next 20 sample, the upper 20 split or mask. A choice of k among n genes visits
 them in order of their ids and takes gene j if ``number * (n - j) < need << 20``, with ``need`` genes still to be taken
 (Knuth's Algorithm S).
 """
 
-# C cells, N non-zero entries over all cells, R cells asked for, T tokens, S slots for tokens, U for unknown genes
+# C cells, N non-zero entries over all cells, R requested cells, T tokens, S slots for tokens, U slots for unknown genes
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ from cytoray.tokens.packed import PackedCells, content_hashes, pack, packed_coun
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 Int16 = npt.NDArray[np.int16]
-BY_GENE = combine(0)  # the key of every cell if a gene's word is to be the same in all of them
+BY_GENE = combine(0)  # the key of every cell if a gene has the same word in all of them
 Array = npt.NDArray[Any]
 
 
 class TokenizerConfig(Config):
-    """How counts become tokens; saved with every model as its ``preprocessing.json``."""
+    """Settings that convert counts to tokens; saved with every model as its ``preprocessing.json``."""
 
-    n_bins: int = Field(51, gt=1, lt=2**15, description="Expression bins of a cell; bin 0 means not expressed.")
-    max_length: int = Field(1200, gt=1, description="Most tokens of a cell, <cls> included; longer cells are sampled.")
-    cls_value: float = Field(-2.0, description="Value that the <cls> token carries.")
-    pad_value: float = Field(-2.0, description="Value that padding carries.")
-    mask_value: float = Field(-1.0, description="Value that stands in for a hidden expression.")
-    seed: int = Field(0, ge=0, description="Seed of tie breaking and sampling.")
+    n_bins: int = Field(51, gt=1, lt=2**15, description="Number of expression bins; bin 0 means not expressed.")
+    max_length: int = Field(
+        1200, gt=1, description="Maximum number of tokens per cell, <cls> included; longer cells are sampled."
+    )
+    cls_value: float = Field(-2.0, description="Value of the <cls> token.")
+    pad_value: float = Field(-2.0, description="Value of padding.")
+    mask_value: float = Field(-1.0, description="Value that replaces a hidden expression value.")
+    seed: int = Field(0, ge=0, description="Seed of tie-breaking and sampling.")
     ties: Literal["keyed", "global_rng"] = Field(
         "keyed",
-        description="Which bin a tied value takes: by (seed, cell), or, for parity with the original, by NumPy's "
-        "global generator in the order in which cells and their genes (ascending ids) come.",
+        description="How ties between bins are broken: keyed: by (seed, cell); global_rng: by NumPy's global "
+        "generator, in the order of cells and of their genes (ascending ids), as in the original.",
     )
 
 
@@ -68,7 +70,7 @@ class TokenizedCells:
 
     @property
     def lengths(self) -> Int64:
-        """Tokens of each cell, ``<cls>`` included, shape (C,)."""
+        """Number of tokens of each cell, ``<cls>`` included, shape (C,)."""
         return np.diff(self.indptr)
 
     def take(self, rows: npt.NDArray[np.integer]) -> TokenizedCells:
@@ -78,21 +80,21 @@ class TokenizedCells:
 
     @staticmethod
     def concatenate(parts: Sequence[TokenizedCells]) -> TokenizedCells:
-        """Join cells end to end; no part at all gives zero cells."""
+        """Concatenate cells; without any part the result has zero cells."""
         joined = SparseCells.concatenate([part._sparse() for part in parts])
         return TokenizedCells(joined.gene_ids, joined.values, joined.indptr, joined.cell_ids)
 
     def _sparse(self) -> SparseCells:
-        """The same rows as sparse cells, which know how to take and to join them."""
+        """Return the same rows as sparse cells, which implement ``take`` and ``concatenate``."""
         return SparseCells(self.gene_ids, self.values, self.indptr, self.cell_ids)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenPlan:
-    """Where the tokens of R cells go in flat buffers; what a cell leaves of its width is padded.
+    """Positions of the tokens of R cells in flat buffers; the rest of each cell's width is padded.
 
-    With ``unknown_starts`` a share ``ratios`` of a cell's genes goes to the buffers for unknown genes; without, but
-    with ``ratios``, that share is masked: each gene by chance, or with ``exact`` exactly ``int(n * ratio)`` of n.
+    With ``unknown_starts`` the share ``ratios`` of a cell's genes is written to the buffers for unknown genes. With
+    ``ratios`` alone that share is masked: each gene at random, or with ``exact`` exactly ``int(n * ratio)`` of n.
     """
 
     starts: Int64  # (R,)
@@ -106,7 +108,7 @@ class TokenPlan:
     def padded(
         num_cells: int, width: int, *, unknown_width: int | None = None, ratios: Float64 | None = None
     ) -> TokenPlan:
-        """Rows of equal width: buffers to be viewed as (R, width) and, for unknown genes, (R, unknown_width)."""
+        """Plan rows of equal width: buffers of shape (R, width) and, for unknown genes, (R, unknown_width)."""
         rows = np.arange(num_cells, dtype=np.int64)
         if unknown_width is None:
             return TokenPlan(rows * width, np.full(num_cells, width), ratios=ratios)
@@ -115,7 +117,7 @@ class TokenPlan:
 
     @staticmethod
     def packed(known: Int64, unknown: Int64 | None = None, *, ratios: Float64 | None = None) -> TokenPlan:
-        """Cells end to end without padding; ``known`` and ``unknown`` as in ``CellTokenizer.num_tokens``."""
+        """Plan concatenated cells without padding; ``known`` and ``unknown`` are from ``CellTokenizer.num_tokens``."""
         if unknown is None:
             return TokenPlan(np.cumsum(known) - known, known, ratios=ratios)
         return TokenPlan(np.cumsum(known) - known, known, np.cumsum(unknown) - unknown, unknown, ratios)
@@ -123,7 +125,7 @@ class TokenPlan:
 
 @dataclass(frozen=True, eq=False)
 class TokenBuffers:
-    """Flat arrays to be filled; ids of any integer type that holds the vocabulary, values int8, int16 or float32."""
+    """Flat output arrays: ids of any integer type that holds the vocabulary, values int8, int16 or float32."""
 
     gene_ids: Array  # (S,)
     values: Array  # (S,)
@@ -134,7 +136,7 @@ class TokenBuffers:
 
 @dataclass(frozen=True)
 class CellTokenizer:
-    """Tokenises cells; a cell's tokens depend on its own content (or id) and the seed, never on its neighbours."""
+    """A tokenizer: a cell's tokens depend on its own content (or id) and the seed, never on its neighbours."""
 
     vocabulary: GeneVocabulary
     config: TokenizerConfig
@@ -142,7 +144,7 @@ class CellTokenizer:
 
     @property
     def max_length(self) -> int:
-        """Most tokens of a cell, ``<cls>`` included."""
+        """Maximum number of tokens per cell, ``<cls>`` included."""
         return self.inference.max_length if self.goes_by_gene else self.config.max_length
 
     @property
@@ -167,10 +169,10 @@ class CellTokenizer:
     def __call__(
         self, cells: SparseCells | PackedCells, *, epoch: int | None = None, bins: Int16 | None = None
     ) -> TokenizedCells:
-        """Tokens of ``cells``; ``bins`` (shape (N,), up to 255) replaces binning where it was done before.
+        """Tokenise ``cells``; ``bins`` (shape (N,), up to 255) are used instead of binning if given.
 
-        With an ``epoch``, ties and samples are drawn anew in every epoch, by cell id. Without one, ``inference``
-        decides; the same cell always gets the same tokens.
+        With an ``epoch``, ties and samples are drawn again in every epoch, by cell id. Without one, ``inference``
+        applies, and the same cell always gets the same tokens.
         """
         packed = self.pack(cells) if bins is None else with_bins(_packed(cells), bins)
         known, _ = self.num_tokens(packed.num_genes_per_cell)
@@ -182,7 +184,7 @@ class CellTokenizer:
         return TokenizedCells(buffers.gene_ids, buffers.values, indptr, cells.cell_ids)
 
     def bin_cells(self, cells: SparseCells | PackedCells, *, epoch: int | None = None) -> Int16:
-        """The bins (shape (N,)) that a call with the same ``epoch`` would use."""
+        """Return the bins (shape (N,)) that a call with the same ``epoch`` would use."""
         packed = _packed(cells)
         if self.config.ties == "global_rng":
             values = packed_counts(packed).astype(np.float32)
@@ -194,11 +196,11 @@ class CellTokenizer:
         return bins
 
     def identities(self, packed: PackedCells, epoch: int | None = None) -> UInt64:
-        """Keys of each cell's draws (C,): seed and content, or with an ``epoch`` seed, epoch and cell id.
+        """Return the key of each cell's draws (C,): seed and content, or with an ``epoch`` seed, epoch and cell id.
 
         With inference ``by_gene`` the key is the same for all cells and seeds.
         """
-        assert epoch is None or not self.goes_by_gene, "training draws: it needs a tokenizer of its own"
+        assert epoch is None or not self.goes_by_gene, "training needs a tokenizer that draws"
         if self.goes_by_gene:
             return np.full(packed.num_cells, BY_GENE)
         if epoch is None:
@@ -206,14 +208,14 @@ class CellTokenizer:
         return combine(self.config.seed, epoch, packed.cell_ids)
 
     def pack(self, cells: SparseCells | PackedCells) -> PackedCells:
-        """Cells as streams, with bins where these have to be drawn in the order of the cells."""
+        """Convert cells to streams, with bins if these must be drawn in the order of the cells."""
         packed = _packed(cells)
         if packed.bins is None and self.config.ties == "global_rng":
             return with_bins(packed, self.bin_cells(packed))
         return packed
 
     def num_tokens(self, num_genes: Int64, ratios: Float64 | None = None) -> tuple[Int64, Int64]:
-        """Known tokens (``<cls>`` included) and unknown genes of cells with ``num_genes`` genes, both of its shape.
+        """Count known tokens (``<cls>`` included) and unknown genes of cells with ``num_genes`` genes, in its shape.
 
         ``ratios`` is the share of unknown genes; a masked gene stays a known token.
         """
@@ -226,7 +228,9 @@ class CellTokenizer:
 
         Releases Python's lock while it works. Stored bins are used where ``packed`` has them.
         """
-        assert self.config.ties == "keyed" or packed.bins is not None, "a stream has no order for a global generator"
+        assert self.config.ties == "keyed" or packed.bins is not None, (
+            "a global generator needs an order, which a stream has not"
+        )
         identities = combine(self.config.seed, epochs, packed.cell_ids[rows])
         self.fill_as(packed, rows, identities, plan, buffers)
 
@@ -234,7 +238,7 @@ class CellTokenizer:
         self, packed: PackedCells, rows: Int64, identities: UInt64, plan: TokenPlan, buffers: TokenBuffers
     ) -> None:
         """Like ``fill``, with given ``identities`` (R,), on which the cells' draws depend."""
-        assert not len(rows) or rows.min() >= 0, "rows count from the start"
+        assert not len(rows) or rows.min() >= 0, "rows must not be negative"
         self._check(packed.num_genes_per_cell[rows], plan, buffers)
         request = kernels.Request(
             as_input(rows, np.int64),
@@ -266,7 +270,7 @@ class CellTokenizer:
         )
 
     def _check(self, num_genes: Int64, plan: TokenPlan, buffers: TokenBuffers) -> None:
-        """Assert that the buffers hold what will be written: the kernel itself does not look."""
+        """Assert that the buffers are large and wide enough, which the kernel does not check."""
         config, ids, values = self.config, buffers.gene_ids.dtype.type, buffers.values.dtype.type
         split = plan.unknown_starts is not None
         known, unknown = self.num_tokens(num_genes, plan.ratios if split else None)
@@ -290,7 +294,7 @@ class CellTokenizer:
 
 
 def _packed(cells: SparseCells | PackedCells) -> PackedCells:
-    """Cells as streams: counts where all values are integers that float32 holds exactly."""
+    """Convert cells to streams: as counts if all values are integers that float32 holds exactly."""
     if isinstance(cells, PackedCells):
         return cells
     whole = bool(np.all((cells.values == np.floor(cells.values)) & (cells.values < 2**24)))
@@ -314,7 +318,7 @@ def _streams(packed: PackedCells) -> kernels.Streams:
 
 
 def _input_or_none(array: Array | None, kind: npt.DTypeLike) -> Array:
-    """An input that the kernel may have no use for: then an empty one."""
+    """Return an optional input of the kernel; an empty array if it is None."""
     return as_input(np.empty(0) if array is None else array, kind)
 
 
@@ -327,7 +331,7 @@ def _style(plan: TokenPlan) -> int:
 
 
 def _fit(values: tuple[float, ...], kind: type[Any]) -> bool:
-    """Whether numbers of ``kind`` hold all ``values`` exactly."""
+    """Return whether numbers of ``kind`` hold all ``values`` exactly."""
     if np.issubdtype(kind, np.integer):
         limits = np.iinfo(kind)
         return all(value == int(value) and limits.min <= value <= limits.max for value in values)
@@ -335,7 +339,7 @@ def _fit(values: tuple[float, ...], kind: type[Any]) -> bool:
 
 
 def _inside(lengths: Int64, starts: Int64, widths: Int64, *arrays: Array | None) -> bool:
-    """Whether ``lengths`` fit into ``widths``, and the slots from ``starts`` on into all of ``arrays``."""
+    """Return whether ``lengths`` fit into ``widths``, and the slots from ``starts`` on into all of ``arrays``."""
     fits = len(starts) == len(lengths) and np.all(lengths <= widths) and np.all(starts >= 0)
     end = int((starts + widths).max(initial=0))
     return bool(fits) and all(

@@ -1,4 +1,4 @@
-"""Which genes a model knows and by what number: scGPT's vocabulary file, special tokens, and gene names to ids."""
+"""Gene vocabularies: scGPT's vocabulary file, special tokens, and ids of gene names."""
 
 # G genes of a data set
 
@@ -16,14 +16,14 @@ from cytoray.tokens.mapping import GeneMapping, NameResolver
 
 __all__ = ["SPECIAL_TOKENS", "GeneMapping", "GeneVocabulary"]
 
-SPECIAL_TOKENS = ("<pad>", "<cls>", "<eoc>")  # <eoc> is never emitted; released models have a row for it
+SPECIAL_TOKENS = ("<pad>", "<cls>", "<eoc>")  # <eoc> is never used; released models have a row for it
 
 
 class GeneVocabulary:
     """Tokens and their ids 0 .. size - 1; missing special tokens are appended at the end."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        """Number ``tokens`` in their order; ModelError if one occurs twice."""
+        """Number ``tokens`` in their order; raises ModelError if one occurs twice."""
         self.tokens = (*tokens, *(token for token in SPECIAL_TOKENS if token not in set(tokens)))
         self.index = {token: number for number, token in enumerate(self.tokens)}
         if len(self.index) < len(self.tokens):
@@ -35,12 +35,12 @@ class GeneVocabulary:
     @staticmethod
     @functools.cache
     def load_default() -> GeneVocabulary:
-        """The public scGPT vocabulary that ships with cytoray: 60,694 census genes and the special tokens."""
+        """Load the public scGPT vocabulary shipped with cytoray: 60,694 census genes and the special tokens."""
         return GeneVocabulary(read_lines("census_vocabulary.txt.gz"))
 
     @staticmethod
     def from_json(text: bytes | str) -> GeneVocabulary:
-        """Read scGPT's ``vocab.json``, a flat object from token to id; ModelError if it is anything else."""
+        """Read scGPT's ``vocab.json``, a flat object from token to id; raises ModelError for anything else."""
         try:
             ids = json.loads(text)
         except ValueError as error:
@@ -50,15 +50,15 @@ class GeneVocabulary:
         tokens = sorted(ids, key=ids.__getitem__)
         for number, token in enumerate(tokens):
             if ids[token] != number:
-                raise _not_a_vocabulary(f"{token!r} has id {ids[token]} where {number} is due", token=token)
+                raise _not_a_vocabulary(f"{token!r} has id {ids[token]}, expected {number}", token=token)
         return GeneVocabulary(tokens)
 
     def to_json(self) -> str:
-        """The vocabulary as canonical JSON: by id, no spaces."""
+        """Encode the vocabulary as canonical JSON: by id, without spaces."""
         return json.dumps(self.index, ensure_ascii=False, separators=(",", ":"))
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON; equal exactly if tokens and ids are."""
+        """SHA-256 (hex) of the canonical JSON; equal if and only if tokens and ids are."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
@@ -86,10 +86,10 @@ class GeneVocabulary:
     ) -> GeneMapping:
         """Find G genes by symbol, else Ensembl id (versioned or not), else previous symbol, else alias.
 
-        ``ensembl_ids`` (G entries, empty if missing) help where a name is no token; ``genomes`` names the assembly or
-        species of each gene (prefixes such as ``GRCh38_`` are recognised without it). Case counts: mouse ``Cd3d`` is
-        not human CD3D. A column with an older name of a gene is left out if the gene has a column of its own, unless
-        ``sum_older``.
+        ``ensembl_ids`` (G entries, empty if missing) are used if a name is not a token; ``genomes`` names the assembly
+        or species of each gene (prefixes such as ``GRCh38_`` are recognised without it). Names are case-sensitive:
+        mouse ``Cd3d`` is not human CD3D. A column with an older name of a gene is skipped if the gene has a column of
+        its own, unless ``sum_older``.
         """
         for beside in (ensembl_ids, genomes):
             assert beside is None or len(beside) == len(names), "one Ensembl id and genome for each name"
@@ -112,12 +112,12 @@ class GeneVocabulary:
         return hash(self.tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return GeneVocabulary, (self.tokens,)  # the look-up tables are rebuilt where they are needed
+        return GeneVocabulary, (self.tokens,)  # the look-up tables are rebuilt on demand
 
 
 def _not_a_vocabulary(reason: str, **details: Any) -> ModelError:
     return ModelError(
-        f"This is no vocabulary: {reason}.",
-        remedy="Give scGPT's vocab.json: each token once, ids from 0 on.",
+        f"This is not a vocabulary: {reason}.",
+        remedy="Use scGPT's vocab.json: each token once, ids from 0 on.",
         **details,
     )

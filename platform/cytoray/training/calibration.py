@@ -281,7 +281,7 @@ class _Rehearsal:
         module = ObjectiveModule(ScGPT(model, pad_id=pad_id), objective)
         engine = engines.build_engine(module, config, dist.get_world_size())
         decay = config.train.ema_decay
-        average = None if decay is None else WeightAverage(engine.module.model, decay=decay)
+        average = None if decay is None else WeightAverage(engine, decay=decay)
         return _Rehearsal(config, StepRunner(engine, config, model, objective), average)
 
     def time_steps(self, batches: list[StepBatch]) -> _TimedSteps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cytoray
@@ -21,7 +21,8 @@ class RunCard:
 
     ``history`` holds some steps of the run: ``step``, ``loss`` and its parts by name, and the figures of
     ``training.meter``. ``validation`` holds the errors on held-out cells at each checkpoint, ``mean_bin`` being that
-    of the best constant. ``scores`` is the final table: one row per model or baseline, the model's first.
+    of the best constant. ``scores`` is the final table: one row per model or baseline, the model's first. ``stability``
+    is how a fine-tuned model's answers to held-out cells agree after each change, see ``model.stability``.
     """
 
     run: str
@@ -37,6 +38,7 @@ class RunCard:
     totals: dict[str, float]  # cells, tokens, seconds, steps
     reproduce: list[str]  # shell lines
     mlflow_run_id: str | None
+    stability: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as JSON data; numbers that are not finite become null."""

@@ -32,6 +32,7 @@ from cytoray.training.card_text import (
     metric_text,
     metric_words,
     number_text,
+    percent_text,
     scaled_text,
     seconds_text,
 )
@@ -78,6 +79,7 @@ def render_page(card: RunCard) -> str:
         loss_plot=plot_loss_svg(card.history, card.validation),
         plots=_plots(card.history),
         checkpoints=_checkpoints(card.validation),
+        stability=_stability(card.stability),
         figures=figure_rows(card.history),
         memory=_memory(card.history),
         hardware=_hardware(card.hardware),
@@ -186,6 +188,19 @@ def _plots(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     """Title and image of each small plot that has data."""
     drawn = [(title, plot_figures(history, names, label, percent=names is _WAITS)) for title, label, names in _PLOTS]
     return [(title, image) for title, image in drawn if image is not None]
+
+
+def _stability(rows: Mapping[str, Mapping[str, float | int | None]]) -> list[tuple[str, str, str, str]]:
+    """Change, share of labels kept, median cosine of embeddings and number of cells, as text."""
+    return [
+        (
+            change,
+            NOT_MEASURED if row["labels_kept"] is None else percent_text(row["labels_kept"]),
+            metric_text(row["median_cosine"]),
+            number_text(row["num_cells"]),
+        )
+        for change, row in rows.items()
+    ]
 
 
 def _checkpoints(validation: Sequence[Mapping[str, float]]) -> dict[str, Any]:

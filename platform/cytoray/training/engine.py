@@ -21,7 +21,7 @@ from cytoray.training.holdings import (
     start_optimizer,
     weight_slices,
 )
-from cytoray.training.slices import MOMENTS, Slice, Snapshot, fill
+from cytoray.training.slices import MASTER, MOMENTS, Slice, Snapshot, fill
 
 logger = logging.getLogger(__name__)
 
@@ -223,10 +223,15 @@ def restore(engine: Any, checkpoint: Checkpoint) -> int:
     """Restore the optimiser's state and its update count, whatever world size and stage wrote them.
 
     The module must have the checkpoint's weights when the engine is built. Returns how many files of slices were read;
-    one if world size and stage are unchanged. Raises TrainingError if the checkpoint does not fit.
+    one if world size, stage and precision are unchanged. Raises TrainingError if the checkpoint does not fit.
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    num_read = fill(holdings(engine), checkpoint.read_slices(rank=rank, world_size=world_size))
+    targets = holdings(engine)
+    masters = {name for name in targets if name.startswith(f"{MASTER}.")}
+    if masters and not checkpoint.layout.has_master:  # written in fp32: its weights are what bf16 calls masters
+        weights = {f"{MASTER}.{name}": Slice.whole(tensor) for name, tensor in checkpoint.load_weights().items()}
+        fill({name: targets.pop(name) for name in masters}, [weights])
+    num_read = fill(targets, checkpoint.read_slices(rank=rank, world_size=world_size))
     state = checkpoint.state
     set_num_updates(engine, state.step if state.num_updates is None else state.num_updates)
     return num_read

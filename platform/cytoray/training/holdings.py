@@ -71,6 +71,20 @@ def weight_slices(engine: Any) -> dict[str, Slice]:
     return found
 
 
+def averaged_slices(engine: Any) -> dict[str, Slice]:
+    """Return the weights and buffers of which averages are made, by the names of the model's ``state_dict``.
+
+    With bf16, of each trained parameter this rank's slice (perhaps empty) of the fp32 masters; all else is whole. Not
+    for ZeRO 3.
+    """
+    found = {name: Slice.whole(tensor) for name, tensor in engine.module.model.state_dict().items()}
+    if engine.bfloat16_enabled():
+        for name, parameter in named_parameters(engine):
+            nothing = Slice(torch.empty(0, device=parameter.device), 0, tuple(parameter.shape))
+            found[name] = _held(engine, parameter, MASTER) or nothing
+    return found
+
+
 def _held(engine: Any, parameter: Any, kind: str) -> Slice | None:
     """Return this rank's slice of one kind of state of a parameter."""
     key = None if kind == MASTER else kind

@@ -99,11 +99,10 @@ class Trainer:
         if saved is not None:
             run_together(lambda: engines.restore(self.engine, saved))
             logger.info("run %s continues at step %d", config.run, self.step)
-        model = self.engine.module.model
         self.average = (
             None
             if config.train.ema_decay is None
-            else WeightAverage(model, decay=config.train.ema_decay, saved=saved.load_ema() if saved else None)
+            else WeightAverage(self.engine, decay=config.train.ema_decay, saved=saved.load_ema() if saved else None)
         )
         host_group = build_host_group(config.workers.collective_timeout_s)
         self.runner = StepRunner(self.engine, config, settings.model, settings.objective, host_group)

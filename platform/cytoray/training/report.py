@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from cytoray import provenance, storage
 from cytoray.runs import BundleRecord, run_folder
@@ -15,6 +17,9 @@ from cytoray.training.hardware import package_versions
 from cytoray.training.result import TrainingResult
 
 Scores = Mapping[str, Mapping[str, float]]
+Stability = Mapping[str, Mapping[str, float | int | None]]
+
+Value = TypeVar("Value")
 
 
 def save_card(
@@ -23,13 +28,18 @@ def save_card(
     *,
     bundle: BundleRecord | None,
     scores: Scores | None = None,
+    stability: Stability | None = None,
 ) -> str:
-    """Write the run's card below ``<run>/card``; returns the page's URI. ``scores`` are on held-out cells."""
+    """Write the run's card below ``<run>/card``; returns the page's URI.
+
+    ``scores`` and ``stability`` are those on held-out cells.
+    """
     target = storage.join(run_folder(config.store, config.run), "card")
     from cytoray.training.card_page import write_card  # matplotlib: only when a card is written
 
     with tempfile.TemporaryDirectory(prefix="cytoray-card-") as scratch:
-        write_card(_build_card(config, result, bundle, scores or {}), Path(scratch) / "card")
+        card = _build_card(config, result, bundle, scores or {})
+        write_card(replace(card, stability=_plain(stability or {})), Path(scratch) / "card")
         storage.upload_folder(Path(scratch) / "card", target)
     return storage.join(target, "card.html")
 
@@ -51,7 +61,7 @@ def _build_card(
         hardware=tuple(dict(worker) for worker in result.hardware),
         history=result.history,
         validation=[dict(point) for point in state.validation],
-        scores={name: dict(row) for name, row in scores.items()},
+        scores=_plain(scores),
         events=[*(event for event in result.events if "was skipped" not in event), *skipped],
         totals={
             "steps": float(state.step),
@@ -61,6 +71,11 @@ def _build_card(
         reproduce=_reproduce(config, result),
         mlflow_run_id=result.mlflow_run_id,
     )
+
+
+def _plain(rows: Mapping[str, Mapping[str, Value]]) -> dict[str, dict[str, Value]]:
+    """The same rows as dictionaries."""
+    return {name: dict(row) for name, row in rows.items()}
 
 
 def _reproduce(config: PretrainConfig | FinetuneConfig, result: TrainingResult) -> list[str]:

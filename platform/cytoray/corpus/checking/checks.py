@@ -190,10 +190,7 @@ def split_mask(names: Sequence[str], rows: Literal["all", "train", "held_out"]) 
 
 def other_species(matrix: sparse.csr_matrix, mapping: GeneMapping, *, min_human_share: float) -> Mask:
     """Which cells (C,) of a mixture of species have a smaller share of their recognised counts in human genes."""
-    if not mapping.is_mixture:
-        return np.zeros(matrix.shape[0], dtype=bool)
-    human, other = (matrix @ (mapping.origin == side).astype(np.float64) for side in (1, -1))
-    return np.asarray(human < min_human_share * (human + other))
+    return mapping.of_other_species(matrix.data, matrix.indices, matrix.indptr, min_human_share=min_human_share)
 
 
 def blank_rows(matrix: sparse.csr_matrix, rows: Mask) -> sparse.csr_matrix:

@@ -28,7 +28,7 @@ from cytoray.corpus.checking.scan import add_columns, count_genes
 from cytoray.corpus.readers.base import CellReader
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.mapping import GeneMapping
-from cytoray.tokens.packed import PackedCells, take
+from cytoray.tokens.packed import PackedCells, packed_counts, take
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -110,8 +110,9 @@ def profile_packed(
 ) -> SourceProfile:
     """The profile of C kept cells without their file; ``sums`` (C,) as in ``KeptCells``, ``labels`` as counted.
 
-    What depends on single columns of the file is missing in it.
+    The values of single columns of the file are missing in it.
     """
+    known = packed_counts(cells).sum(dtype=np.float64)  # values of the columns that are not left out
     bins, num_binned = _sampled_bins(cells)
     return SourceProfile(
         num_kept=cells.num_cells,
@@ -121,6 +122,8 @@ def profile_packed(
         num_binned=num_binned,
         gene_cells=count_genes(cells, _tokenizer().vocabulary.size),
         labels=labels,
+        sum_values=float(sums.sum()),
+        lost_values=max(0.0, float(sums.sum() - known)),
     )
 
 

@@ -147,11 +147,16 @@ class SourceProfile:
     def without(self, copies: SourceProfile) -> SourceProfile:
         """The profile after kept cells, whose own profile is ``copies``, turned out to repeat others.
 
-        What depends on single columns of a file (``sum_values`` to ``column_values``) may be missing in ``copies``; it
-        then still includes them, which leaves its shares nearly as they are.
+        The values of single columns of a file may be missing in ``copies``; the columns then keep their share of all
+        values, copies included.
         """
         if copies.num_kept == 0:
             return self
+        sum_values = self.sum_values - copies.sum_values
+        columns = _add_columns(self.column_values, copies.column_values, sign=-1)
+        if not copies.column_values and self.sum_values:
+            kept = sum_values / self.sum_values
+            columns = {token: tuple(kept * value for value in values) for token, values in columns.items()}
         labels = {name: _subtract(counts, copies.labels.get(name, {})) for name, counts in self.labels.items()}
         return replace(
             self,
@@ -164,9 +169,9 @@ class SourceProfile:
             num_binned=self.num_binned - copies.num_binned,
             gene_cells=_add_padded(self.gene_cells, -copies.gene_cells)[: len(self.gene_cells)],
             labels=labels,
-            sum_values=self.sum_values - copies.sum_values,
-            lost_values=self.lost_values - copies.lost_values,
-            column_values=_add_columns(self.column_values, copies.column_values, sign=-1),
+            sum_values=sum_values,
+            lost_values=max(0.0, self.lost_values - copies.lost_values),  # rounding may leave a trace below 0
+            column_values=columns,
         )
 
     @property

@@ -137,6 +137,8 @@ def _value_findings(reader: CellReader, checks: CheckConfig) -> dict[str, str]:
         return {"near_counts": f"the values of {matrix} are within 0.001 of integers, and are rounded to them"}
     if reader.value_kind == "recoverable":
         text = f"{matrix} is log-normalised; its counts are restored cell by cell"
+        if rules.not_recoverable == "warn":
+            text += ", and cells that give none back keep their values"
         if rules.recovered == "error":
             remedy = "Name the raw counts with `matrix: layers/NAME` or raw.X, or set checks.rules.recovered: warn."
             raise _refusal(reader, "recovered", f"{matrix} is log-normalised, not raw counts", remedy)

@@ -95,7 +95,8 @@ def write_data_report(plan: IngestPlan, manifest: CorpusManifest, profiles: dict
         num_shards=len(manifest.shards),
     )
     quarantined = tuple(Quarantined(**record.model_dump()) for record in manifest.quarantined)
-    report = DataReport(f"Corpus {manifest.name}, version {manifest.version}", tuple(files), quarantined, facts)
+    title = f"Corpus {manifest.name}, version {manifest.version}"
+    report = DataReport(title, tuple(files), quarantined, facts, plan.not_read)
     folder = manifest.increments[-1].report_key
     assert folder is not None, "an ingest names its report"
     log_report(report)

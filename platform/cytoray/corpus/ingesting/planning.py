@@ -32,7 +32,7 @@ from cytoray.corpus.manifest import (
     find_manifest,
 )
 from cytoray.corpus.readers.base import CellReader, SourceDescription
-from cytoray.corpus.readers.finding import expand_sources
+from cytoray.corpus.readers.finding import NotRead, find_sources, log_not_read
 from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.reporting.report import Quarantined
 from cytoray.corpus.shards import Values
@@ -107,6 +107,7 @@ class IngestPlan:
     staging: str
     version: int
     known: tuple[KnownCells, ...]  # cells of the parent version
+    not_read: tuple[NotRead, ...] = ()  # files below a prefix
 
     @property
     def groups(self) -> Groups:
@@ -141,7 +142,9 @@ def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
     """
     parent = find_manifest(config.store, config.corpus) if config.append else None
     known = {record.uri: record.identity for record in parent.sources} if parent else {}
-    sources = sorted(expand_sources(config.sources, known=known), key=lambda source: source.uri)
+    found = find_sources(config.sources, known=known)
+    log_not_read(found)
+    sources = sorted(found.sources, key=lambda source: source.uri)
     planned, quarantined, genes = _describe_all(config, _unknown(sources, parent), run)
     values = corpus_values([p.description.value_kind for p in planned], config.checks)
     if parent is not None and planned:
@@ -164,6 +167,7 @@ def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
         staging=storage.join(uri, "staging", hashlib.sha256(identity.encode()).hexdigest()[:16]),
         version=1 if parent is None else parent.version + 1,
         known=tuple(KnownCells.of(shard) for shard in parent.shards if shard.num_cells) if parent else (),
+        not_read=found.not_read,
     )
 
 
@@ -274,7 +278,7 @@ def _describe_all(
         planned.append(described)
         genes = np.union1d(genes, its_genes)
     counts = Counter(p.source.identity for p in planned)
-    assert not counts or max(counts.values()) == 1, "expand_sources refuses equal identities"
+    assert not counts or max(counts.values()) == 1, "find_sources refuses equal identities"
     return planned, quarantined, genes
 
 

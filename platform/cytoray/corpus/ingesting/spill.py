@@ -20,6 +20,7 @@ import pyarrow as pa
 from isal import isal_zlib
 
 from cytoray import storage
+from cytoray.corpus.ingesting.gathering import gather
 from cytoray.corpus.ingesting.shuffle import SectionIndex, section_places
 from cytoray.errors import DigestError
 from cytoray.tokens.cells import Int32
@@ -141,7 +142,7 @@ def split_by(table: pa.Table, groups: npt.NDArray[np.integer], num_groups: int) 
     borders = np.searchsorted(groups[order], np.arange(num_groups + 1))
     if not len(order):
         return [pa.py_buffer(b"")] * num_groups
-    (batch,) = table.take(pa.array(order)).combine_chunks().to_batches()
+    (batch,) = gather(table, order).to_batches()
     nothing = pa.py_buffer(b"")
     return [
         to_section(batch.slice(start, stop - start)) if stop > start else nothing

@@ -15,6 +15,7 @@ from pydantic import Field
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.corpus.checking.profile import SourceProfile
+from cytoray.corpus.ingesting.gathering import gather
 from cytoray.corpus.ingesting.obs_tables import obs_schema, to_parquet
 from cytoray.corpus.ingesting.planning import IngestPlan
 from cytoray.corpus.ingesting.read_pass import spill_schema
@@ -68,7 +69,7 @@ def write_shard(item: dict[str, Any], *, plan: IngestPlan, round_: Round) -> dic
         is_copy = np.isin(cell_ids, left_out)
         copies = profile_copies(table.filter(pa.array(is_copy)), plan=plan, label_columns=round_.label_columns)
         order = order[~is_copy[order]]
-    table = table.take(pa.array(order))  # the one copy of all streams
+    table = gather(table, order)  # the one copy of all streams
     failpoint("ingest.before_shard")
     record = PartitionRecord(
         partition=partition,

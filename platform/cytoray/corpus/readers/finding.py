@@ -64,9 +64,14 @@ def find_sources(sources: Sequence[SourceConfig], *, known: Mapping[str, str] | 
 def expand_sources(sources: Sequence[SourceConfig], *, known: Mapping[str, str] | None = None) -> list[SourceConfig]:
     """The sources of ``find_sources``; the files that are not read are logged."""
     found = find_sources(sources, known=known)
+    log_not_read(found)
+    return list(found.sources)
+
+
+def log_not_read(found: FoundSources) -> None:
+    """Log the files that are not read, a warning for each reason."""
     for line in not_read_lines(found.not_read):
         logger.warning("%s", line)
-    return list(found.sources)
 
 
 def find_one(source: SourceConfig) -> SourceConfig:

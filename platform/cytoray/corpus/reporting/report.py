@@ -29,7 +29,13 @@ class FileReport:
     @property
     def unit(self) -> str:
         """The plural of what its values are: counts, or values."""
-        return "counts" if self.description.value_kind in COUNT_KINDS else "values"
+        are_counts = self.description.value_kind in COUNT_KINDS and not self.has_unrestored
+        return "counts" if are_counts else "values"
+
+    @property
+    def has_unrestored(self) -> bool:
+        """Whether some of its log-normalised cells were kept though they give no counts back."""
+        return self.profile.warned.get("not_recoverable", 0) > 0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cytoray.corpus.config import RuleConfig
 from cytoray.corpus.reporting.remarks import remarks
 from cytoray.corpus.reporting.report import HTML_NAME, JSON_NAME, DataReport, FileReport
 from cytoray.corpus.reporting.report_plots import line_colours, plot_bins, plot_log_histograms
-from cytoray.corpus.reporting.report_text import HOW_WORDS, KIND_WORDS, size_text
+from cytoray.corpus.reporting.report_text import HOW_WORDS, kind_words, size_text
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 MOST_FILES = 300  # rows of the tables; all of them are in report.json
@@ -61,6 +61,7 @@ def render_page(report: DataReport) -> str:
         num_hidden=max(0, len(report.files) - MOST_FILES),
         plots=_plots(report),
         legend=line_colours([_short_name(file.description.uri) for file in report.files]),
+        not_read=report.not_read[:MOST_FILES],
         rules=_rules(report.total),
         rule_colours=_rule_colours(report.total),
         how_colours={HOW_WORDS[how]: colour for how, colour in _HOW_COLOURS.items()} | {"unknown": _UNKNOWN_COLOUR},
@@ -98,6 +99,8 @@ def _tiles(report: DataReport) -> list[tuple[str, str, str]]:
     ]
     if refused:
         tiles.append((_number(refused), "refused", "see below"))
+    if report.not_read:
+        tiles.append((_number(len(report.not_read)), "not read", "see below"))
     return tiles
 
 
@@ -117,7 +120,7 @@ def _file_row(file: FileReport) -> dict[str, Any]:
         "uri": description.uri,
         "description": description,
         "profile": profile,
-        "kind": KIND_WORDS[description.value_kind],
+        "kind": kind_words(file),
         "cells": _parts(parts, {"kept": _KEPT_COLOUR, **colours}),
         "overlap": _overlap(profile.genes),
         "genes": profile.genes,

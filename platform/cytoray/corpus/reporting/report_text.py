@@ -19,6 +19,7 @@ KIND_WORDS = {
     "expression": "expression, not counts",
     "negative": "scaled values",
 }
+UNRESTORED = "log-normalised, counts restored for some cells only"
 HOW_WORDS = {"symbol": "symbol", "ensembl": "Ensembl id", "previous": "previous symbol", "alias": "alias"}
 
 
@@ -42,7 +43,7 @@ def file_lines(file: FileReport) -> list[str]:
     lines = [
         description.uri,
         f"  {description.num_cells:,} cells x {description.num_genes:,} genes, {description.format} "
-        f"{description.matrix} ({KIND_WORDS[description.value_kind]}), {size_text(description.num_bytes)}",
+        f"{description.matrix} ({kind_words(file)}), {size_text(description.num_bytes)}",
         f"  genes: {_gene_words(profile, description)}",
         f"  cells: {_cell_words(file)}",
     ]
@@ -52,6 +53,11 @@ def file_lines(file: FileReport) -> list[str]:
         lines.append(f"  rounded: {profile.num_rounded:,} values, to the nearest integer")
     lines += [f"  {name}: {text}" for name, text in shortened(remarks(profile, unit=file.unit), most=MOST_LISTED)]
     return lines + [f"  note: {note}" for note in description.notes]
+
+
+def kind_words(file: FileReport) -> str:
+    """The kind of values of a file, and what becomes of them."""
+    return UNRESTORED if file.has_unrestored else KIND_WORDS[file.description.value_kind]
 
 
 def log_report(report: DataReport) -> None:
