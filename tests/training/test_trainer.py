@@ -22,6 +22,7 @@ from cytoray.errors import ConfigError, TrainingError
 from cytoray.model.bundle import load_bundle
 from cytoray.model.losses import SummedLoss
 from cytoray.model.transformer import ScGPT
+from cytoray.runs import run_folder
 from cytoray.stages.resume import load_resumed_config, summarise_finished
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig, sync
@@ -37,7 +38,6 @@ from cytoray.training.checkpoint import (
 from cytoray.training.config import PretrainConfig
 from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
-from cytoray.training.record import run_folder
 from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingSpec, _failed, run_training
 

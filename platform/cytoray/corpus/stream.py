@@ -113,6 +113,8 @@ class CorpusStream:
             for name in self.options.modalities
         }
         cells = open_shard(storage.join(uri, record.key), record).read_group(group)
+        translation = self.options.translation
+        cells = cells if translation is None else translation.apply(cells)
         return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities)
 
     def _load_controls(self) -> Controls:
@@ -143,7 +145,8 @@ class CorpusStream:
 def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream:
     """Open a committed corpus (``NAME`` or ``NAME@VERSION``); CorpusError if it does not suit ``options``."""
     manifest = load_manifest(store, corpus)
-    if manifest.binning == "stored" and manifest.n_bins != options.tokenizer.n_bins:
+    bins_are_stored = manifest.binning == "stored" and options.translation is None
+    if bins_are_stored and manifest.n_bins != options.tokenizer.n_bins:
         raise CorpusError(
             f"Corpus {corpus!r} stores {manifest.n_bins} bins; the configuration has {options.tokenizer.n_bins}.",
             remedy="Use the corpus's n_bins, or ingest it with binning: on_read.",

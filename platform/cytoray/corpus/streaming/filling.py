@@ -73,7 +73,9 @@ class ChunkFiller:
     @functools.cached_property
     def tokenizer(self) -> CellTokenizer:
         """The tokenizer of the options."""
-        return CellTokenizer(GeneVocabulary.load_default(), self.options.tokenizer, panel=self.options.panel)
+        translation = self.options.translation
+        vocabulary = GeneVocabulary.load_default() if translation is None else translation.vocabulary
+        return CellTokenizer(vocabulary, self.options.tokenizer, panel=self.options.panel)
 
     @property
     def bytes_per_cell(self) -> int:

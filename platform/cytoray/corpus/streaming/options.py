@@ -13,6 +13,7 @@ from cytoray.corpus.streaming.pairs import PairOptions
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.translation import Translation
 
 Style = Literal["plain", "masked", "generative"]
 
@@ -38,11 +39,14 @@ class StreamOptions:
     pad_to_multiple: int = 1  # widths are rounded up to it
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
     modalities: tuple[str, ...] = ()  # further matrices to read
-    panel: tuple[int, ...] | None = None  # every cell is these gene ids, zeros included, binned among themselves
+    panel: tuple[int, ...] | None = (
+        None  # every cell is these gene ids (after translation), zeros included, binned among themselves
+    )
     pairs: PairOptions | None = None  # each cell also has the values of a control cell on the panel
     columns: tuple[ObsColumn, ...] = ()  # further columns of obs to code
     labels: tuple[str, ...] | None = None  # the values of label_key to number them by; cells with others are left out
     cells_per_minibatch: int | None = None  # fixed minibatches for losses that depend on which cells share one
+    translation: Translation | None = None  # to the model's genes, if its vocabulary is not the default one
 
     def __post_init__(self) -> None:
         assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
