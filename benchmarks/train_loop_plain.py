@@ -46,7 +46,7 @@ def _step(model: ScGPT, optimizer: torch.optim.Optimizer, objective: GenerativeO
     total = 0.0
     for part in batch.split(-(-num_tokens // MICRO_BATCH_TOKENS)):
         losses = objective.losses(model, objective.prepare(part), batch.step)
-        loss = torch.stack(list(losses.values())).sum() / num_terms
+        loss = torch.stack([found.total for found in losses.values()]).sum() / num_terms
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

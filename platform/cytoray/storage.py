@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -33,6 +33,7 @@ from cytoray.s3 import find_endpoint as _endpoint
 logger = logging.getLogger(__name__)
 CREATE_ATTEMPTS = 5
 READ_BLOCK_BYTES = 4 * 2**20  # one ranged GET; below ~4 MiB the request time dominates on S3
+COPY_BYTES = 64 * 2**20  # of a file at a time, on its way to a store or back: an index may be larger than the memory
 
 
 @dataclass(frozen=True)
@@ -211,11 +212,18 @@ def write_bytes(uri: str, data: bytes) -> None:
         if is_remote(uri):
             _call(system, "pipe_file", path, data)
         else:
-            temporary = _write_temporary(Path(path), data)
-            try:
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            _replace(Path(path), (data,))
+
+
+def write_file(uri: str, file: Path) -> None:
+    """Write a whole object from a local file of any size, visible only when complete."""
+    system, path = _resolve(uri)
+    with _explained(uri):
+        if is_remote(uri):
+            _call(system, "put_file", str(file), path)
+        else:
+            with file.open("rb") as source:
+                _replace(Path(path), iter(lambda: source.read(COPY_BYTES), b""))
 
 
 def write_digested(uri: str, data: bytes) -> str:
@@ -249,15 +257,24 @@ def _link_if_absent(uri: str, data: bytes) -> None:
     """Put if absent on a local disk: a hard link is atomic, fails if the name exists, and its content is complete."""
     path = local_path(uri)
     with _explained(uri):
-        temporary = _write_temporary(path, data)
+        temporary = _write_temporary(path, (data,))
         try:
             os.link(temporary, path)
         finally:
             temporary.unlink()
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
-    """Write and sync ``data`` under a temporary name beside ``path``."""
+def _replace(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write ``pieces`` under a temporary name, then give them the name ``path``."""
+    temporary = _write_temporary(path, pieces)
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_temporary(path: Path, pieces: Iterable[bytes]) -> Path:
+    """Write and sync ``pieces`` under a temporary name beside ``path``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # not that ``path`` is taken
@@ -265,7 +282,7 @@ def _write_temporary(path: Path, data: bytes) -> Path:
     temporary = path.with_name(_temporary_name(path.name))
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -318,28 +335,38 @@ def _honours_put_if_absent(prefix: str, endpoint: str | None) -> bool:
     return False
 
 
-def upload_folder(folder: Path, uri: str) -> None:
-    """Copy every file below a local folder to a prefix."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        write_bytes(join(uri, path.relative_to(folder).as_posix()), path.read_bytes())
+def upload_folder(folder: Path, uri: str, *, last: str = "") -> None:
+    """Copy every file below a local folder to a prefix; the file named ``last`` comes when all others are there."""
+    for path in sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p == folder / last, p)):
+        write_file(join(uri, path.relative_to(folder).as_posix()), path)
 
 
 def download_folder(uri: str, folder: Path) -> None:
     """Copy every object below a prefix into a local folder, which appears only once it is complete."""
-    names = list_files(uri)
-    if not names:
+    objects = list_objects(uri)
+    if not objects:
         raise NotFoundError(f"{uri}: no objects below this prefix.", remedy="Check the path.", uri=uri)
     partial = folder.with_name(_temporary_name(folder.name)).absolute()
     prefix = uri.rstrip("/") + "/" if is_remote(uri) else str(local_path(uri)) + "/"
     try:
         with _explained(str(folder)):
-            for name in names:
-                target = _inside(partial, name.removeprefix(prefix), uri=name)
+            for entry in objects:
+                target = _inside(partial, entry.uri.removeprefix(prefix), uri=entry.uri)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(read_bytes(name))
+                with target.open("wb") as file:
+                    file.writelines(_read_pieces(entry))
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_pieces(entry: ObjectInfo) -> Iterator[bytes]:
+    """Yield an object's bytes, those of a large one by ranges, each of which has the whole deadline."""
+    if entry.num_bytes <= COPY_BYTES:
+        yield read_bytes(entry.uri)
+        return
+    for start in range(0, entry.num_bytes, COPY_BYTES):
+        yield read_bytes(entry.uri, start=start, end=min(start + COPY_BYTES, entry.num_bytes))
 
 
 def _inside(folder: Path, name: str, *, uri: str) -> Path:

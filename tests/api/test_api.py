@@ -147,7 +147,7 @@ def test_cells_and_weights_from_an_object_store(face: scGPT, make_adata: MakeAnn
     storage.write_bytes(f"{s3_uri}/cells.h5ad", (tmp_path / "cells.h5ad").read_bytes())
     face.save(tmp_path / "saved")
     storage.upload_folder(tmp_path / "saved", f"{s3_uri}/model")
-    remote = scGPT(scGPTConfig(model=f"{s3_uri}/model"))
+    remote = scGPT(scGPTConfig(model=f"{s3_uri}/model", cache_folder=tmp_path / "cache"))
     np.testing.assert_array_equal(_embed(remote, f"{s3_uri}/cells.h5ad"), _embed(face, adata))
     with pytest.raises(NotFoundError, match="neither a bundle"):
         scGPT(scGPTConfig(model=f"{s3_uri}/nothing"))

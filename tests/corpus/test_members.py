@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from cytoray import storage
 from cytoray.corpus.stream import open_stream
-from cytoray.corpus.streaming.members import MemberOptions, Members, ObsWeights, find_members
+from cytoray.corpus.streaming.members import MemberOptions, Members, ObsColumn, ObsWeights, find_members
 from cytoray.corpus.streaming.obs import Coder, _widened
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
@@ -40,14 +43,14 @@ def test_a_selection_is_those_cells_and_no_others(corpus, kinds, epoch: int):
 
 
 def test_labels_are_those_of_the_selected_cells(corpus):
-    members = find(corpus, label_key="kind", select="kind in ['type 0', 'type 2']")
-    assert members.labels == ("type 0", "type 2")
+    members = find(corpus, columns=(ObsColumn("kind"),), select="kind in ['type 0', 'type 2']")
+    assert members.columns["kind"].values == ("type 0", "type 2")
     assert not members.keeps_all
 
 
 def test_a_column_of_numbers_is_selected_by_the_texts_of_its_labels(corpus):
-    members = find(corpus, label_key="batch", select="batch in ['1']")
-    assert members.labels == ("1",)
+    members = find(corpus, columns=(ObsColumn("batch"),), select="batch in ['1']")
+    assert members.columns["batch"].values == ("1",)
     assert members.counts.tolist() == find(corpus, select="batch == 1").counts.tolist()
 
 
@@ -139,8 +142,10 @@ def test_what_cannot_be_selected_is_answered_with_what_is_there(corpus, options,
 
 
 def test_a_column_without_any_label_is_refused(corpus):
-    with pytest.raises(CorpusError, match="no cell has a label in 'kind'"):
-        find(corpus, label_key="kind", select="kind.isna()")
+    with pytest.raises(CorpusError, match="no selected cell has a value in 'kind'"):
+        find(corpus, columns=(ObsColumn("kind"),), select="kind.isna()")
+    with pytest.raises(CorpusError, match="no selected cell has one of the values type 8, type 9 in 'kind'"):
+        find(corpus, columns=(ObsColumn("kind", values=("type 8", "type 9")),))
 
 
 @pytest.mark.parametrize(
@@ -154,5 +159,58 @@ def test_a_column_that_later_became_text_keeps_its_labels(kind, values, texts):
 def test_a_corpus_that_turned_numbers_into_text_is_read_by_their_labels(corpus):
     columns = {**corpus.manifest.obs_columns, "batch": "string"}
     manifest = corpus.manifest.model_copy(update={"obs_columns": columns})
-    members = find_members(corpus.store, manifest, MemberOptions(select="batch == '1'", label_key="batch"), seed=2)
-    assert members.labels == ("1",)
+    members = find_members(corpus.store, manifest, MemberOptions((ObsColumn("batch"),), select="batch == '1'"), seed=2)
+    assert members.columns["batch"].values == ("1",)
+
+
+def test_several_columns_are_coded_from_one_reading_of_obs(corpus, kinds, monkeypatch):
+    read, really = [], storage.read_bytes
+
+    def note(uri: str, **options: object) -> bytes:
+        read.append(uri)
+        return really(uri, **options)
+
+    monkeypatch.setattr(storage, "read_bytes", note)
+    columns = (ObsColumn("batch"), ObsColumn("kind", required=False))
+    members = find(corpus, columns=columns, select="batch == 1")
+    assert sorted(Path(uri).name for uri in read) == [f"obs-{number}" for number in range(4)]
+    assert members.keeps_all, "a cell without a kind stays"
+    assert [members.columns[name].values for name in ("batch", "kind")] == [("1",), ("type 0", "type 1", "type 2")]
+
+
+def test_columns_come_as_codes_with_each_cell_and_survive_micro_batches(corpus, kinds):
+    trained = StreamOptions(
+        TokenizerConfig(max_length=9), 2, 40, columns=(ObsColumn("batch"), ObsColumn("kind", required=False))
+    )
+    stream = open_stream(corpus.store, "cells", trained)
+    seen = set()
+    for batch in stream.read_steps(0, 5):
+        for part in batch.split(7):
+            for cell, kind, code in zip(
+                part.cell_ids.tolist(), part.columns["kind"].tolist(), part.columns["batch"].tolist(), strict=True
+            ):
+                assert (kinds[cell], code) == (None if kind < 0 else stream.values("kind")[kind], 0)
+                seen.add(kind)
+    assert seen == {-1, 0, 1, 2}
+    assert batch.labels.size == 0
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_other_cells_get_the_codes_of_the_training_stream(corpus, kinds, required: bool):
+    columns = (ObsColumn("kind", required=required),)
+    options = StreamOptions(TokenizerConfig(max_length=9), 2, 1, label_key="batch", columns=columns)
+    training = open_stream(corpus.store, "cells", replace(options, select="kind in ['type 0', 'type 2']"))
+    held_out = open_stream(corpus.store, "cells", training.coded(options))
+    assert training.labels == held_out.labels == ("1",)
+    assert held_out.values("kind") == ("type 0", "type 2")
+    known = {"type 0": 0, "type 2": 1}
+    wanted = {cell: known.get(kind, -1) for cell, kind in kinds.items() if not required or kind in known}
+    batches = list(held_out.read_steps(0, held_out.num_cells))
+    assert {int(batch.cell_ids[0]): int(batch.columns["kind"][0]) for batch in batches} == wanted
+
+
+def test_a_cell_must_have_a_value_in_each_required_column(corpus):
+    both = (ObsColumn("kind", values=("type 1", "type 0")), ObsColumn("batch"))
+    members = find(corpus, columns=both)
+    assert members.columns["kind"].values == ("type 1", "type 0")
+    assert members.counts.sum() == sum(kind in ("type 0", "type 1") for kind in corpus.labels)

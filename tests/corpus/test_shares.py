@@ -57,3 +57,30 @@ def test_the_ranks_of_a_stream_have_about_as_many_tokens(corpus, world_size: int
         lengths = np.concatenate([share.lengths + share.unknown_lengths for share in shares])
         for team in (Team.of(rank, world_size) for rank in range(world_size)):
             assert np.ptp(tokens[team.first : team.first + team.num_ranks]) <= lengths.max()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_fixed_minibatches_are_the_same_for_any_number_of_ranks(corpus, world_size: int):
+    options = StreamOptions(TokenizerConfig(), seed=3, cells_per_step=48, cells_per_minibatch=8)
+    stream = open_stream(corpus.store, "cells", options)
+    for step in range(8):
+        whole = stream.read_step(step, rank=0, world_size=1)
+        wanted = [set(part.cell_ids.tolist()) for part in whole.split_minibatches()]
+        shares = [stream.read_step(step, rank=rank, world_size=world_size) for rank in range(world_size)]
+        parts = [part for share in shares for part in share.split_minibatches()]
+        assert [part.num_cells for part in parts] == [8] * 6
+        assert [set(part.cell_ids.tolist()) for part in parts] == wanted
+        assert [part.minibatches[0] for part in parts] == list(range(6))
+        assert all((np.diff(part.lengths) >= 0).all() for part in parts)
+        order = stream.order.cells(step, step + 1, rank=0, num_ranks=1, world_size=1)
+        units = dict(zip(_ids(stream, order), order.units.ravel().tolist(), strict=True))
+        most = max(len({units[cell] for cell in cells}) for cells in wanted)
+        assert most == min(8, len(set(units.values()))), "minibatches are drawn from all row groups of the step"
+
+
+def _ids(stream, order) -> list[int]:
+    """Ids of the cells of an order."""
+    cells = []
+    for unit, place in zip(order.units.ravel().tolist(), order.places.ravel().tolist(), strict=True):
+        cells.append(int(stream.read_unit(unit).cells.cell_ids[stream.members.rows(unit)[place]]))
+    return cells

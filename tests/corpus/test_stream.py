@@ -14,12 +14,13 @@ from cytoray.corpus.manifest import corpus_uri
 from cytoray.corpus.shards import encode_shard
 from cytoray.corpus.stream import CorpusStream, load_cells, open_stream, sample_labelled_cells
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
-from cytoray.corpus.streaming.members import MemberOptions
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError, DigestError
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.packed import pack
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
+from cytoray.tokens.translation import Translation
+from cytoray.tokens.vocabulary import GeneVocabulary
 
 NUM_CELLS = 170
 
@@ -331,13 +332,18 @@ def test_further_modalities_come_beside_the_genes_of_their_cells(corpus):
     plain = open_cells(corpus)
     stream = CorpusStream(corpus.store, manifest, options, plain.members)
     seen = {}
-    for batch in stream.read_steps(0, 8, rank=0, world_size=2):
+    shares = [batch for rank in (0, 1) for batch in stream.read_steps(0, 8, rank=rank, world_size=2)]
+    micro_batches = [part for batch in shares for part in batch.split(5)]
+    assert len({part.num_cells for part in micro_batches}) > 1
+    for batch in [*shares, *micro_batches]:
         protein = batch.modalities["protein"]
         ends = np.cumsum(protein["lengths"])
+        assert len(protein["feature_ids"]) == len(protein["values"]) == protein["lengths"].sum()
         for cell, length, end in zip(batch.cell_ids.tolist(), protein["lengths"], ends, strict=True):
             part = slice(end - length, end)
-            seen[cell] = list(zip(protein["feature_ids"][part].tolist(), protein["values"][part].tolist(), strict=True))
-    assert len(seen) > 60
+            found = list(zip(protein["feature_ids"][part].tolist(), protein["values"][part].tolist(), strict=True))
+            assert seen.setdefault(cell, found) == found
+    assert len(seen) > 120
     assert seen == {cell: proteins[cell] for cell in seen}
     with pytest.raises(CorpusError, match="not all cells have the modality 'protein'"):
         open_cells(corpus, modalities=("protein",))
@@ -345,7 +351,7 @@ def test_further_modalities_come_beside_the_genes_of_their_cells(corpus):
 
 def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_needs(write_corpus, monkeypatch):
     written = write_corpus((3_000, 2_500, 2_100))
-    whole = sample_labelled_cells(written.store, written.manifest, MemberOptions("kind"), max_cells=10_000)
+    whole = sample_labelled_cells(written.store, written.manifest, "kind", max_cells=10_000)
     labelled = [row for row, label in enumerate(written.labels) if label is not None]
     assert (whole.num_labelled, whole.is_sample) == (len(labelled), False)
     assert list(whole.labels) == [written.labels[row] for row in labelled]
@@ -357,18 +363,18 @@ def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_
     drawn = set()
     for seed in range(6):
         reads.clear()
-        sample = sample_labelled_cells(written.store, written.manifest, MemberOptions("kind"), max_cells=300, seed=seed)
+        sample = sample_labelled_cells(written.store, written.manifest, "kind", max_cells=300, seed=seed)
         assert (len(sample.labels), sample.num_labelled, sample.is_sample) == (300, len(labelled), True)
         assert [truth[cell] for cell in sample.cells.cell_ids.tolist()] == list(sample.labels)
         assert len(reads) <= 3, "of six row groups"
         drawn |= set(reads)
     assert len(drawn) > 2
-    selected = MemberOptions("kind", select="kind != 'type 1'")
-    some = sample_labelled_cells(written.store, written.manifest, selected, max_cells=10_000)
+    selected = "kind != 'type 1'"
+    some = sample_labelled_cells(written.store, written.manifest, "kind", select=selected, max_cells=10_000)
     assert some.labels == tuple(label for label in whole.labels if label != "type 1")
     assert len(some.labels) < len(whole.labels)
     with pytest.raises(CorpusError, match="no column 'type'"):
-        sample_labelled_cells(written.store, written.manifest, MemberOptions("type"), max_cells=300)
+        sample_labelled_cells(written.store, written.manifest, "type", max_cells=300)
 
 
 def test_baselines_learn_from_a_sample_of_a_large_corpus_and_warn(corpus, monkeypatch, caplog):
@@ -384,3 +390,39 @@ def test_baselines_learn_from_a_sample_of_a_large_corpus_and_warn(corpus, monkey
     assert f"a random sample: 60 of {whole.num_labelled} labelled cells" in caplog.text
     answers = baseline.predict(sample.cells, training=sample)
     assert {name: len(labels) for name, labels in answers.items()} == {"logistic regression": 60, "majority class": 60}
+
+
+@pytest.mark.parametrize("style", ["plain", "generative"])
+def test_a_model_with_another_vocabulary_is_given_the_cells_over_its_own_genes(corpus, style: str):
+    default = GeneVocabulary.load_default()
+    used = sorted(set(corpus.cells.gene_ids.tolist()))
+    vocabulary = GeneVocabulary(["<pad>", "<cls>", "<eoc>", *(default.tokens[gene] for gene in used[::-2])])
+    translation = Translation.to(vocabulary)
+    ratios = {} if style == "plain" else {"style": style, "ratios": (0.5,)}
+    stream = open_cells(corpus, translation=translation, **ratios)
+    tokenizer = CellTokenizer(vocabulary, TokenizerConfig())
+    cells = translation.apply_sparse(corpus.cells)
+    rows = {cell: row for row, cell in enumerate(cells.cell_ids.tolist())}
+    seen = set()
+    for batch in stream.read_steps(0, 7):
+        for place, cell in enumerate(batch.cell_ids.tolist()):
+            wanted = tokenizer(cells.take(np.array([rows[cell]])), epoch=int(batch.epochs[place]))
+            found = dict(cells_of(batch))[cell]
+            if style == "generative":
+                hidden = int(batch.unknown_lengths[place])
+                genes, values = batch.unknown_gene_ids[place, :hidden], batch.unknown_values[place, :hidden]
+                found = (*found, *zip(genes.tolist(), values.tolist(), strict=True))
+            assert sorted(found) == sorted(zip(wanted.gene_ids.tolist(), wanted.values.tolist(), strict=True))
+            seen.add(cell)
+    assert len(seen) > 100
+
+
+def test_baselines_learn_over_the_genes_of_the_model(corpus):
+    from cytoray.tasks import annotation
+
+    vocabulary = GeneVocabulary(list(reversed(GeneVocabulary.load_default().tokens)))
+    baseline = annotation.Baseline(corpus.store, "cells", "kind")
+    sample = baseline.load()
+    wanted = baseline.predict(sample.cells, training=sample)
+    cells = Translation.to(vocabulary).apply_sparse(sample.cells)
+    assert baseline.predict(cells, training=sample, vocabulary=vocabulary) == wanted

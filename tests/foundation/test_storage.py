@@ -208,6 +208,27 @@ def test_folders_go_up_and_come_down_whole(store, tmp_path: Path):
         assert {path.relative_to(down).as_posix(): path.read_bytes() for path in down.rglob("*.*")} == files
 
 
+def test_large_files_are_copied_piece_by_piece(store, tmp_path: Path, monkeypatch):
+    data = os.urandom(1_000_003)
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "index").write_bytes(data)
+    monkeypatch.setattr(storage, "COPY_BYTES", 2**16)
+    storage.upload_folder(tmp_path / "up", f"{store.uri}/bundle")
+    assert store.get("bundle/index") == data
+    storage.download_folder(f"{store.uri}/bundle", tmp_path / "down")
+    assert (tmp_path / "down" / "index").read_bytes() == data
+
+
+def test_the_last_file_of_an_upload_is_written_when_all_others_are_there(tmp_path: Path):
+    (tmp_path / "up").mkdir()
+    for name in "abc":
+        (tmp_path / "up" / name).write_bytes(b"1")
+    (tmp_path / "store" / "c").mkdir(parents=True)  # so that c cannot be written
+    with pytest.raises(StorageError, match="store/c"):
+        storage.upload_folder(tmp_path / "up", str(tmp_path / "store"), last="a")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["b", "c"]
+
+
 def test_a_download_never_mixes_with_what_is_there(store, tmp_path: Path):
     store.put("bundle/a", b"new")
     (tmp_path / "down").mkdir()

@@ -7,6 +7,7 @@ import math
 import torch
 
 from cytoray.corpus.stream import CorpusStream
+from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.transformer import ScGPT
 from cytoray.training.config import RunConfig
 from cytoray.training.objectives import Objective
@@ -21,16 +22,25 @@ def train(
     )
     history = []
     for step in range(num_steps):
-        prepared = objective.prepare(stream.read_step(step, rank=0, world_size=1))
-        losses = objective.losses(model, prepared, step)
-        terms = objective.num_terms(prepared)
         optimizer.zero_grad()
-        (sum(losses.values(), torch.zeros(())) / terms).backward()
+        losses = mean_losses(model, objective, stream.read_step(step, rank=0, world_size=1))
+        sum(losses.values(), torch.zeros(())).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping)
         warm, total = config.optimizer.warmup_steps, config.train.num_steps
         factor = (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
         for group in optimizer.param_groups:
             group["lr"] = config.optimizer.learning_rate * factor
         optimizer.step()
-        history.append({name: float(loss.detach()) / terms for name, loss in losses.items()})
+        history.append({name: float(loss.detach()) for name, loss in losses.items()})
     return history
+
+
+def mean_losses(model: ScGPT, objective: Objective, batch: StepBatch) -> dict[str, torch.Tensor]:
+    """Mean of each loss over a step, minibatch by minibatch if the loss depends on these, times its weight."""
+    parts = batch.split_minibatches() if objective.scope == "minibatch" else [batch]
+    found = [objective.losses(model, objective.prepare(part), batch.step) for part in parts]
+    weights, means = objective.weights(batch.step), {}
+    for name in found[0]:
+        total = sum((losses[name].total for losses in found), torch.zeros(()))
+        means[name] = weights[name] * total / sum(int(losses[name].count) for losses in found)
+    return means

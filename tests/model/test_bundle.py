@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 
 from cytoray.errors import ConflictError, CytorayError, DigestError, ModelError, NotFoundError
-from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
+from cytoray.model.bundle import Attachment, Conditions, ModelBundle, compute_digest, load_bundle, save_bundle
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.inference import DRAWN, InferenceConfig
 
@@ -269,3 +272,163 @@ def test_loading_draws_no_random_numbers(saved: Path) -> None:
     before = torch.get_rng_state()
     load_bundle(saved)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+GOLDEN = Path(__file__).parent / "format-1-bundle"  # saved by cytoray before there was a format 2
+CONDITIONS = Conditions(
+    task="annotation",
+    columns={"cell type": ("T", "B", "NK"), "batch": ("2", "1")},
+    features={"protein": ("CD3", "CD19")},
+    panel=("GENE05", "GENE01"),
+)
+
+
+@pytest.fixture
+def attached(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A bundle with conditions, an attachment given as bytes and one given as a file."""
+    (tmp_path / "built.faiss").write_bytes(bytes(range(256)) * 100)
+    bundle.conditions = CONDITIONS
+    bundle.attachments = {
+        "index.faiss": Attachment(tmp_path / "built.faiss"),
+        "table.json": Attachment(b'{"donors": 3}'),
+    }
+    save_bundle(bundle, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_bundle_of_format_1_loads_and_is_saved_with_the_same_bytes(tmp_path: Path) -> None:
+    digest = "cb1ce33a496efb48a6d4954003e8b7c58622558c7bef8efba249c962c29b3700"
+    loaded = load_bundle(GOLDEN)
+    assert (loaded.digest, loaded.labels, loaded.conditions, dict(loaded.attachments)) == (digest, ("T", "B"), None, {})
+    assert compute_digest(loaded) == digest
+    assert save_bundle(loaded, tmp_path / "again") == digest
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (GOLDEN / name).read_bytes()
+
+
+def test_conditions_and_attachments_come_back(bundle: ModelBundle, attached: Path, tmp_path: Path) -> None:
+    assert json.loads((attached / "digests.json").read_bytes())["format"] == 2
+    loaded = load_bundle(attached)
+    assert loaded.conditions == CONDITIONS
+    assert list(loaded.conditions.columns["batch"]) == ["2", "1"], "the order of the codes"
+    assert loaded.attachments["index.faiss"].read() == bytes(range(256)) * 100
+    assert loaded.attachments["table.json"].path.read_bytes() == b'{"donors": 3}'
+    assert loaded.digest == bundle.digest == compute_digest(bundle) == compute_digest(loaded)
+    assert save_bundle(loaded, tmp_path / "again") == bundle.digest
+    assert sorted(p.name for p in (tmp_path / "again").rglob("*")) == sorted(p.name for p in attached.rglob("*"))
+
+
+def test_only_what_is_there_is_listed(bundle: ModelBundle, tmp_path: Path) -> None:
+    bundle.conditions = CONDITIONS
+    digest = save_bundle(bundle, tmp_path / "conditions")
+    assert load_bundle(tmp_path / "conditions").conditions == CONDITIONS
+    bundle.conditions, bundle.attachments = None, {"a.json": Attachment(b"{}")}
+    assert save_bundle(bundle, tmp_path / "attachment") != digest
+    assert load_bundle(tmp_path / "attachment").attachments["a.json"].read() == b"{}"
+
+
+@pytest.mark.parametrize("name", ["attachments/index.faiss", "attachments/table.json", "conditions.json"])
+def test_changed_or_missing_parts_of_format_2_are_named(attached: Path, name: str) -> None:
+    data = bytearray((attached / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (attached / name).write_bytes(data)
+    with pytest.raises(DigestError, match=name) as caught:
+        load_bundle(attached)
+    assert caught.value.details["file"] == name
+    (attached / name).unlink()
+    with pytest.raises(DigestError) as caught:
+        load_bundle(attached)
+    assert caught.value.details == {"missing": [name], "extra": []}
+
+
+@pytest.mark.parametrize(
+    "name", ["attachments/other.faiss", "attachments/deeper/index.faiss", "other/a.json", "a.json"]
+)
+def test_files_that_are_not_listed_are_refused(attached: Path, name: str) -> None:
+    (attached / name).parent.mkdir(exist_ok=True)
+    (attached / name).write_bytes(b"{}")
+    with pytest.raises(DigestError, match="not listed"):
+        load_bundle(attached)
+
+
+def test_an_attachment_changed_after_loading_is_neither_read_nor_saved(attached: Path, tmp_path: Path) -> None:
+    loaded = load_bundle(attached)
+    (attached / "attachments" / "table.json").write_bytes(b'{"donors": 4}')
+    with pytest.raises(DigestError, match=r"table\.json has SHA-256"):
+        loaded.attachments["table.json"].read()
+    with pytest.raises(DigestError, match=r"table\.json has SHA-256"):
+        save_bundle(loaded, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    shutil.rmtree(attached)
+    with pytest.raises(NotFoundError, match=r"index\.faiss does not exist"):
+        loaded.attachments["index.faiss"].read()
+
+
+def test_an_attachment_is_not_held_in_memory(bundle: ModelBundle, tmp_path: Path) -> None:
+    size = 200 * 2**20
+    with (tmp_path / "large.faiss").open("wb") as file:
+        file.truncate(size)
+    bundle.attachments = {"large.faiss": Attachment(tmp_path / "large.faiss")}
+    tracemalloc.start()
+    try:
+        save_bundle(bundle, tmp_path / "saved")
+        loaded = load_bundle(tmp_path / "saved")
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally:
+        tracemalloc.stop()
+    assert loaded.attachments["large.faiss"].path.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    "name", ["../index.faiss", "a/b.json", "", ".json", "model.pkl", "index", "a b.json", "x" * 99 + ".json"]
+)
+def test_names_of_attachments_are_those_of_plain_data_files(bundle: ModelBundle, name: str) -> None:
+    with pytest.raises(ModelError, match="is not a name for an attachment"):
+        replace(bundle, attachments={name: Attachment(b"{}")})
+
+
+@pytest.mark.parametrize(
+    "name", ["attachments/../../outside.json", "attachments/", "/etc/passwd", "attachments/a/b.json"]
+)
+def test_a_listing_of_format_2_cannot_point_elsewhere(attached: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside.json").write_bytes(b"{}")
+    listing = json.loads((attached / "digests.json").read_bytes())
+    listing["files"][name] = hashlib.sha256(b"{}").hexdigest()
+    (attached / "digests.json").write_bytes(json.dumps(listing, sort_keys=True, separators=(",", ":")).encode())
+    with pytest.raises(DigestError, match="does not list the files"):
+        load_bundle(attached)
+
+
+@pytest.mark.parametrize("number", [0, 3, "2", None])
+def test_an_unknown_format_is_named_with_the_remedy(saved: Path, number: object) -> None:
+    listing = json.loads((saved / "digests.json").read_bytes()) | {"format": number}
+    (saved / "digests.json").write_bytes(json.dumps(listing, sort_keys=True, separators=(",", ":")).encode())
+    with pytest.raises(ModelError, match=r"has the bundle format .*reads formats 1 and 2.*or a newer one"):
+        load_bundle(saved)
+
+
+def test_a_format_that_is_higher_than_needed_is_refused(saved: Path) -> None:
+    listing = json.loads((saved / "digests.json").read_bytes()) | {"format": 2}
+    (saved / "digests.json").write_bytes(json.dumps(listing, sort_keys=True, separators=(",", ":")).encode())
+    with pytest.raises(DigestError, match="does not list the files"):
+        load_bundle(saved)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"task": "Two Words"}, {"columns": {"batch": ("1", "1")}}, {"columns": {"batch": ()}}, {"panel": ("A", "A")}],
+)
+def test_conditions_that_mean_two_things_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Conditions(**({"task": "annotation"} | wrong))
+
+
+def test_a_panel_of_unknown_genes_is_refused(bundle: ModelBundle) -> None:
+    with pytest.raises(ModelError, match="does not have 1 genes of the panel: CD3D"):
+        replace(bundle, conditions=Conditions(task="perturbation", panel=("GENE01", "CD3D")))
+
+
+def test_intact_conditions_of_another_shape_name_their_file(attached: Path) -> None:
+    _reseal(attached, "conditions.json", b'{"task":"annotation","surprise":1}')
+    with pytest.raises(ModelError, match=r"conditions\.json: surprise"):
+        load_bundle(attached)

@@ -743,7 +743,10 @@ def test_everything_of_a_bundle_but_its_lineage_survives_the_layout(bundle: Mode
     assert save_bundle(loaded, tmp_path / "second") == save_bundle(bundle, tmp_path / "first")
 
 
-def test_checkpoint_and_bundle_may_lie_in_a_bucket(save: Save, tmp_path: Path, s3_uri: str) -> None:
+def test_checkpoint_and_bundle_may_lie_in_a_bucket(
+    save: Save, tmp_path: Path, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where bundles are cached
     storage.upload_folder(save(), f"{s3_uri}/checkpoint")
     assert _run("import", f"{s3_uri}/checkpoint", "--out", tmp_path / "first").exit_code == 0
     storage.upload_folder(tmp_path / "first", f"{s3_uri}/bundle")

@@ -55,6 +55,7 @@ def test_the_deployment_is_bounded_and_surges() -> None:
         ({"min_replicas": 3, "max_replicas": 2}, "more than max_replicas"),
         ({"limits": {"max_cell": 2}}, "Extra inputs"),
         ({"model_uri": "models:/name@champion"}, "tracking.uri is required"),
+        ({"model_uri": "run:fine"}, "store is required"),
         ({"num_cpus": "1"}, "valid number"),
     ],
 )
@@ -66,12 +67,14 @@ def test_mistakes_in_the_arguments_are_refused(change: dict[str, Any], message: 
 def test_paths_do_not_depend_on_the_folder_of_a_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert AppArgs(model_uri="bundle").model_uri == str(tmp_path / "bundle")
+    for uri in ("s3://bucket/bundle", "run:fine"):
+        assert AppArgs(model_uri=uri, store="store").model_uri == uri
 
 
 def test_a_local_bundle_is_served_with_its_digest(build_bundle: Any, tmp_path: Path) -> None:
     digest = save_bundle(build_bundle(), tmp_path / "tiny")
     model = load_service(AppArgs(model_uri=str(tmp_path / "tiny"))).model
-    assert (model.name, model.version, model.digest) == ("tiny", "local", digest)
+    assert (model.name, model.version, model.digest) == ("tiny", "unregistered", digest)
     with pytest.raises(NotFoundError, match="absent"):
         load_service(AppArgs(model_uri=str(tmp_path / "absent")))
 

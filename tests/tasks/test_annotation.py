@@ -45,7 +45,7 @@ def test_the_tokenizer_of_the_pretrained_run_is_inherited():
 @pytest.mark.parametrize(("key", "value"), [("n_bins", 51), ("cls_value", -2.0), ("pad_value", 0.0)])
 def test_a_tokenizer_that_contradicts_the_pretrained_run_is_refused(key: str, value: float):
     parent = TokenizerConfig(n_bins=21, cls_value=0.0)
-    with pytest.raises(ConfigError, match=rf"tokenizer\.{key} is {value}, but 'base' was trained with"):
+    with pytest.raises(ConfigError, match=rf"tokenizer\.{key} is {value}, but 'run:base' was trained with"):
         inherited_tokenizer(_finetune_config(**{key: value}), parent)
 
 

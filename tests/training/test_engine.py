@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import pickle
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixed_objective import MixedObjective
 from processes import run_together
 from reference_training import train
 from safetensors.torch import load_file
@@ -41,6 +43,11 @@ CASES = [  # world size, ZeRO stage, accumulation, task
 ]
 # (world size, ZeRO stage) of the first two steps and of the third, and how many files of slices each rank must read
 CONTINUED = [((2, 3), (1, 1), 2), ((2, 2), (2, 3), None), ((1, 0), (2, 3), 1)]
+MIXED = [  # world size, ZeRO stage, accumulation, maximum tokens per micro-batch
+    (1, 1, 1, None),
+    (2, 1, 4, None),
+    (2, 2, 1, 30),
+]
 Job = tuple[WorkerSettings, CorpusStream, int, Path, Path | None]
 
 
@@ -61,6 +68,25 @@ class Run:
         torch.manual_seed(self.settings.config.train.seed)
         plain = ScGPT(self.settings.model, pad_id=self.settings.pad_id)
         return plain, train(plain, self.settings.objective, self.stream, self.settings.config, NUM_STEPS)
+
+
+@pytest.fixture(scope="module")
+def build_mixed(
+    make_config: Callable[[Path], Callable[..., PretrainConfig]], tmp_path_factory: Any
+) -> Callable[..., Run]:
+    """Build a run whose losses have counts of their own, over minibatches of four cells."""
+    pretrain_config, vocabulary = make_config(tmp_path_factory.mktemp("journal")), GeneVocabulary.load_default()
+
+    def build(world_size: int, stage: int, accumulation: int, budget: int | None) -> Run:
+        train_keys = {"accumulation": accumulation} | ({} if budget is None else {"micro_batch_tokens": budget})
+        config = pretrain_config("mixed", train=train_keys, workers={"num_workers": world_size, "zero_stage": stage})
+        options = StreamOptions(config.tokenizer, 42, 16, "kind", cells_per_minibatch=4)
+        model = config.model.build(vocabulary_size=vocabulary.size, num_labels=3)
+        objective = MixedObjective(vocabulary.pad_id)
+        settings = WorkerSettings(config, model, vocabulary.pad_id, objective, "manifest", "config", "uuid", None, None)
+        return Run(settings, open_stream(config.store, "cells", options))
+
+    return build
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +126,18 @@ def _run_ranks(jobs: Sequence[Job], world_size: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(build_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+def folders(
+    build_run: Callable[..., Run], build_mixed: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
+) -> dict[Any, Path]:
     """The folder of each case and of each continued run, all of them run by as few processes as that takes."""
     base = tmp_path_factory.mktemp("runs")
-    found = {case: base / f"case{number}" for number, case in enumerate((*CASES, *CONTINUED))}
+    found = {case: base / f"case{number}" for number, case in enumerate((*CASES, *CONTINUED, *MIXED))}
     first = {case: base / f"first{number}" for number, case in enumerate(CONTINUED)}
     parity: dict[int, list[Job]] = {1: [], 2: []}
     for case in CASES:
         parity[case[0]].append(build_run(*case).into(found[case]))
+    for case in MIXED:
+        parity[case[0]].append(build_mixed(*case).into(found[case]))
     one, two, back = (
         [build_run(*case[0]).into(first[case], stop=2), build_run(*case[1]).into(found[case], resume=first[case])]
         for case in (CONTINUED[2], CONTINUED[1], CONTINUED[0])
@@ -128,6 +158,31 @@ def test_steps_equal_a_plain_torch_loop(case: Any, build_run: Callable[..., Run]
         torch.testing.assert_close(
             result[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+@pytest.mark.parametrize("case", MIXED, ids=["one worker", "accumulation", "token budget"])
+def test_each_loss_is_divided_by_its_own_count_over_fixed_minibatches(
+    case: Any, build_mixed: Callable[..., Run], folders: dict[Any, Path]
+) -> None:
+    """Neither workers nor budgets change which cells share a minibatch; every figure is that of the plain loop."""
+    run = build_mixed(*case)
+    plain, history = run.train_plainly()
+    result = load_file(folders[case] / "out.safetensors")
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(
+            result[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    figures, objective = json.loads((folders[case] / "out.json").read_text()), run.settings.objective
+    for step, (losses, means) in enumerate(zip(figures["losses"], history, strict=True)):
+        weights = objective.weights(step)
+        assert losses.keys() == {"loss", *means}
+        assert losses["loss"] == pytest.approx(sum(means.values()), rel=1e-4)
+        assert {name: weights[name] * losses[name] for name in means} == pytest.approx(means, rel=1e-4)
+    whole = run.stream.read_step(NUM_STEPS - 1, rank=0, world_size=1)
+    with torch.no_grad():
+        judged = objective.judge(plain, objective.prepare(whole))
+    assert len({int(figure.count) for figure in judged.values()}) == 2, "genes and cells"
+    assert figures["judged"] == pytest.approx({name: float(found.mean) for name, found in judged.items()}, rel=1e-4)
 
 
 @pytest.mark.parametrize("case", CONTINUED, ids=str)

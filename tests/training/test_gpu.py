@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference_training import mean_losses
 
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.config import ModelConfig
@@ -100,8 +101,7 @@ class Engine:
 def plain_step(config: PretrainConfig) -> tuple[float, float, dict[str, torch.Tensor]]:
     """Loss, norm of the gradient, and weights after one step of plain torch on the CPU."""
     model, objective = build_model(config), parts_of(config)[1]
-    prepared = objective.prepare(cells_of(config, 0))
-    loss = sum(objective.losses(model, prepared, 0).values(), torch.zeros(())) / objective.num_terms(prepared)
+    loss = sum(mean_losses(model, objective, cells_of(config, 0)).values(), torch.zeros(()))
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping)
     rate = engines.learning_rate(config.optimizer, 0, config.train.num_steps)

@@ -12,12 +12,12 @@ import pytest
 from pydantic import ValidationError
 
 from cytoray.errors import TrainingError
+from cytoray.runs import find_bundle, run_folder
 from cytoray.stages.resume import load_resumed_config
 from cytoray.tracking import TrackingConfig
 from cytoray.training.checkpoint import latest_checkpoint
-from cytoray.training.config import OptimizerConfig, PretrainConfig, TrainConfig, WorkersConfig
-from cytoray.training.export import find_bundle
-from cytoray.training.record import claim_run, load_run_record, record_changes, run_folder
+from cytoray.training.config import FinetuneConfig, OptimizerConfig, PretrainConfig, TrainConfig, WorkersConfig
+from cytoray.training.record import claim_run, load_run_record, record_changes
 
 
 @pytest.fixture
@@ -118,3 +118,38 @@ def test_what_is_no_run_name_is_refused(name: str, tmp_path: Path):
 def test_a_finished_run_is_reported_without_importing_ray():
     script = "import sys, cytoray.stages.job, cytoray.stages.resume; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def _finetuning(config: PretrainConfig, initial: str) -> FinetuneConfig:
+    tree = config.model_dump(exclude={"kind", "model", "objective"})
+    return FinetuneConfig.model_validate(tree | {"initial": initial, "label_key": "kind"})
+
+
+def test_a_run_keeps_to_the_content_of_its_initial_model(config: PretrainConfig):
+    started = _finetuning(config, "models:/base@champion")
+    first = claim_run(started, "digest", initial_digest="aaa")
+    with pytest.raises(
+        TrainingError, match=r"initial \(the run started from the model aaa, now it is bbb\)"
+    ) as refused:
+        claim_run(started, "digest", initial_digest="bbb")
+    assert "allow_changes=[initial]" in str(refused.value.remedy)
+    named = _finetuning(config, "models:/base/1")
+    assert claim_run(named, "digest", initial_digest="aaa").run_uuid == first.run_uuid, "another name of the same model"
+    with pytest.raises(TrainingError, match="has other settings: initial"):
+        claim_run(named, "digest")
+    allowed = started.model_copy(update={"allow_changes": ("initial",)})
+    record = claim_run(allowed, "digest", initial_digest="bbb")
+    assert record_changes(allowed, record, initial_digest="bbb") == ["the initial model was changed from aaa to bbb"]
+    assert claim_run(started, "digest", initial_digest="bbb").initial_digest == "bbb"
+
+
+def test_a_run_recorded_with_initial_run_is_the_same_run(config: PretrainConfig):
+    config = _finetuning(config, "run:base")
+    first = claim_run(config, "digest")
+
+    def as_before(kept: dict[str, Any]) -> None:
+        del kept["initial"], kept["cache_folder"]
+        kept["initial_run"] = "base"
+
+    _rewrite(config, as_before)
+    assert claim_run(config, "digest", initial_digest="aaa").run_uuid == first.run_uuid

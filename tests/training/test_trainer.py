@@ -16,10 +16,13 @@ from ray.train import ControllerError, WorkerGroupError
 from cytoray import failpoints, storage
 from cytoray.cluster import user_error
 from cytoray.corpus.ledger import load_ledger, prove_epochs
-from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import TrainingError
+from cytoray.corpus.stream import CorpusStream, open_stream
+from cytoray.corpus.streaming.options import StreamOptions
+from cytoray.errors import ConfigError, TrainingError
 from cytoray.model.bundle import load_bundle
+from cytoray.model.losses import SummedLoss
 from cytoray.model.transformer import ScGPT
+from cytoray.runs import run_folder
 from cytoray.stages.resume import load_resumed_config, summarise_finished
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig, sync
@@ -35,7 +38,6 @@ from cytoray.training.checkpoint import (
 from cytoray.training.config import PretrainConfig
 from cytoray.training.loop import ledger_uri
 from cytoray.training.pretraining import pretrain
-from cytoray.training.record import run_folder
 from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingSpec, _failed, run_training
 
@@ -100,9 +102,10 @@ class _Exploding:
             raise AttributeError(name)
         return getattr(self._inner, name)
 
-    def losses(self, model: object, prepared: object, step: int) -> dict[str, torch.Tensor]:
+    def losses(self, model: object, prepared: object, step: int) -> dict[str, SummedLoss]:
         losses = self._inner.losses(model, prepared, step)
-        return {name: loss * (float("nan") if step else 1.0) for name, loss in losses.items()}
+        factor = float("nan") if step else 1.0
+        return {name: SummedLoss(loss.total * factor, loss.count) for name, loss in losses.items()}
 
 
 @through_ray
@@ -135,6 +138,19 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
         torch.testing.assert_close(average, (initial[name] + weights[name]) / 2)
 
 
+def test_workers_must_be_able_to_share_the_minibatches_evenly(pretrain_config: Callable[..., PretrainConfig]) -> None:
+    from mixed_objective import MixedObjective  # here: workers load this file, and not the helpers
+
+    config = pretrain_config("uneven", workers={"num_workers": (1, 3)})
+    options = StreamOptions(config.tokenizer, 42, 16, "kind", cells_per_minibatch=8)
+    stream, pad_id = open_stream(config.store, "cells", options), GeneVocabulary.load_default().pad_id
+    model = config.model.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=3)
+    with pytest.raises(ConfigError, match=r"cells_per_step \(16\) is not a multiple of 8 .* times 3 workers") as caught:
+        run_training(TrainingSpec(config, stream, model, pad_id, MixedObjective(pad_id)))
+    assert "a multiple of 24" in caught.value.remedy
+    assert not Path(run_folder(config.store, config.run)).exists(), "nothing was begun"
+
+
 class _Stumbling:
     """An objective that raises a TrainingError on the last rank: at step 4, once if ``marker`` names a file."""
 
@@ -146,7 +162,7 @@ class _Stumbling:
             raise AttributeError(name)
         return getattr(self._inner, name)
 
-    def losses(self, model: object, prepared: object, step: int) -> dict[str, torch.Tensor]:
+    def losses(self, model: object, prepared: object, step: int) -> dict[str, SummedLoss]:
         import torch.distributed as dist
 
         is_due = self._marker is None or not self._marker.exists()

@@ -24,13 +24,16 @@ class scGPTConfig(Config):
 
     model: str | Path | None = Field(
         None,
-        description="Weights: a bundle's or public checkpoint's folder, the s3:// URI of either, models:/NAME@ALIAS or "
-        "models:/NAME/VERSION; None: random weights, useful for trials only.",
+        description="Weights: a bundle's or public checkpoint's folder, the s3:// URI of either, models:/NAME@ALIAS, "
+        "models:/NAME/VERSION or run:NAME; None: random weights, useful for trials only.",
     )
+    store: str | Path | None = Field(None, description="Root of everything cytoray keeps, for a run:NAME.")
     tracking_uri: str | None = Field(
         None, description="MLflow server of a models:/ name; default: $MLFLOW_TRACKING_URI."
     )
-    cache_folder: str | Path = Field("~/.cache/cytoray/models", description="Local folder for models:/ bundles.")
+    cache_folder: str | Path = Field(
+        "~/.cache/cytoray/models", description="Local folder for bundles from MLflow or s3://."
+    )
     batch_size: int = Field(24, ge=1, description="Maximum number of cells in a minibatch; no result depends on it.")
     emb_mode: Literal["cell", "cls", "gene"] = Field(
         "cell",

@@ -1,34 +1,30 @@
-"""Load the bundle that a configuration names: a folder, s3://, models:/ or random weights."""
+"""Load the bundle that a configuration names, or make one of random weights."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from cytoray import storage
 from cytoray.api.config import checked, scGPTConfig
-from cytoray.errors import ConfigError, ModelError, NotFoundError
-from cytoray.model.bundle import DIGESTS, ModelBundle, load_bundle
+from cytoray.errors import ModelError
+from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.device import choose_device
-from cytoray.model.public_checkpoint import WEIGHTS, load_public_checkpoint, names_heads
 from cytoray.model.transformer import ScGPT
+from cytoray.registry.opening import REGISTERED, open_model
 from cytoray.tokens.inference import InferenceConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.tracking import TrackingConfig
 
 logger = logging.getLogger(__name__)
-REGISTERED = "models:/"
 _ARCHITECTURE = {
     "nlayers": "num_layers",
     "nheads": "num_heads",
@@ -47,7 +43,7 @@ def load_weights(config: scGPTConfig) -> ModelBundle:
         bundle = _random(config)
         bundle.model.to(device)
         return bundle
-    bundle = adapted(_load(config, str(config.model)), config)
+    bundle = adapted(_open(config, str(config.model)), config)
     bundle.model.to(device)
     return bundle
 
@@ -110,12 +106,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 def refuse_conditions(config: ModelConfig) -> None:
     """Raise ModelError for models whose tokens need more than genes and values."""
-    needs = {
-        "batch labels": config.token_norm == "domain",
-        "modalities": config.num_modalities > 0,
-        "perturbation flags": config.num_perturbation_flags > 0,
-    }
-    missing = [name for name, needed in needs.items() if needed]
+    missing = config.needed_conditions
     if missing:
         raise ModelError(
             f"This model needs {' and '.join(missing)} for each cell, which the Python API does not pass on.",
@@ -143,54 +134,19 @@ def _random(config: scGPTConfig) -> ModelBundle:
     return ModelBundle(model, vocabulary, tokenizer_config, lineage=lineage, inference=inference)
 
 
-def _load(config: scGPTConfig, name: str) -> ModelBundle:
-    if name.startswith(REGISTERED):
-        return _from_registry(config, name)
-    if not storage.is_remote(name):
-        return _open_folder(storage.local_path(name), config)
-    if not any(storage.exists(storage.join(name, marker)) for marker in (DIGESTS, WEIGHTS)):
-        raise _no_model(name)
-    with tempfile.TemporaryDirectory(prefix="cytoray-model-") as scratch:
-        storage.download_folder(name, Path(scratch) / "model")
-        return _open_folder(Path(scratch) / "model", config)
-
-
-def _open_folder(folder: Path, config: scGPTConfig) -> ModelBundle:
-    """Load a bundle or a public checkpoint, depending on the files in the folder."""
-    if (folder / DIGESTS).exists():
-        return load_bundle(folder)
-    if not (folder / WEIGHTS).exists():
-        raise _no_model(str(folder), there=sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None)
-    # Tensors do not show the number of heads: if args.json does not give it, the user must.
-    asked = "nheads" in config.given and not names_heads(folder)
-    checkpoint = load_public_checkpoint(folder, overrides={"num_heads": config.nheads} if asked else None)
-    logger.info("%s: %s", config.model, checkpoint.report.text())
-    return checkpoint.to_bundle()
-
-
-def _no_model(name: str, there: list[str] | None = None) -> NotFoundError:
-    holds = "" if there is None else f"; it holds {', '.join(there[:10]) or 'nothing'}"
-    return NotFoundError(
-        f"model: {name} is neither a bundle ({DIGESTS}) nor a public checkpoint ({WEIGHTS}){holds}.",
-        remedy="Give the folder or s3:// URI of either, or models:/NAME@ALIAS.",
-        model=name,
+def _open(config: scGPTConfig, name: str) -> ModelBundle:
+    """Open the model that ``config`` names; the number of heads is used where a public checkpoint does not give it."""
+    tracking = None
+    if config.tracking_uri is not None and name.startswith(REGISTERED):
+        tracking = checked(TrackingConfig, {"uri": config.tracking_uri})
+    opened = open_model(
+        name,
+        store=None if config.store is None else str(config.store),
+        tracking=tracking,
+        cache_folder=config.cache_folder,
+        num_heads=config.nheads if "nheads" in config.given else None,
     )
-
-
-def _from_registry(config: scGPTConfig, name: str) -> ModelBundle:
-    from cytoray.registry.models import resolve
-    from cytoray.tracking.server import TrackingConfig
-
-    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        raise ConfigError(
-            f"model: {name} is a registered model, but no MLflow server is given.",
-            remedy="Give tracking_uri (http://host:port or sqlite:///mlflow.db), or set MLFLOW_TRACKING_URI.",
-        )
-    bundle, _ = resolve(
-        name, tracking=checked(TrackingConfig, {"uri": uri}), cache_folder=Path(config.cache_folder).expanduser()
-    )
-    return bundle
+    return opened.bundle
 
 
 def _refuse_contradictions(config: scGPTConfig, shape: ModelConfig) -> None:

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cytoray.cli.common import AsJson, TrackingUri, print_answer, tracking_of
+from cytoray.cli.common import STORE, TRACKING, AsJson, TrackingUri, print_answer, tracking_of
 
 app = typer.Typer(help="Models: registered versions; import and export of scGPT's layout.", no_args_is_help=True)
+MODEL = "Bundle or public checkpoint (folder or s3://…), run:NAME, models:/NAME@ALIAS or models:/NAME/VERSION."
+RunStore = Annotated[str | None, typer.Option("--store", envvar=STORE, help="Root of everything, for run:NAME.")]
 
 
 @app.command("ls")
@@ -33,18 +35,20 @@ def list_(
 
 @app.command()
 def register(
-    bundle: Annotated[str, typer.Argument(help="Folder or s3://… of a bundle.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(help=MODEL, show_default=False)],
     name: Annotated[str, typer.Option(help="Name of the registered model; created if missing.", show_default=False)],
     uri: TrackingUri,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the version, such as champion.")] = None,
+    store: RunStore = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a bundle as a new model version and candidate; needs neither a training run nor scores."""
     from cytoray.registry.models import register as register_bundle
+    from cytoray.registry.opening import open_model
     from cytoray.registry.promotion import promote_version
 
     tracking = tracking_of(uri)
-    with _local(bundle) as path:
+    with open_model(bundle, store=store, tracking=tracking).as_folder() as path:
         version = register_bundle(path, name=name, tracking=tracking, alias=None if alias else "candidate")
     if alias not in (None, "candidate"):
         version = promote_version(version, tracking=tracking, alias=alias)
@@ -95,7 +99,7 @@ def import_(
 
 @app.command()
 def export(
-    bundle: Annotated[str, typer.Argument(help="Folder or s3://… of a bundle.")],
+    bundle: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Local folder for the checkpoint; must not exist.", show_default=False)],
     layout: Annotated[
         Literal["flash", "wrapper", "torch"],
@@ -103,15 +107,20 @@ def export(
             help="Names of the attention tensors: flash as released, wrapper as scGPT main, torch without flash."
         ),
     ] = "flash",
+    store: RunStore = None,
+    uri: Annotated[str | None, typer.Option(envvar=TRACKING, help="MLflow, for models:/….")] = None,
 ) -> None:
     """Write a bundle in the layout that scGPT and helical read: best_model.pt, args.json, vocab.json."""
-    from cytoray.model.bundle import load_bundle
     from cytoray.model.public_checkpoint import export_bundle
+    from cytoray.registry.opening import REGISTERED, open_model
 
-    with _local(bundle) as path:
-        loaded = load_bundle(path)
-    export_bundle(loaded, out, layout=layout)
-    typer.echo(f"checkpoint {out}  layout {layout}  of bundle {loaded.digest}")
+    tracking = tracking_of(uri) if uri is not None and bundle.startswith(REGISTERED) else None
+    opened = open_model(bundle, store=store, tracking=tracking)
+    export_bundle(opened.bundle, out, layout=layout)
+    typer.echo(f"checkpoint {out}  layout {layout}  of bundle {opened.digest}")
+    conditions = ["conditions.json"] if opened.bundle.conditions is not None else []
+    if left_out := [*conditions, *opened.bundle.attachments]:
+        typer.echo(f"scGPT's layout has no place for {', '.join(left_out)}: not written", err=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from cytoray.corpus.manifest import CorpusManifest, corpus_uri, load_manifest
 from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
-from cytoray.corpus.streaming.members import MemberOptions, Members, find_members
+from cytoray.corpus.streaming.members import MemberOptions, Members, ObsColumn, find_members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells, ReadingOrder
+from cytoray.corpus.streaming.pairs import Controls, find_controls, load_controls
 from cytoray.corpus.streaming.pipeline import Job, fill_ahead, fill_in_turn
 from cytoray.corpus.streaming.shares import Team
 from cytoray.errors import CorpusError
@@ -46,6 +47,7 @@ class CorpusStream:
     manifest: CorpusManifest
     options: StreamOptions
     members: Members
+    controls: Members | None = None  # the control cells of a stream of pairs
 
     @property
     def num_cells(self) -> int:
@@ -55,7 +57,16 @@ class CorpusStream:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels behind the codes of ``StepBatch.labels``."""
-        return self.members.labels
+        return () if self.options.label_key is None else self.members.columns[self.options.label_key].values
+
+    def values(self, column: str) -> tuple[str, ...]:
+        """The values behind the codes of a column, ``StepBatch.columns[column]``."""
+        return self.members.columns[column].values
+
+    def coded(self, options: StreamOptions) -> StreamOptions:
+        """Return ``options`` of a stream over other cells whose codes mean the same as here."""
+        columns = tuple(replace(column, values=self.values(column.name)) for column in options.columns)
+        return replace(options, columns=columns, labels=self.labels if options.label_key else None)
 
     @functools.cached_property
     def order(self) -> ReadingOrder:
@@ -65,7 +76,7 @@ class CorpusStream:
     @functools.cached_property
     def filler(self) -> ChunkFiller:
         """The filler that turns an order into minibatches."""
-        return ChunkFiller(self.options, self.members)
+        return ChunkFiller(self.options, self.members, None if self.controls is None else self._load_controls)
 
     def read_step(self, step: int, *, rank: int, world_size: int) -> StepBatch:
         """Read one rank's whole share of one step (without a token budget, which may split it)."""
@@ -101,7 +112,16 @@ class CorpusStream:
             name: open_shard(storage.join(uri, record.modalities[name].key), record.modalities[name]).read_group(group)
             for name in self.options.modalities
         }
-        return LoadedUnit(open_shard(storage.join(uri, record.key), record).read_group(group), modalities)
+        cells = open_shard(storage.join(uri, record.key), record).read_group(group)
+        translation = self.options.translation
+        cells = cells if translation is None else translation.apply(cells)
+        return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities)
+
+    def _load_controls(self) -> Controls:
+        """Load the control cells of a stream of pairs."""
+        assert self.controls is not None, "this stream has no pairs"
+        assert self.options.pairs is not None, "this stream has no pairs"
+        return load_controls(self.controls, self.options.pairs.match, lambda unit: self.read_unit(unit).cells)
 
     @functools.cached_property
     def _first_units(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -110,7 +130,7 @@ class CorpusStream:
 
     def _jobs(self, steps: range, rank: int, world_size: int) -> Iterator[Job]:
         """Plan chunks of steps within one window."""
-        team = Team.of(rank, world_size)
+        team = Team.of(rank, world_size, whole=self.options.cells_per_minibatch is not None)
         ranks = {"rank": team.first, "num_ranks": team.num_ranks, "world_size": world_size}
         share = max(1, self.options.cells_per_step // world_size)
         num_steps = max(1, min(CHUNK_CELLS, CHUNK_BYTES // self.filler.bytes_per_cell) // share) * steps.step
@@ -125,7 +145,8 @@ class CorpusStream:
 def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream:
     """Open a committed corpus (``NAME`` or ``NAME@VERSION``); CorpusError if it does not suit ``options``."""
     manifest = load_manifest(store, corpus)
-    if manifest.binning == "stored" and manifest.n_bins != options.tokenizer.n_bins:
+    bins_are_stored = manifest.binning == "stored" and options.translation is None
+    if bins_are_stored and manifest.n_bins != options.tokenizer.n_bins:
         raise CorpusError(
             f"Corpus {corpus!r} stores {manifest.n_bins} bins; the configuration has {options.tokenizer.n_bins}.",
             remedy="Use the corpus's n_bins, or ingest it with binning: on_read.",
@@ -141,7 +162,9 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
                 f"Corpus {corpus!r}: not all cells have the modality {name!r}.",
                 remedy=f"Modalities there: {', '.join(manifest.modalities) or 'none'}.",
             )
-    return CorpusStream(store, manifest, options, find_members(store, manifest, options.members, seed=options.seed))
+    members = find_members(store, manifest, options.members, seed=options.seed)
+    controls = None if options.pairs is None else find_controls(store, manifest, options.pairs, members)
+    return CorpusStream(store, manifest, options, members, controls)
 
 
 def load_cells(store: str, manifest: CorpusManifest) -> SparseCells:
@@ -166,25 +189,25 @@ class LabelledSample:
 
 
 def sample_labelled_cells(
-    store: str, manifest: CorpusManifest, options: MemberOptions, *, max_cells: int, seed: int = 0
+    store: str, manifest: CorpusManifest, label_key: str, *, select: str | None = None, max_cells: int, seed: int = 0
 ) -> LabelledSample:
     """Load selected cells that have a label; of a large corpus ``max_cells``, in row groups drawn at random.
 
     Only those row groups are read and held. Cells come in the order of the corpus. CorpusError if no cell has a label.
     """
-    members = find_members(store, manifest, options, seed=seed)
+    members = find_members(store, manifest, MemberOptions((ObsColumn(label_key),), select), seed=seed)
     ends = np.cumsum(members.counts)
     units = np.arange(len(members.counts))
     if ends[-1] > max_cells:
         order = np.argsort(combine(seed, int(Purpose.SAMPLING), units.astype(np.uint64)), kind="stable")
         units = np.sort(order[: int(np.searchsorted(np.cumsum(members.counts[order]), max_cells)) + 1])
-    stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1, options.label_key), members)
+    stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1, label_key), members)
     parts: list[SparseCells] = []
     codes = [np.empty(0, np.int32)]
     for unit in units[members.counts[units] > 0].tolist():
         rows = members.rows(unit)
         parts.append(unpack(stream.read_unit(unit).cells).take(rows))
-        codes.append(members.codes(unit, rows))
+        codes.append(members.codes(label_key, unit, rows))
     kept = np.arange(min(max_cells, int(ends[-1])))
-    labels = tuple(members.labels[code] for code in np.concatenate(codes)[kept].tolist())
+    labels = tuple(stream.labels[code] for code in np.concatenate(codes)[kept].tolist())
     return LabelledSample(SparseCells.concatenate(parts).take(kept), labels, int(ends[-1]))

@@ -108,6 +108,16 @@ class ModelConfig(Config):
         """Width of the expression decoder's input: D, or 2 D with the batch label or modality."""
         return self.width * (2 if self.decoders_see_batch or self.num_modalities else 1)
 
+    @property
+    def needed_conditions(self) -> tuple[str, ...]:
+        """Further inputs that the model needs of each cell, beside genes and values."""
+        needs = {
+            "batch labels": self.token_norm == "domain",
+            "modalities": self.num_modalities > 0,
+            "perturbation flags": self.num_perturbation_flags > 0,
+        }
+        return tuple(name for name, needed in needs.items() if needed)
+
     @field_validator("decoder_activation", mode="before")
     @classmethod
     def _activation_by_name(cls, name: Any) -> Any:

@@ -34,7 +34,7 @@ def classification_loss(logits_BK: Tensor, labels_B: Tensor) -> SummedLoss:
     """Cross-entropy summed over cells, computed in at least fp32."""
     logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
     total = F.cross_entropy(logits_BK, labels_B, reduction="sum")
-    return SummedLoss(total, labels_B.new_tensor(labels_B.numel()))
+    return SummedLoss(total, labels_B.new_full((), labels_B.numel()))
 
 
 def nonzero_loss(probability_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
@@ -56,7 +56,7 @@ def similarity_loss(cells_BD: Tensor, *, threshold: float) -> SummedLoss:
     normed_BD = F.normalize(cells_BD.float(), dim=1)
     cosines_BB = F.relu((normed_BD @ normed_BD.T).fill_diagonal_(0.0))
     terms_BB = 1 - (cosines_BB - threshold) ** 2
-    return SummedLoss(terms_BB.sum(), torch.tensor(terms_BB.numel(), device=terms_BB.device))
+    return SummedLoss(terms_BB.sum(), torch.full((), terms_BB.numel(), device=terms_BB.device))
 
 
 def contrastive_loss(first_BD: Tensor, second_BD: Tensor, *, temperature: float = 0.5) -> SummedLoss:

@@ -148,7 +148,7 @@ def _evaluate_and_register(plan: Plan, log: StageLog) -> tuple[AnnotationReport,
 
 def _measure_pretrained(plan: Plan) -> Separation:
     """Return how well embeddings separate the held-out cells before fine-tuning."""
-    pretrained, _ = run.load_model(plan.evaluate.model_copy(update={"model": f"run:{plan.pretrain.run}"}))
+    pretrained = run.open_configured(plan.evaluate.model_copy(update={"model": f"run:{plan.pretrain.run}"})).bundle
     held_out = read_labelled_cells(plan.evaluate.data, plan.evaluate.label_key, vocabulary=pretrained.vocabulary)
     embeddings = CellPredictor(pretrained).predict(held_out.cells).embeddings
     return measure_separation(held_out.cells, [str(label) for label in held_out.labels], embeddings=embeddings)

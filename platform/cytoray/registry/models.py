@@ -81,8 +81,17 @@ def register(
 def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[ModelBundle, RegisteredVersion]:
     """Load the bundle of ``models:/name@alias`` or ``models:/name/3`` and verify it against its registered digest.
 
-    Downloads into ``cache_folder/<digest>`` once. Raises RegistryError for an unknown name, version or alias, listing
-    the known ones, or if MLflow does not answer; DigestError if the stored files were changed.
+    Downloads into ``cache_folder/<digest>`` once. Raises RegistryError as ``find_version`` does; DigestError if the
+    stored files were changed.
+    """
+    version = find_version(uri, tracking=tracking)
+    return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder).expanduser()), version
+
+
+def find_version(uri: str, *, tracking: TrackingConfig) -> RegisteredVersion:
+    """Find the version behind ``models:/name@alias`` or ``models:/name/3``; nothing is downloaded.
+
+    Raises RegistryError for an unknown name, version or alias, listing the known ones, or if MLflow does not answer.
     """
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
@@ -98,8 +107,7 @@ def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[
             aliases = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
             there = f"Versions: {', '.join(sorted(found, key=int)) or 'none'}; aliases: {aliases or 'none'}."
             raise RegistryError(f"Unknown model version {uri}.", remedy=there, uri=uri)
-        version = describe(found[str(number)], model)
-    return fetch_bundle(version, tracking_uri=tracking.uri, cache_folder=Path(cache_folder).expanduser()), version
+        return describe(found[str(number)], model)
 
 
 def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVersion]:

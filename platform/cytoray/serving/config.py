@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cytoray.config import Config
+from cytoray.config import Config, Location
 from cytoray.tracking import TrackingConfig
 
-REGISTRY_SCHEME = "models:/"
+REGISTRY_SCHEME, RUN_SCHEME = "models:/", "run:"
 
 
 class Limits(Config):
@@ -33,10 +33,13 @@ class AppArgs(Config):
     """The ``args`` of the application: the model to serve, its resources and the number of replicas."""
 
     model_uri: str = Field(
-        min_length=1, description="models:/NAME@ALIAS, models:/NAME/VERSION, or the local folder of a model bundle."
+        min_length=1,
+        description="models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME, or the folder or s3:// URI of a bundle or a "
+        "public scGPT checkpoint.",
     )
+    store: Location | None = Field(None, description="Root of all data of cytoray; required for run:NAME.")
     tracking: TrackingConfig | None = Field(None, description="MLflow, to look up models:/….")
-    cache_folder: str = Field("~/.cache/cytoray/models", description="Local folder for bundles from the registry.")
+    cache_folder: str = Field("~/.cache/cytoray/models", description="Local folder for bundles from MLflow or s3://.")
     num_cpus: float = Field(1.0, ge=0, description="CPUs reserved for a replica; fractions share one.")
     num_gpus: float = Field(
         0.0, ge=0, description="GPUs reserved for a replica; fractions share one; 0 runs the model on the CPU."
@@ -57,7 +60,9 @@ class AppArgs(Config):
     @classmethod
     def _absolute(cls, place: str) -> str:
         """Make paths absolute: a replica's working folder differs from that of the process that deploys it."""
-        return place if place.startswith(REGISTRY_SCHEME) else str(Path(place).expanduser().absolute())
+        if place.startswith((REGISTRY_SCHEME, RUN_SCHEME)) or "://" in place:
+            return place
+        return str(Path(place).expanduser().absolute())
 
     @model_validator(mode="after")
     def _check_together(self) -> AppArgs:
@@ -65,6 +70,8 @@ class AppArgs(Config):
             raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
         if self.model_uri.startswith(REGISTRY_SCHEME) and self.tracking is None:
             raise ValueError(f"{self.model_uri} is looked up in MLflow: tracking.uri is required")
+        if self.model_uri.startswith(RUN_SCHEME) and self.store is None:
+            raise ValueError(f"{self.model_uri} is looked up in the store: store is required")
         return self
 
 

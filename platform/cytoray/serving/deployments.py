@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 from fastapi import FastAPI
 from ray import serve
 
-from cytoray.errors import ServingError
-from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.model.bundle import ModelBundle
 from cytoray.model.device import choose_reserved_device
 from cytoray.model.predictor import CellPredictor
-from cytoray.registry.models import resolve
+from cytoray.registry.opening import open_model
 from cytoray.serving.api import build_api
-from cytoray.serving.config import REGISTRY_SCHEME, AppArgs
+from cytoray.serving.config import AppArgs
 from cytoray.serving.schemas import ModelInfo
 from cytoray.serving.service import CellService
 
@@ -54,13 +52,6 @@ def load_service(args: AppArgs) -> CellService:
 
 
 def load_model(args: AppArgs) -> tuple[ModelBundle, ModelInfo]:
-    """Load the bundle of ``args``, and return it with its name, version and digest."""
-    if args.model_uri.startswith(REGISTRY_SCHEME):
-        assert args.tracking is not None, "AppArgs requires tracking for models:/ URIs"
-        bundle, version = resolve(args.model_uri, tracking=args.tracking, cache_folder=Path(args.cache_folder))
-        name, number = version.name, str(version.version)
-    else:
-        bundle, name, number = load_bundle(Path(args.model_uri)), Path(args.model_uri).name, "local"
-    if bundle.digest is None:
-        raise ServingError(f"{args.model_uri} has no digest.", remedy="Export the bundle again.")
-    return bundle, ModelInfo(name=name, version=number, digest=bundle.digest)
+    """Open the model of ``args``; returns its bundle and what identifies it."""
+    opened = open_model(args.model_uri, store=args.store, tracking=args.tracking, cache_folder=args.cache_folder)
+    return opened.bundle, ModelInfo(name=opened.name, version=opened.version, digest=opened.digest)

@@ -27,9 +27,9 @@ from cytoray.corpus.readers.finding import expand_sources
 from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.readers.ranges import RangeFile
 from cytoray.corpus.reading import read_cells
-from cytoray.model.bundle import load_bundle
 from cytoray.model.device import choose_reserved_device
 from cytoray.model.predictor import CellPredictor, Predictions
+from cytoray.registry.opening import CACHE_FOLDER, open_model
 from cytoray.serving.embedding_files import write_h5ad
 from cytoray.serving.schemas import ModelInfo
 from cytoray.serving.service import Predictor
@@ -100,6 +100,7 @@ class EmbedTask:
     num_actors: int = 1
     num_gpus: float = 0.0  # of each actor; 0: it uses the CPU
     h5ad: bool = False
+    cache_folder: str = CACHE_FOLDER  # on each machine, for a bundle that is not local
 
 
 def embed_sources(task: EmbedTask, *, advance: progress.Advance = progress.silent) -> EmbedResult:
@@ -218,9 +219,7 @@ class _RangeEmbedder:
     """An actor that holds the model."""
 
     def __init__(self, task: EmbedTask, ranges: list[_Range]) -> None:
-        with tempfile.TemporaryDirectory(prefix="cytoray-embed-") as scratch:
-            storage.download_folder(task.bundle, Path(scratch) / "bundle")
-            self._bundle = load_bundle(Path(scratch) / "bundle")
+        self._bundle = open_model(task.bundle, cache_folder=task.cache_folder).bundle
         assert self._bundle.digest == task.model.digest, "the bundle changed while it was in use"
         self._bundle.model.to(choose_reserved_device(task.num_gpus))
         self._task, self._ranges = task, ranges

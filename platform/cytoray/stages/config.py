@@ -12,13 +12,16 @@ from cytoray.config import Config, Location, read_tree, validate_tree
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.errors import ConfigError
 from cytoray.registry.gate import GateConfig
+from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import CORPUS, NAME, FinetuneConfig, PretrainConfig, ShapeConfig
+from cytoray.training.config import CORPUS, FinetuneConfig, PretrainConfig, ShapeConfig
 
 MODEL = (
-    "models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME (a finished run of this store), or a bundle's folder or URI."
+    "models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME (a finished run of this store), or the folder or s3:// URI of "
+    "a bundle or a public scGPT checkpoint."
 )
+CACHE = "Local folder for bundles from MLflow or s3://."
 
 
 class ModelStageConfig(Config):
@@ -27,7 +30,7 @@ class ModelStageConfig(Config):
     store: Location = Field(description="Root of all data of cytoray: s3://bucket/prefix or a local folder.")
     model: str = Field(min_length=1, description=MODEL)
     tracking: TrackingConfig = Field(description="MLflow and the run journal.")
-    cache_folder: Location = Field("~/.cache/cytoray/models", description="Local folder for bundles from the registry.")
+    cache_folder: Location = Field("~/.cache/cytoray/models", description=CACHE)
 
 
 class EvaluateConfig(ModelStageConfig):
@@ -67,10 +70,10 @@ class EmbedConfig(Config):
     """Configuration of embed: offline embedding and annotation."""
 
     kind: Literal["embed"] = Field("embed", description="Which stage this file configures.")
-    model: str = Field(min_length=1, description=f"{MODEL[:-1]}, or a public scGPT checkpoint's folder.")
+    model: str = Field(min_length=1, description=MODEL)
     store: Location | None = Field(None, description="Root of all data of cytoray; required for run:NAME.")
     tracking: TrackingConfig | None = Field(None, description="MLflow and the run journal; required for models:/….")
-    cache_folder: Location = Field("~/.cache/cytoray/models", description="Local folder for bundles from the registry.")
+    cache_folder: Location = Field("~/.cache/cytoray/models", description=CACHE)
     data: tuple[SourceConfig, ...] = Field(
         min_length=1, description="One source of cells or a list; a uri that ends in / means all files below it."
     )

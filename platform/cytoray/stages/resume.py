@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,17 @@ import yaml
 from cytoray import storage
 from cytoray.config import load_config
 from cytoray.corpus.manifest import load_manifest
-from cytoray.errors import NotFoundError, TrainingError
+from cytoray.errors import CytorayError, NotFoundError, TrainingError
+from cytoray.registry.opening import find_digest
+from cytoray.runs import find_bundle, run_folder
+from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.training.card import HTML_NAME, load_card
 from cytoray.training.config import FinetuneConfig, PretrainConfig
-from cytoray.training.export import find_bundle, is_exported
-from cytoray.training.record import claim_run, load_run_record, run_folder
+from cytoray.training.export import is_exported
+from cytoray.training.record import RunRecord, claim_run, load_run_record
 from cytoray.training.result import find_result
 
+logger = logging.getLogger(__name__)
 KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
@@ -46,7 +51,10 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
     if not storage.exists(storage.join(run_folder(config.store, config.run), "run.json")):
         return None
     digest = load_manifest(config.store, config.corpus).digest
-    claim_run(config, digest)
+    record = load_run_record(config.store, config.run)
+    if isinstance(config, FinetuneConfig):
+        config = _with_inherited(config, record)
+    claim_run(config, digest, initial_digest=_initial_digest(config, record))
     result = find_result(config, digest)
     folder = storage.join(run_folder(config.store, config.run), "card")
     card = load_card(folder)
@@ -57,6 +65,26 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
     bundle = find_bundle(config.store, config.run)
     made = {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": storage.join(folder, HTML_NAME)}
     return result.summary() | made | ({"held_out": card["scores"]} if config.kind == "pretrain" else {})
+
+
+def _with_inherited(config: FinetuneConfig, record: RunRecord) -> FinetuneConfig:
+    """Take the keys of the tokenizer that were inherited from the initial model from the run's record."""
+    own = config.tokenizer.model_dump(include=config.tokenizer.model_fields_set)
+    known = {key: value for key, value in record.config["tokenizer"].items() if key in TokenizerConfig.model_fields}
+    return config.model_copy(update={"tokenizer": TokenizerConfig(**known | own)})
+
+
+def _initial_digest(config: PretrainConfig | FinetuneConfig, record: RunRecord) -> str:
+    """Return the present digest of the model that the run started from; empty if it is not to be compared."""
+    if not isinstance(config, FinetuneConfig) or not record.initial_digest:
+        return ""
+    try:
+        return find_digest(
+            config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
+        )
+    except CytorayError as error:  # the result is there, and does not need the model
+        logger.warning("run %s is finished; its initial model cannot be looked up: %s", config.run, error)
+        return ""
 
 
 def _load(store: str, run: str) -> dict[str, Any]:

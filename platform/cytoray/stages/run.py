@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,10 @@ from cytoray import progress, provenance, storage
 from cytoray.corpus.config import IngestConfig
 from cytoray.corpus.ingest import ingest, plan_in_tasks
 from cytoray.corpus.reading import read_labelled_cells
-from cytoray.errors import DigestError
-from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
-from cytoray.model.public_checkpoint import load_public_checkpoint
 from cytoray.registry.aliases import CANDIDATE
 from cytoray.registry.artifacts import RegisteredVersion
-from cytoray.registry.models import Lineage, register, resolve
+from cytoray.registry.models import Lineage, register
+from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.registry.promotion import promote_version
 from cytoray.serving.offline import EmbedResult, EmbedTask, embed_sources
 from cytoray.serving.schemas import ModelInfo
@@ -26,29 +22,25 @@ from cytoray.tasks import annotation
 from cytoray.tasks.annotation import AnnotationReport, Baseline, finetune
 from cytoray.tasks.pretraining import judge_pretraining
 from cytoray.training.config import FinetuneConfig, PretrainConfig
-from cytoray.training.export import find_bundle
 from cytoray.training.pretraining import pretrain
 from cytoray.training.report import save_card
 
-__all__ = ["SUMMARIES", "embed", "evaluate", "finetune", "ingest", "load_model", "pretrain", "promote"]
-RUN, REGISTERED = "run:", "models:/"
+__all__ = ["SUMMARIES", "embed", "evaluate", "finetune", "ingest", "open_configured", "pretrain", "promote"]
 
 
 def evaluate(config: EvaluateConfig) -> AnnotationReport:
-    """Score a model on held-out cells beside the baselines, and draw plots."""
-    bundle, _ = load_model(config)
+    """Held-out cells to scores beside the baselines, and plots."""
+    bundle = open_configured(config).bundle
     held_out = read_labelled_cells(config.data, config.label_key, vocabulary=bundle.vocabulary)
     baseline = Baseline(config.store, config.baseline_corpus, config.label_key)
     return annotation.evaluate(bundle, held_out, baseline, folder=Path(config.folder), formats=config.plots)
 
 
 def promote(config: PromoteConfig) -> RegisteredVersion:
-    """Register a run's bundle as a model version and, if it passes the gate, move the alias to it."""
-    if not config.model.startswith(RUN):
-        _, version = load_model(config)
-        lineage = Lineage(parent_version=f"{version.name}/{version.version}")
-    else:
-        record = find_bundle(config.store, config.model.removeprefix(RUN))
+    """A run's bundle to a registered model version that, if it passes the gate, carries the alias."""
+    opened = open_configured(config)
+    lineage = Lineage(parent_version=f"{opened.name}/{opened.version}")
+    if (record := opened.record) is not None:
         lineage = Lineage(
             run_id=record.mlflow_run_id,
             corpus_manifest_digest=record.lineage["corpus_manifest_digest"],
@@ -56,9 +48,8 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
             git_revision=provenance.git_revision(),
             parent_version=record.lineage["parent_bundle_digest"] or None,
         )
-    with tempfile.TemporaryDirectory(prefix="cytoray-promote-") as scratch:
-        folder = _fetch(config, Path(scratch))
-        alias = CANDIDATE if config.alias == CANDIDATE else None
+    alias = CANDIDATE if config.alias == CANDIDATE else None
+    with opened.as_folder() as folder:
         registered = register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=alias)
     if alias == CANDIDATE:
         return registered
@@ -66,69 +57,28 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
 
 
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
-    """Embed and annotate the cells of files, and write parquet files."""
-    with tempfile.TemporaryDirectory(prefix="cytoray-embed-") as scratch:
-        folder, model = _fetch_described(config, Path(scratch))
-        # A location that every worker can read, wherever the model comes from.
-        bundle = storage.join(config.store or config.out, "bundles", model.digest)
-        if not storage.exists(storage.join(bundle, "digests.json")):
-            storage.upload_folder(folder, bundle)
+    """Cells of files to parquet files of embeddings and labels."""
+    opened = open_configured(config)
+    # A location that every worker can read, wherever the model comes from.
+    bundle = storage.join(config.store or config.out, "bundles", opened.digest)
+    opened.store_in(bundle)
     task = EmbedTask(
         sources=config.data,
         bundle=bundle,
-        model=model,
+        model=ModelInfo(name=opened.name, version=opened.version, digest=opened.digest),
         out=config.out,
         rows_per_file=config.rows_per_task,
         num_actors=config.num_actors,
         num_gpus=config.num_gpus,
         h5ad=config.h5ad,
+        cache_folder=config.cache_folder,
     )
     return embed_sources(task, advance=advance)
 
 
-def load_model(config: ModelStageConfig) -> tuple[ModelBundle, ModelInfo]:
-    """Load and verify the bundle of ``config.model``; returns it with its name, version and digest."""
-    with tempfile.TemporaryDirectory(prefix="cytoray-model-") as scratch:
-        folder, model = _fetch_described(config, Path(scratch))
-        return load_bundle(folder), model
-
-
-def _fetch_described(config: ModelStageConfig | EmbedConfig, scratch: Path) -> tuple[Path, ModelInfo]:
-    """Return a local folder with the bundle of ``config.model``, and its name, version and digest."""
-    if config.model.startswith(REGISTERED):
-        assert config.tracking is not None, "validated"
-        _, version = resolve(config.model, tracking=config.tracking, cache_folder=Path(config.cache_folder))
-        folder = Path(config.cache_folder).expanduser() / version.digest
-        return folder, ModelInfo(name=version.name, version=str(version.version), digest=version.digest)
-    folder = _fetch(config, scratch)
-    digest = hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest()
-    return folder, ModelInfo(name=config.model, version="unregistered", digest=digest)
-
-
-def _fetch(config: ModelStageConfig | EmbedConfig, scratch: Path) -> Path:
-    """Return a local folder with a bundle: of a run, of a folder, or converted from a public checkpoint."""
-    if config.model.startswith(REGISTERED):
-        return _fetch_described(config, scratch)[0]
-    uri, expected = config.model, None
-    if config.model.startswith(RUN):
-        assert config.store is not None, "validated"
-        record = find_bundle(config.store, config.model.removeprefix(RUN))
-        uri, expected = record.uri, record.digest
-    storage.download_folder(uri, scratch / "bundle")
-    if (scratch / "bundle" / "best_model.pt").exists():
-        save_bundle(load_public_checkpoint(scratch / "bundle").to_bundle(), scratch / "imported")
-        return scratch / "imported"
-    load_bundle(scratch / "bundle")  # verifies it
-    seen = hashlib.sha256((scratch / "bundle" / "digests.json").read_bytes()).hexdigest()
-    if expected is not None and seen != expected:
-        raise DigestError(
-            f"{uri}: this is not the bundle that the run exported.",
-            remedy="Export it again from the run's checkpoint.",
-            uri=uri,
-            expected=expected,
-            seen=seen,
-        )
-    return scratch / "bundle"
+def open_configured(config: ModelStageConfig | EmbedConfig) -> OpenedModel:
+    """Open the model that a stage's configuration names."""
+    return open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
 
 
 def _summarise_ingest(config: IngestConfig) -> dict[str, Any]:

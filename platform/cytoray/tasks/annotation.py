@@ -1,4 +1,4 @@
-"""Cell-type annotation: fine-tune a pretrained run on labelled cells, and compare it with simple baselines."""
+"""Cell-type annotation: fine-tune a model on labelled cells, and compare it with simple baselines."""
 
 # C cells, G genes
 
@@ -6,19 +6,17 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
-from cytoray import progress, storage
+from cytoray import progress
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.reading import NamedCells
 from cytoray.corpus.stream import LabelledSample, open_stream, sample_labelled_cells
-from cytoray.corpus.streaming.members import MemberOptions
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
@@ -26,16 +24,19 @@ from cytoray.evaluation.classification import ClassificationScores, score_classi
 from cytoray.evaluation.figures import PictureFormat
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
 from cytoray.evaluation.report import replace_file, write_scores
-from cytoray.model.bundle import ModelBundle, load_bundle
+from cytoray.model.bundle import ModelBundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.model.stability import Stability, measure_stability
+from cytoray.registry.opening import OpenedModel, open_model
+from cytoray.runs import BundleRecord
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.labels import missing_spellings_warning, unshared_labels
 from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.translation import Translation
 from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.training.checkpoint import best_checkpoint, require_checkpoint
 from cytoray.training.config import FinetuneConfig
-from cytoray.training.export import BundleRecord, export_bundles, find_bundle
+from cytoray.training.export import ExportSpec, export_bundles
+from cytoray.training.initial import InitialModel
 from cytoray.training.objectives import ClassificationObjective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
@@ -51,15 +52,20 @@ CARD_CELLS = 100  # of them for a run card: four answers to each take a CPU a mi
 def finetune(
     config: FinetuneConfig, *, advance: progress.Advance = progress.silent
 ) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the best checkpoint of ``initial_run`` on the labelled cells of a corpus; ``advance`` counts steps.
+    """Fine-tune the model that ``config.initial`` names on the labelled cells of a corpus; ``advance`` counts steps.
 
-    Without validation in that run its last checkpoint is the start. Cells become tokens as they did in that run: keys
-    of ``config.tokenizer`` that are not set are inherited. Raises ConfigError if one contradicts the run's.
+    Vocabulary and tokenizer are the model's: keys of ``config.tokenizer`` that are not set are inherited, and genes of
+    the corpus that the model does not have are left out. Raises ConfigError if a key contradicts the model's,
+    ModelError if it needs more of a cell than genes and values.
     """
-    parent = find_bundle(config.store, config.initial_run)
-    pretrained = _load(parent)
+    opened = open_model(
+        config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
+    )
+    pretrained = opened.bundle
+    _refuse_conditions(opened)
     config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
+    options = replace(options, translation=_translate(opened))
     stream = open_stream(config.store, config.corpus, held_in(options, config))
     if len(stream.labels) < 2:
         raise CorpusError(
@@ -68,18 +74,18 @@ def finetune(
         )
     if warning := missing_spellings_warning(stream.labels, where=f"Corpus {config.corpus!r}, obs/{config.label_key}"):
         logger.warning(warning)
-    initial = best_checkpoint(config.store, config.initial_run) or require_checkpoint(config.store, config.initial_run)
     model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
-    vocabulary = GeneVocabulary.load_default()
-    objective = ClassificationObjective(vocabulary.pad_id)
-    held_out = open_held_out(options, config, labels=stream.labels)
-    spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, initial, held_out)
-    result = run_training(spec, advance=advance)
-    return result, export_bundles(config, result, model=model, labels=stream.labels, parent=parent.digest)
+    pad_id = pretrained.vocabulary.pad_id
+    objective = ClassificationObjective(pad_id)
+    held_out = open_held_out(options, config, like=stream)
+    initial = initial_weights(opened, labels=stream.labels)
+    result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
+    spec = ExportSpec(model, pretrained.vocabulary, stream.labels, parent=opened.digest)
+    return result, export_bundles(config, result, spec)
 
 
 def inherited_tokenizer(config: FinetuneConfig, parent: TokenizerConfig) -> TokenizerConfig:
-    """The tokenizer of the run that is fine-tuned, with the keys that ``config`` sets and the model allows.
+    """Return the tokenizer of the model that is fine-tuned, with the keys that ``config`` sets and the model allows.
 
     Raises ConfigError for bins and special values that are not those the weights were trained with.
     """
@@ -87,18 +93,42 @@ def inherited_tokenizer(config: FinetuneConfig, parent: TokenizerConfig) -> Toke
     for key in TRAINED_KEYS:
         if key in own and own[key] != getattr(parent, key):
             raise ConfigError(
-                f"tokenizer.{key} is {own[key]}, but {config.initial_run!r} was trained with {getattr(parent, key)}.",
-                remedy=f"Leave tokenizer.{key} out: it is inherited from initial_run.",
+                f"tokenizer.{key} is {own[key]}, but {config.initial_uri!r} was trained with {getattr(parent, key)}.",
+                remedy=f"Leave tokenizer.{key} out: it is inherited from the initial model.",
                 key=f"tokenizer.{key}",
             )
     return parent.model_copy(update=own)
 
 
-def _load(record: BundleRecord) -> ModelBundle:
-    """A bundle from the store, verified."""
-    with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
-        storage.download_folder(record.uri, Path(scratch) / "bundle")
-        return load_bundle(Path(scratch) / "bundle")
+def _refuse_conditions(opened: OpenedModel) -> None:
+    """Raise ModelError for a model whose tokens need more than genes and values."""
+    if needed := opened.bundle.model.config.needed_conditions:
+        raise ModelError(
+            f"{opened.uri} needs {' and '.join(needed)} for each cell, which fine-tuning for annotation does not give.",
+            remedy="Start from a model of genes and values, such as the pretrained ones.",
+        )
+
+
+def _translate(opened: OpenedModel) -> Translation | None:
+    """Return the translation from the corpus's genes to the model's; None if both have the default vocabulary."""
+    translation = Translation.to(opened.bundle.vocabulary)
+    if translation is not None:
+        logger.info(
+            "%s has a vocabulary of its own, with %s of the %s genes that corpora are stored over; others are left out",
+            opened.uri, f"{translation.num_genes:,}", f"{len(translation.table):,}",
+        )  # fmt: skip
+    return translation
+
+
+def initial_weights(opened: OpenedModel, *, labels: tuple[str, ...]) -> InitialModel:
+    """Return the weights to start from; without the classifier, unless it is one of the same labels."""
+    bundle = opened.bundle
+    weights = {
+        name: tensor
+        for name, tensor in bundle.model.state_dict().items()
+        if bundle.labels == labels or not name.startswith("cls_decoder.")
+    }
+    return InitialModel(opened.uri, opened.digest, weights)
 
 
 @dataclass(frozen=True)
@@ -119,12 +149,22 @@ class Baseline:
     corpus: str
     label_key: str
 
-    def predict(self, test: SparseCells, *, training: LabelledSample | None = None) -> dict[str, Sequence[str]]:
-        """Predict labels for ``test`` by two simple methods; ``training`` is the result of ``load``, if known."""
+    def predict(
+        self, test: SparseCells, *, training: LabelledSample | None = None, vocabulary: GeneVocabulary | None = None
+    ) -> dict[str, Sequence[str]]:
+        """Predict labels for ``test`` by two simple methods; ``training`` is the result of ``load``, if known.
+
+        The genes of ``test`` are numbered as in ``vocabulary``, by default as in the corpus.
+        """
         train = self.load() if training is None else training
+        vocabulary = vocabulary or GeneVocabulary.load_default()
+        cells = _over_genes_of(vocabulary, train.cells)
         log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(
-            _matrix(train.cells), train_labels=train.labels, test=_matrix(test), log_normalised=log_normalised
+            _matrix(cells, vocabulary.size),
+            train_labels=train.labels,
+            test=_matrix(test, vocabulary.size),
+            log_normalised=log_normalised,
         )
         return {
             "logistic regression": regression.predicted,
@@ -134,8 +174,7 @@ class Baseline:
     def load(self) -> LabelledSample:
         """Cells with a label, of a large corpus a random sample, and a warning that it is one."""
         manifest = load_manifest(self.store, self.corpus)
-        members = MemberOptions(self.label_key)
-        sample = sample_labelled_cells(self.store, manifest, members, max_cells=MAX_BASELINE_CELLS)
+        sample = sample_labelled_cells(self.store, manifest, self.label_key, max_cells=MAX_BASELINE_CELLS)
         if sample.is_sample:
             logger.warning(
                 "The baselines learn from a random sample: %s of %s labelled cells of corpus %r.",
@@ -166,7 +205,8 @@ def evaluate(
     predicted = [predictions.labels[best] for best in predictions.probabilities.argmax(axis=1)]
     labels = sorted({*truth, *predictions.labels})
     training = baseline.load()
-    answers = {"cytoray": predicted, **baseline.predict(held_out.cells, training=training)}
+    known = baseline.predict(held_out.cells, training=training, vocabulary=bundle.vocabulary)
+    answers = {"cytoray": predicted, **known}
     scores = {name: score_classification(truth, answer, labels=labels) for name, answer in answers.items()}
     plots = {name: [folder / f"{name}.{kind}" for kind in formats] for name in ("confusion", "umap")}
     files = {name: paths[0] for name, paths in plots.items()} | {"scores": folder / "scores.json"}
@@ -186,10 +226,18 @@ def held_out_stability(config: FinetuneConfig, record: BundleRecord) -> dict[str
     """Return how stable the bundle's answers to some held-out cells are; empty if the run holds none out."""
     if config.validation is None:
         return {}
-    members = MemberOptions(config.label_key, select=config.validation.select)
     manifest = load_manifest(config.store, config.corpus)
-    sample = sample_labelled_cells(config.store, manifest, members, max_cells=CARD_CELLS)
-    return {name: found.as_dict() for name, found in measure_stability(_load(record), sample.cells).items()}
+    select = config.validation.select
+    sample = sample_labelled_cells(config.store, manifest, config.label_key, select=select, max_cells=CARD_CELLS)
+    bundle = open_model(record.uri, cache_folder=config.cache_folder).bundle
+    cells = _over_genes_of(bundle.vocabulary, sample.cells)
+    return {name: found.as_dict() for name, found in measure_stability(bundle, cells).items()}
+
+
+def _over_genes_of(vocabulary: GeneVocabulary, cells: SparseCells) -> SparseCells:
+    """Return cells of a corpus with their genes numbered as in ``vocabulary``."""
+    translation = Translation.to(vocabulary)
+    return cells if translation is None else translation.apply_sparse(cells)
 
 
 def _spread(cells: SparseCells) -> SparseCells:
@@ -217,7 +265,6 @@ def _check_labels(truth: Sequence[str], known: Sequence[str]) -> None:
         logger.warning("the model cannot predict %d labels of the held-out cells: %s", len(unknown), ", ".join(unknown))
 
 
-def _matrix(cells: SparseCells) -> sparse.csr_matrix:
+def _matrix(cells: SparseCells, num_genes: int) -> sparse.csr_matrix:
     """Cells as a (C, vocabulary) matrix for the baselines."""
-    shape = (cells.num_cells, GeneVocabulary.load_default().size)
-    return sparse.csr_matrix((cells.values, cells.gene_ids, cells.indptr), shape=shape)
+    return sparse.csr_matrix((cells.values, cells.gene_ids, cells.indptr), shape=(cells.num_cells, num_genes))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from cytoray import storage
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.errors import ModelError
 from cytoray.evaluation.expression import BinnedCells, HiddenBinScore, judge_baselines, score_bins
-from cytoray.model.bundle import load_bundle
 from cytoray.model.transformer import ScGPT
+from cytoray.registry.opening import open_model
+from cytoray.runs import BundleRecord
 from cytoray.training.config import PretrainConfig
-from cytoray.training.export import BundleRecord
 from cytoray.training.objectives import GenerativeObjective
 from cytoray.training.pretraining import stream_options
 from cytoray.training.validation import held_in, open_held_out
@@ -40,9 +37,7 @@ def judge_pretraining(config: PretrainConfig, record: BundleRecord) -> dict[str,
         raise ModelError("This run holds no cells out.", remedy="Give the configuration a section `validation`.")
     batch = held_out.read_step(0, rank=0, world_size=1)
     known, unknown = _known(batch), _unknown(batch)
-    with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
-        storage.download_folder(record.uri, Path(scratch) / "bundle")
-        bundle = load_bundle(Path(scratch) / "bundle")
+    bundle = open_model(record.uri).bundle
     objective = GenerativeObjective(config.objective, bundle.vocabulary.pad_id)
     predicted = _predict(bundle.model, objective, batch)
     baselines = judge_baselines(_training_cells(config), known=known, unknown=unknown)

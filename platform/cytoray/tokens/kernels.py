@@ -1,6 +1,6 @@
 """Compiled tokenisation of packed cells in one pass per cell: decode, bin, sample, hide, pad."""
 
-# R requested cells, N genes of a cell, E edges
+# R requested cells, N genes of a cell, E edges, P genes of a panel
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class Rules(NamedTuple):
     quantiles: Float64  # (E,)
     max_genes: int
     style: int  # PLAIN, MASKED, MASKED_EXACTLY or SPLIT
+    panel: Int32  # (P,) ascending ids of all genes that a cell's tokens have, zeros included; or empty
 
 
 class Outputs(NamedTuple):
@@ -82,8 +83,8 @@ def fill_tokens(streams: Streams, request: Request, rules: Rules, outputs: Outpu
     for row in request.rows:
         room = max(room, streams.gene_starts[row + 1] - streams.gene_starts[row] + 1)
     gene_ids, tokens = np.empty(room, np.int32), np.empty(room, np.uint64)
-    ranks, spare = np.empty(room, np.uint32), np.empty(room, np.uint64)
-    work = make_workspace(room)
+    ranks, spare = np.empty(room, np.uint32), np.empty(max(room, rules.panel.size), np.uint64)
+    work, full = make_workspace(room), np.empty(rules.panel.size, np.uint64)
     for place in range(request.rows.size):
         row = request.rows[place]
         size = _decode(streams, row, gene_ids)
@@ -91,6 +92,11 @@ def fill_tokens(streams: Streams, request: Request, rules: Rules, outputs: Outpu
             return row
         _spread(streams, row, rules.quantiles, work)
         _draw(request.identities[place], gene_ids[:size], work.spreads[:size], tokens[:size], ranks[:size])
+        if rules.panel.size > 0:
+            if not _include_zeros(request.identities[place], tokens[:size], rules.panel, full):
+                return row
+            _emit(place, full, spare, request, rules.style, outputs)
+            continue
         kept = size
         if size > rules.max_genes:
             kept = rules.max_genes
@@ -159,6 +165,20 @@ def _draw(identity: Scalar, gene_ids: Int32, spreads: UInt32, tokens: UInt64, ra
         value = (spread & _BIN_MASK) - (((word & _TIE_MASK) * (spread >> np.uint64(16))) >> _TIE_BITS)
         tokens[gene] = (word & _SPLIT_MASK) | value << _GENE_BITS | np.uint64(gene_ids[gene])
         ranks[gene] = (((word >> _TIE_BITS) & _FIELD_MASK) * np.uint64(size - gene)) >> _FIELD_BITS
+
+
+@compiled
+def _include_zeros(identity: Scalar, tokens: UInt64, panel: Int32, full: UInt64) -> Scalar:
+    """Write a token for each gene of ``panel`` (P,), bin 0 unless it is among ``tokens``; False if others are."""
+    place = 0
+    for number in range(panel.size):
+        gene = np.uint64(panel[number])
+        if place < tokens.size and (tokens[place] & _GENE_MASK) == gene:
+            full[number] = tokens[place]
+            place += 1
+        else:
+            full[number] = (mix_into(identity, gene) & _SPLIT_MASK) | gene
+    return place == tokens.size
 
 
 @compiled

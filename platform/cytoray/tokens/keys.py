@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     ORDER = 5
     PARTITION = 6
     WEIGHTS = 7
+    PAIRS = 8
 
 
 def mix64(values: UInt64) -> UInt64:

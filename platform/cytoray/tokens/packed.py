@@ -127,6 +127,15 @@ def without_table(packed: PackedCells) -> PackedCells:
     return replace(packed, genes=genes, gene_starts=gene_starts, table=None)
 
 
+def with_genes(packed: PackedCells, table: Int32) -> PackedCells:
+    """The same cells over other gene ids: gene g becomes ``table[g]``, or is left out if that is -1.
+
+    Genes with one new id are summed. Stored bins are left out: they were ranks among all genes.
+    """
+    rows = (packed_counts(packed), packed_gene_ids(packed), packed.indptr)
+    return _pack(rows, table, packed.cell_ids, counts=packed.holds_counts)
+
+
 def take(packed: PackedCells, rows: npt.NDArray[np.integer]) -> PackedCells:
     """Return the cells at ``rows`` (shape (R,)), in that order; a row may be taken more than once."""
     places = np.asarray(rows, np.int64)
@@ -156,6 +165,17 @@ def concatenate(parts: Sequence[PackedCells]) -> PackedCells:
         np.concatenate(bins) if bins else None,
         parts[0].table,
     )
+
+
+def only_genes(packed: PackedCells, gene_ids: Int32) -> PackedCells:
+    """The same cells with only these genes; stored bins, which were those among all genes, are dropped."""
+    there = packed_gene_ids(packed)
+    wanted = np.zeros(int(max(gene_ids.max(initial=-1), there.max(initial=-1))) + 1, bool)
+    wanted[gene_ids] = True
+    kept = wanted[there]
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[packed.indptr]
+    rows = (packed_counts(packed)[kept], there[kept], indptr)
+    return _pack(rows, np.arange(len(wanted), dtype=np.int32), packed.cell_ids, counts=packed.holds_counts)
 
 
 def content_hashes(packed: PackedCells) -> UInt64:

@@ -28,7 +28,7 @@ from cytoray.tokens.cells import Float32, Int32, Int64, SparseCells, UInt64
 from cytoray.tokens.compiling import as_input
 from cytoray.tokens.inference import DRAWN, InferenceConfig
 from cytoray.tokens.keys import Float64, combine
-from cytoray.tokens.packed import PackedCells, content_hashes, pack, packed_counts, with_bins
+from cytoray.tokens.packed import PackedCells, content_hashes, only_genes, pack, packed_counts, with_bins
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 Int16 = npt.NDArray[np.int16]
@@ -141,6 +141,14 @@ class CellTokenizer:
     vocabulary: GeneVocabulary
     config: TokenizerConfig
     inference: InferenceConfig = DRAWN  # for calls without an epoch
+    panel: tuple[int, ...] | None = None  # ids of the genes that every cell's tokens have, zeros included
+
+    def __post_init__(self) -> None:
+        if self.panel is not None:
+            special = {self.vocabulary.cls_id, self.vocabulary.pad_id}
+            assert len(set(self.panel) - special) == len(self.panel) > 0, "a panel is distinct genes"
+            assert 0 <= min(self.panel) <= max(self.panel) < self.vocabulary.size, "a panel is genes of the vocabulary"
+            assert len(self.panel) < self.max_length, "a panel is not sampled"
 
     @property
     def max_length(self) -> int:
@@ -174,6 +182,7 @@ class CellTokenizer:
         With an ``epoch``, ties and samples are drawn again in every epoch, by cell id. Without one, ``inference``
         applies, and the same cell always gets the same tokens.
         """
+        assert bins is None or self.panel is None, "a panel's bins are those among its genes"
         packed = self.pack(cells) if bins is None else with_bins(_packed(cells), bins)
         known, _ = self.num_tokens(packed.num_genes_per_cell)
         num_tokens = int(known.sum())
@@ -208,11 +217,15 @@ class CellTokenizer:
         return combine(self.config.seed, epoch, packed.cell_ids)
 
     def pack(self, cells: SparseCells | PackedCells) -> PackedCells:
-        """Convert cells to streams, with bins if these must be drawn in the order of the cells."""
-        packed = _packed(cells)
+        """Convert cells to streams, of the panel if there is one, with bins that depend on the order of the cells."""
+        packed = self.restrict(_packed(cells))
         if packed.bins is None and self.config.ties == "global_rng":
             return with_bins(packed, self.bin_cells(packed))
         return packed
+
+    def restrict(self, packed: PackedCells) -> PackedCells:
+        """The cells with the genes of the panel alone; themselves without one."""
+        return packed if self.panel is None else only_genes(packed, self._panel)
 
     def num_tokens(self, num_genes: Int64, ratios: Float64 | None = None) -> tuple[Int64, Int64]:
         """Count known tokens (``<cls>`` included) and unknown genes of cells with ``num_genes`` genes, in its shape.
@@ -220,13 +233,16 @@ class CellTokenizer:
         ``ratios`` is the share of unknown genes; a masked gene stays a known token.
         """
         kept = np.minimum(num_genes, self.max_length - 1)
+        if self.panel is not None:
+            kept = np.full_like(kept, len(self.panel))
         unknown = np.zeros_like(kept) if ratios is None else (kept * ratios).astype(np.int64)
         return kept - unknown + 1, unknown
 
     def fill(self, packed: PackedCells, rows: Int64, epochs: Int64, plan: TokenPlan, buffers: TokenBuffers) -> None:
         """Write the tokens of the cells at ``rows`` (shape (R,)), each in its epoch of ``epochs`` (R,).
 
-        Releases Python's lock while it works. Stored bins are used where ``packed`` has them.
+        Releases Python's lock while it works. Stored bins are used where ``packed`` has them. With a panel ``packed``
+        must have been through ``restrict``.
         """
         assert self.config.ties == "keyed" or packed.bins is not None, (
             "a global generator needs an order, which a stream has not"
@@ -249,13 +265,18 @@ class CellTokenizer:
             _input_or_none(plan.unknown_starts, np.int64),
             _input_or_none(plan.unknown_widths, np.int64),
         )
-        rules = kernels.Rules(self._quantiles, self.max_length - 1, _style(plan))
+        rules = kernels.Rules(self._quantiles, self.max_length - 1, _style(plan), as_input(self._panel, np.int32))
         bad = kernels.fill_tokens(_streams(packed), request, rules, self._outputs(buffers))
-        assert bad < 0, f"the streams of cell {bad} disagree"
+        assert bad < 0, f"the streams of cell {bad} disagree, or have genes outside the panel"
 
     @functools.cached_property
     def _quantiles(self) -> Float64:
         return np.linspace(0, 1, self.config.n_bins - 1)
+
+    @functools.cached_property
+    def _panel(self) -> Int32:
+        """Ids of the panel, ascending; empty without one."""
+        return np.array(sorted(self.panel or ()), np.int32)
 
     def _outputs(self, buffers: TokenBuffers) -> kernels.Outputs:
         config, ids, values = self.config, buffers.gene_ids.dtype, buffers.values.dtype

@@ -16,7 +16,7 @@ from cytoray.corpus.streaming.background import start_daemon
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.errors import CytorayError
 from cytoray.training.objectives import Prepared
-from cytoray.training.steps import NUM_AMOUNTS, StepPlan, StepRunner
+from cytoray.training.steps import StepPlan, StepRunner
 
 LEAVING_S = 5.0  # for a thread that still reads or exchanges when the loop ends by an error
 ENDED, FAILED = 0, -1  # a rank's number of micro-batches if it has no minibatch left, or could not read it
@@ -100,7 +100,7 @@ class StepsAhead:
 def _make_ready(batches: Iterator[StepBatch], runner: StepRunner, wishes: Callable[[], Wishes]) -> ReadyStep | None:
     """Read a minibatch, agree on its step and prepare it; None after the last. Collective."""
     batch, error = None, None
-    mine, signals = [ENDED, *(0 for _ in range(NUM_AMOUNTS))], Wishes()
+    mine, signals = runner.measure_nothing(ENDED), Wishes()
     try:
         batch = next(batches, None)
         if batch is not None:

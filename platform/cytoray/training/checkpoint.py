@@ -21,10 +21,10 @@ from cytoray import storage
 from cytoray.config import Config
 from cytoray.errors import ConflictError, DigestError, NotFoundError, TrainingError
 from cytoray.failpoints import failpoint
+from cytoray.runs import run_folder
 from cytoray.training import commit as commits
 from cytoray.training.commit import AVERAGES, COMMIT, SLICES, STATE, WEIGHTS
 from cytoray.training.lease import Lease
-from cytoray.training.record import run_folder
 from cytoray.training.slices import MASTER, MOMENTS, Slice, Snapshot, assemble, decode_slices
 
 logger = logging.getLogger(__name__)

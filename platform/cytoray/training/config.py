@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.model.config import ModelConfig
+from cytoray.runs import NAME
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.tracking.places import lasting_path
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 CORPUS = r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[1-9][0-9]*)?$"  # NAME is its latest version, NAME@VERSION an earlier one
 
 
@@ -225,10 +226,44 @@ class PretrainConfig(RunConfig):
 
 
 class FinetuneConfig(RunConfig):
-    """Fine-tuning a pretrained run for cell-type annotation."""
+    """Fine-tuning a model for cell-type annotation."""
+
+    places: ClassVar[frozenset[str]] = RunConfig.places | {"cache_folder"}
 
     kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
-    initial_run: str = Field(
-        pattern=NAME, description="The run to start from: its best checkpoint on validation, or else its last."
+    initial: str | None = Field(
+        None,
+        min_length=1,
+        description="The model to start from: run:NAME (its best checkpoint by validation, or its last), "
+        "models:/NAME@ALIAS or /VERSION, or the folder or s3:// URI of a bundle or of a public scGPT checkpoint.",
+    )
+    initial_run: str | None = Field(
+        None, pattern=NAME, description="Short for initial: run:NAME; exactly one of both is given."
     )
     label_key: str = Field(description="Column of obs with the cell types; cells without one are skipped.")
+    cache_folder: Location = Field(
+        "~/.cache/cytoray/models", description="Local folder for bundles from MLflow or s3://."
+    )
+
+    @field_validator("initial")
+    @classmethod
+    def _path_is_absolute(cls, initial: str | None) -> str | None:
+        if initial is None or initial.startswith(("run:", "models:/")) or "://" in initial:
+            return initial
+        return str(Path(initial).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _a_run_is_a_model(self) -> Self:
+        """Write ``initial_run: NAME`` as ``initial: run:NAME``, so that both are the same run."""
+        if (self.initial_run is None) == (self.initial is None):
+            raise ValueError("give either initial or initial_run: the model to start from")
+        if self.initial_run is not None:
+            object.__setattr__(self, "initial", f"run:{self.initial_run}")  # frozen from here on only
+            object.__setattr__(self, "initial_run", None)
+        return self
+
+    @property
+    def initial_uri(self) -> str:
+        """URI of the model to start from."""
+        assert self.initial is not None, "validated"
+        return self.initial

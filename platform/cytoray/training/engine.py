@@ -142,6 +142,19 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value
 
 
+@torch.no_grad()
+def average_buffers(engine: Any) -> None:
+    """Average running statistics, of which every rank has its own, over ranks. Collective if the model has any."""
+    buffers = [buffer for buffer in engine.module.model.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    torch.distributed.all_reduce(flat)
+    parts = (flat / torch.distributed.get_world_size()).split([buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
 def gather_weights(engine: Any) -> dict[str, Tensor]:
     """Return full fp32 weights and buffers by name, on the host. Collective: every rank must call it."""
     parameters = dict(engine.module.model.named_parameters())

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cytoray
 from cytoray import cluster, provenance, storage
-from cytoray.config import Config
-from cytoray.errors import NotFoundError, TrainingError
-from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.bundle import DIGESTS, Conditions, ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
+from cytoray.runs import BundleRecord, Which, find_bundle, record_uri, run_folder
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
-from cytoray.training.record import run_folder
 from cytoray.training.result import TrainingResult
 
-Which = Literal["best", "last"]  # best by validation error; without validation, the last
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """The parts of a run's bundle that its checkpoints do not have."""
+
+    model: ModelConfig
+    vocabulary: GeneVocabulary
+    labels: tuple[str, ...] = ()
+    parent: str = ""  # digest of the model that the run started from
+    conditions: Conditions | None = None
 
 
-class BundleRecord(Config):
-    """Location, digest and lineage of a run's bundle."""
-
-    uri: str
-    digest: str
-    lineage: dict[str, str]
-    mlflow_run_id: str | None
-
-
-def export_bundles(
-    config: RunConfig, result: TrainingResult, *, model: ModelConfig, labels: tuple[str, ...], parent: str = ""
-) -> BundleRecord:
+def export_bundles(config: RunConfig, result: TrainingResult, spec: ExportSpec) -> BundleRecord:
     """Write the bundles of a run's best and last checkpoint, each in its own Ray task; returns the best one's.
 
     Bundles that exist already are kept, and need no Ray.
@@ -43,20 +40,13 @@ def export_bundles(
         cluster.start()
         import ray  # here: finding a bundle needs no Ray
 
-        exporting: Any = ray.remote(num_cpus=0)(export_bundle)  # type: ignore[arg-type]
-        options = {"model": model, "labels": labels, "parent": parent}
-        ray.get([exporting.remote(config, result, which=which, **options) for which in missing])
+        exporting: Any = ray.remote(num_cpus=0)(export_bundle)
+        ray.get([exporting.remote(config, result, spec, which=which) for which in missing])
     return find_bundle(config.store, config.run)
 
 
 def export_bundle(
-    config: RunConfig,
-    result: TrainingResult,
-    *,
-    model: ModelConfig,
-    labels: tuple[str, ...],
-    parent: str = "",
-    which: Which = "best",
+    config: RunConfig, result: TrainingResult, spec: ExportSpec, *, which: Which = "best"
 ) -> BundleRecord:
     """Write the bundle of a run's best or last checkpoint, unless it exists already.
 
@@ -65,8 +55,7 @@ def export_bundle(
     if is_exported(config, result, which=which):
         return find_bundle(config.store, config.run, which=which)
     checkpoint = result.best if which == "best" else result.checkpoint
-    vocabulary = GeneVocabulary.load_default()
-    network = ScGPT(model, pad_id=vocabulary.pad_id)
+    network = ScGPT(spec.model, pad_id=spec.vocabulary.pad_id)
     network.load_state_dict(checkpoint.load_best_weights())
     lineage = {
         "run": config.run,
@@ -77,36 +66,21 @@ def export_bundle(
         "code_version": cytoray.__version__,
         "checkpoint": checkpoint.uri,
         "step": str(checkpoint.state.step),
-        "parent_bundle_digest": parent,
+        "parent_bundle_digest": spec.parent,
     }
-    bundle = ModelBundle(network, vocabulary, config.tokenizer, labels, lineage)
+    bundle = ModelBundle(network, spec.vocabulary, config.tokenizer, spec.labels, lineage, conditions=spec.conditions)
     with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
         digest = save_bundle(bundle, Path(scratch) / "bundle")
         target = storage.join(run_folder(config.store, config.run), f"bundle-{digest[:16]}")
-        storage.upload_folder(Path(scratch) / "bundle", target)
+        storage.upload_folder(Path(scratch) / "bundle", target, last=DIGESTS)
     record = BundleRecord(uri=target, digest=digest, lineage=lineage, mlflow_run_id=result.mlflow_run_id)
-    storage.write_bytes(_record_uri(config.store, config.run, which), record.model_dump_json().encode())
+    storage.write_bytes(record_uri(config.store, config.run, which=which), record.model_dump_json().encode())
     return record
 
 
 def is_exported(config: RunConfig, result: TrainingResult, *, which: Which = "best") -> bool:
     """Whether the bundle of this checkpoint exists; an extended run also has older ones."""
-    if not storage.exists(_record_uri(config.store, config.run, which)):
+    if not storage.exists(record_uri(config.store, config.run, which=which)):
         return False
     checkpoint = result.best if which == "best" else result.checkpoint
     return find_bundle(config.store, config.run, which=which).lineage["checkpoint"] == checkpoint.uri
-
-
-def find_bundle(store: str, run: str, *, which: Which = "best") -> BundleRecord:
-    """Find the bundle that a run has exported; TrainingError if it has none."""
-    try:
-        return BundleRecord.model_validate_json(storage.read_bytes(_record_uri(store, run, which)))
-    except NotFoundError as error:
-        raise TrainingError(
-            f"Run {run!r} has exported no bundle in {store}.",
-            remedy="Let its training finish first, or name another run.",
-        ) from error
-
-
-def _record_uri(store: str, run: str, which: Which) -> str:
-    return storage.join(run_folder(store, run), "BUNDLE.json" if which == "best" else "BUNDLE-last.json")

@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cytoray import storage
 from cytoray.corpus.deal import iterate_steps
@@ -24,6 +25,7 @@ from cytoray.errors import TrainingError
 from cytoray.failpoints import failpoint
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
+from cytoray.runs import run_folder
 from cytoray.tracking import RunLog
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
@@ -32,10 +34,10 @@ from cytoray.training.ahead import ReadyStep, StepsAhead, Wishes
 from cytoray.training.averaging import WeightAverage
 from cytoray.training.config import RunConfig
 from cytoray.training.hardware import describe_worker, package_versions
+from cytoray.training.initial import SharedWeights
 from cytoray.training.lease import Lease, LeaseLostError
 from cytoray.training.meter import Meter
 from cytoray.training.objectives import Objective, ObjectiveModule
-from cytoray.training.record import run_folder
 from cytoray.training.step_log import StepLog
 from cytoray.training.steps import StepResult, StepRunner, build_host_group
 from cytoray.training.validation import Validator
@@ -57,7 +59,7 @@ class WorkerSettings:
     manifest_digest: str
     config_digest: str
     run_uuid: str
-    initial: checkpoints.Checkpoint | None
+    initial: SharedWeights | None
     board: Any  # handle of the actor that receives each step
     held_out: CorpusStream | None = None
     lease: Lease | None = None  # None only in tests and tools that start no driver
@@ -205,6 +207,7 @@ class Trainer:
             if self.ledger is not None:
                 place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
                 self.ledger.save(ledger_uri(self.config), start=self.saved_step, stop=self.step, **place)
+        engines.average_buffers(self.engine)
         if self.validator is not None:
             with self.meter.validating():
                 self._validate(self.validator)
@@ -284,17 +287,24 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
     """Build the model with its seeded initial weights, those of ``initial``, or those of ``saved``."""
     torch.manual_seed(settings.config.train.seed)
     model = ScGPT(settings.model, pad_id=settings.pad_id)
-    start = saved or settings.initial
-    if start is not None:
-        weights = start.load_weights() if saved is not None else start.load_best_weights()
+    if saved is not None or settings.initial is not None:
+        uri, weights = _first_weights(settings, saved)
         missing, unexpected = model.load_state_dict(weights, strict=False)
         new_head = [name for name in missing if not name.startswith("cls_decoder.")]
         if unexpected or new_head or (saved is not None and missing):
             raise TrainingError(
-                f"Checkpoint {start.uri} does not fit this model: missing {missing}, unexpected {unexpected}.",
+                f"{uri} does not fit this model: missing {missing}, unexpected {unexpected}.",
                 remedy="Use the model settings of the run that made it.",
             )
     return ObjectiveModule(model, settings.objective)
+
+
+def _first_weights(settings: WorkerSettings, saved: checkpoints.Checkpoint | None) -> tuple[str, dict[str, Tensor]]:
+    """Load the weights of ``saved``, or of the model that the run starts from, with their origin."""
+    if saved is not None:
+        return saved.uri, saved.load_weights()
+    assert settings.initial is not None, "neither a checkpoint nor an initial model"
+    return settings.initial.uri, settings.initial.load()
 
 
 def _give_up(batch: StepBatch, losses: dict[str, float], in_a_row: int) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.config import ModelConfig
 from cytoray.model.flops import embedding_flops, generative_flops
-from cytoray.model.losses import classification_loss, expression_loss
+from cytoray.model.losses import SummedLoss, classification_loss, expression_loss
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedGenerativeMinibatch, PackedMinibatch, widen
 from cytoray.training.config import GenerativeConfig
+
+Scope = Literal["cell", "minibatch"]
+
+
+class Prepared(Protocol):
+    """A dataclass of tensors, on the host until it is moved."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors on ``device``."""
 
 
 @dataclass(frozen=True)
@@ -46,36 +55,48 @@ class MaskedMinibatch:
         return MaskedMinibatch(self.cells.to(device), places, targets)
 
 
-Prepared = PackedGenerativeMinibatch | MaskedMinibatch | LabelledMinibatch
-
-
 @dataclass(frozen=True)
 class Amounts:
     """Amounts of work in a rank's share of a step."""
 
-    terms: int  # summed over all ranks, the denominator of the losses
     cells: int
     tokens: int  # real ones
     flops: int  # operations of a training step on them, see model.flops
 
 
 class Objective(Protocol):
-    """Prepares minibatches and computes their losses, each a sum over ``num_terms(prepared)`` terms."""
+    """Prepares minibatches and computes their losses, each a sum with a count of its own.
+
+    A step divides each loss by its count over all ranks and micro-batches, and minimises the weighted sum. With scope
+    ``cell`` a loss's terms depend on one cell each, so micro-batches may be cut anywhere. With scope ``minibatch`` they
+    depend on the cells that share a minibatch: the stream must have ``cells_per_minibatch``, its minibatches are the
+    micro-batches, and neither a token budget nor the number of workers changes which cells share one.
+    """
+
+    @property
+    def scope(self) -> Scope:
+        """What the terms of the losses depend on."""
 
     def prepare(self, batch: StepBatch) -> Prepared:
         """Widen to the model's types, on the host."""
 
-    def num_terms(self, prepared: Prepared) -> int:
-        """Number of terms in each loss."""
+    def weights(self, step: int) -> dict[str, float]:
+        """Weight of each loss that may occur; the names are the same at every step."""
+
+    def counts(self, batch: StepBatch) -> dict[str, int]:
+        """Number of terms of each loss in ``weights``, known before the forward pass; additive over micro-batches."""
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
         """Amounts of work in ``batch``; additive over the cells of a step."""
 
-    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
-        """Summed losses by name; training minimises their sum."""
+    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, SummedLoss]:
+        """Losses of the step by name, all of them or some."""
 
-    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
-        """Sums over held-out cells by name; the first entry selects the best checkpoint (lower is better)."""
+    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
+        """Figures of held-out cells by name; the first entry selects the best checkpoint (lower is better).
+
+        Their terms depend on one cell each, whatever the scope.
+        """
 
 
 @dataclass(frozen=True)
@@ -84,6 +105,7 @@ class GenerativeObjective:
 
     config: GenerativeConfig
     pad_id: int
+    scope: Scope = "cell"
 
     def prepare(self, batch: StepBatch) -> PackedGenerativeMinibatch:
         """The known and unknown genes as the stream has split them, without padding."""
@@ -94,10 +116,14 @@ class GenerativeObjective:
         flat = unknown.packed()
         return PackedGenerativeMinibatch(known.packed(), flat.gene_ids, flat.values, flat.lengths)
 
-    def num_terms(self, prepared: Prepared) -> int:
-        """Unknown genes of the minibatch."""
-        assert isinstance(prepared, PackedGenerativeMinibatch)
-        return sum(prepared.unknown_lengths)
+    def weights(self, step: int) -> dict[str, float]:
+        """1 for each loss."""
+        return {"masked": 1.0, "cell_conditioned": 1.0, "second_pass": 1.0}
+
+    def counts(self, batch: StepBatch) -> dict[str, int]:
+        """Unknown genes of the minibatch, for every loss."""
+        assert batch.unknown_lengths is not None, "the stream must be generative"
+        return dict.fromkeys(self.weights(batch.step), int(batch.unknown_lengths.sum()))
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
         """Known and unknown tokens, and operations of one or two passes with backward."""
@@ -107,25 +133,25 @@ class GenerativeObjective:
         if self.config.has_second_pass(batch.step):
             alone = model.model_copy(update={"cell_conditioned_decoder": "none"})
             flops += generative_flops(alone, known, unknown).total
-        return Amounts(sum(unknown), len(known), sum(known) + sum(unknown), 3 * flops)
+        return Amounts(len(known), sum(known) + sum(unknown), 3 * flops)
 
-    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
+    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, SummedLoss]:
         """Summed squared errors: ``masked``, ``cell_conditioned`` and, if enabled, ``second_pass``."""
         assert isinstance(prepared, PackedGenerativeMinibatch)
         first = model.forward_generative(prepared)
-        losses = {"masked": _squared_error(first.expression, prepared.unknown_targets)}
+        losses = {"masked": squared_error(first.expression, prepared.unknown_targets)}
         if first.cell_conditioned is not None:
-            losses["cell_conditioned"] = _squared_error(first.cell_conditioned, prepared.unknown_targets)
+            losses["cell_conditioned"] = squared_error(first.cell_conditioned, prepared.unknown_targets)
         if self.config.has_second_pass(step):
             second = model.forward_generative(prepared, cell_embedding_BD=first.cells_BD.detach())
-            losses["second_pass"] = _squared_error(second.expression, prepared.unknown_targets)
+            losses["second_pass"] = squared_error(second.expression, prepared.unknown_targets)
         return losses
 
-    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
+    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
         """Squared errors of the first pass, and sums of the targets, which give the best constant."""
         assert isinstance(prepared, PackedGenerativeMinibatch)
         first = model.forward_generative(prepared)
-        return _judge_expression(first.expression, first.cell_conditioned, prepared.unknown_targets)
+        return judge_expression(first.expression, first.cell_conditioned, prepared.unknown_targets)
 
 
 @dataclass(frozen=True)
@@ -134,43 +160,37 @@ class MaskedObjective:
 
     config: GenerativeConfig
     pad_id: int
+    scope: Scope = "cell"
 
     def prepare(self, batch: StepBatch) -> MaskedMinibatch:
         """The hidden genes are those whose value the stream has replaced."""
-        assert batch.masked is not None, "the stream must be masked"
-        true = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids).packed()
-        shown = widen(batch.gene_ids, batch.masked, pad_id=self.pad_id, cell_ids=batch.cell_ids).packed()
-        places = torch.nonzero(shown.values != true.values).squeeze(1)
-        return MaskedMinibatch(shown, places, true.values[places])
+        return hide(batch, pad_id=self.pad_id)
 
-    def num_terms(self, prepared: Prepared) -> int:
-        """Hidden genes of the minibatch."""
-        assert isinstance(prepared, MaskedMinibatch)
-        return len(prepared.targets)
+    def weights(self, step: int) -> dict[str, float]:
+        """1 for each loss."""
+        return {"masked": 1.0, "cell_conditioned": 1.0}
+
+    def counts(self, batch: StepBatch) -> dict[str, int]:
+        """Hidden genes of the minibatch, for every loss."""
+        return dict.fromkeys(self.weights(batch.step), count_hidden(batch))
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
         """Tokens, and operations of a pass over all of them with both decoders and backward."""
-        assert batch.masked is not None, "the stream must be masked"
-        lengths, hidden = batch.lengths.tolist(), int((batch.masked != batch.values).sum())
-        # The last layer and the decoders are computed for every token.
-        every = model.model_copy(update={"cell_embedding": "mean"})
-        flops = embedding_flops(every, lengths).total
-        flops += generative_flops(model, [0] * len(lengths), lengths).heads
-        return Amounts(hidden, len(lengths), sum(lengths), 3 * flops)
+        return measure_every_token(model, batch)
 
-    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
+    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, SummedLoss]:
         """Summed squared errors: ``masked`` and ``cell_conditioned``."""
         assert isinstance(prepared, MaskedMinibatch)
         predicted, conditioned = self._predict(model, prepared)
-        losses = {"masked": _squared_error(predicted, prepared.targets)}
+        losses = {"masked": squared_error(predicted, prepared.targets)}
         if conditioned is not None:
-            losses["cell_conditioned"] = _squared_error(conditioned, prepared.targets)
+            losses["cell_conditioned"] = squared_error(conditioned, prepared.targets)
         return losses
 
-    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
+    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
         """Squared errors, and sums of the targets, which give the best constant."""
         assert isinstance(prepared, MaskedMinibatch)
-        return _judge_expression(*self._predict(model, prepared), prepared.targets)
+        return judge_expression(*self._predict(model, prepared), prepared.targets)
 
     @staticmethod
     def _predict(model: ScGPT, prepared: MaskedMinibatch) -> tuple[Tensor, Tensor | None]:
@@ -186,33 +206,62 @@ class ClassificationObjective:
     """Cross-entropy of the cell classifier (CLS)."""
 
     pad_id: int
+    scope: Scope = "cell"
 
     def prepare(self, batch: StepBatch) -> LabelledMinibatch:
         """Cells with all genes known."""
         cells = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids)
         return LabelledMinibatch(cells.packed(), torch.from_numpy(batch.labels.astype(np.int64)))
 
-    def num_terms(self, prepared: Prepared) -> int:
+    def weights(self, step: int) -> dict[str, float]:
+        """1 for the only loss."""
+        return {"classification": 1.0}
+
+    def counts(self, batch: StepBatch) -> dict[str, int]:
         """Cells of the minibatch."""
-        assert isinstance(prepared, LabelledMinibatch)
-        return len(prepared.labels)
+        return {"classification": batch.num_cells}
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
         """Cells, tokens, and operations of embedding them with backward."""
         lengths = batch.lengths.tolist()
-        return Amounts(len(lengths), len(lengths), sum(lengths), 3 * embedding_flops(model, lengths).total)
+        return Amounts(len(lengths), sum(lengths), 3 * embedding_flops(model, lengths).total)
 
-    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, Tensor]:
+    def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, SummedLoss]:
         """Summed cross-entropy: ``classification``."""
         assert isinstance(prepared, LabelledMinibatch)
         return {"classification": self.judge(model, prepared)["classification"]}
 
-    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, Tensor]:
+    def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
         """Summed cross-entropy, and the number of correct cells: ``accuracy`` when divided."""
         assert isinstance(prepared, LabelledMinibatch)
         logits_BK = model.classify(model.embed(prepared.cells))
+        loss = classification_loss(logits_BK, prepared.labels)
         right = (logits_BK.argmax(dim=1) == prepared.labels).sum()
-        return {"classification": classification_loss(logits_BK, prepared.labels).total, "accuracy": right}
+        return {"classification": loss, "accuracy": SummedLoss(right, loss.count)}
+
+
+def hide(batch: StepBatch, *, pad_id: int) -> MaskedMinibatch:
+    """Cells of a masked stream; the hidden genes are those whose value the stream has replaced."""
+    assert batch.masked is not None, "the stream must be masked"
+    true = widen(batch.gene_ids, batch.values, pad_id=pad_id, cell_ids=batch.cell_ids).packed()
+    shown = widen(batch.gene_ids, batch.masked, pad_id=pad_id, cell_ids=batch.cell_ids).packed()
+    places = torch.nonzero(shown.values != true.values).squeeze(1)
+    return MaskedMinibatch(shown, places, true.values[places])
+
+
+def count_hidden(batch: StepBatch) -> int:
+    """Number of genes that ``hide`` hides."""
+    assert batch.masked is not None, "the stream must be masked"
+    return int((batch.masked != batch.values).sum())
+
+
+def measure_every_token(model: ModelConfig, batch: StepBatch) -> Amounts:
+    """Amounts of work if the last layer and the decoders are computed for every token, backward included."""
+    lengths = batch.lengths.tolist()
+    every = model.model_copy(update={"cell_embedding": "mean"})
+    flops = embedding_flops(every, lengths).total
+    flops += generative_flops(model, [0] * len(lengths), lengths).heads
+    return Amounts(len(lengths), sum(lengths), 3 * flops)
 
 
 def build_pretraining_objective(config: GenerativeConfig, *, pad_id: int) -> Objective:
@@ -220,18 +269,20 @@ def build_pretraining_objective(config: GenerativeConfig, *, pad_id: int) -> Obj
     return (GenerativeObjective if config.style == "generative" else MaskedObjective)(config, pad_id)
 
 
-def _squared_error(predicted_U: Tensor, targets_U: Tensor) -> Tensor:
+def squared_error(predicted_U: Tensor, targets_U: Tensor) -> SummedLoss:
     """Sum of squared errors, in fp32."""
     counted_U = torch.ones_like(targets_U, dtype=torch.bool)
-    return expression_loss(predicted_U.float(), targets_U, counted_BL=counted_U).total
+    return expression_loss(predicted_U.float(), targets_U, counted_BL=counted_U)
 
 
-def _judge_expression(predicted_U: Tensor, conditioned_U: Tensor | None, targets_U: Tensor) -> dict[str, Tensor]:
+def judge_expression(predicted_U: Tensor, conditioned_U: Tensor | None, targets_U: Tensor) -> dict[str, SummedLoss]:
     """Return sums of squared errors, of targets and of their squares."""
-    sums = {"masked": _squared_error(predicted_U, targets_U)}
+    sums = {"masked": squared_error(predicted_U, targets_U)}
     if conditioned_U is not None:
-        sums["cell_conditioned"] = _squared_error(conditioned_U, targets_U)
-    return sums | {"target": targets_U.sum(), "target_square": targets_U.square().sum()}
+        sums["cell_conditioned"] = squared_error(conditioned_U, targets_U)
+    count = sums["masked"].count
+    targets = {"target": targets_U.sum(), "target_square": targets_U.square().sum()}
+    return sums | {name: SummedLoss(total, count) for name, total in targets.items()}
 
 
 class ObjectiveModule(nn.Module):
@@ -243,7 +294,8 @@ class ObjectiveModule(nn.Module):
         self._objective = objective
 
     def forward(self, prepared: Prepared, step: int, *, judge: bool = False) -> dict[str, Tensor]:
-        """Summed losses by name, or with ``judge`` the sums over held-out cells."""
+        """Summed losses by name, or with ``judge`` total and count (2,) of each figure of held-out cells."""
         if judge:
-            return self._objective.judge(self.model, prepared)
-        return self._objective.losses(self.model, prepared, step)
+            figures = self._objective.judge(self.model, prepared)
+            return {name: torch.stack([found.total.double(), found.count.double()]) for name, found in figures.items()}
+        return {name: loss.total for name, loss in self._objective.losses(self.model, prepared, step).items()}

@@ -6,9 +6,10 @@ from cytoray import progress
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.model.config import ModelConfig
+from cytoray.runs import BundleRecord
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import PretrainConfig
-from cytoray.training.export import BundleRecord, export_bundles
+from cytoray.training.export import ExportSpec, export_bundles
 from cytoray.training.objectives import build_pretraining_objective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
@@ -19,17 +20,17 @@ def pretrain(
 ) -> tuple[TrainingResult, BundleRecord]:
     """Pretrain on a committed corpus; ``advance`` receives the steps. Returns the run and its best weights' bundle."""
     stream = open_stream(config.store, config.corpus, held_in(stream_options(config), config))
-    model, pad_id = build_model(config), GeneVocabulary.load_default().pad_id
+    model, vocabulary = build_model(config), GeneVocabulary.load_default()
     spec = TrainingSpec(
         config,
         stream,
         model,
-        pad_id,
-        build_pretraining_objective(config.objective, pad_id=pad_id),
+        vocabulary.pad_id,
+        build_pretraining_objective(config.objective, pad_id=vocabulary.pad_id),
         held_out=open_held_out(stream_options(config), config),
     )
     result = run_training(spec, advance=advance)
-    return result, export_bundles(config, result, model=model, labels=())
+    return result, export_bundles(config, result, ExportSpec(model, vocabulary))
 
 
 def build_model(config: PretrainConfig) -> ModelConfig:

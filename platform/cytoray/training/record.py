@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import uuid
 from typing import Any
 
@@ -12,7 +11,8 @@ from pydantic import ValidationError
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.errors import ConflictError, TrainingError
-from cytoray.training.config import NAME, RunConfig
+from cytoray.runs import run_folder
+from cytoray.training.config import RunConfig
 
 
 class RunRecord(Config):
@@ -21,17 +21,7 @@ class RunRecord(Config):
     run_uuid: str
     manifest_digest: str
     config: dict[str, Any]
-
-
-def run_folder(store: str, run: str) -> str:
-    """The folder of a run; TrainingError if ``run`` cannot be the name of one."""
-    if re.fullmatch(NAME, run) is None:
-        raise TrainingError(
-            f"{run!r} is not a run name.",
-            remedy="Write letters, digits, '.', '_' and '-', beginning with a letter or a digit.",
-            run=run,
-        )
-    return storage.join(store, "runs", run)
+    initial_digest: str = ""  # of the model that it started from; empty without one, and in older records
 
 
 def load_run_record(store: str, run: str) -> RunRecord:
@@ -39,19 +29,27 @@ def load_run_record(store: str, run: str) -> RunRecord:
     return RunRecord.model_validate_json(storage.read_bytes(_record_uri(store, run)))
 
 
-def claim_run(config: RunConfig, manifest_digest: str) -> RunRecord:
-    """Record what this run is, or find that it is the same; TrainingError naming the keys that differ."""
-    mine = RunRecord(run_uuid=uuid.uuid4().hex, manifest_digest=manifest_digest, config=_settings(config))
+def claim_run(config: RunConfig, manifest_digest: str, *, initial_digest: str = "") -> RunRecord:
+    """Record what this run is, or find that it is the same; TrainingError naming the keys that differ.
+
+    ``initial_digest`` is that of the model the run starts from; if it is empty, it is not compared.
+    """
+    mine = RunRecord(
+        run_uuid=uuid.uuid4().hex,
+        manifest_digest=manifest_digest,
+        config=_settings(config),
+        initial_digest=initial_digest,
+    )
     try:
         storage.put_if_absent(_record_uri(config.store, config.run), mine.model_dump_json().encode())
     except ConflictError:
         there = load_run_record(config.store, config.run)
-        _refuse_other_settings(config, there, manifest_digest)
+        _refuse_other_settings(config, there, mine)
         return there
     return mine
 
 
-def record_changes(config: RunConfig, record: RunRecord) -> list[str]:
+def record_changes(config: RunConfig, record: RunRecord, *, initial_digest: str = "") -> list[str]:
     """Record settings that the user allows to differ, so that a later start continues with them.
 
     Returns a line for each key that changes results from here on.
@@ -59,11 +57,15 @@ def record_changes(config: RunConfig, record: RunRecord) -> list[str]:
     started_as, here = _complete(record.config, type(config)), _settings(config)
     differing = _differences(started_as, here, "")
     changed = [key for key in differing if _is_in(key, config.allow_changes)]
-    if changed:
-        data = record.model_copy(update={"config": here}).model_dump_json().encode()
+    replaced = _has_other_initial(record, initial_digest)
+    if changed or replaced:
+        update = {"config": here, "initial_digest": initial_digest or record.initial_digest}
+        data = record.model_copy(update=update).model_dump_json().encode()
         storage.write_bytes(_record_uri(config.store, config.run), data)
     redrawn = [key for key in differing if _is_in(key, config.redrawing) and config.has_dropout]
     lines = [f"{key} was changed from {_value(started_as, key)} to {_value(here, key)}" for key in changed]
+    if replaced:
+        lines.append(f"the initial model was changed from {record.initial_digest} to {initial_digest}")
     return lines + [
         f"{key} differs from the first start ({_value(started_as, key)}, now {_value(here, key)}): "
         "dropout masks are drawn differently from here on"
@@ -81,9 +83,16 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json") | {"allow_changes": []}
 
 
-def _refuse_other_settings(config: RunConfig, there: RunRecord, manifest_digest: str) -> None:
+def _has_other_initial(record: RunRecord, digest: str) -> bool:
+    """Whether both digests of the initial model are known, and differ."""
+    return bool(record.initial_digest and digest and record.initial_digest != digest)
+
+
+def _refuse_other_settings(config: RunConfig, there: RunRecord, mine: RunRecord) -> None:
     """Raise TrainingError if settings differ that must not."""
     may_differ = config.places | config.free | config.redrawing | set(config.allow_changes)
+    if mine.initial_digest and mine.initial_digest == there.initial_digest:
+        may_differ |= {"initial"}  # another name of the same model
     keys = _differences(_complete(there.config, type(config)), _settings(config), "")
     differing = [key for key in keys if not _is_in(key, may_differ) and key != "corpus"]
     names = ", ".join(differing)
@@ -91,7 +100,12 @@ def _refuse_other_settings(config: RunConfig, there: RunRecord, manifest_digest:
         f", or allow the change with `allow_changes: [{names}]` in the file, --set 'allow_changes=[{names}]', or "
         f"{' '.join(f'--allow {key}' for key in differing)} for `cytoray train resume`"
     )
-    if there.manifest_digest != manifest_digest:  # the cells; two names of the same ones do not differ
+    if _has_other_initial(there, mine.initial_digest) and "initial" not in config.allow_changes:
+        differing.append(
+            f"initial (the run started from the model {there.initial_digest}, now it is {mine.initial_digest})"
+        )
+        allowed = ", or allow the change with --set 'allow_changes=[initial]'"
+    if there.manifest_digest != mine.manifest_digest:  # the cells; two names of the same ones do not differ
         differing.append("corpus (its manifest digest)")
         allowed = f"; earlier versions of a corpus that has grown are corpus: {config.corpus.partition('@')[0]}@VERSION"
     if differing:

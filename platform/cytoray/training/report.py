@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from cytoray import provenance, storage
+from cytoray.runs import BundleRecord, run_folder
 from cytoray.training.card import RunCard
 from cytoray.training.config import FinetuneConfig, PretrainConfig
-from cytoray.training.export import BundleRecord
 from cytoray.training.hardware import package_versions
-from cytoray.training.record import run_folder
 from cytoray.training.result import TrainingResult
 
 Scores = Mapping[str, Mapping[str, float]]

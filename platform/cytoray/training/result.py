@@ -8,9 +8,9 @@ from typing import Any
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.errors import TrainingError
+from cytoray.runs import run_folder
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training.config import RunConfig
-from cytoray.training.record import run_folder
 
 
 class Done(Config):

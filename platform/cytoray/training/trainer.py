@@ -19,8 +19,9 @@ from cytoray import cluster, failpoints, progress
 from cytoray.cluster import user_error
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import RegistryError, StorageError, TrainingError, TrainingStoppedError
+from cytoray.errors import ConfigError, RegistryError, StorageError, TrainingError, TrainingStoppedError
 from cytoray.model.config import ModelConfig
+from cytoray.runs import run_folder
 from cytoray.tracking import RunLog, TrackingConfig
 from cytoray.tracking.server import connect
 from cytoray.training import checkpoint as checkpoints
@@ -28,9 +29,10 @@ from cytoray.training import lease
 from cytoray.training.board import Board, Watch
 from cytoray.training.config import RunConfig, WorkersConfig
 from cytoray.training.hardware import package_versions
+from cytoray.training.initial import InitialModel
 from cytoray.training.loop import WorkerSettings, train_worker
 from cytoray.training.objectives import Objective
-from cytoray.training.record import RunRecord, claim_run, record_changes, run_folder
+from cytoray.training.record import RunRecord, claim_run, record_changes
 from cytoray.training.result import Done, TrainingResult, find_result, save_done
 
 __all__ = ["TrainingResult", "TrainingSpec", "run_training"]
@@ -47,8 +49,13 @@ class TrainingSpec:
     model: ModelConfig
     pad_id: int
     objective: Objective
-    initial: checkpoints.Checkpoint | None = None
+    initial: InitialModel | None = None
     held_out: CorpusStream | None = None
+
+    @property
+    def initial_digest(self) -> str:
+        """Digest of the model that the run starts from; empty without one."""
+        return "" if self.initial is None else self.initial.digest
 
 
 def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.silent) -> TrainingResult:
@@ -56,10 +63,11 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
 
     ``advance`` receives the steps. Raises TrainingError if another process owns the run or its settings differ,
     TrainingStoppedError if SIGTERM asked it to stop (after the current step and a checkpoint), or the CytorayError
-    that a worker raised.
+    that a worker raised; ConfigError if the workers cannot share the minibatches of a step evenly.
     """
     config, digest = spec.config, spec.stream.manifest.digest
-    record = claim_run(config, digest)
+    _check_minibatches(spec)
+    record = claim_run(config, digest, initial_digest=spec.initial_digest)
     if (result := find_result(config, digest)) is not None:
         return result
     with lease.held(run_folder(config.store, config.run), config.run) as holder:
@@ -69,6 +77,20 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
     result = find_result(config, digest, skipped=False)
     assert result is not None, "all steps have just been done"
     return result
+
+
+def _check_minibatches(spec: TrainingSpec) -> None:
+    """Raise ConfigError if the minibatches of a step cannot be dealt evenly to every allowed number of workers."""
+    config, size = spec.config, spec.stream.options.cells_per_minibatch
+    assert spec.objective.scope == "cell" or size is not None, "this objective needs cells_per_minibatch in its stream"
+    for num_workers in config.workers.sizes:
+        if size is not None and config.train.cells_per_step % (size * num_workers):
+            raise ConfigError(
+                f"train.cells_per_step ({config.train.cells_per_step}) is not a multiple of {size} cells per minibatch "
+                f"times {num_workers} workers.",
+                remedy=f"Use a multiple of {size * num_workers}, or change workers.num_workers.",
+                key="train.cells_per_step",
+            )
 
 
 def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: progress.Advance) -> Done:
@@ -85,7 +107,7 @@ def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: p
         manifest_digest=spec.stream.manifest.digest,
         config_digest=config.fingerprint(),
         run_uuid=record.run_uuid,
-        initial=spec.initial,
+        initial=None if spec.initial is None else spec.initial.share(),
         board=board,
         held_out=spec.held_out,
         lease=holder.lease,
@@ -122,7 +144,8 @@ def _build_board(spec: TrainingSpec, record: RunRecord) -> Any:
     saved = checkpoints.latest_checkpoint(config.store, config.run)
     for name in checkpoints.damaged_checkpoints(config.store, config.run, saved):  # logged when they were read
         board.note.remote(f"checkpoint {name} is damaged, and was not used")
-    for event in [*record_changes(config, record), *(_changed_versions(saved) if saved is not None else ())]:
+    changes = record_changes(config, record, initial_digest=spec.initial_digest)
+    for event in [*changes, *(_changed_versions(saved) if saved is not None else ())]:
         logger.warning(event)
         board.note.remote(event)
     return board

@@ -26,29 +26,37 @@ def held_in(options: StreamOptions, config: RunConfig) -> StreamOptions:
     return replace(options, select=kept if options.select is None else f"({options.select}) and {kept}")
 
 
-def open_held_out(options: StreamOptions, config: RunConfig, *, labels: tuple[str, ...] = ()) -> CorpusStream | None:
+def open_held_out(
+    options: StreamOptions, config: RunConfig, *, like: CorpusStream | None = None
+) -> CorpusStream | None:
     """Open the held-out cells as one step of a stream; None without validation, CorpusError if they are too few.
 
-    The middle unknown ratio is used. The cells and their hidden genes depend on ``validation.seed`` alone. With
-    ``labels`` (those of the training stream), cells with other labels are skipped.
+    The middle unknown ratio is used. The cells and their hidden genes depend on ``validation.seed`` alone. Values of
+    obs columns get the codes that they have in ``like``, the training stream; it must be given if there are columns.
     """
     held_out = config.validation
     if held_out is None:
         return None
     own = held_out.select if options.select is None else f"({options.select}) and ({held_out.select})"
-    if options.label_key is not None:
-        own = f"({own}) and `{options.label_key}` in {list(labels)!r}"
     ratios = (sorted(options.ratios)[len(options.ratios) // 2],) if options.ratios else ()
     tokenizer = options.tokenizer.model_copy(update={"seed": held_out.seed})
-    chosen = replace(options, select=own, ratios=ratios, seed=held_out.seed, tokenizer=tokenizer, cells_per_step=1)
+    chosen = replace(
+        options if like is None else like.coded(options),
+        select=own,
+        ratios=ratios,
+        seed=held_out.seed,
+        tokenizer=tokenizer,
+        cells_per_step=1,
+        cells_per_minibatch=None,
+    )
+    assert not chosen.members.columns or like is not None, "the codes of the training stream"
     num_cells = min(open_stream(config.store, config.corpus, chosen).num_cells, held_out.max_cells)
     if num_cells < config.workers.most:
         raise CorpusError(
             f"validation.select ({held_out.select}) holds out only {num_cells} cells.",
             remedy=f"Hold out at least one for each of the {config.workers.most} workers.",
         )
-    stream = open_stream(config.store, config.corpus, replace(chosen, cells_per_step=num_cells))
-    return replace(stream, members=stream.members.recoded(labels)) if labels else stream
+    return open_stream(config.store, config.corpus, replace(chosen, cells_per_step=num_cells))
 
 
 @dataclass(frozen=True)
@@ -72,18 +80,16 @@ class Validator:
         Expression objectives add ``mean_bin``: the error of the best constant, the mean of these targets.
         """
         engine.eval()
-        fewest, terms = self.num_cells // dist.get_world_size(), 0
-        sums: dict[str, torch.Tensor] = {}
+        fewest = self.num_cells // dist.get_world_size()
+        sums: dict[str, torch.Tensor] = {}  # total and count of each, (2,)
         for part in self.batch.split(-(-fewest // CELLS_PER_PART)):
-            prepared = self.objective.prepare(part)
-            terms += self.objective.num_terms(prepared)
-            for name, value in engine(prepared.to(engine.device), self.batch.step, judge=True).items():
-                sums[name] = sums[name] + value.double() if name in sums else value.double()
+            prepared = self.objective.prepare(part).to(engine.device)
+            for name, found in engine(prepared, self.batch.step, judge=True).items():
+                sums[name] = sums[name] + found if name in sums else found
         engine.train()
-        row = torch.stack([*sums.values(), torch.tensor(float(terms), dtype=torch.float64, device=engine.device)])
-        dist.all_reduce(row)
-        *totals, all_terms = row.tolist()
-        means = {name: total / max(1.0, all_terms) for name, total in zip(sums, totals, strict=True)}
+        rows = torch.stack(list(sums.values()))
+        dist.all_reduce(rows)
+        means = {name: total / max(1.0, count) for name, (total, count) in zip(sums, rows.tolist(), strict=True)}
         if "target" in means:
             mean, square = means.pop("target"), means.pop("target_square")
             means["mean_bin"] = square - mean * mean

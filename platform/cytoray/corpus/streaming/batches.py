@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +20,16 @@ from cytoray.tokens.cells import Int64, UInt64
 Layout = Literal["padded", "packed"]
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
-TOKENS = ("gene_ids", "values", "masked")
+TOKENS = ("gene_ids", "values", "masked", "source_values")
 UNKNOWN = ("unknown_gene_ids", "unknown_values")
+PER_CELL = ("lengths", "cell_ids", "epochs", "labels", "unknown_lengths", "minibatches", "source_cell_ids")
 
 
 @dataclass(frozen=True, eq=False)
 class StepBatch:
     """One micro-batch of a rank's share of a step (all of it unless there is a token budget), shorter cells first.
+
+    With ``cells_per_minibatch`` cells stand minibatch by minibatch, shorter ones first in each.
 
     Padded: token arrays are (B, L) and (B, G). Packed: they are flat, cell after cell, cut at ``indptr``. Gene ids are
     uint16 or int32; values int8 or int16 (float32 where special values are not whole).
@@ -46,6 +49,10 @@ class StepBatch:
     unknown_values: Array | None = None
     unknown_lengths: Int32 | None = None  # (B,)
     modalities: dict[str, dict[str, Array]] | None = None  # feature_ids (E,), values (E,), lengths (B,)
+    minibatches: Int32 | None = None  # (B,) ascending, number in the step of each cell's minibatch
+    source_values: Array | None = None  # like values, of the control cell with which each cell is paired
+    source_cell_ids: UInt64 | None = None  # (B,)
+    columns: dict[str, Int32] = field(default_factory=dict)  # (B,) codes by name of the column, -1 without a value
 
     @property
     def epoch(self) -> int:
@@ -84,6 +91,18 @@ class StepBatch:
         cuts = np.maximum(np.minimum(ends, self.num_cells - num_parts + numbers), 0)
         return [self._rows(slice(a, b)) for a, b in itertools.pairwise([0, *cuts.tolist(), self.num_cells])]
 
+    @property
+    def num_minibatches(self) -> int:
+        """Number of minibatches of a stream with ``cells_per_minibatch``."""
+        assert self.minibatches is not None, "the stream must have cells_per_minibatch"
+        return len(np.unique(self.minibatches))
+
+    def split_minibatches(self) -> list[StepBatch]:
+        """Cut a padded share into its minibatches, however many tokens they have."""
+        assert self.minibatches is not None, "the stream must have cells_per_minibatch"
+        cuts = np.flatnonzero(np.diff(self.minibatches)) + 1
+        return [self._rows(slice(a, b)) for a, b in itertools.pairwise([0, *cuts.tolist(), self.num_cells])]
+
     def count_parts(self, max_tokens: int) -> int:
         """The fewest parts for ``split`` in which none has more than ``max_tokens``, or more than one cell."""
         return max(1, len(self._ends(max_tokens)))
@@ -106,25 +125,17 @@ class StepBatch:
         width = int(self.lengths[rows].max(initial=0))
         unknown_width = 0 if self.unknown_lengths is None else int(self.unknown_lengths[rows].max(initial=0))
 
-        def cut(array: Array | None, columns: int) -> Array | None:
-            """Cut rows and columns of an array."""
-            return None if array is None else array[rows, :columns]
+        def cut(array: Array | None, columns: int | None = None) -> Any:
+            """Cut rows, and columns of a padded array."""
+            return None if array is None else array[rows] if columns is None else array[rows, :columns]
 
-        assert self.modalities is None, "modalities are not cut"
-        return StepBatch(
-            self.step,
-            self.part,
-            self.num_parts,
-            self.gene_ids[rows, :width],
-            self.values[rows, :width],
-            self.lengths[rows],
-            self.cell_ids[rows],
-            self.epochs[rows],
-            self.labels[rows],
-            masked=cut(self.masked, width),
-            unknown_gene_ids=cut(self.unknown_gene_ids, unknown_width),
-            unknown_values=cut(self.unknown_values, unknown_width),
-            unknown_lengths=None if self.unknown_lengths is None else self.unknown_lengths[rows],
+        return replace(
+            self,
+            **{name: cut(getattr(self, name), width) for name in TOKENS},
+            **{name: cut(getattr(self, name), unknown_width) for name in UNKNOWN},
+            **{name: cut(getattr(self, name)) for name in PER_CELL},
+            columns={name: codes[rows] for name, codes in self.columns.items()},
+            modalities=None if self.modalities is None else {n: _cut(m, rows) for n, m in self.modalities.items()},
         )
 
 
@@ -146,33 +157,33 @@ class StepChunk:
 
     layout: Layout
     heads: Int64  # (M, 3): step, part, num_parts
-    fields: dict[str, Ragged]  # by the names of StepBatch; modality fields as NAME/feature_ids, ...
+    fields: dict[str, Ragged]  # by the names of StepBatch, and columns/NAME, modalities/NAME/feature_ids, ...
 
     def batches(self) -> Iterator[StepBatch]:
         """Yield the micro-batches, as views."""
         for number, (step, part, num_parts) in enumerate(self.heads.tolist()):
-            arrays = {name: field.part(number) for name, field in self.fields.items()}
+            arrays = {name: ragged.part(number) for name, ragged in self.fields.items()}
             num_cells = len(arrays["cell_ids"])
             if self.layout == "padded":
                 for name in (*TOKENS, *UNKNOWN):
                     if name in arrays:
                         arrays[name] = arrays[name].reshape(num_cells, len(arrays[name]) // max(1, num_cells))
-            yield StepBatch(step, part, num_parts, **_nest_modalities(arrays))
+            yield StepBatch(step, part, num_parts, **_nest(arrays))
 
     @property
     def num_bytes(self) -> int:
         """Number of bytes of the arrays."""
-        return sum(field.flat.nbytes for field in self.fields.values())
+        return sum(ragged.flat.nbytes for ragged in self.fields.values())
 
     def to_table(self) -> pa.Table:
         """Convert to one row, which cannot be split, with arrays as binary values; nothing is copied."""
-        dtypes = {name: field.flat.dtype.str for name, field in self.fields.items()}
+        dtypes = {name: ragged.flat.dtype.str for name, ragged in self.fields.items()}
         columns = {
             "about": pa.array([json.dumps({"layout": self.layout, "dtypes": dtypes})]),
             "heads": _cell(self.heads),
         }
-        for name, field in self.fields.items():
-            columns[name], columns[f"{name}:starts"] = _cell(field.flat), _cell(field.starts)
+        for name, ragged in self.fields.items():
+            columns[name], columns[f"starts:{name}"] = _cell(ragged.flat), _cell(ragged.starts)
         return pa.table(columns)
 
     @staticmethod
@@ -181,7 +192,7 @@ class StepChunk:
         for row in range(table.num_rows):
             about = json.loads(table.column("about")[row].as_py())
             fields = {
-                name: Ragged(_array(table, name, row, dtype), _array(table, f"{name}:starts", row, "<i8"))
+                name: Ragged(_array(table, name, row, dtype), _array(table, f"starts:{name}", row, "<i8"))
                 for name, dtype in about["dtypes"].items()
             }
             yield StepChunk(about["layout"], _array(table, "heads", row, "<i8").reshape(-1, 3), fields)
@@ -199,13 +210,27 @@ def _array(table: pa.Table, name: str, row: int, dtype: str) -> Array:
     return np.frombuffer(table.column(name)[row].as_buffer(), np.dtype(dtype))
 
 
-def _nest_modalities(arrays: dict[str, Array]) -> dict[str, Any]:
-    """Put ``NAME/field`` under modalities[NAME][field]."""
-    nested: dict[str, Any] = {name: array for name, array in arrays.items() if "/" not in name}
-    for name in arrays.keys() - nested.keys():
-        modality, _, field = name.partition("/")
-        nested.setdefault("modalities", {}).setdefault(modality, {})[field] = arrays[name]
+def _nest(arrays: dict[str, Array]) -> dict[str, Any]:
+    """Put ``columns/NAME`` under columns[NAME], and ``modalities/NAME/field`` under modalities[NAME][field]."""
+    nested: dict[str, Any] = {}
+    for name, array in arrays.items():
+        kind, _, rest = name.partition("/")
+        if kind == "modalities":
+            modality, _, part = rest.rpartition("/")
+            nested.setdefault(kind, {}).setdefault(modality, {})[part] = array
+        elif kind == "columns":
+            nested.setdefault(kind, {})[rest] = array
+        else:
+            nested[name] = array
     return nested
+
+
+def _cut(modality: dict[str, Array], rows: slice) -> dict[str, Array]:
+    """Return some cells of a modality, whose entries stand cell after cell."""
+    starts = _starts(modality["lengths"])
+    first, last, _ = rows.indices(len(modality["lengths"]))
+    entries = slice(int(starts[first]), int(starts[last]))
+    return {name: array[rows if name == "lengths" else entries] for name, array in modality.items()}
 
 
 def _starts(lengths: npt.ArrayLike) -> Int64:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytoray.corpus.streaming.batches import UNKNOWN, Array, Ragged, StepChunk
+from cytoray.corpus.streaming.batches import UNKNOWN, Array, Int32, Ragged, StepChunk
 from cytoray.corpus.streaming.blocks import empty_arrays
 from cytoray.corpus.streaming.members import Members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells
+from cytoray.corpus.streaming.pairs import Controls, pair_keys
 from cytoray.corpus.streaming.shares import Team
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
@@ -61,11 +62,20 @@ class ChunkFiller:
 
     options: StreamOptions
     members: Members
+    load_controls: Callable[[], Controls] | None = None  # of a stream of pairs
+
+    @functools.cached_property
+    def controls(self) -> Controls:
+        """The control cells, loaded when the first pair is filled."""
+        assert self.load_controls is not None, "this stream has no pairs"
+        return self.load_controls()
 
     @functools.cached_property
     def tokenizer(self) -> CellTokenizer:
         """The tokenizer of the options."""
-        return CellTokenizer(GeneVocabulary.load_default(), self.options.tokenizer)
+        translation = self.options.translation
+        vocabulary = GeneVocabulary.load_default() if translation is None else translation.vocabulary
+        return CellTokenizer(vocabulary, self.options.tokenizer, panel=self.options.panel)
 
     @property
     def bytes_per_cell(self) -> int:
@@ -76,7 +86,7 @@ class ChunkFiller:
 
     def fill(self, steps: Int64, cells: OrderedCells, load: Callable[[int], LoadedUnit], *, team: Team) -> StepChunk:
         """Fill the micro-batches of the T ``steps`` for one rank of the ``team`` that owns the cells."""
-        groups, num_genes = self._deal(self._groups(cells, load), cells, team)
+        groups, num_genes, minibatches = self._deal(self._groups(cells, load), cells, team)
         share = num_genes.shape
         ratios = None
         if self.options.style != "plain":
@@ -84,7 +94,7 @@ class ChunkFiller:
         known, unknown = self.tokenizer.num_tokens(
             num_genes.ravel(), ratios if self.options.style == "generative" else None
         )
-        order = np.lexsort((known, np.repeat(steps, share[1])))
+        order = np.lexsort((known, minibatches, np.repeat(steps, share[1])))
         heads, borders = self._cut(steps, (known + unknown)[order].reshape(share))
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
@@ -92,7 +102,7 @@ class ChunkFiller:
         buffers = self._buffers(slots, unknown_slots)
         for group in groups:
             at, hidden = places[group.where], None if ratios is None else ratios[group.where]
-            plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden)
+            plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden, exact=self.options.panel is not None)
             if self.options.style == "generative":
                 plan = TokenPlan(plan.starts, plan.widths, unknown_slots.starts[at], unknown_slots.widths[at], hidden)
             epochs = group.epoch + (group.repeats << REPEAT_SHIFT)
@@ -105,6 +115,10 @@ class ChunkFiller:
         fields["lengths"] = Ragged(known[order].astype(np.int32), borders)
         if self.options.style == "generative":
             fields["unknown_lengths"] = Ragged(unknown[order].astype(np.int32), borders)
+        if self.options.pairs is not None:
+            fields |= self._sources(groups, places, slots, borders)
+        if self.options.cells_per_minibatch is not None:
+            fields["minibatches"] = Ragged(minibatches[order], borders)
         fields |= self._describe(groups, order, borders) | self._modalities(groups, places, borders)
         return StepChunk(self.options.layout, heads, fields)
 
@@ -122,11 +136,18 @@ class ChunkFiller:
             groups.append(_Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]]))
         return groups
 
-    def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64]:
-        """Return one rank's cells by unit and epoch, and their numbers of genes (T, B)."""
+    def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64, Int32]:
+        """Return one rank's cells by unit and epoch, their numbers of genes (T, B), and their minibatches (T * B,)."""
         num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
-        known, _ = self.tokenizer.num_tokens(num_genes, None)
-        mine = team.pick(known.reshape(cells.units.shape))
+        num_steps, num_cells = cells.units.shape
+        if self.options.cells_per_minibatch is None:
+            known, _ = self.tokenizer.num_tokens(num_genes, None)
+            mine = team.pick(known.reshape(cells.units.shape))
+            minibatches = np.zeros(mine.size, np.int32)
+        else:
+            own = team.pick_minibatches(num_cells, cells_per_minibatch=self.options.cells_per_minibatch)
+            mine = np.arange(num_steps, dtype=np.int64)[:, None] * num_cells + own
+            minibatches = np.tile(own % (num_cells // self.options.cells_per_minibatch), num_steps).astype(np.int32)
         places = np.full(cells.units.size, -1)
         places[mine.ravel()] = np.arange(mine.size)
         dealt = []
@@ -135,7 +156,7 @@ class ChunkFiller:
             if here.any():
                 where = places[group.where[here]]
                 dealt.append(replace(group, where=where, rows=group.rows[here], repeats=group.repeats[here]))
-        return dealt, num_genes[mine]
+        return dealt, num_genes[mine], minibatches
 
     def _cut(self, steps: Int64, tokens: Int64) -> tuple[Int64, Int64]:
         """Return heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""
@@ -191,27 +212,53 @@ class ChunkFiller:
             wanted |= {"unknown_gene_ids": (hidden, ids), "unknown_values": (hidden, values)}
         return TokenBuffers(**dict(zip(wanted, empty_arrays(list(wanted.values())), strict=True)))
 
+    def _sources(self, groups: list[_Group], places: Int64, slots: _Slots, borders: Int64) -> dict[str, Ragged]:
+        """Values of each cell's control, which has the tokens that it has in that epoch itself, and its id."""
+        assert self.options.pairs is not None
+        match, size = self.options.pairs.match, int(slots.borders[-1])
+        buffers = TokenBuffers(*empty_arrays([(size, self.tokenizer.id_dtype), (size, self.tokenizer.value_dtype)]))
+        cell_ids = np.empty(len(places), np.uint64)
+        for group in groups:
+            at, epochs = places[group.where], group.epoch + (group.repeats << REPEAT_SHIFT)
+            keys = pair_keys(self.options.seed, epochs, group.unit.cells.cell_ids[group.rows])
+            codes = np.zeros(len(at), np.int32)
+            if match is not None:
+                codes = self.members.codes(match, group.number, group.rows)
+            rows = self.controls.draw(keys, codes)
+            self.tokenizer.fill(
+                self.controls.cells, rows, epochs, TokenPlan(slots.starts[at], slots.widths[at]), buffers
+            )
+            cell_ids[at] = self.controls.cells.cell_ids[rows]
+        return {"source_values": Ragged(buffers.values, slots.borders), "source_cell_ids": Ragged(cell_ids, borders)}
+
     def _describe(self, groups: list[_Group], order: Int64, borders: Int64) -> dict[str, Ragged]:
-        """Collect ids, epochs and labels of the cells."""
+        """Collect ids, epochs and codes of the cells."""
         ids = _gather(groups, lambda group: group.unit.cells.cell_ids[group.rows], np.uint64)[order]
         epochs = _gather(groups, lambda group: np.full(len(group.rows), group.epoch), np.int32)[order]
         fields = {"cell_ids": Ragged(ids, borders), "epochs": Ragged(epochs, borders)}
-        labels, none = np.empty(0, np.int32), np.zeros_like(borders)
-        if self.options.label_key is None:
-            return fields | {"labels": Ragged(labels, none)}
-        labels = _gather(groups, lambda group: self.members.codes(group.number, group.rows), np.int32)[order]
-        return fields | {"labels": Ragged(labels, borders)}
+        fields["labels"] = Ragged(np.empty(0, np.int32), np.zeros_like(borders))
+        for column in self.members.columns:
+            field = "labels" if column == self.options.label_key else f"columns/{column}"
+            fields[field] = Ragged(self._codes(column, groups)[order], borders)
+        return fields
+
+    def _codes(self, column: str, groups: list[_Group]) -> Int32:
+        """Codes of a column of obs for the cells."""
+        return _gather(groups, lambda group: self.members.codes(column, group.number, group.rows), np.int32)
 
     def _modalities(self, groups: list[_Group], places: Int64, borders: Int64) -> dict[str, Ragged]:
         """The further matrices of the cells, ragged."""
         fields: dict[str, Ragged] = {}
         for name in self.options.modalities:
+            prefix, none = f"modalities/{name}", Ragged(np.empty(0, np.int32), np.zeros_like(borders))
+            if not groups:
+                fields |= {f"{prefix}/{field}": none for field in ("feature_ids", "values", "lengths")}
+                continue
             joined = concatenate([take(group.unit.modalities[name], group.rows) for group in groups])
-            where = np.concatenate([np.empty(0, np.int64), *(places[group.where] for group in groups)])
-            cells = take(joined, np.argsort(where))
-            fields[f"{name}/feature_ids"] = Ragged(packed_gene_ids(cells), cells.indptr[borders])
-            fields[f"{name}/values"] = Ragged(packed_counts(cells), cells.indptr[borders])
-            fields[f"{name}/lengths"] = Ragged(cells.num_genes_per_cell.astype(np.int32), borders)
+            cells = take(joined, np.argsort(np.concatenate([places[group.where] for group in groups])))
+            fields[f"{prefix}/feature_ids"] = Ragged(packed_gene_ids(cells), cells.indptr[borders])
+            fields[f"{prefix}/values"] = Ragged(packed_counts(cells), cells.indptr[borders])
+            fields[f"{prefix}/lengths"] = Ragged(cells.num_genes_per_cell.astype(np.int32), borders)
         return fields
 
 

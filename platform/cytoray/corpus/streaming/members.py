@@ -1,11 +1,11 @@
-"""Select the cells of a stream: all, those that obs selects, those with a label; and how often each comes."""
+"""Select the cells of a stream by obs, count how often each comes, and code their values."""
 
 # N cells of the corpus, U units (row groups), C cells of one unit, D draws from a unit in an epoch, K labels
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,34 @@ class ObsWeights:
 
 
 @dataclass(frozen=True)
+class ObsColumn:
+    """A column of obs whose values a stream delivers as codes.
+
+    ``values`` numbers them, as a stream over other cells has done; by default they are those of the selected cells,
+    sorted. A cell with a missing value, or one that is not in ``values``, is left out if the column is ``required``;
+    otherwise its code is -1.
+    """
+
+    name: str
+    required: bool = True
+    values: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class MemberOptions:
     """A selection of cells by obs."""
 
-    label_key: str | None = None
+    columns: tuple[ObsColumn, ...] = ()
     select: str | None = None
     weights: ObsWeights | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CodedColumn:
+    """A column of obs as codes."""
+
+    values: tuple[str, ...]
+    codes: Codes = field(repr=False)  # (N,) of all cells of the corpus, -1 for none of the values
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +72,8 @@ class Members:
     starts: Int64  # (U + 1,)
     counts: Int64  # (U,) draws per epoch
     seed: int
-    labels: tuple[str, ...] = ()
+    columns: Mapping[str, CodedColumn] = field(default_factory=dict)  # by name
     _kept: UInt8 | None = field(default=None, repr=False)  # one bit per cell of the corpus, None if all are kept
-    _codes: Codes | None = field(default=None, repr=False)  # (N,) label of each cell
     _weights: tuple[Codes, Float64] | None = field(default=None, repr=False)  # (N,) class, its weight
     _recent: Recent = field(default_factory=lambda: Recent(64), repr=False, init=False)  # draws of units
 
@@ -90,17 +111,9 @@ class Members:
         drawn = np.repeat(order, times)
         return rows[drawn], np.arange(len(drawn)) - np.repeat(np.cumsum(times) - times, times)
 
-    def recoded(self, labels: tuple[str, ...]) -> Members:
-        """Return the same cells with their labels numbered as in ``labels``, which must contain all of them."""
-        assert self._codes is not None, "these members have no labels"
-        places = np.array([*(labels.index(label) for label in self.labels), -1], np.int32)
-        return replace(self, labels=labels, _codes=places[self._codes])
-
-    def codes(self, unit: int, rows: Int64) -> npt.NDArray[np.int32]:
-        """Return the labels of rows of a unit, empty without a label key."""
-        if self._codes is None:
-            return np.empty(0, np.int32)
-        codes: npt.NDArray[np.int32] = self._codes[self.starts[unit] + rows].astype(np.int32)
+    def codes(self, column: str, unit: int, rows: Int64) -> npt.NDArray[np.int32]:
+        """Return the codes of a column for rows of a unit."""
+        codes: npt.NDArray[np.int32] = self.columns[column].codes[self.starts[unit] + rows].astype(np.int32)
         return codes
 
 
@@ -112,17 +125,18 @@ def find_members(store: str, manifest: CorpusManifest, options: MemberOptions, *
         if not manifest.num_cells:
             raise CorpusError(f"Corpus {manifest.name!r} is empty.", remedy="Ingest cells into it.")
         return Members(starts, sizes, seed)
-    kept, label, weight = _read(store, manifest, options)
-    labels, codes = label.finish(kept) if options.label_key else ((), None)
-    if codes is not None:
-        kept &= codes >= 0
+    kept, coders = _read(store, manifest, options)
+    for column in (column for column in options.columns if column.required and kept.any()):
+        kept &= coders[column.name].present(column.values)
         if not kept.any():
+            one = "a value" if column.values is None else f"one of the values {_listed(column.values)}"
             raise CorpusError(
-                f"Corpus {manifest.name!r}: no cell has a label in {options.label_key!r}.", remedy="Check label_key."
+                f"Corpus {manifest.name!r}: no selected cell has {one} in {column.name!r}.",
+                remedy="Name another column of obs, or select other cells.",
             )
     weights = None
     if options.weights is not None:
-        names, classes = weight.finish(kept)
+        names, classes = coders[options.weights.column].finish(kept)
         kept &= classes >= 0
         weights = classes, _class_weights(options.weights, names, np.bincount(classes[kept], minlength=len(names)))
     if not kept.any():
@@ -130,31 +144,38 @@ def find_members(store: str, manifest: CorpusManifest, options: MemberOptions, *
             f"Corpus {manifest.name!r}: no cell is selected by {options.select or options.weights!r}.",
             remedy="Check stream.select and the weights.",
         )
+    coded = {
+        column.name: CodedColumn(*coders[column.name].finish(kept, values=column.values)) for column in options.columns
+    }
     counts = _draws_per_unit(starts, kept, weights)
-    return Members(starts, counts, seed, labels, None if kept.all() else np.packbits(kept), codes, weights)
+    return Members(starts, counts, seed, coded, None if kept.all() else np.packbits(kept), weights)
 
 
-def _read(store: str, manifest: CorpusManifest, options: MemberOptions) -> tuple[npt.NDArray[np.bool_], Coder, Coder]:
-    """Read obs once; return the mask of the selection (N,), the labels, and the classes of the weights."""
+def _read(
+    store: str, manifest: CorpusManifest, options: MemberOptions
+) -> tuple[npt.NDArray[np.bool_], dict[str, Coder]]:
+    """Read obs once; return the mask of the selection (N,), and the columns that are to be coded."""
     from cytoray.corpus.checking.selection import (  # pandas: a third of a second in every worker
         select_rows,
         selected_columns,
     )
 
-    where = f"obs of corpus {manifest.name!r}"
-    columns = [] if options.select is None else list(selected_columns(options.select, where=where))
-    columns += [options.label_key] if options.label_key else []
-    columns += [options.weights.column] if options.weights else []
-    label, weight, masks = Coder(), Coder(), [np.empty(0, bool)]
-    for table in read_tables(store, manifest, sorted(set(columns))):
+    where, select = f"obs of corpus {manifest.name!r}", options.select
+    coders = {column.name: Coder() for column in options.columns}
+    if options.weights:
+        coders.setdefault(options.weights.column, Coder())
+    columns = {*coders, *(() if select is None else selected_columns(select, where=where))}
+    masks = [np.empty(0, bool)]
+    for table in read_tables(store, manifest, sorted(columns)):
         everything = np.ones(table.num_rows, bool)
-        select = options.select
         masks.append(everything if select is None else select_rows(table.to_pandas(), select, where=where))
-        if options.label_key:
-            label.add(table.column(options.label_key))
-        if options.weights:
-            weight.add(table.column(options.weights.column))
-    return np.concatenate(masks), label, weight
+        for name, coder in coders.items():
+            coder.add(table.column(name))
+    return np.concatenate(masks), coders
+
+
+def _listed(values: tuple[str, ...]) -> str:
+    return f"{', '.join(values[:20])}{', …' if len(values) > 20 else ''}"
 
 
 def _class_weights(weights: ObsWeights, names: tuple[str, ...], counts: Int64) -> Float64:
@@ -167,7 +188,7 @@ def _class_weights(weights: ObsWeights, names: tuple[str, ...], counts: Int64) -
         problem = f"has no value {unknown[0]!r}" if unknown else "has a negative weight"
         raise CorpusError(
             f"Weights: {weights.column!r} {problem}.",
-            remedy=f"Values there: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}.",
+            remedy=f"Values there: {_listed(names)}.",
             values=names,
         )
     return np.array([weights.values.get(name, 1.0) for name in names])

@@ -86,21 +86,34 @@ class Coder:
         self._pieces.append(codes.astype(_code_type(len(self._numbers))))  # 33 million cells: a byte each, not four
         return codes
 
+    def present(self, values: Sequence[str] | None = None) -> npt.NDArray[np.bool_]:
+        """Whether each cell (C,) has a value, or one of ``values``."""
+        wanted = self._numbers.keys() if values is None else frozenset(values)
+        known = np.array([*(name in wanted for name in self._numbers), False], bool)
+        return np.concatenate([np.empty(0, bool), *(known[piece] for piece in self._pieces)])
+
     def finish(
-        self, keep: npt.NDArray[np.bool_] | None = None
+        self, keep: npt.NDArray[np.bool_] | None = None, *, values: Sequence[str] | None = None
     ) -> tuple[tuple[str, ...], npt.NDArray[np.signedinteger]]:
-        """Return the sorted texts of the cells in ``keep`` (C,), and every cell's code in them, -1 if missing."""
+        """Return ``values``, or the sorted texts of the cells in ``keep`` (C,), and every cell's code in them.
+
+        The code of a cell with a missing or another text is -1.
+        """
+        names = self._names(keep) if values is None else tuple(values)
+        order = {name: code for code, name in enumerate(names)}
+        dtype = _code_type(len(order))
+        table = np.array([*(order.get(name, -1) for name in self._numbers), -1], dtype)
+        return names, np.concatenate([np.empty(0, dtype), *(table[piece] for piece in self._pieces)])
+
+    def _names(self, keep: npt.NDArray[np.bool_] | None) -> tuple[str, ...]:
+        """Return the sorted texts of the cells in ``keep``."""
         counts = np.zeros(len(self._numbers) + 1, np.int64)
         start = 0
         for piece in self._pieces:
             here = piece if keep is None else piece[keep[start : start + len(piece)]]
             counts += np.bincount(here.astype(np.int64) + 1, minlength=len(counts))
             start += len(piece)
-        names = [name for name, number in self._numbers.items() if counts[number + 1]]
-        order = {name: code for code, name in enumerate(sorted(names))}
-        dtype = _code_type(len(order))
-        table = np.array([*(order.get(name, -1) for name in self._numbers), -1], dtype)
-        return tuple(order), np.concatenate([np.empty(0, dtype), *(table[piece] for piece in self._pieces)])
+        return tuple(sorted(name for name, number in self._numbers.items() if counts[number + 1]))
 
 
 def _code_type(num_codes: int) -> np.dtype[np.signedinteger]:

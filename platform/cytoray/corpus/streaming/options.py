@@ -8,10 +8,12 @@ from typing import Literal
 import numpy as np
 
 from cytoray.corpus.streaming.batches import Layout
-from cytoray.corpus.streaming.members import MemberOptions, ObsWeights
+from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, ObsWeights
+from cytoray.corpus.streaming.pairs import PairOptions
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.translation import Translation
 
 Style = Literal["plain", "masked", "generative"]
 
@@ -22,7 +24,7 @@ class StreamOptions:
 
     ``seed`` keys the order and what is drawn once a step; ties, samples and splits of a cell are keyed by
     ``tokenizer.seed``. Of ``ratios``, the shares of genes to be masked or held back, one is drawn each step, the same
-    for all ranks.
+    for all ranks. With a ``panel`` exactly that share of its genes is masked in each cell, else each gene by chance.
     """
 
     tokenizer: TokenizerConfig
@@ -37,15 +39,33 @@ class StreamOptions:
     pad_to_multiple: int = 1  # widths are rounded up to it
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
     modalities: tuple[str, ...] = ()  # further matrices to read
+    panel: tuple[int, ...] | None = (
+        None  # every cell is these gene ids (after translation), zeros included, binned among themselves
+    )
+    pairs: PairOptions | None = None  # each cell also has the values of a control cell on the panel
+    columns: tuple[ObsColumn, ...] = ()  # further columns of obs to code
+    labels: tuple[str, ...] | None = None  # the values of label_key to number them by; cells with others are left out
+    cells_per_minibatch: int | None = None  # fixed minibatches for losses that depend on which cells share one
+    translation: Translation | None = None  # to the model's genes, if its vocabulary is not the default one
 
     def __post_init__(self) -> None:
         assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
         assert self.token_budget is None or self.token_budget >= self.tokenizer.max_length, "no room for a long cell"
+        if self.pairs is not None:
+            assert self.panel is not None, "pairs share a panel"
+            assert self.style != "generative", "pairs are not split"
+            required = {column.name for column in self.members.columns if column.required}
+            assert self.pairs.match is None or self.pairs.match in required, "pairs agree in a required column"
+        if self.cells_per_minibatch is not None:
+            assert self.token_budget is None, "fixed minibatches have no token budget"
+            assert self.cells_per_step % self.cells_per_minibatch == 0, "a step is a whole number of minibatches"
 
     @property
     def members(self) -> MemberOptions:
         """The options that select cells."""
-        return MemberOptions(self.label_key, self.select, self.weights)
+        labels = () if self.label_key is None else (ObsColumn(self.label_key, values=self.labels),)
+        others = (column for column in self.columns if column.name != self.label_key)
+        return MemberOptions((*labels, *others), self.select, self.weights)
 
     def ratios_at(self, steps: Int64) -> Float64:
         """Return the share of genes hidden at each of the steps (T,)."""

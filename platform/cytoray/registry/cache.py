@@ -1,0 +1,78 @@
+"""A local cache of bundles from elsewhere, named by digest: each is downloaded once, verified, and stays readable.
+
+A bundle's attachments are read from its folder when they are asked for, so that folder has to last.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cytoray.errors import DigestError, NotFoundError, StorageError
+from cytoray.model.bundle import ATTACHMENTS, ModelBundle, load_bundle
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WantedBundle:
+    """A bundle by its digest, with its name and the remedy for messages."""
+
+    digest: str
+    label: str
+    remedy: str
+
+
+def load_cached(wanted: WantedBundle, *, cache_folder: Path, fetch: Callable[[Path], Path]) -> ModelBundle:
+    """Load a bundle from ``cache_folder/DIGEST``; if it is missing or damaged there, download it first.
+
+    ``fetch`` copies the bundle into the folder it is given and returns where it lies. A download appears in the cache
+    whole and verified or not at all. Raises DigestError that names the bundle if it was changed at its source.
+    """
+    cached = cache_folder / wanted.digest
+    if cached.is_dir():
+        try:
+            return load_verified(cached, wanted)
+        except DigestError as error:
+            _logger.warning("the cached bundle %s is damaged and will be downloaded again: %s", cached, error)
+            shutil.rmtree(cached, ignore_errors=True)
+    draft = cache_folder / f".{wanted.digest}.{uuid.uuid4().hex}"
+    _make_folder(draft)
+    try:
+        arrived = fetch(draft)
+        bundle = load_verified(arrived, wanted)
+        try:
+            arrived.rename(cached)
+        except OSError:
+            if not cached.is_dir():  # otherwise another process was faster with the same bytes
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    moved = {name: replace(one, source=cached / ATTACHMENTS / name) for name, one in bundle.attachments.items()}
+    return replace(bundle, attachments=moved)
+
+
+def load_verified(folder: Path, wanted: WantedBundle) -> ModelBundle:
+    """Load a bundle's folder; DigestError if it is damaged or has another digest than the wanted one."""
+    try:
+        bundle = load_bundle(folder)
+    except (DigestError, NotFoundError) as error:
+        raise DigestError(f"{wanted.label}: {error.problem}", remedy=wanted.remedy, **error.details) from error
+    if bundle.digest != wanted.digest:
+        problem = f"{wanted.label} holds the bundle {bundle.digest}, expected {wanted.digest}."
+        raise DigestError(problem, remedy=wanted.remedy, expected=wanted.digest, seen=bundle.digest)
+    return bundle
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder.parent}: the cache for models cannot be written ({error.strerror}).",
+            remedy="Set cache_folder to a local folder that can be written.",
+        ) from error

@@ -1,0 +1,37 @@
+"""A committed corpus of given counts and obs columns, written without an ingest."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from cytoray import storage
+from cytoray.corpus.manifest import CorpusManifest, FileRecord, ShardRecord, commit_manifest, corpus_uri
+from cytoray.corpus.shards import encode_shard
+from cytoray.tokens.packed import pack_rows
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+
+def write_corpus(store: str, counts_CG: np.ndarray, gene_ids: np.ndarray, obs: dict[str, list[str | None]]) -> None:
+    """Commit the corpus ``cells`` of one shard; column g of the counts is gene ``gene_ids[g]``."""
+    uri, ids = corpus_uri(store, "cells"), np.arange(len(counts_CG), dtype=np.uint64)
+    packed = pack_rows(sparse.csr_matrix(counts_CG), gene_ids.astype(np.int32), ids, counts=True)
+    encoded, table = encode_shard(packed, values="counts"), io.BytesIO()
+    storage.write_bytes(f"{uri}/shard", encoded.data)
+    columns = {name: pa.array(values, pa.string()) for name, values in obs.items()}
+    pq.write_table(pa.table({"_cell_id": pa.array(ids), **columns}), table)
+    digest = storage.write_digested(f"{uri}/obs", table.getvalue())
+    shard = ShardRecord(
+        **encoded.record("shard").model_dump(),
+        obs=FileRecord(key="obs", sha256=digest, num_bytes=len(table.getvalue())),
+        cell_id_sum=int(ids.sum(dtype=np.uint64)),
+    )
+    manifest = CorpusManifest(
+        name="cells", vocabulary_digest=GeneVocabulary.load_default().digest(), values="counts", binning="on_read",
+        n_bins=51, seed=0, obs_columns=dict.fromkeys(obs, "string"), sources=(), shards=(shard,),
+    )  # fmt: skip
+    commit_manifest(uri, manifest)
