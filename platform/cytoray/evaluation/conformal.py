@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -74,9 +75,7 @@ def area_under_roc(scores_C: Float64, positive_C: Bool) -> float:
     """Return the share of pairs in which the positive cell has the higher score, ties counting half."""
     num_positive = int(positive_C.sum())
     num_negative = len(positive_C) - num_positive
-    assert num_positive and num_negative, "both kinds of cells are needed"
-    from scipy.stats import rankdata
-
+    assert num_positive > 0 < num_negative, "both kinds of cells are needed"
     ranks = rankdata(scores_C)[positive_C].sum()
     return float((ranks - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 

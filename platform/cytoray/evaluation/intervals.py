@@ -1,7 +1,7 @@
 """Bootstrap intervals over the unit that must generalise, and the verdict on a paired difference: win, tie or loss.
 
-    drawn = draw_rows(units, num_draws=1000, seed=0)
-    compare(lambda rows: macro_f1(truth[rows], ours[rows]), lambda rows: macro_f1(truth[rows], theirs[rows]), drawn)
+drawn = draw_rows(units, num_draws=1000, seed=0)
+compare(lambda rows: macro_f1(truth[rows], ours[rows]), lambda rows: macro_f1(truth[rows], theirs[rows]), drawn)
 """
 
 # C cells, D draws, U units

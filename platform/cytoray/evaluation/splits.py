@@ -93,7 +93,7 @@ def leave_one_label_out(labels: Sequence[str], *, num_folds: int, seed: int) -> 
             f"Leaving a label out needs at least three labels; these cells have {len(kinds)}.",
             remedy="Use another protocol for these cells.",
         )
-    test = stratified_folds(names, num_folds=num_folds, seed=seed)[0].test
+    test = stratified_folds(labels, num_folds=num_folds, seed=seed)[0].test
     splits = []
     for label in kinds:
         left_out = np.flatnonzero(names == label)

@@ -121,10 +121,11 @@ def _best_adjustment(
     weights: dict[str, float], held_out: Mapping[str, Float64], codes_C: Int64, log_prior: Float64
 ) -> tuple[Blend, float]:
     """The share of the log-frequency with the best mean macro-F1 over rounds; of equals the smallest."""
-    found = []
+    found: list[tuple[Blend, float]] = []
     for share in SHARES:
         blend = Blend(weights, share * log_prior)
-        found.append((blend, float(np.mean([macro_f1(codes_C, row, len(log_prior)) for row in _called(blend, held_out)]))))
+        scores = [macro_f1(codes_C, row, len(log_prior)) for row in _called(blend, held_out)]
+        found.append((blend, float(np.mean(scores))))
     return max(found, key=lambda pair: pair[1])
 
 
@@ -137,9 +138,7 @@ def _called(blend: Blend, held_out: Mapping[str, Float64]) -> list[Int64]:
     ]
 
 
-def _standard_error(
-    first: Blend, second: Blend, held_out: Mapping[str, Float64], codes_C: Int64, seed: int
-) -> float:
+def _standard_error(first: Blend, second: Blend, held_out: Mapping[str, Float64], codes_C: Int64, seed: int) -> float:
     """Standard error of the difference of two blends' macro-F1, by the paired bootstrap over cells."""
     num_labels = len(first.adjustment)
     pairs = list(zip(_called(first, held_out), _called(second, held_out), strict=True))
@@ -159,5 +158,6 @@ def _tempered(blend: Blend, held_out: Mapping[str, Float64], codes_C: Int64) -> 
 
 def _normalised(logits_CK: Float64) -> Float64:
     largest = logits_CK.max(axis=1, keepdims=True)
-    shifted: Float64 = logits_CK - largest
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted = logits_CK - largest
+    normalised: Float64 = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalised

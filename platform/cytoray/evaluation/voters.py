@@ -1,6 +1,6 @@
-"""The cheap annotators: multinomial logistic regressions over several views of the genes, fitted once, numpy afterwards.
+"""The cheap annotators: multinomial logistic regressions over several views of the genes.
 
-    voters, held_out = fit_voters(cells, codes, num_labels=K, folds=folds)
+    voters, held_out = fit_voters(cells, codes, num_labels=K, rounds=[folds])
     voters["genes"].log_probabilities(other_cells)  # (C, K)
 
 ``genes`` alone, tuned, is the logistic regression that people use, and the baseline. The others see principal
@@ -108,7 +108,8 @@ class GeneFeatures:
         values -= self.centre
         values /= self.scale
         np.clip(values, -LIMIT, LIMIT, out=values)
-        return values if self.axes is None else values @ self.axes
+        features: Float32 = values if self.axes is None else values @ self.axes
+        return features
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,8 @@ class RadialFeatures:
     def transform(self, features: Float32) -> Float32:
         """Return radial features (C, R) of features of which the first P are used."""
         near = features[:, : self.landmarks.shape[1]]
-        return np.exp(-self.sharpness * _squared_distances(near, self.landmarks)) @ self.mixing
+        radial: Float32 = np.exp(-self.sharpness * _squared_distances(near, self.landmarks)) @ self.mixing
+        return radial
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,13 +316,14 @@ def _bounded(logits_CK: npt.NDArray[np.floating]) -> Float64:
 def _variances(values: sparse.csr_matrix) -> Float64:
     """Variance of each gene (V,), zeros included."""
     mean = np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
-    return np.asarray(values.power(2).mean(axis=0, dtype=np.float64)).ravel() - mean**2
+    variances: Float64 = np.asarray(values.power(2).mean(axis=0, dtype=np.float64)).ravel() - mean**2
+    return variances
 
 
 def _squared_distances(first: Float32, second: Float32) -> Float32:
     """Squared Euclidean distances of all pairs, not below 0."""
-    products = first @ second.T
-    products *= -2
-    products += (first**2).sum(axis=1)[:, None]
-    products += (second**2).sum(axis=1)
-    return np.maximum(products, 0, out=products)
+    distances: Float32 = first @ second.T
+    distances *= -2
+    distances += (first**2).sum(axis=1)[:, None]
+    distances += (second**2).sum(axis=1)
+    return np.maximum(distances, 0, out=distances)
