@@ -1,0 +1,90 @@
+"""The report of a task on labelled data: floor, simple baseline, model, product and ceiling of each metric.
+
+    {task, data: {uri, digest}, split, metrics: {NAME: {floor, baseline, model, product, ceiling, interval, verdict}},
+     chosen, why, contamination, seeds, seconds, ...}
+
+A column without a meaning is null. ``interval`` is that of product minus baseline on the same cells; the verdict is
+"win" above 0, "loss" below, else "tie".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.evaluation.intervals import Interval, Statistic, Verdict, compare
+from cytoray.evaluation.report import replace_file
+
+Int64 = npt.NDArray[np.int64]
+COLUMNS = ("floor", "baseline", "model", "product", "ceiling")
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of all methods, on the same cells."""
+
+    floor: float | None = None
+    baseline: float | None = None
+    model: float | None = None
+    product: float | None = None
+    ceiling: float | None = None
+    interval: Interval | None = None  # of product minus baseline
+    verdict: Verdict | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as the report has it."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
+        return row | {"interval": self.interval.as_list() if self.interval else None, "verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a task achieved on one data set, and how that was measured."""
+
+    task: str
+    data: dict[str, Any]  # uri and digest, of the query as well if there is one
+    split: str
+    metrics: dict[str, MetricRow]
+    chosen: dict[str, int]  # what the gate chose, and how often
+    why: tuple[str, ...]  # its reasons, one per split
+    seeds: tuple[int, ...]
+    seconds: float
+    contamination: float | None = None  # share of scored cells that the model was pretrained on; None: not known
+    model: str | None = None  # URI of the transformer, None without one
+    warnings: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)  # tables of the task, plain JSON
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        flat = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        flat |= {"metrics": {name: row.as_dict() for name, row in self.metrics.items()}}
+        return flat | {"why": list(self.why), "seeds": list(self.seeds), "warnings": list(self.warnings)}
+
+
+def measure(statistics: Mapping[str, Statistic], draws: list[Int64], *, num_rows: int) -> MetricRow:
+    """Compute one metric of each method that is there (``COLUMNS``), and compare product and baseline.
+
+    ``statistics``: by column, the metric of that method on the cells at given rows; higher is better.
+    """
+    every = np.arange(num_rows)
+    values = {name: float(statistic(every)) for name, statistic in statistics.items()}
+    if not {"product", "baseline"} <= values.keys():
+        return MetricRow(**values)
+    found = compare(statistics["product"], statistics["baseline"], draws, all_rows=every)
+    return MetricRow(**values, interval=found.interval, verdict=found.verdict)
+
+
+def write_report(assessment: Assessment, folder: Path, *, page: bytes) -> dict[str, Path]:
+    """Write ``report.json`` and, last, ``report.html`` into ``folder``; return their paths by name."""
+    text = json.dumps(assessment.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files = {"report.json": text.encode(), "report.html": page}
+    for name, data in files.items():
+        replace_file(folder / name, data)
+    return {name: folder / name for name in files}
