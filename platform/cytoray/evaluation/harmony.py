@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cytoray.errors import CorpusError
 from cytoray.evaluation.inputs import code_names, finite_points
@@ -69,7 +70,8 @@ def harmonise(
     assert len(codes) == len(original), f"{len(original)} cells but {len(codes)} batch labels"
     if len(names) == 1:
         return original
-    return _alternate(original, codes, options)
+    with threadpool_limits(1):  # the products are small, and on busy cores waiting for a second thread takes longer
+        return _alternate(original, codes, options)
 
 
 def _alternate(original: Float64, codes: Int64, options: HarmonyOptions) -> Float64:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cytoray.evaluation.integration.neighbours import Int64
 
@@ -34,7 +35,8 @@ def kmeans_agreement(
     """Compare ``labels`` with k-means clusters, as many as there are labels; the best of ``num_starts`` starts."""
     values = np.asarray(points, np.float64)
     num_clusters = min(int(labels.max()) + 1, len(np.unique(values, axis=0)))
-    clusters = KMeans(num_clusters, n_init=num_starts, random_state=seed).fit_predict(values)
+    with threadpool_limits(1):  # steps are short: on busy cores, waiting for a second thread takes longer
+        clusters = KMeans(num_clusters, n_init=num_starts, random_state=seed).fit_predict(values)
     return _agreement(labels, clusters)
 
 

@@ -51,6 +51,7 @@ class Neighbours:
         directed.eliminate_zeros()
         backward = directed.T.tocsr()
         joined = (directed + backward - directed * backward).tocsr()
+        joined.sort_indices()  # Leiden depends on the order of edges
         joined.eliminate_zeros()
         return joined
 
