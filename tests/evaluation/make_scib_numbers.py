@@ -1,7 +1,7 @@
 """Compute what scib-metrics 0.5.10 says of the seeded embeddings, for tests that run without it (and without jax).
 
     python -m venv oracle && oracle/bin/pip install scib-metrics==0.5.10
-    oracle/bin/python tests/evaluation/make_scib_numbers.py [CASE ...] > tests/evaluation/scib_numbers.json
+    oracle/bin/python tests/evaluation/make_scib_numbers.py [CASE ...]  # all without a name
 
 Neighbours are exact, as for ours. k-means is the best of ten starts.
 """
@@ -21,6 +21,8 @@ from sklearn.neighbors import NearestNeighbors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from integration_cases import PBMC, SYNTHETIC, Case, pbmc
+
+NUMBERS = Path(__file__).with_name("scib_numbers.json")
 
 
 def scib_numbers(case: Case) -> dict[str, float]:
@@ -60,5 +62,7 @@ def exact_neighbours(points: np.ndarray, num_neighbours: int) -> NeighborsResult
 
 if __name__ == "__main__":
     cases = SYNTHETIC | ({"pbmc": pbmc} if PBMC.exists() else {})
-    numbers = {name: scib_numbers(cases[name]()) for name in sys.argv[1:] or cases}
-    print(json.dumps({"scib_metrics": scib_metrics.__version__, "numbers": numbers}, indent=1))
+    numbers = json.loads(NUMBERS.read_text())["numbers"] if NUMBERS.exists() else {}
+    for name in sys.argv[1:] or cases:
+        numbers[name] = scib_numbers(cases[name]())
+    NUMBERS.write_text(json.dumps({"scib_metrics": scib_metrics.__version__, "numbers": numbers}, indent=1) + "\n")

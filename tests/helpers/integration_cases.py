@@ -71,11 +71,11 @@ def pbmc() -> Case:
     scanpy.pp.log1p(cells)
     scanpy.pp.pca(cells, n_comps=50, svd_solver="arpack", mask_var=None)
     before = np.asarray(cells.obsm["X_pca"], np.float32)
-    batches = cells.obs["batch"].astype(str).to_numpy()
+    batches, labels = (np.asarray(cells.obs[key], str) for key in ("batch", "cell_type"))
     after = before.copy()
     for batch in np.unique(batches):
         after[batches == batch] -= after[batches == batch].mean(axis=0)
-    return Case(after, before, batches, cells.obs["cell_type"].astype(str).to_numpy())
+    return Case(after, before, batches, labels)
 
 
 SYNTHETIC: dict[str, Callable[[], Case]] = {"blobs": blobs, "uneven": uneven, "noise": noise, "clumps": clumps}
