@@ -30,6 +30,7 @@ def test_metrics_of_real_cells_equal_the_stored_numbers_of_scib_metrics():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of jax, numba and scib-metrics
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_metrics_equal_scib_metrics(name: str):
     case = SYNTHETIC[name]()

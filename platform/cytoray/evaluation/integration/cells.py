@@ -47,7 +47,7 @@ class Cells:
         return counts
 
     def sample(self, max_cells: int, *, seed: int = 0) -> Cells:
-        """Return ``max_cells`` cells drawn at random, in their order; all cells if they are no more than that."""
+        """Return at most ``max_cells`` cells, drawn at random and in their order."""
         if len(self.embedding) <= max_cells:
             return self
         chosen = np.sort(np.random.default_rng(seed).choice(len(self.embedding), max_cells, replace=False))
