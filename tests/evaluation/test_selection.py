@@ -33,6 +33,17 @@ def test_a_type_of_one_batch_stays_unmatched():
     assert not set(clusters.matched[types == 2]) & set(clusters.matched[types != 2])
 
 
+def test_of_two_clusters_near_another_only_the_mutual_best_is_matched():
+    rng = np.random.default_rng(0)
+    types, batches = np.repeat([0, 0, 1], [100, 10, 100]), np.repeat(["a", "b"], [100, 110])
+    points = rng.normal(size=(210, 4)) + 12 * np.eye(4)[types]  # a's twenty nearest in b are of both types
+
+    clusters = cluster_batches(points, batches=batches, resolution=0.1)
+
+    assert len(set(clusters.matched[types == 0])) == 1
+    assert not set(clusters.matched[types == 1]) & set(clusters.matched[types == 0])
+
+
 def test_a_good_correction_is_preferred_to_none_and_to_mixing_everything():
     case = SYNTHETIC["blobs"]()
     clusters = cluster_batches(case.before, batches=case.batches)

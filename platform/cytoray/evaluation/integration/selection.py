@@ -83,7 +83,8 @@ def cluster_batches(
 ) -> BatchClusters:
     """Cluster each batch of the uncorrected embedding (C, D) by itself, and match the clusters between batches.
 
-    Two clusters of two batches match if each shares most mutual nearest neighbours (20, cosine) with the other.
+    Two clusters of two batches match if each shares most mutual nearest neighbours (20, cosine) with the other, for
+    their sizes.
     """
     points = finite_points(uncorrected, "uncorrected embedding")
     codes, names = code_names(batches, "batch label")
@@ -132,8 +133,8 @@ def _batch_of_cluster(within: Int64, codes: Int64) -> Int64:
     return found
 
 
-def _mutual_links(points: Float64, codes: Int64, within: Int64) -> Int64:
-    """Count mutual nearest neighbours between the clusters of every two batches (N, N)."""
+def _mutual_links(points: Float64, codes: Int64, within: Int64) -> Float64:
+    """Return mutual nearest neighbours between clusters of two batches (N, N), over the root of both their sizes."""
     centred = points - points.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 0)
@@ -143,7 +144,8 @@ def _mutual_links(points: Float64, codes: Int64, within: Int64) -> Int64:
         some, others = np.flatnonzero(codes == one), np.flatnonzero(codes == other)
         mutual = _nearest(unit[some], unit[others]).multiply(_nearest(unit[others], unit[some]).T).tocoo()
         np.add.at(links, (within[some[mutual.row]], within[others[mutual.col]]), 1)
-    return links + links.T
+    sizes = np.bincount(within)
+    return np.asarray((links + links.T) / np.sqrt(np.outer(sizes, sizes)))
 
 
 def _nearest(points: Float64, targets: Float64) -> sparse.csr_array:
@@ -152,7 +154,7 @@ def _nearest(points: Float64, targets: Float64) -> sparse.csr_array:
     return sparse.csr_array(search.kneighbors_graph(points))
 
 
-def _mutual_best(links: Int64, batch_of: Int64) -> sparse.csr_array:
+def _mutual_best(links: Float64, batch_of: Int64) -> sparse.csr_array:
     """Return the graph (N, N) of clusters that are each other's best in one another's batch."""
     num_batches = int(batch_of.max()) + 1
     best = np.full((len(links), num_batches), -1)
