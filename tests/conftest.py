@@ -34,11 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name the group that each test is run with, in one process; put the longest groups first."""
     items.sort(key=lambda item: (not _uses_ray(item), "/training/" not in item.nodeid))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if _uses_ray(item) else item.location[0]))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail if xdist has not read the groups: two processes would start Ray at once and make each fixture twice."""
+    if getattr(session.config.option, "loadgroup", False) and session.items:
+        assert session.items[0].nodeid.rpartition("@")[1], "pytest-xdist ignores the groups of tests"
 
 
 def _uses_ray(item: pytest.Item) -> bool:
