@@ -10,7 +10,7 @@ from cytoray.evaluation import voters as voters_module
 from cytoray.evaluation.calibration import measure_reliability
 from cytoray.evaluation.splits import stratified_folds
 from cytoray.evaluation.stacking import Blend, choose_blend, fit_weights, macro_f1
-from cytoray.evaluation.voters import RECIPES, Expression, fit_voters
+from cytoray.evaluation.voters import RECIPES, Expression, Round, disturb, fit_voters
 
 NUM_GENES = 300
 
@@ -28,11 +28,16 @@ def draw_cells(
     return Expression(sparse.csr_matrix(rng.poisson(rates[codes] * depth).astype(np.float32))), codes
 
 
+def rounds_of(codes: np.ndarray, num_folds: int, seed: int, *, is_disturbed: bool = False) -> Round:
+    folds = stratified_folds(codes.astype(str).tolist(), num_folds=num_folds, seed=seed)
+    return Round(tuple(folds), is_disturbed)
+
+
 @pytest.fixture(scope="module")
 def fitted():
     """Voters fitted on 240 cells, their held-out answers, and the cells."""
     cells, codes = draw_cells(240, seed=1)
-    rounds = [stratified_folds(codes.astype(str), num_folds=4, seed=seed) for seed in range(2)]
+    rounds = [rounds_of(codes, 4, seed) for seed in range(2)]
     return *fit_voters(cells, codes, num_labels=3, rounds=rounds), cells, codes
 
 
@@ -74,7 +79,7 @@ def test_a_voter_gives_the_probabilities_of_scikit_learn(fitted):
 
 def test_two_labels_and_one_label(fitted):
     cells, codes = fitted[2], (fitted[3] > 0).astype(np.int64)
-    rounds = [stratified_folds(codes.astype(str), num_folds=2, seed=0)]
+    rounds = [rounds_of(codes, 2, 0)]
     voters, _ = fit_voters(cells, codes, num_labels=2, rounds=rounds)
     features = voters["genes"].features.transform(cells)
     oracle = LogisticRegression(C=voters["genes"].strength, max_iter=300, tol=1e-3).fit(features, codes)
@@ -90,7 +95,7 @@ def test_held_out_answers_come_from_the_other_folds_alone(fitted):
     rng = np.random.default_rng(0)
     noise = Expression(sparse.csr_matrix(rng.poisson(1.0, (120, NUM_GENES)).astype(np.float32)))
     codes = rng.integers(0, 2, 120)
-    rounds = [stratified_folds(codes.astype(str), num_folds=5, seed=seed) for seed in range(2)]
+    rounds = [rounds_of(codes, 5, seed) for seed in range(2)]
     voters, held_out = fit_voters(noise, codes, num_labels=2, rounds=rounds)
     for name, answers in held_out.items():
         right = (answers.argmax(axis=2) == codes).mean()
@@ -116,7 +121,7 @@ def test_voters_and_blend_label_new_cells(fitted):
 
 def test_equal_seeds_give_equal_voters(fitted):
     voters, held_out, cells, codes = fitted
-    rounds = [stratified_folds(codes.astype(str), num_folds=4, seed=seed) for seed in range(2)]
+    rounds = [rounds_of(codes, 4, seed) for seed in range(2)]
     again, answers = fit_voters(cells, codes, num_labels=3, rounds=rounds)
     for name in RECIPES:
         assert np.array_equal(again[name].weights, voters[name].weights)
@@ -181,5 +186,28 @@ def test_views_are_computed_once(monkeypatch, fitted):
     real = voters_module._components
     monkeypatch.setattr(voters_module, "_components", lambda *args: (calls.append(args[1]), real(*args))[1])
     cells, codes = fitted[2], fitted[3]
-    fit_voters(cells, codes, num_labels=3, rounds=[stratified_folds(codes.astype(str), num_folds=2, seed=0)])
+    fit_voters(cells, codes, num_labels=3, rounds=[rounds_of(codes, 2, 0)])
     assert calls == ["expression", "ranks"] * 3, "two folds and the whole"
+
+
+def test_disturbed_cells_are_shallower_and_lack_genes():
+    cells, _ = draw_cells(300, seed=3)
+    changed = disturb(cells, seed=0)
+    ratio = np.asarray(changed.values.sum(axis=1)).ravel() / np.asarray(cells.values.sum(axis=1)).ravel()
+    assert 0.15 < ratio.min() < 0.3 < 0.5 < ratio.max() < 0.75
+    gone = (np.asarray(changed.values.sum(axis=0)).ravel() == 0) & (np.asarray(cells.values.sum(axis=0)).ravel() > 50)
+    assert 0.1 < gone.mean() < 0.3
+    assert (changed.values > cells.values).nnz == 0
+    logged = disturb(Expression(cells.expression, log_normalised=True), seed=0)
+    values = logged.values.toarray()
+    assert np.array_equal(values[values > 0], cells.expression.toarray()[values > 0])
+    assert logged.values.nnz < 0.9 * cells.expression.nnz
+
+
+def test_a_disturbed_round_asks_about_disturbed_cells(fitted):
+    cells, codes = fitted[2], fitted[3]
+    rounds = [rounds_of(codes, 4, 0, is_disturbed=is_disturbed) for is_disturbed in (False, True)]
+    _, held_out = fit_voters(cells, codes, num_labels=3, rounds=rounds)
+    for answers in held_out.values():
+        plain, disturbed = (answers[number, np.arange(len(codes)), codes].mean() for number in range(2))
+        assert disturbed < plain

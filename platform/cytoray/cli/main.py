@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import corpora, models, train
+from cytoray.cli import assess, corpora, models, train
 from cytoray.cli.common import (
     EXIT_CODES,
     STORE,
@@ -42,6 +42,7 @@ _GROUPS = {
     "data": corpora.app,
     "train": train.app,
     "models": models.app,
+    "assess": assess.app,
     "config": config_app,
     "tracking": tracking_app,
 }

@@ -74,11 +74,17 @@ def measure(statistics: Mapping[str, Statistic], draws: list[Int64], *, num_rows
     ``statistics``: by column, the metric of that method on the cells at given rows; higher is better.
     """
     every = np.arange(num_rows)
-    values = {name: float(statistic(every)) for name, statistic in statistics.items()}
-    if not {"product", "baseline"} <= values.keys():
-        return MetricRow(**values)
+    row = row_of({name: float(statistic(every)) for name, statistic in statistics.items()})
+    if not {"product", "baseline"} <= statistics.keys():
+        return row
     found = compare(statistics["product"], statistics["baseline"], draws, all_rows=every)
-    return MetricRow(**values, interval=found.interval, verdict=found.verdict)
+    return dataclasses.replace(row, interval=found.interval, verdict=found.verdict)
+
+
+def row_of(values: Mapping[str, float]) -> MetricRow:
+    """Return a row with the given columns, without a comparison."""
+    known: dict[str, float | None] = {name: values.get(name) for name in COLUMNS}
+    return MetricRow(known["floor"], known["baseline"], known["model"], known["product"], known["ceiling"])
 
 
 def write_report(assessment: Assessment, folder: Path, *, page: bytes) -> dict[str, Path]:

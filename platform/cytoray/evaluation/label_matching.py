@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 
 _WORD = re.compile(r"[^\s,;/()_]+")
+_MARKERS = {"cd16": "fcgr3a"}  # names of proteins that two genes share
 _PLURALS = {"cells": "", "cell": "", "monocyte": "mono", "monocytes": "mono"}
 Synonym = Callable[[str], str]
 
@@ -39,7 +40,8 @@ def _words(label: str, synonym: Synonym) -> frozenset[str]:
     """The words of a label that tell it apart: without case, a plus sign, plurals and the word cell."""
     found = (word.rstrip("+").strip("-") for word in _WORD.findall(label))
     plain = (_PLURALS.get(word.lower(), word) for word in found)
-    return frozenset(synonym(word).lower() for word in plain if word)
+    named = (synonym(word).lower() for word in plain if word)
+    return frozenset(_MARKERS.get(word, word) for word in named)
 
 
 def _broader(words: frozenset[str], others: Collection[str], known: Mapping[str, frozenset[str]]) -> str | None:

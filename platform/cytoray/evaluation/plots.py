@@ -35,6 +35,11 @@ LARGEST_CELL_IN = 0.55
 
 
 def plot_confusion(scores: ClassificationScores, path: Paths) -> None:
+    """Write the confusion matrix (K, K) as a picture, see ``draw_confusion``."""
+    save_figure(draw_confusion(scores), path)
+
+
+def draw_confusion(scores: ClassificationScores) -> Figure:
     """Draw the confusion matrix (K, K): colour is the share of the true label's cells, the number their count."""
     num_labels = len(scores.labels)
     margin_in = 0.9 + 0.075 * max(_columns(_shortened(label)) for label in scores.labels)
@@ -50,7 +55,7 @@ def plot_confusion(scores: ClassificationScores, path: Paths) -> None:
     _write_counts(axes, scores, shares=shares, cell_in=cell_in)
     axes.set(xlabel="predicted label", ylabel="true label (number of cells)")
     axes.set_title(f"accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}, cells {scores.num_cells:,}")
-    save_figure(figure, path)
+    return figure
 
 
 def _name_labels(axes: Axes, scores: ClassificationScores, *, size: float) -> None:
@@ -72,6 +77,17 @@ def _write_counts(axes: Axes, scores: ClassificationScores, *, shares: Float, ce
         colour = "white" if shares[row, column] > 0.55 else "black"
         count = str(scores.confusion[row, column])
         axes.text(column, row, count, ha="center", va="center", fontsize=size, color=colour)
+
+
+def draw_reliability(confidence: Sequence[float], accuracy: Sequence[float]) -> Figure:
+    """Draw the accuracy of bins of cells against their mean confidence; calibrated ones lie on the diagonal."""
+    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1)
+    axes.plot(confidence, accuracy, color=COLOURS[0], marker="o", markersize=4)
+    axes.set(xlabel="mean probability of the predicted label", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def plot_embedding(

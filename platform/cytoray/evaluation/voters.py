@@ -1,6 +1,6 @@
 """The cheap annotators: multinomial logistic regressions over several views of the genes.
 
-    voters, held_out = fit_voters(cells, codes, num_labels=K, rounds=[folds])
+    voters, held_out = fit_voters(cells, codes, num_labels=K, rounds=[Round(folds)])
     voters["genes"].log_probabilities(other_cells)  # (C, K)
 
 ``genes`` alone, tuned, is the logistic regression that people use, and the baseline. The others see principal
@@ -160,27 +160,53 @@ RECIPES: Mapping[str, _Recipe] = {
 }
 
 
+@dataclass(frozen=True)
+class Round:
+    """Folds of the training cells; with ``is_disturbed`` the cells not seen look like those of another experiment."""
+
+    folds: tuple[Split, ...]
+    is_disturbed: bool = False
+
+
+def disturb(cells: Expression, *, seed: int) -> Expression:
+    """Return cells as a shallower experiment with other genes would have them.
+
+    Each cell keeps 25 to 75 % of its counts (binomial), all of them lose 20 % of the genes. Expression that is
+    normalised only loses the genes.
+    """
+    rng = np.random.default_rng(seed)
+    matrix = sparse.csr_matrix(cells.values, copy=True)
+    if not cells.log_normalised:
+        shares = np.repeat(rng.uniform(0.25, 0.75, matrix.shape[0]), np.diff(matrix.indptr))
+        matrix.data = rng.binomial(matrix.data.astype(np.int64), shares).astype(matrix.dtype)
+    matrix.data *= (rng.random(matrix.shape[1]) >= 0.2)[matrix.indices]
+    matrix.eliminate_zeros()
+    return Expression(matrix, cells.log_normalised)
+
+
 def fit_voters(
-    cells: Expression, codes: Int64, *, num_labels: int, rounds: Sequence[Sequence[Split]], seed: int = 0
+    cells: Expression, codes: Int64, *, num_labels: int, rounds: Sequence[Round], seed: int = 0
 ) -> tuple[dict[str, Voter], dict[str, Float64]]:
     """Fit every voter on C cells with label codes, and return them with their answers on cells they have not seen.
 
-    ``rounds``: each some folds of the C cells, see ``splits``. The strength of each penalty is that of the greatest
-    likelihood over all of them. The second result has, by voter, held-out log-probabilities (rounds, C, K), by
-    regressions, genes and components that come from the other folds alone.
+    The strength of each penalty is that of the greatest likelihood over all rounds. The second result has, by voter,
+    held-out log-probabilities (rounds, C, K), from regressions, genes and components of the other folds alone.
     """
     with threadpool_limits(1):  # small products: two threads on busy cores took ten times as long
         answers = {
             name: np.full((len(_strengths(name)), len(rounds), len(codes), num_labels), -np.log(num_labels))
             for name in RECIPES
         }
-        for number, folds in enumerate(rounds):
-            for fold in folds:
-                views = _Views(cells.take(fold.train), seed, cells.take(fold.test))
+        for number, round_ in enumerate(rounds):
+            for place, fold in enumerate(round_.folds):
+                unseen = cells.take(fold.test)
+                if round_.is_disturbed:
+                    unseen = disturb(unseen, seed=seed + place)
+                views = _Views(cells.take(fold.train), seed, unseen)
                 for name, tried in answers.items():
-                    for place, strength in enumerate(_strengths(name)):
+                    for option, strength in enumerate(_strengths(name)):
                         weights, intercept = _fit(views.seen(name), codes[fold.train], num_labels, strength)
-                        tried[place, number, fold.test] = _bounded(views.unseen(name) @ weights + intercept)
+                        tried[option, number, fold.test] = _bounded(views.unseen(name) @ weights + intercept)
         views = _Views(cells, seed)
         voters, held_out = {}, {}
         for name, tried in answers.items():

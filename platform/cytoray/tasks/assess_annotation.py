@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from cytoray import progress
 from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.adaptation import adapt_frequencies, nearest_neighbours, smooth_over_neighbours
-from cytoray.evaluation.assessment import Assessment, MetricRow, measure
+from cytoray.evaluation.assessment import Assessment, MetricRow, measure, row_of
 from cytoray.evaluation.calibration import brier_score, measure_reliability, negative_log_likelihood
 from cytoray.evaluation.classification import score_classification
 from cytoray.evaluation.conformal import area_under_roc, fit_prediction_sets
@@ -30,7 +30,7 @@ from cytoray.evaluation.intervals import Statistic, bootstrap_interval, draw_row
 from cytoray.evaluation.label_matching import Synonym, match_labels
 from cytoray.evaluation.splits import Split, few_labels, grouped_folds, leave_one_label_out, stratified_folds
 from cytoray.evaluation.stacking import Choice, choose_blend, macro_f1
-from cytoray.evaluation.voters import Expression, Voter, fit_voters
+from cytoray.evaluation.voters import Expression, Round, Voter, fit_voters
 
 logger = logging.getLogger(__name__)
 Protocol = Literal["5-fold", "few-labels", "transfer", "leave-type-out"]
@@ -41,7 +41,7 @@ FRACTIONS = (0.1, 0.02)
 NUM_SEEDS = 3
 BASELINE = "genes"
 NO_LABELS = frozenset({"", "na", "nan", "none", "null", "unassigned", "unknown", "unlabeled", "unlabelled"})
-FEW_TRAINING_CELLS = 500  # below, inner folds are more and are drawn twice, since each cell counts
+FEW_TRAINING_CELLS, MANY_FOLDS = 500, 10  # below, there are more inner folds, since each cell counts
 LEVEL = 0.9  # of prediction sets
 NUM_NEAREST = 15
 
@@ -112,10 +112,10 @@ def fit_annotator(cells: LabelledCells, *, labels: Sequence[str], seed: int = 0)
     """Fit voters, blend and doubts on labelled cells; ``labels`` (K,) fixes the order, and may name absent ones."""
     names = np.asarray(labels, str)
     codes = np.searchsorted(names, np.asarray(cells.labels, str)).astype(np.int64)
-    few = len(codes) < FEW_TRAINING_CELLS
+    num_folds = MANY_FOLDS if len(codes) < FEW_TRAINING_CELLS else NUM_FOLDS
     rounds = [
-        stratified_folds(cells.labels, num_folds=10 if few else NUM_FOLDS, seed=seed + number)
-        for number in range(2 if few else 1)
+        Round(tuple(stratified_folds(cells.labels, num_folds=num_folds, seed=seed + number)), is_disturbed=number == 1)
+        for number in range(2)
     ]
     voters, held_out = fit_voters(cells.expression, codes, num_labels=len(names), rounds=rounds, seed=seed)
     choice = choose_blend(held_out, codes, baseline=BASELINE, seed=seed)
@@ -181,6 +181,12 @@ def plan_splits(cells: LabelledCells, protocol: Protocol, *, seed: int = 0) -> t
         return splits, f"{shares} of the labels, {NUM_SEEDS} seeds each"
     splits = leave_one_label_out(cells.labels, num_folds=NUM_FOLDS, seed=seed)
     return splits, "each label left out once; a fifth of the other cells beside it"
+
+
+def num_splits(cells: LabelledCells, protocol: Protocol) -> int:
+    """Return how many times a protocol trains, for a display of progress."""
+    numbers = {"5-fold": NUM_FOLDS, "few-labels": len(FRACTIONS) * NUM_SEEDS, "transfer": 1}
+    return numbers.get(protocol, len(set(cells.labels)))
 
 
 def assess_annotation(
@@ -376,7 +382,7 @@ def _probability_metrics(probabilities: Mapping[str, Float64], true: Int64) -> d
         "brier": brier_score,
     }
     return {
-        name: MetricRow(**{method: score(found, true) for method, found in probabilities.items()})
+        name: row_of({method: score(found, true) for method, found in probabilities.items()})
         for name, score in scores.items()
     }
 
@@ -432,8 +438,3 @@ def _judge_unseen(
     row = replace(measure(statistics, draws, num_rows=len(table)), floor=0.5, ceiling=1.0)
     spread = bootstrap_interval(statistics["product"], draws)
     return {"unseen_auroc": row}, {"left_out": table, "unseen_auroc_interval": spread.as_list()}
-
-
-def iterate_placeholders(labels: Sequence[str]) -> Iterator[str]:
-    """Yield the labels that only say that there is none."""
-    yield from (label for label in labels if label.strip().lower() in NO_LABELS)

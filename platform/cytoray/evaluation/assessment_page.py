@@ -1,0 +1,129 @@
+"""The page of an assessment: every number becomes text here, so that it reads the same on screen and on paper."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import importlib.metadata
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from cytoray.evaluation.assessment import COLUMNS, Assessment, MetricRow
+from cytoray.evaluation.figures import DPI
+
+Rows = Sequence[Sequence[str]]  # the first row names the columns
+ERRORS = frozenset({"calibration_error", "negative_log_likelihood", "brier"})  # less is better
+LEGEND = (
+    "floor: no learning; baseline: the tuned simple method; model: the transformer alone; product: the answer of "
+    "cytoray; ceiling: the best that the data allow, if it is known. The difference is product minus baseline on the "
+    "same cells, a 90 % bootstrap interval: win if all of it is above 0, loss if below, otherwise tie."
+)
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: text, a table, a picture (PNG in base64), each of which may be missing."""
+
+    title: str
+    text: str = ""
+    rows: Rows = ()
+    image: str = ""
+
+
+def render_page(assessment: Assessment, sections: Sequence[Section]) -> bytes:
+    """Render the page with the sections of its task between the table of metrics and the choices."""
+    page = _template().render(
+        title=f"{assessment.task.capitalize()} of {assessment.data['uri'].rpartition('/')[2]}",
+        summary=_summary(assessment),
+        how=f"Split: {assessment.split}. {_contamination(assessment)}",
+        metrics=_metric_rows(assessment.metrics),
+        legend=LEGEND,
+        warnings=assessment.warnings,
+        sections=sections,
+        why=assessment.why,
+        data=_data_rows(assessment),
+        version=importlib.metadata.version("cytoray"),
+    )
+    return page.encode()
+
+
+def png(figure: Figure) -> str:
+    """Return a figure as PNG in base64."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI, metadata={})
+    return base64.b64encode(picture.getvalue()).decode()
+
+
+def number(value: float | None) -> str:
+    """Format a ratio or score for a table."""
+    return _NONE if value is None else f"{value:.3f}"
+
+
+def _summary(assessment: Assessment) -> str:
+    """Describe the result by the first metric in a sentence."""
+    name, row = next(iter(assessment.metrics.items()))
+    if row.product is None or row.baseline is None or row.interval is None:
+        return f"{_words(name)}: {number(row.product)}."
+    low, high = row.interval.low, row.interval.high
+    return (
+        f"{_words(name)} {row.product:.3f}, tuned simple method {row.baseline:.3f}: {row.verdict} "
+        f"(difference {row.product - row.baseline:+.3f}, 90 % interval {low:+.3f} to {high:+.3f})."
+    )
+
+
+def _contamination(assessment: Assessment) -> str:
+    if assessment.model is None:
+        return "No transformer was used."
+    if assessment.contamination is None:
+        return "Whether the model was pretrained on these cells is not known."
+    return f"{100 * assessment.contamination:.1f} % of the scored cells are in the model's pretraining corpus."
+
+
+def _metric_rows(metrics: Mapping[str, MetricRow]) -> Rows:
+    rows = [["metric", *COLUMNS, "difference", "verdict"]]
+    for name, row in metrics.items():
+        interval = _NONE
+        if row.interval is not None:
+            interval = f"{row.interval.low:+.3f} to {row.interval.high:+.3f}"
+        words = _words(name) + (" (lower is better)" if name in ERRORS else "")
+        rows.append([words, *(number(getattr(row, column)) for column in COLUMNS), interval, row.verdict or _NONE])
+    return rows
+
+
+def _data_rows(assessment: Assessment) -> Rows:
+    rows = [["", "URI", "cells", "SHA-256"]]
+    sources = {"data": assessment.data} | ({"query": assessment.data["query"]} if "query" in assessment.data else {})
+    for name, source in sources.items():
+        rows.append([name, source["uri"], f"{source['num_cells']:,}", source["digest"][:16]])
+    if assessment.model is not None:
+        rows.append(["model", assessment.model, _NONE, _NONE])
+    return rows
+
+
+def _words(name: str) -> str:
+    return {"macro_f1": "macro F1", "unseen_auroc": "AUROC of unseen types"}.get(name, name.replace("_", " "))
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("cytoray.evaluation", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("assessment.html.j2")
+
+
+def details_rows(columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> Rows:
+    """Turn dictionaries into rows of text, with the columns named."""
+    header = [column.replace("_", " ") for column in columns]
+    return [header, *([_text(row[column]) for column in columns] for row in table)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
