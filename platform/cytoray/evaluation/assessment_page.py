@@ -34,6 +34,7 @@ class Section:
     text: str = ""
     rows: Rows = ()
     image: str = ""
+    is_small: bool = False  # whether the picture is
 
 
 def render_page(assessment: Assessment, sections: Sequence[Section]) -> bytes:

@@ -34,7 +34,7 @@ def annotation_sections(assessment: Assessment) -> list[Section]:
     sections.append(Section("Confusion", image=png(draw_confusion(scores))))
     reliability = details["reliability"]
     picture = png(draw_reliability(reliability["confidence"], reliability["accuracy"]))
-    sections.append(Section("Reliability of the probabilities", coverage, image=picture))
+    sections.append(Section("Reliability of the probabilities", coverage, image=picture, is_small=True))
     if "adapted" in details:
         sections.append(_adapted(details["adapted"]))
     if "label_names" in details:
