@@ -159,7 +159,7 @@ def test_labels_that_cannot_be_learned_are_refused(labels: list[str], problem: s
 def test_batches_that_equal_the_types_are_named() -> None:
     labels = ["B", "T"] * 20
     found = assess_annotation(make_cells(labels, batches=tuple(labels)), "5-fold")
-    assert any("cannot be told apart" in warning for warning in found.warnings)
+    assert any("cannot be separated" in warning for warning in found.warnings)
 
 
 def test_a_type_of_one_cell_is_named_and_scored() -> None:

@@ -46,7 +46,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a task achieved on one data set, and how that was measured."""
+    """The result of a task on one data set, and how it was measured."""
 
     task: str
     data: dict[str, Any]  # uri and digest, of the query as well if there is one

@@ -100,7 +100,7 @@ class Answers:
 
 
 def without_placeholders(cells: LabelledCells) -> tuple[LabelledCells, dict[str, int]]:
-    """Leave out cells whose label only says that there is none, and return how many by label."""
+    """Leave out cells whose label is a placeholder such as ``unassigned``, and count them by label."""
     placeholders = Counter(label for label in cells.labels if label.strip().lower() in NO_LABELS)
     rows = np.flatnonzero([label not in placeholders for label in cells.labels])
     if not len(rows):
@@ -281,7 +281,9 @@ def _check(cells: LabelledCells) -> list[str]:
         for label, batch in zip(cells.labels, cells.batches, strict=True):
             batch_of.setdefault(label, set()).add(batch)
         if len(set(cells.batches)) > 1 and all(len(found) == 1 for found in batch_of.values()):
-            warnings.append("each label occurs in one batch only: labels and batches cannot be told apart")
+            warnings.append(
+                "each label occurs in one batch only: differences of labels and of batches cannot be separated"
+            )
     return warnings
 
 
@@ -415,7 +417,7 @@ def _adapted(
 def _judge_unseen(
     answers: Sequence[Answers], truth: Int64, labels: Sequence[str], units: npt.NDArray[Any], seed: int
 ) -> tuple[dict[str, MetricRow], dict[str, Any]]:
-    """Score how well cells of a label that was left out are told from the others: area under the ROC curve."""
+    """Score how well cells of a label that was left out are distinguished from the others (area under the ROC curve)."""
     del units
     table = []
     for each in answers:

@@ -42,7 +42,7 @@ from cytoray.training.objectives import (
 
 
 class IntegrationConfig(Config):
-    """What integration learns, and with which weights; the defaults are those of scGPT's recipe."""
+    """Settings of batch integration; the defaults are those of scGPT's recipe."""
 
     batch_key: str = Field(description="Column of obs with the experimental batch; cells without one are skipped.")
     mask_ratio: float = Field(0.4, gt=0, lt=1, description="Share of the panel's genes hidden in each cell.")

@@ -75,7 +75,7 @@ class Objective(Protocol):
 
     @property
     def scope(self) -> Scope:
-        """What the terms of the losses depend on."""
+        """Return whether the losses depend on single cells or on the cells of a minibatch."""
 
     def prepare(self, batch: StepBatch) -> Prepared:
         """Widen to the model's types, on the host."""
