@@ -282,7 +282,7 @@ def _check(cells: LabelledCells) -> list[str]:
             batch_of.setdefault(label, set()).add(batch)
         if len(set(cells.batches)) > 1 and all(len(found) == 1 for found in batch_of.values()):
             warnings.append(
-                "each label occurs in one batch only: differences of labels and of batches cannot be separated"
+                "each label occurs in one batch only: labels and batches cannot be separated"
             )
     return warnings
 
@@ -417,7 +417,7 @@ def _adapted(
 def _judge_unseen(
     answers: Sequence[Answers], truth: Int64, labels: Sequence[str], units: npt.NDArray[Any], seed: int
 ) -> tuple[dict[str, MetricRow], dict[str, Any]]:
-    """Score how well cells of a label that was left out are distinguished from the others (area under the ROC curve)."""
+    """Score how well cells of a label that was left out are distinguished from the others (area under ROC)."""
     del units
     table = []
     for each in answers:
