@@ -137,7 +137,7 @@ def test_embed_finds_store_and_mlflow_where_the_other_commands_do(
     code, _, problem = cytoray(*words, "models:/a@b")
     assert code == 2
     assert "needs tracking" not in problem
-    assert "There is no registered model 'a'" in problem
+    assert "Unknown registered model 'a'" in problem
     _, _, problem = cytoray(*words, "run:a", "--store", f"{tmp_path}/other")
     assert f"has exported no bundle in {tmp_path}/other" in problem
     Path("embed.yaml").write_text("model: run:a\nout: out\ndata: {uri: cells.h5ad}\n")

@@ -665,7 +665,7 @@ def test_something_other_than_weights_is_refused(save: Save, content: Any) -> No
 
 
 def test_a_wrong_folder_tells_what_is_there(save: Save, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="is not there"):
+    with pytest.raises(NotFoundError, match="is missing"):
         load_public_checkpoint(tmp_path / "nowhere")
     folder = save()
     with pytest.raises(NotFoundError, match="a file, not a folder"):

@@ -51,7 +51,7 @@ def _config(store: Path, tmp_path: Path, initial: str, **changes: object) -> Fin
     )
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(900)
 def test_fine_tuning_a_public_checkpoint_with_its_own_vocabulary(store: Path, tmp_path: Path) -> None:
     original = _bundle()

@@ -184,6 +184,7 @@ def _stumbling(config: PretrainConfig, stream: CorpusStream, marker: Path | None
 
 
 @through_ray
+@pytest.mark.slow  # a minute or more: workers start several times
 def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
 
 
 @through_ray
+@pytest.mark.slow  # a minute or more: workers start several times
 def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
 
 
 @through_ray
+@pytest.mark.slow  # a minute or more: workers start several times
 def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
     pretrain_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
