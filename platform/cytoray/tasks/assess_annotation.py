@@ -108,14 +108,19 @@ def without_placeholders(cells: LabelledCells) -> tuple[LabelledCells, dict[str,
     return (cells.take(rows), dict(placeholders)) if placeholders else (cells, {})
 
 
-def fit_annotator(cells: LabelledCells, *, labels: Sequence[str], seed: int = 0) -> Fitted:
-    """Fit voters, blend and doubts on labelled cells; ``labels`` (K,) fixes the order, and may name absent ones."""
+def fit_annotator(cells: LabelledCells, *, labels: Sequence[str], elsewhere: bool = False, seed: int = 0) -> Fitted:
+    """Fit voters, blend and doubts on labelled cells; ``labels`` (K,) fixes the order, and may name absent ones.
+
+    With ``elsewhere`` the cells to be answered come from another experiment: the choice then also looks at held-out
+    cells that were disturbed accordingly. So it does for few training cells, whose folds alone say little.
+    """
     names = np.asarray(labels, str)
     codes = np.searchsorted(names, np.asarray(cells.labels, str)).astype(np.int64)
-    num_folds = MANY_FOLDS if len(codes) < FEW_TRAINING_CELLS else NUM_FOLDS
+    few = len(codes) < FEW_TRAINING_CELLS
+    num_folds = MANY_FOLDS if few else NUM_FOLDS
     rounds = [
         Round(tuple(stratified_folds(cells.labels, num_folds=num_folds, seed=seed + number)), is_disturbed=number == 1)
-        for number in range(2)
+        for number in range(2 if few or elsewhere else 1)
     ]
     voters, held_out = fit_voters(cells.expression, codes, num_labels=len(names), rounds=rounds, seed=seed)
     choice = choose_blend(held_out, codes, baseline=BASELINE, seed=seed)
@@ -227,7 +232,8 @@ def assess_annotation(
         splits = [Split("query", np.arange(len(cells.labels)), np.arange(len(query.labels)))]
         labels = sorted({*labels, *query.labels})
     for split in splits:
-        fitted = fit_annotator(cells.take(split.train), labels=labels, seed=seed)
+        elsewhere = query is not None or cells.batches is not None
+        fitted = fit_annotator(cells.take(split.train), labels=labels, elsewhere=elsewhere, seed=seed)
         found = answer(fitted, scored.expression.take(split.test), split, adapt=query is not None)
         answers.append(found)
         advance(1, f"{split.name}: {found.choice.chosen}")
@@ -281,9 +287,7 @@ def _check(cells: LabelledCells) -> list[str]:
         for label, batch in zip(cells.labels, cells.batches, strict=True):
             batch_of.setdefault(label, set()).add(batch)
         if len(set(cells.batches)) > 1 and all(len(found) == 1 for found in batch_of.values()):
-            warnings.append(
-                "each label occurs in one batch only: labels and batches cannot be separated"
-            )
+            warnings.append("each label occurs in one batch only: labels and batches cannot be separated")
     return warnings
 
 
