@@ -33,9 +33,11 @@ from cytoray.evaluation.classification import score_classification
 from cytoray.model.bundle import load_bundle
 from cytoray.model.predictor import CellPredictor
 from cytoray.stages.config import load_stage_config
-from cytoray.tasks.annotation import Baseline, finetune
+from cytoray.tasks.annotation.config import FinetuneConfig
+from cytoray.tasks.annotation.evaluation import Baseline
+from cytoray.tasks.annotation.learning import finetune
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import FinetuneConfig, PretrainConfig
+from cytoray.training.config import PretrainConfig
 from cytoray.training.pretraining import pretrain
 
 SHARE = 0.1

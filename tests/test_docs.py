@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from cytoray.cli.common import Defaults
 from cytoray.cli.main import app
-from cytoray.stages.config import STAGES, load_stage_config
+from cytoray.stages.config import load_stage_config, stage_configs
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,7 +81,7 @@ def check_command(words: list[str]) -> None:
         case ["ray", "job", "submit", "--runtime-env", file, "--", "python", "-m", job, "--config", config, *_]:
             assert (ROOT / file).is_file()
             stage = job.removeprefix("jobs.")
-            assert stage in STAGES
+            assert stage in stage_configs()
             assert (ROOT / "jobs" / f"{stage}.py").is_file()
             load_stage_config(ROOT / config)
         case ["ray", "start", "--head"] | ["export", *_]:

@@ -16,6 +16,12 @@ LIGHT = {
     "config": ["cytoray.config"],
     "stages.config": ["cytoray.stages.config"],
     "the command line": ["cytoray.cli"],
+    "tasks": [
+        "cytoray.tasks",
+        *(f"cytoray.tasks.annotation.{name}" for name in ("config", "answers")),
+        "cytoray.tasks.embedding.answers",
+    ],
+    "the client": ["cytoray.serving.client"],
     "cluster": ["cytoray.cluster"],
     "storage": ["cytoray.storage"],
     "tokens": [f"cytoray.tokens.{name}" for name in ("binning", "cells", "keys", "tokenizer", "vocabulary")],

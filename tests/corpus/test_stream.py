@@ -378,13 +378,13 @@ def test_a_sample_of_labelled_cells_is_random_bounded_and_reads_no_more_than_it_
 
 
 def test_baselines_learn_from_a_sample_of_a_large_corpus_and_warn(corpus, monkeypatch, caplog):
-    from cytoray.tasks import annotation
+    from cytoray.tasks.annotation import evaluation
 
-    baseline = annotation.Baseline(corpus.store, "cells", "kind")
+    baseline = evaluation.Baseline(corpus.store, "cells", "kind")
     whole = baseline.load()
     assert not caplog.records
     assert len(whole.labels) == whole.num_labelled == sum(label is not None for label in corpus.labels)
-    monkeypatch.setattr(annotation, "MAX_BASELINE_CELLS", 60)
+    monkeypatch.setattr(evaluation, "MAX_BASELINE_CELLS", 60)
     sample = baseline.load()
     assert len(sample.labels) == 60
     assert f"a random sample: 60 of {whole.num_labelled} labelled cells" in caplog.text
@@ -418,10 +418,10 @@ def test_a_model_with_another_vocabulary_is_given_the_cells_over_its_own_genes(c
 
 
 def test_baselines_learn_over_the_genes_of_the_model(corpus):
-    from cytoray.tasks import annotation
+    from cytoray.tasks.annotation import evaluation
 
     vocabulary = GeneVocabulary(list(reversed(GeneVocabulary.load_default().tokens)))
-    baseline = annotation.Baseline(corpus.store, "cells", "kind")
+    baseline = evaluation.Baseline(corpus.store, "cells", "kind")
     sample = baseline.load()
     wanted = baseline.predict(sample.cells, training=sample)
     cells = Translation.to(vocabulary).apply_sparse(sample.cells)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cytoray.errors import ConfigError
-from cytoray.stages.config import STAGES, load_stage_config
+from cytoray.stages.config import load_stage_config, stage_configs
 
 ROOT = Path(__file__).parents[2]
 CYTORAY = Path(sys.executable).with_name("cytoray")
@@ -27,11 +27,11 @@ SHIPPED = [
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_file_is_good(path: Path):
     config = load_stage_config(path)
-    assert type(config) is STAGES[yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]]
+    assert type(config) is stage_configs()[yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]]
 
 
 def test_every_stage_has_a_shipped_file():
-    assert {yaml.safe_load(path.read_text(encoding="utf-8"))["kind"] for path in SHIPPED} == set(STAGES)
+    assert {yaml.safe_load(path.read_text(encoding="utf-8"))["kind"] for path in SHIPPED} == set(stage_configs())
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_every_field_of_every_stage_is_documented():
     def undocumented(kind: type[pydantic.BaseModel]) -> list[str]:
         return [f"{kind.__name__}.{name}" for name, info in kind.model_fields.items() if not info.description]
 
-    assert [name for kind in STAGES.values() for name in undocumented(kind)] == []
+    assert [name for kind in stage_configs().values() for name in undocumented(kind)] == []
 
 
 PLANTED = """\

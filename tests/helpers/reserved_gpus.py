@@ -27,7 +27,7 @@ def main() -> None:
     from cytoray.serving.client import Client
     from cytoray.serving.config import AppArgs
     from cytoray.serving.offline import EmbedTask, embed_sources
-    from cytoray.serving.schemas import ModelInfo
+    from cytoray.tasks.messages import ModelInfo
 
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     bundle = folder / "bundle"

@@ -199,14 +199,14 @@ def test_rollback_without_a_way_back_is_exit_code_2_with_a_remedy(tracking, make
 
 def test_the_stage_registers_asks_the_gate_and_tells_what_became_of_it(tracking, make_bundle, write_scores, tmp_path):
     from cytoray.stages.config import PromoteConfig
-    from cytoray.stages.run import SUMMARIES
+    from cytoray.stages.run import find_stage
 
     config = PromoteConfig(store=str(tmp_path), model=str(make_bundle(1)), tracking=tracking, name=NAME)
-    told = SUMMARIES["promote"](config.model_copy(update={"alias": "candidate"}))
+    told = find_stage("promote")(config.model_copy(update={"alias": "candidate"}))
     assert (told["model"], told["version"], told["aliases"]) == (f"models:/{NAME}@candidate", 1, ["candidate"])
     gate = GateConfig(scores=write_scores(0.5), metric="macro_f1", at_least=0.6)
     with pytest.raises(RegistryError, match="no version has the alias champion"):
-        SUMMARIES["promote"](config.model_copy(update={"gate": gate}))
+        find_stage("promote")(config.model_copy(update={"gate": gate}))
     assert held(tracking) == {"candidate": 1}
-    told = SUMMARIES["promote"](config)
+    told = find_stage("promote")(config)
     assert (told["model"], told["version"], told["aliases"]) == (f"models:/{NAME}@champion", 1, ["champion"])

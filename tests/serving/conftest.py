@@ -27,8 +27,9 @@ from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.serving.api import build_api
 from cytoray.serving.config import Limits
-from cytoray.serving.schemas import ModelInfo
 from cytoray.serving.service import CellService
+from cytoray.tasks.endpoint import ServedModel
+from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -77,7 +78,7 @@ def build_service() -> Callable[..., CellService]:
     def build(bundle: ModelBundle, *, predictor: Any = None, **limits: float) -> CellService:
         predictor = predictor or CellPredictor(bundle, empty_cells="nan")
         changed = LIMITS.model_copy(update=limits)
-        return CellService(predictor, vocabulary=bundle.vocabulary, model=MODEL, limits=changed)
+        return CellService(ServedModel(bundle, predictor, MODEL), limits=changed)
 
     return build
 

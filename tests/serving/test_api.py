@@ -11,7 +11,8 @@ import pytest
 
 from cytoray.errors import ModelError, ServingError
 from cytoray.model.predictor import CellPredictor, Predictions
-from cytoray.serving.schemas import AnnotateResponse, EmbedResponse
+from cytoray.tasks.annotation.answers import AnnotateResponse
+from cytoray.tasks.embedding.answers import EmbedResponse
 from cytoray.tokens.cells import SparseCells
 
 

@@ -20,8 +20,8 @@ from cytoray.errors import ConfigError, CorpusError
 from cytoray.model.bundle import save_bundle
 from cytoray.model.public_checkpoint import save_public_checkpoint
 from cytoray.serving.offline import EmbedTask, embed_sources
-from cytoray.serving.schemas import ModelInfo
 from cytoray.stages.config import EmbedConfig
+from cytoray.tasks.messages import ModelInfo
 
 through_ray = pytest.mark.usefixtures("ray_cluster")
 SIZES = {"a.h5ad": 130, "b.h5ad": 50}

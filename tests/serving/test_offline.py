@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cytoray.model.predictor import CellPredictor
 from cytoray.serving.offline import embed_cells
-from cytoray.serving.schemas import ModelInfo
+from cytoray.tasks.messages import ModelInfo
 
 MODEL = ModelInfo(name="tiny", version="7", digest="d" * 64)
 

@@ -17,6 +17,8 @@ from cytoray.errors import RequestError
 from cytoray.serving.config import Limits
 from cytoray.serving.parsing import ParsedRequest, parse_request, select_cells
 from cytoray.serving.problems import CASES
+from cytoray.tasks.annotation.answers import AnnotateRequest
+from cytoray.tasks.embedding.answers import EmbedRequest
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 LIMITS = Limits(max_cells=8, max_nonzeros=64)
@@ -30,7 +32,7 @@ def _select(request: ParsedRequest) -> Any:
 def test_the_matrix_arrives_as_it_was_sent(make_counts: Any, as_request: Any) -> None:
     counts = make_counts(20)
     body = json.dumps(as_request(counts)).encode()
-    request = parse_request(body, task="embed", limits=Limits())
+    request = parse_request(body, kind=EmbedRequest, limits=Limits())
     seen = sp.csr_matrix((request.values, request.columns, request.indptr), shape=counts.shape)
     assert request.values.dtype == np.float32
     np.testing.assert_array_equal(seen.toarray(), counts.toarray())
@@ -38,7 +40,7 @@ def test_the_matrix_arrives_as_it_was_sent(make_counts: Any, as_request: Any) ->
 
 def test_genes_may_come_in_any_order_within_a_cell() -> None:
     body = b'{"genes": ["C", "X", "A"], "cells": [{"i": [2, 0, 1], "v": [5, 7.5, 9]}, {"i": [0], "v": [1]}]}'
-    cells = _select(parse_request(body, task="embed", limits=LIMITS))
+    cells = _select(parse_request(body, kind=EmbedRequest, limits=LIMITS))
     np.testing.assert_array_equal(cells.gene_ids, [0, 2, 2])
     np.testing.assert_array_equal(cells.values, np.float32([5, 7.5, 1]))
     np.testing.assert_array_equal(cells.indptr, [0, 2, 3])
@@ -55,21 +57,23 @@ def test_the_first_offender_is_named_wherever_it_is() -> None:
         values[cell][place] = -1.0
         cells = [{"i": i.tolist(), "v": v.tolist()} for i, v in zip(columns, values, strict=True)]
         with pytest.raises(RequestError) as caught:
-            parse_request(json.dumps({"genes": list("ABCDEFGH"), "cells": cells}).encode(), task="embed", limits=LIMITS)
+            parse_request(
+                json.dumps({"genes": list("ABCDEFGH"), "cells": cells}).encode(), kind=EmbedRequest, limits=LIMITS
+            )
         assert caught.value.details["pointer"] == f"/cells/{cell}/v/{place}"
         assert caught.value.details["gene"] == "ABCDEFGH"[columns[cell][place]]
 
 
 def test_a_flood_of_numbers_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(RequestError) as caught:
-        parse_request(b"[" + b"0," * 3_000_000, task="embed", limits=LIMITS)
+        parse_request(b"[" + b"0," * 3_000_000, kind=EmbedRequest, limits=LIMITS)
     assert caught.value.code == "too_large"
 
 
 def test_a_million_mistakes_are_one_answer() -> None:
     body = b'{"genes": ["A"], "cells": [{"i": [0], "v": [' + b"null," * 1_000_000 + b"0]}]}"
     with pytest.raises(RequestError) as caught:
-        parse_request(body, task="embed", limits=LIMITS)
+        parse_request(body, kind=EmbedRequest, limits=LIMITS)
     assert len(caught.value.details["errors"]) == 1
 
 
@@ -98,7 +102,7 @@ _body = st.fixed_dictionaries(
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=40), _body.map(lambda body: json.dumps(body).encode())), st.booleans())
 def test_whatever_is_sent_is_answered_or_refused_by_the_catalogue(body: bytes, annotate: bool) -> None:
-    outcome = _outcome(body, task="annotate" if annotate else "embed")
+    outcome = _outcome(body, kind=AnnotateRequest if annotate else EmbedRequest)
     if isinstance(outcome, RequestError):
         assert CASES[outcome.code].status in (400, 413, 422)
         json.dumps(outcome.details, allow_nan=False)
@@ -107,9 +111,9 @@ def test_whatever_is_sent_is_answered_or_refused_by_the_catalogue(body: bytes, a
         assert (outcome.values > 0).all()
 
 
-def _outcome(body: bytes, task: Any) -> Any:
+def _outcome(body: bytes, kind: Any) -> Any:
     try:
-        return _select(parse_request(body, task=task, limits=LIMITS))
+        return _select(parse_request(body, kind=kind, limits=LIMITS))
     except RequestError as error:
         return error
 

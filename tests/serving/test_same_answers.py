@@ -22,7 +22,7 @@ from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.serving.client import Client
 from cytoray.serving.offline import embed_cells
-from cytoray.serving.schemas import ModelInfo
+from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 

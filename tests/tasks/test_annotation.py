@@ -18,12 +18,14 @@ from cytoray.errors import ConfigError, ModelError
 from cytoray.model.bundle import ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
-from cytoray.tasks.annotation import Baseline, evaluate, held_out_stability, inherited_tokenizer
+from cytoray.tasks.annotation.config import FinetuneConfig
+from cytoray.tasks.annotation.evaluation import Baseline, evaluate, held_out_stability
+from cytoray.tasks.starting import inherited_tokenizer
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import FinetuneConfig, TrainConfig, ValidationConfig
+from cytoray.training.config import TrainConfig, ValidationConfig
 from cytoray.training.export import BundleRecord
 
 

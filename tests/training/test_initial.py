@@ -17,11 +17,12 @@ from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import open_model
 from cytoray.runs import run_folder
 from cytoray.stages.resume import summarise_finished
-from cytoray.tasks.annotation import finetune, initial_weights
+from cytoray.tasks.annotation.config import FinetuneConfig
+from cytoray.tasks.annotation.learning import finetune, initial_weights
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import FinetuneConfig, OptimizerConfig, TrainConfig, WorkersConfig
+from cytoray.training.config import OptimizerConfig, TrainConfig, WorkersConfig
 from cytoray.training.report import save_card
 
 

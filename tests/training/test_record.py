@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from cytoray.errors import TrainingError
 from cytoray.runs import find_bundle, run_folder
 from cytoray.stages.resume import load_resumed_config
+from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.training.checkpoint import latest_checkpoint
-from cytoray.training.config import FinetuneConfig, OptimizerConfig, PretrainConfig, TrainConfig, WorkersConfig
+from cytoray.training.config import OptimizerConfig, PretrainConfig, TrainConfig, WorkersConfig
 from cytoray.training.record import claim_run, load_run_record, record_changes
 
 

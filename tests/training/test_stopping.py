@@ -14,7 +14,7 @@ from cytoray import failpoints, storage
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.errors import TrainingError, TrainingStoppedError
 from cytoray.stages.resume import load_resumed_config
-from cytoray.tasks.pretraining import judge_pretraining
+from cytoray.tasks.pretraining.evaluation import judge_pretraining
 from cytoray.training.checkpoint import latest_checkpoint
 from cytoray.training.config import PretrainConfig, ValidationConfig
 from cytoray.training.pretraining import pretrain

@@ -29,6 +29,7 @@ from cytoray.cli.common import (
     report_mistake,
 )
 from cytoray.errors import CytorayError
+from cytoray.tasks import task_endpoints, task_stages
 
 app = typer.Typer(
     name="cytoray",
@@ -119,9 +120,7 @@ def _stage_command(name: str, help_text: str) -> Callable[..., None]:
 
 for _name, _help in {
     "ingest": "Ingest files of cells into a committed corpus.",
-    "pretrain": "Pretrain a model on a corpus.",
-    "finetune": "Fine-tune a pretrained run for cell-type annotation.",
-    "evaluate": "Score a model on held-out cells beside simple baselines, with plots.",
+    **{_kind: _stage.help for _kind, _stage in task_stages().items()},
     "promote": "Register a run's bundle in MLflow and move an alias to it.",
 }.items():
     app.command(_name)(_stage_command(_name, _help))
@@ -179,7 +178,8 @@ def serve(
 
         try:
             url = run_service(settings, host=settings.host, port=settings.port)
-            typer.echo(f"Serving {url}/v1/annotate and {url}/v1/embed; OpenAPI at {url}/docs. Stop with Ctrl-C.")
+            routes = " and ".join(f"{url}{endpoint.route}" for endpoint in task_endpoints().values())
+            typer.echo(f"Serving {routes}; OpenAPI at {url}/docs. Stop with Ctrl-C.")
             threading.Event().wait()
         except KeyboardInterrupt:
             typer.echo("stopping", err=True)

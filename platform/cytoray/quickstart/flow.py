@@ -20,10 +20,12 @@ from cytoray.quickstart.embeddings import Separation, measure_separation
 from cytoray.quickstart.plan import Plan, build_plan
 from cytoray.quickstart.report import StageLog, show_summary
 from cytoray.stages import run
-from cytoray.tasks.annotation import AnnotationReport, held_out_stability
+from cytoray.tasks.annotation.evaluation import AnnotationReport, evaluate_configured, held_out_stability
+from cytoray.tasks.annotation.learning import finetune
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
+from cytoray.training.pretraining import pretrain
 from cytoray.training.report import save_card
 from cytoray.training.trainer import TrainingResult
 
@@ -104,12 +106,12 @@ def _train(plan: Plan, split: SplitData, log: StageLog) -> None:
         row.fill(ingested.manifest.num_cells, ingested.uri, skipped=ingested.skipped)
     steps = plan.pretrain.train.num_steps
     with log.stage("pretrain") as row, progress.stage("pretrain", total=steps, unit="steps") as advance:
-        result, bundle = run.pretrain(plan.pretrain, advance=advance)
+        result, bundle = pretrain(plan.pretrain, advance=advance)
         save_card(plan.pretrain, result, bundle=bundle)
         row.fill(_cells(plan.pretrain), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
     steps = plan.finetune.train.num_steps
     with log.stage("finetune") as row, progress.stage("finetune", total=steps, unit="steps") as advance:
-        result, bundle = run.finetune(plan.finetune, advance=advance)
+        result, bundle = finetune(plan.finetune, advance=advance)
         stability = held_out_stability(plan.finetune, bundle)
         save_card(plan.finetune, result, bundle=bundle, stability=stability)
         row.fill(_cells(plan.finetune), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
@@ -136,7 +138,7 @@ def _learned(result: TrainingResult) -> str:
 def _evaluate_and_register(plan: Plan, log: StageLog) -> tuple[AnnotationReport, Separation]:
     """Score the held-out cells, draw the plots, and register the model with the alias champion."""
     with log.stage("evaluate") as row:
-        report = run.evaluate(plan.evaluate)
+        report = evaluate_configured(plan.evaluate)
         scores = report.scores["cytoray"]
         separation = _measure_pretrained(plan)
         row.fill(scores.num_cells, plan.evaluate.folder, note=f"accuracy {scores.accuracy:.3f}")

@@ -11,10 +11,11 @@ from cytoray.config import Config
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.quickstart.data import SplitData
 from cytoray.serving.config import ServeConfig
-from cytoray.stages.config import EvaluateConfig, PromoteConfig
+from cytoray.stages.config import PromoteConfig
+from cytoray.tasks.annotation.config import EvaluateConfig, FinetuneConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import FinetuneConfig, OptimizerConfig, PretrainConfig, ShapeConfig, TrainConfig
+from cytoray.training.config import OptimizerConfig, PretrainConfig, ShapeConfig, TrainConfig
 
 MODEL_NAME = "cytoray-quickstart"
 TINY = ShapeConfig(width=64, num_heads=4, feedforward_width=64, num_layers=2, dropout=0.0, cell_embedding="mean")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cytoray.evaluation.report import scores_table
-from cytoray.tasks.annotation import AnnotationReport
+from cytoray.tasks.annotation.evaluation import AnnotationReport
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Answers: the predictor behind HTTP, offline embedding and the client."""
+"""Answers: the endpoints of the tasks behind HTTP, offline embedding and the client."""

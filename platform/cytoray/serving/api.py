@@ -14,15 +14,10 @@ from pydantic.json_schema import models_json_schema
 import cytoray
 from cytoray.errors import RequestError
 from cytoray.serving.problems import add_problem_handlers, reply_headers
-from cytoray.serving.schemas import (
-    AnnotateRequest,
-    AnnotateResponse,
-    EmbedRequest,
-    EmbedResponse,
-    Problem,
-    Task,
-)
+from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
+from cytoray.tasks import task_endpoints
+from cytoray.tasks.endpoint import Endpoint
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
 
@@ -34,7 +29,9 @@ class _Api(FastAPI):
         """Return the OpenAPI document with the schemas of requests and responses."""
         if self.openapi_schema is None:
             schema = super().openapi()
-            models: list[type[BaseModel]] = [EmbedRequest, AnnotateRequest, EmbedResponse, AnnotateResponse, Problem]
+            endpoints = task_endpoints().values()
+            models: list[type[BaseModel]] = [endpoint.request for endpoint in endpoints]
+            models += [*(endpoint.response for endpoint in endpoints), Problem]
             _, definitions = models_json_schema(
                 [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
             )
@@ -60,17 +57,20 @@ def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
     add_problem_handlers(api)
     _add_probes(api, service)
 
-    @api.post("/v1/embed", response_class=Response, **_documented(EmbedRequest, EmbedResponse))
-    async def embed(request: Request) -> Response:
-        """Embed cells: one vector of unit length per cell."""
-        return await _answer(request, service, "embed")
-
-    @api.post("/v1/annotate", response_class=Response, **_documented(AnnotateRequest, AnnotateResponse))
-    async def annotate(request: Request) -> Response:
-        """Annotate cells: the most probable cell type, the probability of each type, and the embedding."""
-        return await _answer(request, service, "annotate")
-
+    for endpoint in task_endpoints().values():
+        _add_endpoint(api, service, endpoint)
     return api
+
+
+def _add_endpoint(api: FastAPI, service: CellService, endpoint: Endpoint[Any, Any]) -> None:
+    """Add the route of an endpoint."""
+
+    async def answer(request: Request) -> Response:
+        """Answer a request; OpenAPI has the endpoint's description."""
+        return await _answer(request, service, endpoint)
+
+    about = _documented(endpoint) | {"name": endpoint.name, "description": endpoint.description}
+    api.add_api_route(endpoint.route, answer, methods=["POST"], response_class=Response, **about)
 
 
 def _add_probes(api: FastAPI, service: CellService) -> None:
@@ -104,10 +104,10 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
         return reply(request, about)
 
 
-async def _answer(request: Request, service: CellService, task: Task) -> Response:
+async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
     _check_media_type(request)
     body = await _read_body(request, limit=service.limits.max_body_bytes)
-    reply = await service.answer(task, body)
+    reply = await service.answer(endpoint, body)
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
     headers = reply_headers(request) | {"Server-Timing": timing}
     return Response(reply.content, headers=headers, media_type="application/json")
@@ -153,16 +153,16 @@ def _too_large(seen: int, *, limit: int) -> RequestError:
     )
 
 
-def _documented(request: type[EmbedRequest], response: type[EmbedResponse | AnnotateResponse]) -> dict[str, Any]:
-    """Return the OpenAPI entries of a route that parses ``request`` and encodes ``response`` itself."""
+def _documented(endpoint: Endpoint[Any, Any]) -> dict[str, Any]:
+    """Return the OpenAPI entries of a route that parses its requests and encodes its responses itself."""
 
     def content(model: str, media_type: str = "application/json") -> dict[str, Any]:
         """Return the OpenAPI content of a schema."""
         return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
 
     problem = {"description": "A problem, see `code`.", "content": content("Problem", "application/problem+json")}
-    answer = {"description": "The answer, in the order of the request.", "content": content(response.__name__)}
+    answer = {"description": "The answer, in the order of the request.", "content": content(endpoint.response.__name__)}
     return {
         "responses": {200: answer, "4XX": problem, "5XX": problem},
-        "openapi_extra": {"requestBody": {"required": True, "content": content(request.__name__)}},
+        "openapi_extra": {"requestBody": {"required": True, "content": content(endpoint.request.__name__)}},
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,9 @@ import scipy.sparse as sp
 
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.sending import Cells, cells_of_adata, check_cells, encode_cells
+from cytoray.tasks import find_endpoint
+from cytoray.tasks.annotation.answers import Annotations
+from cytoray.tasks.endpoint import Answers
 from cytoray.tokens.gene_table import unversioned
 
 if TYPE_CHECKING:
@@ -36,31 +38,6 @@ _STANDARD_MEMBERS = {
 _SHOWN = 5  # names in a warning
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """Labels, probabilities and embeddings of C cells, in the order in which the cells were given."""
-
-    labels: tuple[str | None, ...]  # (C,), None for a cell without a gene that the model knows
-    label_names: tuple[str, ...]  # (K,) of the columns of probabilities
-    probabilities: Float32  # (C, K), NaN for such a cell
-    embeddings: Float32  # (C, D), unit length, NaN for such a cell
-    model_version: str
-    num_matched_genes: int = 0  # genes sent that the model knows
-    num_genes: int = 0  # genes sent
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """Answered cells, with the version of the model and the genes that it knows."""
-
-    cells: list[dict[str, Any]]
-    width: int = 0
-    labels: tuple[str, ...] = ()
-    version: str = ""
-    num_matched_genes: int = 0
-    unknown_genes: tuple[str, ...] = ()  # a sample
-
-
 class Client:
     """A connection to one service; sends many cells in several requests. Use as a context manager, or ``close`` it."""
 
@@ -74,7 +51,8 @@ class Client:
 
     def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
         """Return the embeddings (C, D) of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
-        return _embeddings(self._ask("/v1/embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names)))
+        embeddings: Float32 = self._ask("embed", cells_of_adata(adata, matrix=matrix, gene_names=gene_names))
+        return embeddings
 
     def annotate_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Annotations:
         """Return labels, probabilities and embeddings of the C cells of ``adata``, which is not changed.
@@ -84,7 +62,8 @@ class Client:
         and the label None, with a warning that names it. ``matrix`` is X, raw.X or layers/NAME; ``gene_names`` is
         "index" or a column of ``var``. Raises CorpusError for a missing matrix or column; otherwise as ``embed``.
         """
-        return self._annotate(cells_of_adata(adata, matrix=matrix, gene_names=gene_names))
+        found: Annotations = self._ask("annotate", cells_of_adata(adata, matrix=matrix, gene_names=gene_names))
+        return found
 
     def embed(
         self,
@@ -100,7 +79,8 @@ class Client:
         Raises RequestError (with the service's ``code``) for input that is refused, ServingError if the service
         cannot answer. Warns about unknown genes if no Ensembl ids were sent.
         """
-        return _embeddings(self._ask("/v1/embed", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids)))
+        embeddings: Float32 = self._ask("embed", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
+        return embeddings
 
     def annotate(
         self,
@@ -111,7 +91,17 @@ class Client:
         ids: Sequence[str] | None = None,
     ) -> Annotations:
         """Return labels, probabilities and embeddings of the C rows of ``matrix`` (C, G); see ``embed``."""
-        return self._annotate(check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
+        found: Annotations = self._ask("annotate", check_cells(genes, matrix, ensembl_ids=ensembl_ids, ids=ids))
+        return found
+
+    def ask(self, endpoint: str, sent: Cells | None = None, /, **members: Any) -> Any:
+        """Ask any endpoint by name: ``client.ask("embed", check_cells(genes, matrix))``.
+
+        ``sent`` are cells, made by ``sending.check_cells`` or ``sending.cells_of_adata``, None for an endpoint that is
+        not about cells; ``members`` are further members of the request. Returns what the endpoint makes of the
+        answers, an array for instance. Raises RequestError for an unknown endpoint; otherwise as ``embed``.
+        """
+        return self._ask(endpoint, sent, **members)
 
     def close(self) -> None:
         """Close the connections."""
@@ -123,51 +113,29 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self.close()
 
-    def _annotate(self, sent: Cells) -> Annotations:
-        answer = self._ask("/v1/annotate", sent)
-        cells = answer.cells
-        none = dict.fromkeys(answer.labels, np.nan)
-        rows = [[(cell["probabilities"] or none)[name] for name in answer.labels] for cell in cells]
-        return Annotations(
-            labels=tuple(cell["label"] for cell in cells),
-            label_names=answer.labels,
-            probabilities=np.array(rows, np.float32).reshape(len(cells), len(answer.labels)),
-            embeddings=_embeddings(answer),
-            model_version=answer.version,
-            num_matched_genes=answer.num_matched_genes,
-            num_genes=len(sent.genes),
-        )
-
-    def _ask(self, route: str, sent: Cells) -> _Answer:
-        """Send all rows, ``cells_per_request`` at a time, and join the answers, all of one model version."""
+    def _ask(self, name: str, sent: Cells | None, /, **members: Any) -> Any:
+        """Send a request, cells ``cells_per_request`` at a time; join the answers, all of one model version."""
+        endpoint = find_endpoint(name)
+        if sent is None:
+            return endpoint.read(Answers([], self._post(endpoint.route, pydantic_core.to_json(members))))
         num_cells, step = sent.counts_CG.shape[0], self._cells_per_request
         answers = [
-            self._post(route, encode_cells(sent, range(start, min(start + step, num_cells))))
+            self._post(endpoint.route, encode_cells(sent, range(start, min(start + step, num_cells)), **members))
             for start in range(0, num_cells, step)
         ]
         if not answers:
-            return _Answer([])
+            return endpoint.read(Answers([], {}))
         versions = sorted({answer["model"]["version"] for answer in answers})
         if len(versions) > 1:
             raise ServingError(
                 f"The service changed its model while answering (versions {', '.join(versions)}).",
                 remedy="Send the request again: answers of two versions must not be mixed.",
             )
+        _warn_of_unknown_genes(sent, answers[0]["genes"])
+        empty = [number * step + row for number, answer in enumerate(answers) for row in _empty_cells(answer)]
+        _warn_of_empty_cells(sent, empty)
         cells = [cell for answer in answers for cell in answer["cells"]]
-        genes = answers[0]["genes"]
-        width, labels = self._shape(cells)
-        answer = _Answer(cells, width, labels, versions[0], genes["matched"], tuple(genes["unknown"]))
-        _warn_of_unknown_genes(sent, answer)
-        _warn_of_empty_cells(sent, answer)
-        return answer
-
-    def _shape(self, cells: Sequence[dict[str, Any]]) -> tuple[int, tuple[str, ...]]:
-        """Return the width of embeddings and the labels of answers, from the service if no cell has an answer."""
-        answered = next((cell for cell in cells if cell["embedding"] is not None), None)
-        if answered is not None:
-            return len(answered["embedding"]), tuple(answered.get("probabilities", ()))
-        about = self._send("GET", "/version")
-        return about["embedding_width"], tuple(about["labels"])
+        return endpoint.read(Answers(cells, answers[0], len(sent.genes), lambda: self._send("GET", "/version")))
 
     def _post(self, route: str, body: bytes) -> dict[str, Any]:
         return self._send("POST", route, content=body, headers={"Content-Type": "application/json"})
@@ -188,39 +156,36 @@ class Client:
         return answer
 
 
-def _warn_of_unknown_genes(sent: Cells, answer: _Answer) -> None:
+def _warn_of_unknown_genes(sent: Cells, genes: dict[str, Any]) -> None:
     """Warn if the model does not know all genes by name and Ensembl ids might identify the others."""
-    total, unknown = len(sent.genes), answer.unknown_genes
+    unknown = genes["unknown"]
     if sent.ensembl_ids is not None or not unknown or any(map(unversioned, unknown)):
         return
     warnings.warn(
-        f"The model knows {answer.num_matched_genes:,} of the {total:,} genes by name; it does not know, for example, "
-        f"{', '.join(unknown[:_SHOWN])}. If the data have Ensembl ids, send them as well: use annotate_adata or "
-        "embed_adata, or the argument ensembl_ids.",
+        f"The model knows {genes['matched']:,} of the {len(sent.genes):,} genes by name; it does not know, for "
+        f"example, {', '.join(unknown[:_SHOWN])}. If the data have Ensembl ids, send them as well: use annotate_adata "
+        "or embed_adata, or the argument ensembl_ids.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=4,
     )
 
 
-def _warn_of_empty_cells(sent: Cells, answer: _Answer) -> None:
+def _empty_cells(answer: dict[str, Any]) -> list[int]:
+    """Return the positions of the cells of one request that have no gene that the model knows."""
+    return [row for warning in answer["warnings"] if warning["code"] == "empty_cells" for row in warning["indices"]]
+
+
+def _warn_of_empty_cells(sent: Cells, empty: list[int]) -> None:
     """Warn about cells without an answer, and name them."""
-    empty = [row for row, cell in enumerate(answer.cells) if cell["embedding"] is None]
     if not empty:
         return
     names = ", ".join(sent.name(row) for row in empty[:_SHOWN]) + (", …" if len(empty) > _SHOWN else "")
     warnings.warn(
-        f"{len(empty):,} of {len(answer.cells):,} cells have no gene that the model knows: {names}. Their results are "
-        "NaN, their labels None.",
+        f"{len(empty):,} of {sent.counts_CG.shape[0]:,} cells have no gene that the model knows: {names}. Their "
+        "results are NaN, their labels None.",
         UserWarning,
-        stacklevel=5,
+        stacklevel=4,
     )
-
-
-def _embeddings(answer: _Answer) -> Float32:
-    """The embeddings (C, D), NaN for cells without one."""
-    none = [np.nan] * answer.width
-    rows = [cell["embedding"] or none for cell in answer.cells]
-    return np.array(rows, np.float32).reshape(len(rows), answer.width)
 
 
 def _error_of(response: httpx.Response) -> RequestError | ServingError:

@@ -14,8 +14,9 @@ from cytoray.model.predictor import CellPredictor
 from cytoray.registry.opening import open_model
 from cytoray.serving.api import build_api
 from cytoray.serving.config import AppArgs
-from cytoray.serving.schemas import ModelInfo
 from cytoray.serving.service import CellService
+from cytoray.tasks.endpoint import ServedModel
+from cytoray.tasks.messages import ModelInfo
 
 logger = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 10.0
@@ -48,7 +49,7 @@ def load_service(args: AppArgs) -> CellService:
     bundle.model.to(device)
     logger.info("the model runs on %s", device)
     predictor = CellPredictor(bundle, empty_cells="nan")
-    return CellService(predictor, vocabulary=bundle.vocabulary, model=model, limits=args.limits)
+    return CellService(ServedModel(bundle, predictor, model), limits=args.limits)
 
 
 def load_model(args: AppArgs) -> tuple[ModelBundle, ModelInfo]:

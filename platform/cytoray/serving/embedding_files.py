@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from cytoray import storage
-from cytoray.serving.schemas import ModelInfo
+from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.cells import Float32
 
 OBSM_KEY = "X_scGPT"

@@ -31,8 +31,8 @@ from cytoray.model.device import choose_reserved_device
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.registry.opening import CACHE_FOLDER, open_model
 from cytoray.serving.embedding_files import write_h5ad
-from cytoray.serving.schemas import ModelInfo
-from cytoray.serving.service import Predictor
+from cytoray.tasks.endpoint import Predictor
+from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.cells import SparseCells, UInt64
 
 logger = logging.getLogger(__name__)

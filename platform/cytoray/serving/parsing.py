@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cytoray.errors import RequestError
 from cytoray.serving.config import Limits
-from cytoray.serving.schemas import AnnotateRequest, CellPayload, EmbedRequest, Task
+from cytoray.tasks.messages import CellPayload, CellsRequest, Message
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneMapping
 
@@ -24,7 +24,7 @@ Int64 = npt.NDArray[np.int64]
 
 SAMPLE = 20  # entries listed in a problem
 _NOUNS = {"ensembl_ids": "Ensembl ids", "genomes": "genomes"}
-REQUESTS: dict[Task, type[EmbedRequest]] = {"embed": EmbedRequest, "annotate": AnnotateRequest}
+Asked = TypeVar("Asked", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class ParsedRequest:
     columns: Int64  # (N,) into genes
     values: Float32  # (N,)
     cell_ids: tuple[str | None, ...]  # (C,)
-    include_embedding: bool = True
+    asked: CellsRequest  # the request, without its cells
 
 
-def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
-    """Read and check a JSON body; raises RequestError with the code, pointer and sample of the first mistake."""
+def parse_request(body: bytes, *, kind: type[CellsRequest], limits: Limits) -> ParsedRequest:
+    """Read and check a JSON body of ``kind``; RequestError has the code, pointer and sample of the first mistake."""
     _check_amount("numbers", seen=body.count(b","), limit=2 * limits.max_nonzeros + 2**20)
-    payload = _validate(body, kind=REQUESTS[task])
+    payload = validate_body(body, kind=kind)
     _check_num_cells(len(payload.cells), limit=limits.max_cells)
     _check_amount("non-zero values", seen=sum(len(cell.v) for cell in payload.cells), limit=limits.max_nonzeros)
     _check_genes(payload)
@@ -60,7 +60,7 @@ def parse_request(body: bytes, *, task: Task, limits: Limits) -> ParsedRequest:
         columns=_flatten((cell.i for cell in payload.cells), dtype=np.int64),
         values=values,
         cell_ids=tuple(cell.id for cell in payload.cells),
-        include_embedding=getattr(payload, "include_embedding", True),
+        asked=payload.model_copy(update={"cells": []}),
     )
     _check_columns(request)
     _check_values(request)
@@ -93,7 +93,8 @@ def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overl
     return mapping.apply(values, request.columns, request.indptr, rows)
 
 
-def _validate(body: bytes, *, kind: type[EmbedRequest]) -> EmbedRequest:
+def validate_body(body: bytes, *, kind: type[Asked]) -> Asked:
+    """Read a JSON body as ``kind``; raises RequestError ``malformed_payload`` that points to the mistakes."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -137,7 +138,7 @@ def _check_num_cells(seen: int, *, limit: int) -> None:
         )
 
 
-def _check_genes(payload: EmbedRequest) -> None:
+def _check_genes(payload: CellsRequest) -> None:
     """Reject Ensembl ids and genomes whose number differs from that of the genes, and duplicate genes."""
     genes = payload.genes
     given = {"ensembl_ids": payload.ensembl_ids, "genomes": payload.genomes}

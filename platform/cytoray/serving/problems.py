@@ -29,6 +29,7 @@ CASES = {
     "not_found": Case(404, "Unknown path"),
     "method_not_allowed": Case(405, "This path does not support this method"),
     "no_labels": Case(409, "This model does not predict cell types"),
+    "wrong_model": Case(409, "This model does not answer this kind of request"),
     "too_large": Case(413, "The request exceeds the limits of the service"),
     "use_jobs": Case(413, "Too many cells for one request"),
     "unsupported_media_type": Case(415, "Unsupported media type of the body"),

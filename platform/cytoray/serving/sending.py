@@ -74,14 +74,14 @@ def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> C
     return _summed(replace(cells, genomes=genomes, names=list(adata.obs_names)))
 
 
-def encode_cells(cells: Cells, rows: range) -> bytes:
-    """Encode some of the rows as the JSON body of a request."""
+def encode_cells(cells: Cells, rows: range, /, **members: Any) -> bytes:
+    """Encode some of the rows as the JSON body of a request, which may have further members."""
     counts_CG, encoded = cells.counts_CG, []
     for row in rows:
         entries = slice(counts_CG.indptr[row], counts_CG.indptr[row + 1])
         cell: dict[str, Any] = {"i": counts_CG.indices[entries].tolist(), "v": counts_CG.data[entries].tolist()}
         encoded.append(cell if cells.ids is None else {"id": str(cells.ids[row]), **cell})
-    body: dict[str, Any] = {"genes": cells.genes, "cells": encoded}
+    body: dict[str, Any] = {**members, "genes": cells.genes, "cells": encoded}
     if cells.ensembl_ids is not None:
         body["ensembl_ids"] = cells.ensembl_ids
     if cells.genomes is not None:

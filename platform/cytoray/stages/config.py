@@ -1,4 +1,4 @@
-"""Configurations of evaluate, promote and embed, and the configuration class for each ``kind`` of YAML file."""
+"""Configurations of promote and embed, and the configuration class for each ``kind`` of YAML file."""
 
 from __future__ import annotations
 
@@ -14,36 +14,10 @@ from cytoray.errors import ConfigError
 from cytoray.registry.gate import GateConfig
 from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
+from cytoray.tasks import task_stages
+from cytoray.tasks.config import CACHE, CACHE_FOLDER, MODEL, ModelStageConfig
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import CORPUS, FinetuneConfig, PretrainConfig, ShapeConfig
-
-MODEL = (
-    "models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME (a finished run of this store), or the folder or s3:// URI of "
-    "a bundle or a public scGPT checkpoint."
-)
-CACHE = "Local folder for bundles from MLflow or s3://."
-
-
-class ModelStageConfig(Config):
-    """Common configuration of stages that use a model."""
-
-    store: Location = Field(description="Root of all data of cytoray: s3://bucket/prefix or a local folder.")
-    model: str = Field(min_length=1, description=MODEL)
-    tracking: TrackingConfig = Field(description="MLflow and the run journal.")
-    cache_folder: Location = Field("~/.cache/cytoray/models", description=CACHE)
-
-
-class EvaluateConfig(ModelStageConfig):
-    """Configuration of evaluate: score an annotation model on held-out labelled cells."""
-
-    kind: Literal["evaluate"] = Field("evaluate", description="Which stage this file configures.")
-    data: SourceConfig = Field(description="Held-out cells.")
-    label_key: str = Field(description="Column of obs with the true cell types.")
-    baseline_corpus: str = Field(pattern=CORPUS, description="Corpus that logistic regression is trained on.")
-    folder: Location = Field("report", description="Local folder for scores.json and the plots.")
-    plots: tuple[Literal["png", "svg", "pdf"], ...] = Field(
-        ("png",), min_length=1, description="Formats of the plots; the report shows the first."
-    )
+from cytoray.training.config import ShapeConfig
 
 
 class PromoteConfig(ModelStageConfig):
@@ -73,7 +47,7 @@ class EmbedConfig(Config):
     model: str = Field(min_length=1, description=MODEL)
     store: Location | None = Field(None, description="Root of all data of cytoray; required for run:NAME.")
     tracking: TrackingConfig | None = Field(None, description="MLflow and the run journal; required for models:/….")
-    cache_folder: Location = Field("~/.cache/cytoray/models", description=CACHE)
+    cache_folder: Location = Field(CACHE_FOLDER, description=CACHE)
     data: tuple[SourceConfig, ...] = Field(
         min_length=1, description="One source of cells or a list; a uri that ends in / means all files below it."
     )
@@ -97,15 +71,11 @@ class EmbedConfig(Config):
         return self
 
 
-STAGES: dict[str, type[Config]] = {
-    "ingest": IngestConfig,
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "evaluate": EvaluateConfig,
-    "promote": PromoteConfig,
-    "embed": EmbedConfig,
-    "serve": ServeConfig,
-}
+def stage_configs() -> dict[str, type[Config]]:
+    """Return the class of configuration for each ``kind``: those of the tasks, and those of the other stages."""
+    tasks = {kind: stage.config.load() for kind, stage in task_stages().items()}
+    others: dict[str, type[Config]] = {"promote": PromoteConfig, "embed": EmbedConfig, "serve": ServeConfig}
+    return {"ingest": IngestConfig, **tasks, **others}
 
 
 class ModelShapeConfig(ShapeConfig):
@@ -119,10 +89,10 @@ def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Con
     tree = read_tree(path, overrides=overrides)
     if tree.data and tree.data.keys() <= ModelShapeConfig.model_fields.keys() - {"kind"}:
         return validate_tree(ModelShapeConfig, tree, source=str(path))
-    kind = tree.data.get("kind")
-    if not isinstance(kind, str) or kind not in STAGES:
+    kind, kinds = tree.data.get("kind"), stage_configs()
+    if not isinstance(kind, str) or kind not in kinds:
         line = tree.origin(("kind",)) or f"{path}:1"
         raise ConfigError(
-            f"{line}: kind: expected one of {', '.join(STAGES)}, got {kind!r}.", remedy="Start the file with `kind: …`."
+            f"{line}: kind: expected one of {', '.join(kinds)}, got {kind!r}.", remedy="Start the file with `kind: …`."
         )
-    return validate_tree(STAGES[kind], tree, source=str(path))
+    return validate_tree(kinds[kind], tree, source=str(path))

@@ -13,8 +13,8 @@ from typing import Any
 from cytoray.cluster import available
 from cytoray.config import Config, load_config
 from cytoray.errors import CytorayError
-from cytoray.stages.config import STAGES
-from cytoray.training.config import FinetuneConfig, PretrainConfig
+from cytoray.stages.config import stage_configs
+from cytoray.training.config import RunConfig
 
 
 def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None =
 
 def run_stage(stage: str, path: Path, *, overrides: Sequence[str], num_cpus: int) -> dict[str, Any]:
     """Load the configuration and run the stage; returns its result as JSON data."""
-    return run_configured(stage, load_config(STAGES[stage], path, overrides=overrides), num_cpus=num_cpus)
+    return run_configured(stage, load_config(stage_configs()[stage], path, overrides=overrides), num_cpus=num_cpus)
 
 
 def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, An
 
     The result of a finished training run is returned without loading the training code.
     """
-    if isinstance(config, PretrainConfig | FinetuneConfig):
+    if isinstance(config, RunConfig):
         from cytoray.stages.resume import summarise_finished  # imports torch, which takes seconds
 
         if (found := summarise_finished(config)) is not None:
@@ -56,7 +56,7 @@ def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, An
     with available(num_cpus=num_cpus):
         from cytoray.stages import run  # only with a valid configuration: this takes seconds
 
-        return run.SUMMARIES[stage](config)
+        return run.find_stage(stage)(config)
 
 
 def print_result(result: dict[str, Any]) -> None:

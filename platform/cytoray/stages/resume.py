@@ -16,20 +16,19 @@ from cytoray.corpus.manifest import load_manifest
 from cytoray.errors import CytorayError, NotFoundError, TrainingError
 from cytoray.registry.opening import find_digest
 from cytoray.runs import find_bundle, run_folder
+from cytoray.tasks import learning_stages
+from cytoray.tasks.config import FromModelConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.training.card import HTML_NAME, load_card
-from cytoray.training.config import FinetuneConfig, PretrainConfig
+from cytoray.training.config import RunConfig
 from cytoray.training.export import is_exported
 from cytoray.training.record import RunRecord, claim_run, load_run_record
 from cytoray.training.result import find_result
 
 logger = logging.getLogger(__name__)
-KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
-def load_resumed_config(
-    store: str, run: str, *, overrides: Sequence[str] = (), allow: Sequence[str] = ()
-) -> PretrainConfig | FinetuneConfig:
+def load_resumed_config(store: str, run: str, *, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> RunConfig:
     """Load the configuration of ``run``, with ``a.b=c`` overrides; keys in ``allow`` may differ from the run's.
 
     Raises TrainingError if the run is missing, ConfigError if an override is invalid.
@@ -40,10 +39,12 @@ def load_resumed_config(
     with tempfile.TemporaryDirectory(prefix="cytoray-resume-") as folder:
         file = Path(folder) / f"{run}.yaml"
         file.write_text(yaml.safe_dump(stored))
-        return load_config(KINDS[stored["kind"]], file, overrides=overrides)
+        config = load_config(learning_stages()[stored["kind"]].config.load(), file, overrides=overrides)
+    assert isinstance(config, RunConfig), "a stage that learns has the configuration of a run"
+    return config
 
 
-def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any] | None:
+def summarise_finished(config: RunConfig) -> dict[str, Any] | None:
     """Return the JSON that the job of a finished run prints; None if steps, its bundle or its card are missing.
 
     Starts nothing. Raises TrainingError if the run's settings differ.
@@ -52,7 +53,7 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
         return None
     digest = load_manifest(config.store, config.corpus).digest
     record = load_run_record(config.store, config.run)
-    if isinstance(config, FinetuneConfig):
+    if isinstance(config, FromModelConfig):
         config = _with_inherited(config, record)
     claim_run(config, digest, initial_digest=_initial_digest(config, record))
     result = find_result(config, digest)
@@ -64,19 +65,19 @@ def summarise_finished(config: PretrainConfig | FinetuneConfig) -> dict[str, Any
         return None
     bundle = find_bundle(config.store, config.run)
     made = {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": storage.join(folder, HTML_NAME)}
-    return result.summary() | made | ({"held_out": card["scores"]} if config.kind == "pretrain" else {})
+    return result.summary() | made | {key: card[kept] for key, kept in learning_stages()[config.kind].from_card.items()}
 
 
-def _with_inherited(config: FinetuneConfig, record: RunRecord) -> FinetuneConfig:
+def _with_inherited(config: FromModelConfig, record: RunRecord) -> FromModelConfig:
     """Take the keys of the tokenizer that were inherited from the initial model from the run's record."""
     own = config.tokenizer.model_dump(include=config.tokenizer.model_fields_set)
     known = {key: value for key, value in record.config["tokenizer"].items() if key in TokenizerConfig.model_fields}
     return config.model_copy(update={"tokenizer": TokenizerConfig(**known | own)})
 
 
-def _initial_digest(config: PretrainConfig | FinetuneConfig, record: RunRecord) -> str:
+def _initial_digest(config: RunConfig, record: RunRecord) -> str:
     """Return the present digest of the model that the run started from; empty if it is not to be compared."""
-    if not isinstance(config, FinetuneConfig) or not record.initial_digest:
+    if not isinstance(config, FromModelConfig) or not record.initial_digest:
         return ""
     try:
         return find_digest(

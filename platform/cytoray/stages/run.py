@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from cytoray import progress, provenance, storage
 from cytoray.corpus.config import IngestConfig
 from cytoray.corpus.ingest import ingest, plan_in_tasks
-from cytoray.corpus.reading import read_labelled_cells
 from cytoray.registry.aliases import CANDIDATE
 from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.models import Lineage, register
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.registry.promotion import promote_version
 from cytoray.serving.offline import EmbedResult, EmbedTask, embed_sources
-from cytoray.serving.schemas import ModelInfo
-from cytoray.stages.config import EmbedConfig, EvaluateConfig, ModelStageConfig, PromoteConfig
-from cytoray.tasks import annotation
-from cytoray.tasks.annotation import AnnotationReport, Baseline, finetune
-from cytoray.tasks.pretraining import judge_pretraining
-from cytoray.training.config import FinetuneConfig, PretrainConfig
-from cytoray.training.pretraining import pretrain
-from cytoray.training.report import save_card
+from cytoray.stages.config import EmbedConfig, PromoteConfig
+from cytoray.tasks import task_stages
+from cytoray.tasks.config import ModelStageConfig
+from cytoray.tasks.messages import ModelInfo
 
-__all__ = ["SUMMARIES", "embed", "evaluate", "finetune", "ingest", "open_configured", "pretrain", "promote"]
-
-
-def evaluate(config: EvaluateConfig) -> AnnotationReport:
-    """Held-out cells to scores beside the baselines, and plots."""
-    bundle = open_configured(config).bundle
-    held_out = read_labelled_cells(config.data, config.label_key, vocabulary=bundle.vocabulary)
-    baseline = Baseline(config.store, config.baseline_corpus, config.label_key)
-    return annotation.evaluate(bundle, held_out, baseline, folder=Path(config.folder), formats=config.plots)
+__all__ = ["embed", "find_stage", "ingest", "open_configured", "promote"]
 
 
 def promote(config: PromoteConfig) -> RegisteredVersion:
@@ -101,34 +87,6 @@ def _summarise_ingest(config: IngestConfig) -> dict[str, Any]:
     }
 
 
-def _summarise_pretrain(config: PretrainConfig) -> dict[str, Any]:
-    with progress.stage("pretrain", total=config.train.num_steps, unit="steps") as advance:
-        result, bundle = pretrain(config, advance=advance)
-    scores = judge_pretraining(config, bundle) if config.validation is not None else {}
-    card = save_card(config, result, bundle=bundle, scores=scores)
-    return result.summary() | {
-        "bundle": bundle.uri,
-        "bundle_digest": bundle.digest,
-        "held_out": {name: dict(row) for name, row in scores.items()},
-        "card": card,
-    }
-
-
-def _summarise_finetune(config: FinetuneConfig) -> dict[str, Any]:
-    with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
-        result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle, stability=annotation.held_out_stability(config, bundle))
-    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
-
-
-def _summarise_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    report = evaluate(config)
-    return {
-        "scores": {name: scores.as_dict() for name, scores in report.scores.items()},
-        "files": {name: str(path) for name, path in report.files.items()},
-    }
-
-
 def _summarise_promote(config: PromoteConfig) -> dict[str, Any]:
     version = promote(config)
     return {
@@ -154,12 +112,13 @@ def _summarise_embed(config: EmbedConfig) -> dict[str, Any]:
     }
 
 
-#: For jobs and commands, by ``kind`` of configuration: the stage, and a function that selects the result to print.
-SUMMARIES: dict[str, Callable[[Any], dict[str, Any]]] = {
+_OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "ingest": _summarise_ingest,
-    "pretrain": _summarise_pretrain,
-    "finetune": _summarise_finetune,
-    "evaluate": _summarise_evaluate,
     "promote": _summarise_promote,
     "embed": _summarise_embed,
 }
+
+
+def find_stage(kind: str) -> Callable[[Any], dict[str, Any]]:
+    """Return the function that runs the stage ``kind`` with its configuration and returns the result to print."""
+    return _OTHERS[kind] if kind in _OTHERS else task_stages()[kind].run.load()

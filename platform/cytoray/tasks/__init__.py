@@ -1,1 +1,69 @@
-"""Tasks that the model is trained for and evaluated on."""
+"""Tasks of the model: what it is trained for, evaluated on and asked. A task is a folder, and a row of ``TASKS``.
+
+Stages, jobs, commands, routes, OpenAPI and the client are driven by this table. It names the parts of a task without
+importing them: a service has no training libraries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cytoray.errors import RequestError
+from cytoray.tasks.spec import Lazy, TaskSpec, TaskStage
+
+if TYPE_CHECKING:
+    from cytoray.tasks.endpoint import Endpoint
+
+TASKS: dict[str, TaskSpec] = {
+    "pretraining": TaskSpec(
+        "pretraining",
+        learning=TaskStage(
+            "pretrain",
+            "Pretrain a model on a corpus.",
+            config=Lazy("cytoray.training.config", "PretrainConfig"),
+            run=Lazy("cytoray.tasks.pretraining.learning", "run_pretraining"),
+            from_card={"held_out": "scores"},
+        ),
+    ),
+    "embedding": TaskSpec("embedding", endpoint=Lazy("cytoray.tasks.embedding.answers", "ENDPOINT")),
+    "annotation": TaskSpec(
+        "annotation",
+        learning=TaskStage(
+            "finetune",
+            "Fine-tune a pretrained run for cell-type annotation.",
+            config=Lazy("cytoray.tasks.annotation.config", "FinetuneConfig"),
+            run=Lazy("cytoray.tasks.annotation.learning", "run_finetuning"),
+        ),
+        evaluation=TaskStage(
+            "evaluate",
+            "Score a model on held-out cells beside simple baselines, with plots.",
+            config=Lazy("cytoray.tasks.annotation.config", "EvaluateConfig"),
+            run=Lazy("cytoray.tasks.annotation.evaluation", "run_evaluation"),
+        ),
+        endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
+    ),
+}
+
+
+def task_stages() -> dict[str, TaskStage]:
+    """Return the stages of all tasks by ``kind``, in the order of the table."""
+    return {stage.kind: stage for task in TASKS.values() for stage in task.stages}
+
+
+def learning_stages() -> dict[str, TaskStage]:
+    """Return the stages that train, by ``kind``."""
+    return {task.learning.kind: task.learning for task in TASKS.values() if task.learning is not None}
+
+
+def task_endpoints() -> dict[str, Endpoint[Any, Any]]:
+    """Return the endpoints of all tasks by name, in the order of the table."""
+    loaded = [task.endpoint.load() for task in TASKS.values() if task.endpoint is not None]
+    return {endpoint.name: endpoint for endpoint in loaded}
+
+
+def find_endpoint(name: str) -> Endpoint[Any, Any]:
+    """Return the endpoint called ``name``; RequestError that lists them if it is unknown."""
+    endpoints = task_endpoints()
+    if name not in endpoints:
+        raise RequestError(f"Unknown endpoint {name!r}.", remedy=f"Known are {', '.join(endpoints)}.", code="not_found")
+    return endpoints[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -189,6 +188,7 @@ class RunConfig(Config):
     allow_changes: tuple[str, ...] = Field(
         (), description="Keys that may differ from those of the run so far, such as optimizer.learning_rate."
     )
+    kind: str = Field(description="Which stage this file configures.")
 
     @field_validator("store")
     @classmethod
@@ -223,47 +223,3 @@ class PretrainConfig(RunConfig):
     def has_dropout(self) -> bool:
         """Whether dropout masks are drawn."""
         return self.model.dropout > 0
-
-
-class FinetuneConfig(RunConfig):
-    """Fine-tuning a model for cell-type annotation."""
-
-    places: ClassVar[frozenset[str]] = RunConfig.places | {"cache_folder"}
-
-    kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
-    initial: str | None = Field(
-        None,
-        min_length=1,
-        description="The model to start from: run:NAME (its best checkpoint by validation, or its last), "
-        "models:/NAME@ALIAS or /VERSION, or the folder or s3:// URI of a bundle or of a public scGPT checkpoint.",
-    )
-    initial_run: str | None = Field(
-        None, pattern=NAME, description="Short for initial: run:NAME; exactly one of both is given."
-    )
-    label_key: str = Field(description="Column of obs with the cell types; cells without one are skipped.")
-    cache_folder: Location = Field(
-        "~/.cache/cytoray/models", description="Local folder for bundles from MLflow or s3://."
-    )
-
-    @field_validator("initial")
-    @classmethod
-    def _path_is_absolute(cls, initial: str | None) -> str | None:
-        if initial is None or initial.startswith(("run:", "models:/")) or "://" in initial:
-            return initial
-        return str(Path(initial).expanduser().absolute())
-
-    @model_validator(mode="after")
-    def _a_run_is_a_model(self) -> Self:
-        """Write ``initial_run: NAME`` as ``initial: run:NAME``, so that both are the same run."""
-        if (self.initial_run is None) == (self.initial is None):
-            raise ValueError("give either initial or initial_run: the model to start from")
-        if self.initial_run is not None:
-            object.__setattr__(self, "initial", f"run:{self.initial_run}")  # frozen from here on only
-            object.__setattr__(self, "initial_run", None)
-        return self
-
-    @property
-    def initial_uri(self) -> str:
-        """URI of the model to start from."""
-        assert self.initial is not None, "validated"
-        return self.initial

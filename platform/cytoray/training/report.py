@@ -12,7 +12,7 @@ from typing import TypeVar
 from cytoray import provenance, storage
 from cytoray.runs import BundleRecord, run_folder
 from cytoray.training.card import RunCard
-from cytoray.training.config import FinetuneConfig, PretrainConfig
+from cytoray.training.config import RunConfig
 from cytoray.training.hardware import package_versions
 from cytoray.training.result import TrainingResult
 
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 def save_card(
-    config: PretrainConfig | FinetuneConfig,
+    config: RunConfig,
     result: TrainingResult,
     *,
     bundle: BundleRecord | None,
@@ -44,9 +44,7 @@ def save_card(
     return storage.join(target, "card.html")
 
 
-def _build_card(
-    config: PretrainConfig | FinetuneConfig, result: TrainingResult, bundle: BundleRecord | None, scores: Scores
-) -> RunCard:
+def _build_card(config: RunConfig, result: TrainingResult, bundle: BundleRecord | None, scores: Scores) -> RunCard:
     state = result.checkpoint.state
     digests = {"corpus manifest": result.manifest_digest, "configuration": result.config_digest}
     if bundle is not None:
@@ -78,7 +76,7 @@ def _plain(rows: Mapping[str, Mapping[str, Value]]) -> dict[str, dict[str, Value
     return {name: dict(row) for name, row in rows.items()}
 
 
-def _reproduce(config: PretrainConfig | FinetuneConfig, result: TrainingResult) -> list[str]:
+def _reproduce(config: RunConfig, result: TrainingResult) -> list[str]:
     """Shell lines that reproduce the run from the same cells."""
     revision = provenance.git_revision().removesuffix("-dirty")
     lines = [] if revision == "unknown" else [f"git checkout {revision}"]

@@ -1,4 +1,4 @@
-"""Cell-type annotation: fine-tune a model on labelled cells, and compare it with simple baselines."""
+"""Score annotations of held-out cells beside simple baselines, and how stable they are."""
 
 # C cells, G genes
 
@@ -7,18 +7,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from cytoray import progress
 from cytoray.corpus.manifest import load_manifest
-from cytoray.corpus.reading import NamedCells
-from cytoray.corpus.stream import LabelledSample, open_stream, sample_labelled_cells
-from cytoray.corpus.streaming.options import StreamOptions
-from cytoray.errors import ConfigError, CorpusError, ModelError
+from cytoray.corpus.reading import NamedCells, read_labelled_cells
+from cytoray.corpus.stream import LabelledSample, sample_labelled_cells
+from cytoray.errors import ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
 from cytoray.evaluation.figures import PictureFormat
@@ -27,108 +26,35 @@ from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.model.stability import Stability, measure_stability
-from cytoray.registry.opening import OpenedModel, open_model
+from cytoray.registry.opening import open_model
 from cytoray.runs import BundleRecord
+from cytoray.tasks.annotation.config import EvaluateConfig, FinetuneConfig
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.labels import missing_spellings_warning, unshared_labels
-from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.labels import unshared_labels
 from cytoray.tokens.translation import Translation
 from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.training.config import FinetuneConfig
-from cytoray.training.export import ExportSpec, export_bundles
-from cytoray.training.initial import InitialModel
-from cytoray.training.objectives import ClassificationObjective
-from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
-from cytoray.training.validation import held_in, open_held_out
 
 logger = logging.getLogger(__name__)
 MAX_BASELINE_CELLS = 40_000  # that the baselines learn from: half a gigabyte at 1,500 genes per cell
-# What a value means to the weights; max_length, seed and ties may differ.
-TRAINED_KEYS = ("n_bins", "cls_value", "pad_value", "mask_value")
 STABILITY_CELLS = 500  # held-out cells that are annotated again with changes
 CARD_CELLS = 100  # of them for a run card: four answers to each take a CPU a minute with the largest models
 
 
-def finetune(
-    config: FinetuneConfig, *, advance: progress.Advance = progress.silent
-) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the model that ``config.initial`` names on the labelled cells of a corpus; ``advance`` counts steps.
-
-    Vocabulary and tokenizer are the model's: keys of ``config.tokenizer`` that are not set are inherited, and genes of
-    the corpus that the model does not have are left out. Raises ConfigError if a key contradicts the model's,
-    ModelError if it needs more of a cell than genes and values.
-    """
-    opened = open_model(
-        config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
-    )
-    pretrained = opened.bundle
-    _refuse_conditions(opened)
-    config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
-    options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
-    options = replace(options, translation=_translate(opened))
-    stream = open_stream(config.store, config.corpus, held_in(options, config))
-    if len(stream.labels) < 2:
-        raise CorpusError(
-            f"Corpus {config.corpus!r}: {config.label_key!r} has only the label {stream.labels[0]!r}.",
-            remedy="Set label_key to a column with at least two kinds of cells.",
-        )
-    if warning := missing_spellings_warning(stream.labels, where=f"Corpus {config.corpus!r}, obs/{config.label_key}"):
-        logger.warning(warning)
-    model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
-    pad_id = pretrained.vocabulary.pad_id
-    objective = ClassificationObjective(pad_id)
-    held_out = open_held_out(options, config, like=stream)
-    initial = initial_weights(opened, labels=stream.labels)
-    result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
-    spec = ExportSpec(model, pretrained.vocabulary, stream.labels, parent=opened.digest)
-    return result, export_bundles(config, result, spec)
-
-
-def inherited_tokenizer(config: FinetuneConfig, parent: TokenizerConfig) -> TokenizerConfig:
-    """Return the tokenizer of the model that is fine-tuned, with the keys that ``config`` sets and the model allows.
-
-    Raises ConfigError for bins and special values that are not those the weights were trained with.
-    """
-    own = {key: getattr(config.tokenizer, key) for key in config.tokenizer.model_fields_set}
-    for key in TRAINED_KEYS:
-        if key in own and own[key] != getattr(parent, key):
-            raise ConfigError(
-                f"tokenizer.{key} is {own[key]}, but {config.initial_uri!r} was trained with {getattr(parent, key)}.",
-                remedy=f"Leave tokenizer.{key} out: it is inherited from the initial model.",
-                key=f"tokenizer.{key}",
-            )
-    return parent.model_copy(update=own)
-
-
-def _refuse_conditions(opened: OpenedModel) -> None:
-    """Raise ModelError for a model whose tokens need more than genes and values."""
-    if needed := opened.bundle.model.config.needed_conditions:
-        raise ModelError(
-            f"{opened.uri} needs {' and '.join(needed)} for each cell, which fine-tuning for annotation does not give.",
-            remedy="Start from a model of genes and values, such as the pretrained ones.",
-        )
-
-
-def _translate(opened: OpenedModel) -> Translation | None:
-    """Return the translation from the corpus's genes to the model's; None if both have the default vocabulary."""
-    translation = Translation.to(opened.bundle.vocabulary)
-    if translation is not None:
-        logger.info(
-            "%s has a vocabulary of its own, with %s of the %s genes that corpora are stored over; others are left out",
-            opened.uri, f"{translation.num_genes:,}", f"{len(translation.table):,}",
-        )  # fmt: skip
-    return translation
-
-
-def initial_weights(opened: OpenedModel, *, labels: tuple[str, ...]) -> InitialModel:
-    """Return the weights to start from; without the classifier, unless it is one of the same labels."""
-    bundle = opened.bundle
-    weights = {
-        name: tensor
-        for name, tensor in bundle.model.state_dict().items()
-        if bundle.labels == labels or not name.startswith("cls_decoder.")
+def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate as a stage; returns the scores and the files as JSON data."""
+    report = evaluate_configured(config)
+    return {
+        "scores": {name: scores.as_dict() for name, scores in report.scores.items()},
+        "files": {name: str(path) for name, path in report.files.items()},
     }
-    return InitialModel(opened.uri, opened.digest, weights)
+
+
+def evaluate_configured(config: EvaluateConfig) -> AnnotationReport:
+    """Score the configured model and the baselines on the configured cells, with plots."""
+    opened = open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
+    held_out = read_labelled_cells(config.data, config.label_key, vocabulary=opened.bundle.vocabulary)
+    baseline = Baseline(config.store, config.baseline_corpus, config.label_key)
+    return evaluate(opened.bundle, held_out, baseline, folder=Path(config.folder), formats=config.plots)
 
 
 @dataclass(frozen=True)

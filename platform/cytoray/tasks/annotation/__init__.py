@@ -1,0 +1,1 @@
+"""Cell-type annotation: fine-tuned on labelled cells, evaluated beside simple baselines, asked for labels."""

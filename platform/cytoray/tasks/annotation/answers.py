@@ -1,0 +1,111 @@
+"""Answer `/v1/annotate`: the cell type of each cell, with probabilities and its embedding."""
+
+# C cells, K labels, D width
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from cytoray.errors import RequestError
+from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
+from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
+from cytoray.tasks.prediction import predict_together, read_embeddings, without_answer
+
+if TYPE_CHECKING:
+    from cytoray.model.predictor import Predictions
+
+Float32 = npt.NDArray[np.float32]
+
+
+class AnnotateRequest(CellsRequest):
+    """Cells over one list of genes, to be labelled."""
+
+    include_embedding: bool = Field(True, description="Whether each answered cell carries its embedding.")
+
+
+class AnnotatedCell(Message):
+    """The answer for one cell of `/v1/annotate`; all but the id is null for an empty cell, see `warnings`."""
+
+    id: str | None
+    label: str | None
+    probability: float | None = Field(description="Probability of `label`.")
+    probabilities: dict[str, float] | None = Field(description="Probability of every label; they sum to 1.")
+    embedding: list[float] | None = Field(None, description="Absent if `include_embedding` is false.")
+
+
+class AnnotateResponse(CellsResponse):
+    """Labels with probabilities, in the order of the request."""
+
+    cells: list[AnnotatedCell]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Labels, probabilities and embeddings of C cells, in the order in which the cells were given."""
+
+    labels: tuple[str | None, ...]  # (C,), None for a cell without a gene that the model knows
+    label_names: tuple[str, ...]  # (K,) of the columns of probabilities
+    probabilities: Float32  # (C, K), NaN for such a cell
+    embeddings: Float32  # (C, D), unit length, NaN for such a cell
+    model_version: str
+    num_matched_genes: int = 0  # genes sent that the model knows
+    num_genes: int = 0  # genes sent
+
+
+def check_labels(model: ServedModel) -> None:
+    """Raise RequestError if the model has no labels."""
+    if not model.bundle.labels:
+        raise RequestError(
+            f"Model {model.info.name} version {model.info.version} was not trained to label cells.",
+            remedy="Use /v1/embed, or serve a model fine-tuned for annotation.",
+            code="no_labels",
+        )
+
+
+def annotate(question: Question[AnnotateRequest], predictions: Predictions) -> dict[str, Any]:
+    """Return the label of each cell, its probabilities and, if asked for, its embedding."""
+    probabilities_CK = predictions.probabilities
+    assert probabilities_CK is not None, "annotation needs a model with labels"
+    columns: dict[str, list[Any]] = {
+        "label": [predictions.labels[best] for best in probabilities_CK.argmax(axis=1)],
+        "probability": probabilities_CK.max(axis=1).tolist(),
+        "probabilities": [dict(zip(predictions.labels, row, strict=True)) for row in probabilities_CK.tolist()],
+    }
+    if question.request.include_embedding:
+        columns["embedding"] = predictions.embeddings.tolist()
+    return {"cells": question.rows(columns, missing=without_answer(predictions))}
+
+
+def read_annotations(answers: Answers) -> Annotations:
+    """Return the answers to C cells as arrays."""
+    cells = answers.cells
+    answered = next((cell["probabilities"] for cell in cells if cell["probabilities"] is not None), None)
+    names = tuple(answers.service.get("labels", ()) if answered is None else answered)
+    none = dict.fromkeys(names, np.nan)
+    rows = [[(cell["probabilities"] or none)[name] for name in names] for cell in cells]
+    return Annotations(
+        labels=tuple(cell["label"] for cell in cells),
+        label_names=names,
+        probabilities=np.array(rows, np.float32).reshape(len(cells), len(names)),
+        embeddings=read_embeddings(answers),
+        model_version=answers.model_version,
+        num_matched_genes=answers.num_matched_genes,
+        num_genes=answers.num_genes,
+    )
+
+
+ENDPOINT: Endpoint[AnnotateRequest, Predictions] = Endpoint(
+    name="annotate",
+    description="Annotate cells: the most probable cell type, the probability of each type, and the embedding.",
+    request=AnnotateRequest,
+    response=AnnotateResponse,
+    run=predict_together,
+    answer=annotate,
+    check=check_labels,
+    read=read_annotations,
+)

@@ -1,0 +1,89 @@
+"""Fine-tune a model on labelled cells for cell-type annotation."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from cytoray import progress
+from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.options import StreamOptions
+from cytoray.errors import CorpusError, ModelError
+from cytoray.registry.opening import OpenedModel, open_model
+from cytoray.runs import BundleRecord
+from cytoray.tasks.annotation.config import FinetuneConfig
+from cytoray.tasks.annotation.evaluation import held_out_stability
+from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
+from cytoray.tokens.labels import missing_spellings_warning
+from cytoray.training.export import ExportSpec, export_bundles
+from cytoray.training.initial import InitialModel
+from cytoray.training.objectives import ClassificationObjective
+from cytoray.training.report import save_card
+from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
+from cytoray.training.validation import held_in, open_held_out
+
+logger = logging.getLogger(__name__)
+
+
+def run_finetuning(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune as a stage; returns the result of the run, its bundle and its card as JSON data."""
+    with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
+        result, bundle = finetune(config, advance=advance)
+    card = save_card(config, result, bundle=bundle, stability=held_out_stability(config, bundle))
+    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
+
+
+def finetune(
+    config: FinetuneConfig, *, advance: progress.Advance = progress.silent
+) -> tuple[TrainingResult, BundleRecord]:
+    """Fine-tune the model that ``config.initial`` names on the labelled cells of a corpus; ``advance`` counts steps.
+
+    Vocabulary and tokenizer are the model's: keys of ``config.tokenizer`` that are not set are inherited, and genes of
+    the corpus that the model does not have are left out. Raises ConfigError if a key contradicts the model's,
+    ModelError if it needs more of a cell than genes and values.
+    """
+    opened = open_model(
+        config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
+    )
+    pretrained = opened.bundle
+    _refuse_conditions(opened)
+    config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
+    options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
+    options = replace(options, translation=translate_corpus(opened))
+    stream = open_stream(config.store, config.corpus, held_in(options, config))
+    if len(stream.labels) < 2:
+        raise CorpusError(
+            f"Corpus {config.corpus!r}: {config.label_key!r} has only the label {stream.labels[0]!r}.",
+            remedy="Set label_key to a column with at least two kinds of cells.",
+        )
+    if warning := missing_spellings_warning(stream.labels, where=f"Corpus {config.corpus!r}, obs/{config.label_key}"):
+        logger.warning(warning)
+    model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
+    pad_id = pretrained.vocabulary.pad_id
+    objective = ClassificationObjective(pad_id)
+    held_out = open_held_out(options, config, like=stream)
+    initial = initial_weights(opened, labels=stream.labels)
+    result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
+    spec = ExportSpec(model, pretrained.vocabulary, stream.labels, parent=opened.digest)
+    return result, export_bundles(config, result, spec)
+
+
+def _refuse_conditions(opened: OpenedModel) -> None:
+    """Raise ModelError for a model whose tokens need more than genes and values."""
+    if needed := opened.bundle.model.config.needed_conditions:
+        raise ModelError(
+            f"{opened.uri} needs {' and '.join(needed)} for each cell, which fine-tuning for annotation does not give.",
+            remedy="Start from a model of genes and values, such as the pretrained ones.",
+        )
+
+
+def initial_weights(opened: OpenedModel, *, labels: tuple[str, ...]) -> InitialModel:
+    """Return the weights to start from; without the classifier, unless it is one of the same labels."""
+    bundle = opened.bundle
+    weights = {
+        name: tensor
+        for name, tensor in bundle.model.state_dict().items()
+        if bundle.labels == labels or not name.startswith("cls_decoder.")
+    }
+    return InitialModel(opened.uri, opened.digest, weights)

@@ -1,0 +1,1 @@
+"""Cell embeddings: nothing is trained for them, any model is asked for them."""

@@ -1,0 +1,127 @@
+"""A kind of request that a served model answers: what is asked, how it is answered, and how a client reads it."""
+
+# C cells
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from cytoray.errors import ModelError
+from cytoray.tasks.messages import Message, ModelInfo, Response
+from cytoray.tokens.cells import SparseCells
+
+if TYPE_CHECKING:  # a client has no torch
+    from cytoray.model.bundle import ModelBundle
+    from cytoray.model.predictor import Predictions
+
+Asked = TypeVar("Asked", bound=Message)
+Result = TypeVar("Result")
+
+
+class Predictor(Protocol):
+    """Interface of a model in the service; CellPredictor implements it."""
+
+    def predict(self, cells: SparseCells) -> Predictions:
+        """Predict for C cells, in their order; NaN for a cell without genes."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that answers requests."""
+
+    bundle: ModelBundle
+    predictor: Predictor
+    info: ModelInfo
+
+    def predict(self, cells: SparseCells) -> Predictions:
+        """Predict for C cells; raises ModelError if embeddings of cells with genes are not finite."""
+        predictions = self.predictor.predict(cells)
+        if not np.isfinite(predictions.embeddings[cells.num_genes_per_cell > 0]).all():
+            raise ModelError("The model returned embeddings that are not finite.", remedy="Serve another version.")
+        return predictions
+
+
+@dataclass(frozen=True)
+class Question(Generic[Asked]):
+    """A request that was parsed and checked."""
+
+    request: Asked  # without its cells, which are in ``cells``
+    cells: SparseCells  # over the model's vocabulary; none if the request is not about cells
+    cell_ids: tuple[str | None, ...] = ()  # (C,), as sent
+
+    def rows(self, columns: dict[str, list[Any]], *, missing: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the answer to each cell with its id, from columns (C,); all is None for cells in ``missing``."""
+        for column in columns.values():
+            for row in missing:
+                column[row] = None
+        named = {"id": list(self.cell_ids), **columns}
+        return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers that a client received to C cells, in the order in which they were sent, of one model version."""
+
+    cells: list[dict[str, Any]]  # (C,) entries of ``cells`` of the responses
+    first: dict[str, Any]  # the first response; empty if nothing was sent
+    num_genes: int = 0  # genes sent
+    describe: Callable[[], dict[str, Any]] = dict  # the service's /version
+
+    @property
+    def model_version(self) -> str:
+        """The version that answered; empty if nothing was sent."""
+        return str(self.first["model"]["version"]) if self.first else ""
+
+    @property
+    def num_matched_genes(self) -> int:
+        """Genes sent that the model knows."""
+        return int(self.first["genes"]["matched"]) if "genes" in self.first else 0
+
+    @cached_property
+    def service(self) -> dict[str, Any]:
+        """The labels, widths and limits that the service reports; empty if nothing was sent."""
+        return self.describe() if self.first else {}
+
+
+def num_tokens(question: Question[Any]) -> int:
+    """Return the tokens of the cells of a request, with one <cls> per cell."""
+    return len(question.cells.gene_ids) + question.cells.num_cells
+
+
+def accept(model: ServedModel) -> None:
+    """Accept any model."""
+
+
+def read_cells(answers: Answers) -> list[dict[str, Any]]:
+    """Return the answers to cells as JSON data."""
+    return answers.cells
+
+
+@dataclass(frozen=True)
+class Endpoint(Generic[Asked, Result]):
+    """A kind of request, answered at ``/v1/NAME``.
+
+    ``run`` is called in the model's thread with several requests at once, also those of other endpoints with the same
+    ``run``, up to a limit of the sum of their ``cost``. A request whose type is a CellsRequest has its cells checked
+    and mapped to the model's vocabulary before, and gets ``genes`` and ``warnings`` in its answer.
+    """
+
+    name: str
+    description: str  # in OpenAPI
+    request: type[Asked]
+    response: type[Response]
+    run: Callable[[ServedModel, Sequence[Question[Asked]]], Sequence[Result]]
+    answer: Callable[[Question[Asked], Result], dict[str, Any]]  # the members of the response that are its own
+    check: Callable[[ServedModel], None] = accept  # raises RequestError if the model cannot answer
+    cost: Callable[[Question[Asked]], int] = num_tokens
+    read: Callable[[Answers], Any] = read_cells  # what the client returns
+
+    @property
+    def route(self) -> str:
+        """The path of the endpoint."""
+        return f"/v1/{self.name}"

@@ -1,0 +1,52 @@
+"""Answer requests with the predictions for their cells, as embedding and annotation do."""
+
+# C cells, D width
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytoray.tasks.endpoint import Answers, Question, ServedModel
+from cytoray.tokens.cells import SparseCells
+
+if TYPE_CHECKING:
+    from cytoray.model.predictor import Predictions
+
+Float32 = npt.NDArray[np.float32]
+
+
+def predict_together(model: ServedModel, questions: Sequence[Question[Any]]) -> list[Predictions]:
+    """Predict the cells of several requests as one, and return the predictions of each."""
+    whole = model.predict(SparseCells.concatenate([question.cells for question in questions]))
+    bounds = np.cumsum([0, *(question.cells.num_cells for question in questions)])
+    probabilities = whole.probabilities
+    return [
+        replace(
+            whole,
+            embeddings=whole.embeddings[start:stop],
+            probabilities=None if probabilities is None else probabilities[start:stop],
+        )
+        for start, stop in pairwise(bounds)
+    ]
+
+
+def without_answer(predictions: Predictions) -> list[int]:
+    """Return the rows of cells that the model could not predict for, as they have no gene that it knows."""
+    rows: list[int] = np.flatnonzero(~np.isfinite(predictions.embeddings[:, 0])).tolist()
+    return rows
+
+
+def read_embeddings(answers: Answers) -> Float32:
+    """Return the embeddings (C, D) in the answers to C cells, NaN for cells without one."""
+    found = [cell.get("embedding") for cell in answers.cells]
+    width = next((len(embedding) for embedding in found if embedding is not None), None)
+    if width is None:
+        width = answers.service.get("embedding_width", 0)
+    none = [np.nan] * width
+    return np.array([embedding or none for embedding in found], np.float32).reshape(len(found), width)

@@ -1,0 +1,52 @@
+"""The parts of a task: the stages that train and evaluate it, and its requests, each named and imported when used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+if TYPE_CHECKING:
+    from cytoray.config import Config
+    from cytoray.tasks.endpoint import Endpoint
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Lazy(Generic[Value]):
+    """Something in a module that is imported only when it is loaded: training libraries stay out of a service."""
+
+    module: str
+    name: str
+
+    def load(self) -> Value:
+        """Import the module and return what it calls ``name``."""
+        return cast(Value, getattr(importlib.import_module(self.module), self.name))
+
+
+@dataclass(frozen=True)
+class TaskStage:
+    """A stage of a task: a command and job named ``kind``, which is also the ``kind`` of its YAML files."""
+
+    kind: str
+    help: str  # of the command
+    config: Lazy[type[Config]]  # of a module without heavy imports: files are checked before anything is loaded
+    run: Lazy[Callable[[Any], dict[str, Any]]]  # from the configuration to the result to print, as JSON data
+    from_card: Mapping[str, str] = field(default_factory=dict)  # keys of a finished run's result that its card holds
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task; a part that it does not have is None."""
+
+    name: str
+    learning: TaskStage | None = None  # its configuration is a RunConfig
+    evaluation: TaskStage | None = None
+    endpoint: Lazy[Endpoint[Any, Any]] | None = None  # of a module without training libraries
+
+    @property
+    def stages(self) -> tuple[TaskStage, ...]:
+        """The stages of the task, in the order in which they run."""
+        return tuple(stage for stage in (self.learning, self.evaluation) if stage is not None)
