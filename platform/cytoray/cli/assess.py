@@ -40,9 +40,9 @@ def annotation(
     from cytoray import progress
     from cytoray.evaluation.assessment import write_report
     from cytoray.evaluation.assessment_page import render_page
-    from cytoray.tasks.assess_annotation import assess_annotation, num_splits
-    from cytoray.tasks.assess_annotation_page import annotation_sections
-    from cytoray.tasks.assess_data import gene_synonym, read_label_map, read_labelled
+    from cytoray.tasks.annotation.assessment import assess_annotation, num_splits
+    from cytoray.tasks.annotation.assessment_page import annotation_sections
+    from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
 
     names = read_label_map(label_map) if label_map is not None else None
     cells = read_labelled(data, label_key, batch_key=batch_key)
