@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from cytoray.cli.main import app
 from cytoray.errors import CorpusError
 from cytoray.evaluation.voters import Expression
-from cytoray.tasks.annotation.assessment import LabelledCells, assess_annotation, fit_annotator, plan_splits
+from cytoray.tasks.annotation.annotator import LabelledCells, fit_annotator
+from cytoray.tasks.annotation.assessment import assess_annotation, plan_splits
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 NUM_GENES = 240

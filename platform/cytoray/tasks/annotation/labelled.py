@@ -14,7 +14,7 @@ from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import ConfigError
 from cytoray.evaluation.label_matching import Synonym
 from cytoray.evaluation.voters import Expression
-from cytoray.tasks.annotation.assessment import LabelledCells
+from cytoray.tasks.annotation.annotator import LabelledCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 
