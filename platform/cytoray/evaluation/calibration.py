@@ -67,6 +67,7 @@ def fit_temperature(log_probabilities_CK: Float64, truth_C: Int64) -> float:
         return 1.0
 
     def loss(log_temperature: float) -> float:
+        """Return the loss at a temperature."""
         return negative_log_likelihood(softmax(log_probabilities_CK / np.exp(log_temperature)), truth_C)
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")

@@ -95,6 +95,7 @@ def fit_weights(held_out: Mapping[str, Float64], codes_C: Int64) -> dict[str, fl
     rows = np.arange(len(truth))
 
     def loss(weights: Float64) -> tuple[float, Float64]:
+        """Return the loss of weights and its gradient."""
         blended = _normalised(np.tensordot(weights, flat, 1))
         slope = np.exp(blended)
         slope[rows, truth] -= 1

@@ -73,6 +73,7 @@ def fetch_bundle(version: RegisteredVersion, *, tracking_uri: str, cache_folder:
     wanted = WantedBundle(version.digest, label=f"{version.name} version {version.version}", remedy=remedy)
 
     def fetch(draft: Path) -> Path:
+        """Download the bundle."""
         from mlflow.artifacts import download_artifacts
 
         with explained(tracking_uri):

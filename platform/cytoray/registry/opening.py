@@ -141,6 +141,7 @@ def _open_bundle(uri: str, record: BundleRecord | None, cache: Path) -> OpenedMo
         wanted = WantedBundle(hashlib.sha256(listing).hexdigest(), label=place, remedy=remedy)
 
     def fetch(draft: Path) -> Path:
+        """Download the bundle."""
         storage.download_folder(place, draft / "bundle")
         return draft / "bundle"
 

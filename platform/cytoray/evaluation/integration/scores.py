@@ -211,6 +211,7 @@ def _label_rows(cells: Cells, each: dict[str, Float64]) -> tuple[LabelIntegratio
     names = ("asw", "bras", "asw_batch", "kbet", "graph_connectivity")
 
     def row(label: int) -> LabelIntegration:
+        """Collect the scores of one label."""
         values = {name: _known(each[name][label]) if name in each else None for name in names}
         counts = cells.table[label]
         return LabelIntegration(cells.label_names[label], int(counts.sum()), int((counts > 0).sum()), **values)
