@@ -19,8 +19,9 @@ from scipy import sparse
 
 from cytoray import storage
 from cytoray.api import plotting, scGPT, scGPTConfig, scGPTDataset, scGPTFineTuningModel
-from cytoray.api.variable_genes import select_genes, smooth
+from cytoray.api.variable_genes import select_genes
 from cytoray.errors import ConfigError, CorpusError, CytorayError, ModelError, NotFoundError
+from cytoray.evaluation.variable_genes import smooth
 from cytoray.model.bundle import load_bundle
 from cytoray.model.predictor import CellPredictor
 from cytoray.model.public_checkpoint import save_public_checkpoint
