@@ -39,7 +39,7 @@ from cytoray.training.lease import Lease, LeaseLostError
 from cytoray.training.meter import Meter
 from cytoray.training.objectives import Objective, ObjectiveModule
 from cytoray.training.step_log import StepLog
-from cytoray.training.steps import StepResult, StepRunner, build_host_group
+from cytoray.training.steps import StepResult, StepRunner, build_host_group, limit_waits
 from cytoray.training.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class Trainer:
             else WeightAverage(self.engine, decay=config.train.ema_decay, saved=saved.load_ema() if saved else None)
         )
         host_group = build_host_group(config.workers.collective_timeout_s)
+        limit_waits(config.workers.collective_timeout_s)
         self.runner = StepRunner(self.engine, config, settings.model, settings.objective, host_group)
         self.validator = None if settings.held_out is None else Validator.read(settings.held_out, settings.objective)
         self.log = _open_log(settings) if dist.get_rank() == 0 else None

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.config import ModelConfig
@@ -67,6 +68,15 @@ def build_host_group(timeout_s: float) -> dist.ProcessGroup:
     """Build a gloo group of all ranks beside the group that computes. Collective."""
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     return group
+
+
+def limit_waits(timeout_s: float) -> None:
+    """Let collectives of every group fail after ``timeout_s``: DeepSpeed makes groups of its own that wait 30 minutes.
+
+    A rank waits for gradients on such a group while the next step is agreed on elsewhere.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 @dataclass(frozen=True)
