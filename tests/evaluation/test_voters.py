@@ -8,8 +8,9 @@ from sklearn.metrics import f1_score
 
 from cytoray.evaluation import voters as voters_module
 from cytoray.evaluation.calibration import measure_reliability
+from cytoray.evaluation.classification import macro_f1
 from cytoray.evaluation.splits import stratified_folds
-from cytoray.evaluation.stacking import Blend, choose_blend, fit_weights, macro_f1
+from cytoray.evaluation.stacking import Blend, choose_blend, fit_weights
 from cytoray.evaluation.voters import RECIPES, Expression, Round, disturb, fit_voters
 
 NUM_GENES = 300

@@ -15,10 +15,12 @@ from scipy import sparse
 from typer.testing import CliRunner
 
 from cytoray.cli.main import app
-from cytoray.errors import CorpusError
+from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.voters import Expression
+from cytoray.tasks.annotation import assessment as assessment_module
 from cytoray.tasks.annotation.annotator import LabelledCells, fit_annotator
 from cytoray.tasks.annotation.assessment import assess_annotation, plan_splits
+from cytoray.tasks.annotation.labelled import read_labelled
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 NUM_GENES = 240
@@ -136,6 +138,59 @@ def test_batches_are_left_out_whole(write_cells: Write, tmp_path: Path) -> None:
     found = assess("--data", write_cells("cells.h5ad", donor=donors), "--batch-key", "donor", "--out", tmp_path / "out")
     assert found["split"] == "4 folds of whole batches"
     assert [row["num_test"] for row in found["details"]["splits"]] == [30] * 4
+
+
+def test_batches_go_by_row_and_not_by_name(write_cells: Write) -> None:
+    """Barcodes repeat between batches in files that were joined."""
+    donors = [f"donor {row % 4}" for row in range(120)]
+    donors[7] = None
+    path = write_cells("cells.h5ad", donor=donors)
+    adata = anndata.read_h5ad(path)
+    adata.obs_names = [f"c{row // 4}" for row in range(120)]
+    adata.write_h5ad(path)
+    cells = read_labelled(str(path), "cell_type", batch_key="donor")
+    assert cells.batches == tuple("missing" if donor is None else donor for donor in donors)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--protocol", "transfer"), "none was given"),
+        (("--query", "query.h5ad"), "but the protocol is 5-fold"),
+        (("--label-map", "broken.yaml"), "broken.yaml"),
+        (("--label-map", "numbers.json"), "the name of 'x' is not text"),
+        (("--label-map", "missing.json"), "missing.json"),
+        (("--out", "/proc/out"), "cannot be"),
+    ],
+)
+def test_mistakes_are_found_before_any_cell_is_read(
+    options: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("a: [b")
+    Path("numbers.json").write_text('{"x": 3}')
+    with pytest.raises(ConfigError, match=problem):
+        assess("--data", "is-never-opened.h5ad", *options)
+
+
+def test_large_data_are_sampled_and_that_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assessment_module, "MAX_CELLS", 60)
+    found = assess_annotation(make_cells(["B", "T", "T", "T"] * 30), "5-fold")
+    assert found.warnings == ("cells.h5ad: a random sample of 60 of 120 cells was used",)
+    assert {row["label"]: row["num_true"] for row in found.details["per_label"]} == {"B": 15, "T": 45}
+
+
+def test_cells_that_do_not_differ_are_refused() -> None:
+    same = Expression(sparse.csr_matrix(np.ones((20, 5), np.float32)))
+    with pytest.raises(CorpusError, match="No gene differs"):
+        assess_annotation(LabelledCells(same, ("A", "B") * 10, "cells.h5ad"), "5-fold")
+
+
+def test_one_gene_is_enough() -> None:
+    counts = np.tile([[1.0], [9.0]], (20, 1)) + np.arange(40)[:, None] % 3
+    cells = Expression(sparse.csr_matrix(counts.astype(np.float32)), log_normalised=True)
+    found = assess_annotation(LabelledCells(cells, ("A", "B") * 20, "cells.h5ad"), "5-fold")
+    assert found.metrics["accuracy"].product == 1.0
 
 
 def make_cells(labels: list[str], **further: Any) -> LabelledCells:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cytoray.cli.common import AsJson, print_answer
+from cytoray.cli.common import AsJson, make_folder, print_answer
 
 app = typer.Typer(help="Assess a task on your own labelled cells, beside the simple method.", no_args_is_help=True)
 
@@ -40,11 +40,13 @@ def annotation(
     from cytoray import progress
     from cytoray.evaluation.assessment import write_report
     from cytoray.evaluation.assessment_page import render_page
-    from cytoray.tasks.annotation.assessment import assess_annotation, num_splits
+    from cytoray.tasks.annotation.assessment import assess_annotation, check_protocol, num_splits
     from cytoray.tasks.annotation.assessment_page import annotation_sections
     from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
 
+    check_protocol(protocol, has_query=query is not None)  # before anything is read
     names = read_label_map(label_map) if label_map is not None else None
+    make_folder(out)
     cells = read_labelled(data, label_key, batch_key=batch_key)
     asked = read_labelled(query, label_key) if query is not None else None
     with progress.stage("assess", total=num_splits(cells, protocol), unit="splits") as advance:

@@ -31,6 +31,7 @@ class NamedCells:
     cells: SparseCells
     names: tuple[str, ...]  # (C,)
     labels: tuple[str | None, ...]  # (C,), all None if no label was asked for
+    second: tuple[str | None, ...] = ()  # (C,) values of a second column of obs, if one was asked for
 
 
 def read_cells(
@@ -51,16 +52,22 @@ def read_cells(
 
 
 def read_labelled_cells(
-    source: SourceConfig, label_key: str, *, vocabulary: GeneVocabulary | None = None
+    source: SourceConfig, label_key: str, *, second_key: str | None = None, vocabulary: GeneVocabulary | None = None
 ) -> NamedCells:
-    """Read all cells of one source that carry a label in the column ``label_key`` of obs."""
+    """Read all cells of one source that carry a label in the column ``label_key`` of obs.
+
+    ``second_key`` is a further column of obs, such as the batch, whose values are returned as well.
+    """
     with _Reading(source, vocabulary or GeneVocabulary.load_default(), _CHECKS) as reading:
-        named = reading.read(label_key=label_key)
+        named = reading.read(label_key=label_key, second_key=second_key)
     rows = np.flatnonzero([label is not None for label in named.labels])
     if len(rows) == 0:
         raise CorpusError(f"{source.uri}: no cell has a label in {label_key!r}.", remedy="Name another column.")
     return NamedCells(
-        named.cells.take(rows), tuple(named.names[row] for row in rows), tuple(named.labels[row] for row in rows)
+        named.cells.take(rows),
+        tuple(named.names[row] for row in rows),
+        tuple(named.labels[row] for row in rows),
+        tuple(named.second[row] for row in rows) if second_key is not None else (),
     )
 
 
@@ -78,12 +85,15 @@ class _Reading:
     def __exit__(self, *error: Any) -> None:
         self._reader.__exit__(*error)
 
-    def read(self, *, start: int = 0, stop: int | None = None, label_key: str | None = None) -> NamedCells:
+    def read(
+        self, *, start: int = 0, stop: int | None = None, label_key: str | None = None, second_key: str | None = None
+    ) -> NamedCells:
         """Read the cells of a row range in slabs, so that only checked cells stay in memory."""
         reader = self._reader
         num_cells = reader.describe().num_cells
         stop = num_cells if stop is None else min(stop, num_cells)
         labels = reader.labels(label_key) if label_key is not None else [None] * num_cells
+        second = reader.labels(second_key) if second_key is not None else None
         mapping = map_source_genes(reader, self._vocabulary, self._checks)
         options = RowChecks(
             self._checks,
@@ -97,4 +107,5 @@ class _Reading:
             rows.append(checked.rows)
         kept = np.concatenate(rows) if rows else np.empty(0, np.int64)
         names = tuple(str(reader.obs.index[row]) for row in kept)
-        return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept))
+        others = () if second is None else tuple(second[row] for row in kept)
+        return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept), others)

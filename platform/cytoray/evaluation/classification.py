@@ -79,12 +79,16 @@ def score_classification(
     if len(truth) == 0:
         raise CorpusError("No held-out cells to score.", remedy="Hold out more cells, or give a larger data set.")
     all_labels = _all_labels(labels, truth, predicted)
-    confusion = _confusion(truth, predicted, all_labels)
-    per_label = _per_label(confusion, all_labels)
+    return score_confusion(_confusion(truth, predicted, all_labels), all_labels)
+
+
+def score_confusion(confusion: Int64, labels: tuple[str, ...]) -> ClassificationScores:
+    """Score a confusion matrix (K, K): counts of cells by true label (rows) and predicted label."""
+    per_label = _per_label(confusion, labels)
     present = [row for row in per_label if row.num_true]
     accuracy = float(np.trace(confusion) / confusion.sum())
     return ClassificationScores(
-        labels=all_labels,
+        labels=labels,
         accuracy=accuracy,
         macro_precision=float(np.mean([row.precision for row in present])),
         macro_recall=float(np.mean([row.recall for row in present])),
@@ -93,6 +97,14 @@ def score_classification(
         per_label=per_label,
         confusion=confusion,
     )
+
+
+def macro_f1(truth: Int64, predicted: Int64, num_labels: int) -> float:
+    """Return the mean F1 over the labels that occur in ``truth``, codes (C,): the bootstrap asks thousands of times."""
+    confusion = np.bincount(truth * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
+    hits, true, called = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    present = true > 0
+    return float((2 * hits[present] / (true + called)[present]).mean())
 
 
 def _all_labels(labels: Sequence[str], truth: Sequence[str], predicted: Sequence[str]) -> tuple[str, ...]:

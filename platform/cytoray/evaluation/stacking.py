@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 
 from cytoray.evaluation.calibration import fit_temperature
+from cytoray.evaluation.classification import macro_f1
 from cytoray.evaluation.intervals import draw_rows
 
 Float64 = npt.NDArray[np.float64]
@@ -108,14 +109,6 @@ def fit_weights(held_out: Mapping[str, Float64], codes_C: Int64) -> dict[str, fl
     )
     weights = found.x / found.x.sum() if found.x.sum() > 0 else np.full(num_voters, 1 / num_voters)
     return {name: float(weight) for name, weight in zip(names, weights, strict=True)}
-
-
-def macro_f1(truth: Int64, predicted: Int64, num_labels: int) -> float:
-    """Return the mean F1 over the labels that occur in ``truth``."""
-    confusion = np.bincount(truth * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
-    hits, true, called = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    present = true > 0
-    return float((2 * hits[present] / (true + called)[present]).mean())
 
 
 def _best_adjustment(

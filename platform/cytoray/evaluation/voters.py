@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy import sparse
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from cytoray.errors import CorpusError
 from cytoray.evaluation.splits import Split
 from cytoray.evaluation.variable_genes import most_variable, standardised_variances
 
@@ -38,7 +39,6 @@ NUM_LANDMARKS, NUM_RADIAL = 1000, 300
 LIMIT = 10.0  # standard deviations at which standardised values are clipped, as Seurat does
 SMALLEST = 1e-4  # probability of a label that a voter has not seen, or deems impossible
 MAX_ITERATIONS = 300
-TUNING_CELLS = 5_000  # the strength of the penalty is chosen on at most so many
 STRENGTHS = {"genes": (0.2, 1.0, 5.0), "components": (0.1, 1.0, 10.0), "radial": (1.0, 10.0, 100.0)}
 
 
@@ -273,8 +273,9 @@ def _scaled_genes(cells: Expression) -> GeneFeatures:
     """The most variable genes of log-normalised expression, each divided by its largest value."""
     values = cells.expression
     genes = most_variable(_variances(values), NUM_GENES)
-    largest = np.asarray(values[:, genes].max(axis=0).todense(), np.float32).ravel() if values.shape[0] else None
-    assert largest is not None, "no training cells"
+    if not len(genes):
+        raise CorpusError("No gene differs between the training cells.", remedy="Give cells of raw counts.")
+    largest = np.asarray(values[:, genes].max(axis=0).todense(), np.float32).ravel()
     scale = np.where(largest > 0, largest, np.float32(1))
     return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale)
 

@@ -28,6 +28,7 @@ from cytoray.tasks.annotation.judging import judge_labels, judge_unseen
 Protocol = Literal["5-fold", "few-labels", "transfer", "leave-type-out"]
 FRACTIONS = (0.1, 0.02)
 NUM_SEEDS = 3
+MAX_CELLS = 20_000  # of each data set: the features of so many take 160 MB a view, and penalties are tuned in minutes
 NO_LABELS = frozenset({"", "na", "nan", "none", "null", "unassigned", "unknown", "unlabeled", "unlabelled"})
 
 
@@ -56,6 +57,15 @@ def plan_splits(cells: LabelledCells, protocol: Protocol, *, seed: int = 0) -> t
     return splits, "each label left out once; a fifth of the other cells beside it"
 
 
+def check_protocol(protocol: Protocol, *, has_query: bool) -> None:
+    """Raise ConfigError unless there is a query for protocol "transfer", and for no other one."""
+    if (protocol == "transfer") != has_query:
+        given = "and none was given" if not has_query else f"but the protocol is {protocol}"
+        raise ConfigError(
+            f"A query belongs to protocol transfer, {given}.", remedy="Give both --protocol transfer and --query."
+        )
+
+
 def num_splits(cells: LabelledCells, protocol: Protocol) -> int:
     """Return how many times a protocol trains, for a display of progress."""
     numbers = {"5-fold": NUM_FOLDS, "few-labels": len(FRACTIONS) * NUM_SEEDS, "transfer": 1}
@@ -78,14 +88,15 @@ def assess_annotation(
     word. ``advance`` counts splits. Raises CorpusError or ConfigError for data that the protocol cannot use.
     """
     started = time.monotonic()
+    check_protocol(protocol, has_query=query is not None)
     cells, placeholders = without_placeholders(cells)
     warnings = [f"{count} cells labelled {label!r} were left out" for label, count in sorted(placeholders.items())]
-    if (protocol == "transfer") != (query is not None):
-        raise ConfigError("Protocol transfer needs a query, and no other protocol has one.", remedy="Set --query.")
+    cells = _sample(cells, seed, warnings)
     details: dict[str, Any] = {}
     if query is not None:
         query, placeholders = without_placeholders(query)
         warnings += [f"{count} query cells labelled {label!r} were left out" for label, count in placeholders.items()]
+        query = _sample(query, seed, warnings)
         cells, query, details["label_names"] = _common_labels(cells, query, label_map, synonym)
         cells, query = _common_genes(cells, query)
     elif label_map:
@@ -122,6 +133,16 @@ def assess_annotation(
         warnings=tuple(warnings),
         details=details | more,
     )
+
+
+def _sample(cells: LabelledCells, seed: int, warnings: list[str]) -> LabelledCells:
+    """About MAX_CELLS of the cells, each label's share of them, and a warning if some were left out."""
+    num_cells = len(cells.labels)
+    if num_cells <= MAX_CELLS:
+        return cells
+    rows = few_labels(cells.labels, fraction=MAX_CELLS / num_cells, seed=seed).train
+    warnings.append(f"{cells.uri}: a random sample of {len(rows):,} of {num_cells:,} cells was used")
+    return cells.take(rows)
 
 
 def _describe(cells: LabelledCells, query: LabelledCells | None) -> dict[str, Any]:

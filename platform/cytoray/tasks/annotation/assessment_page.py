@@ -8,7 +8,7 @@ import numpy as np
 
 from cytoray.evaluation.assessment import Assessment
 from cytoray.evaluation.assessment_page import Section, details_rows, number, png
-from cytoray.evaluation.classification import ClassificationScores, LabelScores
+from cytoray.evaluation.classification import score_confusion
 from cytoray.evaluation.plots import draw_confusion, draw_reliability
 
 LABEL_COLUMNS = ("label", "precision", "recall", "f1", "num_true", "num_predicted")
@@ -24,7 +24,7 @@ def annotation_sections(assessment: Assessment) -> list[Section]:
             "to the training cells of the predicted type, and by the simple method's doubt (1 - its probability)."
         )
         return [Section("Types left out", text, rows)]
-    scores = _scores(details)
+    scores = score_confusion(np.array(details["confusion"], np.int64), tuple(details["labels"]))
     sets = details["prediction_sets"]
     coverage = (
         f"Sets that are to hold the true type of {100 * sets['level']:.0f} % of the cells hold it for "
@@ -42,24 +42,6 @@ def annotation_sections(assessment: Assessment) -> list[Section]:
     columns = ("name", "num_train", "num_test", "product", "baseline", "chosen")
     sections.append(Section("Splits", "Macro F1 of each split.", details_rows(columns, details["splits"])))
     return sections
-
-
-def _scores(details: dict[str, Any]) -> ClassificationScores:
-    """The scores of the product, from the report."""
-    per_label = tuple(LabelScores(**row) for row in details["per_label"])
-    confusion = np.array(details["confusion"], np.int64)
-    present = [row for row in per_label if row.num_true]
-    accuracy = float(np.trace(confusion) / confusion.sum())
-    return ClassificationScores(
-        labels=tuple(details["labels"]),
-        accuracy=accuracy,
-        macro_precision=float(np.mean([row.precision for row in present])),
-        macro_recall=float(np.mean([row.recall for row in present])),
-        macro_f1=float(np.mean([row.f1 for row in present])),
-        micro_f1=accuracy,
-        per_label=per_label,
-        confusion=confusion,
-    )
 
 
 def _adapted(adapted: dict[str, Any]) -> Section:

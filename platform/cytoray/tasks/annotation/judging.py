@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from cytoray.evaluation.assessment import MetricRow, measure, row_of
 from cytoray.evaluation.calibration import brier_score, measure_reliability, negative_log_likelihood
-from cytoray.evaluation.classification import score_classification
+from cytoray.evaluation.classification import macro_f1, score_classification
 from cytoray.evaluation.conformal import area_under_roc
 from cytoray.evaluation.intervals import Statistic, bootstrap_interval, draw_rows
-from cytoray.evaluation.stacking import macro_f1
 from cytoray.tasks.annotation.annotator import LEVEL, Answers, Float64, Int64
 
 

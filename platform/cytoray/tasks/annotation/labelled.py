@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +18,16 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 
 
 def read_labelled(uri: str, label_key: str, *, batch_key: str | None = None) -> LabelledCells:
-    """Read all cells of a file that have a label, and with ``batch_key`` the batch of each.
+    """Read all cells of a file that have a label, and with ``batch_key`` the batch of each: "missing" if it has none.
 
     Raises CorpusError for a file that cannot be read, a missing column or cells without labels.
     """
-    named = read_labelled_cells(SourceConfig(uri=uri), label_key)
+    named = read_labelled_cells(SourceConfig(uri=uri), label_key, second_key=batch_key)
     cells = named.cells
     values = cells.values.astype(np.float32)
     shape = (cells.num_cells, GeneVocabulary.load_default().size)
     matrix = sparse.csr_matrix((values, cells.gene_ids, cells.indptr), shape=shape)
-    batches = None
-    if batch_key is not None:
-        labelled = read_labelled_cells(SourceConfig(uri=uri), batch_key)
-        batch_of = dict(zip(labelled.names, labelled.labels, strict=True))
-        batches = tuple(str(batch_of.get(name, "missing")) for name in named.names)
+    batches = None if batch_key is None else tuple("missing" if batch is None else batch for batch in named.second)
     log_normalised = bool((values != np.round(values)).any())
     return LabelledCells(Expression(matrix, log_normalised), tuple(str(label) for label in named.labels), uri, batches)
 
@@ -51,7 +46,9 @@ def gene_synonym() -> Synonym:
 
 def read_label_map(path: Path) -> dict[str, str]:
     """Read a table of labels, {name in the data: name to assess}, from a JSON or YAML file."""
-    table = json.loads(path.read_text()) if path.suffix == ".json" else read_tree(path).data
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise ConfigError(f"{path} is not a table of labels.", remedy='Write {"name in the data": "name", ...}.')
+    table = read_tree(path).data  # JSON is YAML as well
+    if wrong := [label for label, name in table.items() if not isinstance(name, str)]:
+        raise ConfigError(
+            f"{path}: the name of {wrong[0]!r} is not text.", remedy='Write {"name in the data": "name", ...}.'
+        )
     return {str(label): name for label, name in table.items()}
