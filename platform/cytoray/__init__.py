@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cytoray.api import scGPT, scGPTConfig, scGPTFineTuningModel
+    from cytoray.stages.assess import assess
 
 __version__ = "0.1.0"
-__all__ = ["scGPT", "scGPTConfig", "scGPTFineTuningModel"]
+_OFFERED = {
+    "assess": "cytoray.stages.assess",
+    "scGPT": "cytoray.api",
+    "scGPTConfig": "cytoray.api",
+    "scGPTFineTuningModel": "cytoray.api",
+}
+__all__ = ["assess", "scGPT", "scGPTConfig", "scGPTFineTuningModel"]
 
 
 def __dir__() -> list[str]:
@@ -18,8 +26,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """The Python face, imported when it is first asked for: ``import cytoray`` loads neither torch nor anndata."""
-    if name not in __all__:
+    if name not in _OFFERED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cytoray import api
-
-    return getattr(api, name)
+    return getattr(importlib.import_module(_OFFERED[name]), name)

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -105,6 +105,17 @@ def build_config(kind: type[ConfigType], *, overrides: Sequence[str]) -> ConfigT
     for override in overrides:
         _apply_override(tree, override)
     return validate_tree(kind, tree, source="--set")
+
+
+def build_from(
+    kind: type[ConfigType], values: Mapping[str, Any], *, source: str, origins: Mapping[str, str] | None = None
+) -> ConfigType:
+    """Build a configuration from values by key; ConfigError as in ``load_config``.
+
+    ``origins`` names what each key was given by, for messages; ``source`` if it names none.
+    """
+    tree = _Tree(dict(values), {(): source} | {(key,): where for key, where in (origins or {}).items()})
+    return validate_tree(kind, tree, source=source)
 
 
 def read_tree(path: str | Path, *, overrides: Sequence[str] = ()) -> _Tree:

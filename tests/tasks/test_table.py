@@ -6,8 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
-from cytoray.tasks import TASKS, task_endpoints, task_stages
+import cytoray
+from cytoray.cli.main import app
+from cytoray.errors import ConfigError
+from cytoray.stages.config import stage_configs
+from cytoray.tasks import TASKS, task_assessments, task_endpoints, task_stages
+from cytoray.tasks.assessing import AssessConfig
 from cytoray.tasks.messages import Response
 from cytoray.training.config import RunConfig
 
@@ -43,3 +49,24 @@ def test_answering_needs_no_training():
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", task_assessments())
+def test_an_assessment_is_a_command_a_job_and_a_function(name: str):
+    parts = task_assessments()[name]
+    config = parts.config.load()
+    assert issubclass(config, AssessConfig)
+    assert config.model_fields["kind"].default == f"assess-{name}"
+    assert stage_configs()[f"assess-{name}"] is config
+    assert callable(parts.run.load())
+    shown = CliRunner().invoke(app, ["assess", name, "--help"], env={"COLUMNS": "200"}).output
+    for field, info in config.model_fields.items():
+        option = "--uri" if field == "tracking" else "--" + field.replace("_", "-")
+        assert field == "kind" or (option in shown and info.description), field
+    with pytest.raises(ConfigError, match=r"data: this key is required"):
+        cytoray.assess(name)
+
+
+def test_an_unknown_assessment_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="Known are annotation"):
+        cytoray.assess("annotatoin", data="cells.h5ad")

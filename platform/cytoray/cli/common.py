@@ -12,7 +12,7 @@ import typer
 from pydantic import Field
 
 from cytoray.config import Config, Location
-from cytoray.errors import ConfigError, CytorayError
+from cytoray.errors import CytorayError
 
 if TYPE_CHECKING:
     from cytoray.tracking import TrackingConfig
@@ -96,16 +96,6 @@ def size(num_bytes: float) -> str:
 def folders_end_in_slash(uris: Iterable[str]) -> list[str]:
     """Return the URIs, with '/' appended to local folders, which means all files below them."""
     return [f"{uri}/" if not uri.endswith("/") and Path(uri).expanduser().is_dir() else uri for uri in uris]
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for results before any work is done; raises ConfigError if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}.", remedy="Name another folder.") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written.", remedy="Name another folder, or change its permissions.")
 
 
 def report_mistake(error: CytorayError, *, as_json: bool) -> None:

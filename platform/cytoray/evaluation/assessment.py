@@ -87,10 +87,12 @@ def row_of(values: Mapping[str, float]) -> MetricRow:
     return MetricRow(known["floor"], known["baseline"], known["model"], known["product"], known["ceiling"])
 
 
-def write_report(assessment: Assessment, folder: Path, *, page: bytes) -> dict[str, Path]:
-    """Write ``report.json`` and, last, ``report.html`` into ``folder``; return their paths by name."""
+def write_report(
+    assessment: Assessment, folder: Path, *, page: bytes, others: Mapping[str, bytes] = {}
+) -> dict[str, Path]:
+    """Write ``others``, ``report.json`` and, last, ``report.html`` into ``folder``; return their paths by name."""
     text = json.dumps(assessment.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    files = {"report.json": text.encode(), "report.html": page}
+    files = {**others, "report.json": text.encode(), "report.html": page}
     for name, data in files.items():
         replace_file(folder / name, data)
     return {name: folder / name for name in files}

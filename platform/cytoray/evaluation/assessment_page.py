@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -35,6 +35,15 @@ class Section:
     rows: Rows = ()
     image: str = ""
     is_small: bool = False  # whether the picture is
+
+
+@dataclass(frozen=True)
+class AssessedTask:
+    """The result of an assessment, what its page shows of it, and files of the task beside the report."""
+
+    assessment: Assessment
+    sections: Sequence[Section]
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def render_page(assessment: Assessment, sections: Sequence[Section]) -> bytes:

@@ -14,8 +14,9 @@ from cytoray.errors import ConfigError
 from cytoray.registry.gate import GateConfig
 from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
-from cytoray.tasks import task_stages
-from cytoray.tasks.config import CACHE, CACHE_FOLDER, MODEL, ModelStageConfig
+from cytoray.tasks import task_assessments, task_stages
+from cytoray.tasks.assessing import CACHE_FOLDER
+from cytoray.tasks.config import CACHE, MODEL, ModelStageConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import ShapeConfig
 
@@ -74,8 +75,9 @@ class EmbedConfig(Config):
 def stage_configs() -> dict[str, type[Config]]:
     """Return the class of configuration for each ``kind``: those of the tasks, and those of the other stages."""
     tasks = {kind: stage.config.load() for kind, stage in task_stages().items()}
+    assessments = {f"assess-{name}": each.config.load() for name, each in task_assessments().items()}
     others: dict[str, type[Config]] = {"promote": PromoteConfig, "embed": EmbedConfig, "serve": ServeConfig}
-    return {"ingest": IngestConfig, **tasks, **others}
+    return {"ingest": IngestConfig, **tasks, **assessments, **others}
 
 
 class ModelShapeConfig(ShapeConfig):

@@ -13,13 +13,14 @@ from typing import Any
 from cytoray.cluster import available
 from cytoray.config import Config, load_config
 from cytoray.errors import CytorayError
-from cytoray.stages.config import stage_configs
+from cytoray.stages.config import load_stage_config, stage_configs
 from cytoray.training.config import RunConfig
 
 
-def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None = None) -> int:
+def run_job(stage: str | None, *, description: str | None, argv: Sequence[str] | None = None) -> int:
     """Run a stage on the configuration named on the command line; returns the exit code.
 
+    Without ``stage`` it is the one that the file names as its ``kind``.
     A CytorayError becomes one paragraph on stderr and exit code 2.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -38,8 +39,11 @@ def run_job(stage: str, *, description: str | None, argv: Sequence[str] | None =
     return 0
 
 
-def run_stage(stage: str, path: Path, *, overrides: Sequence[str], num_cpus: int) -> dict[str, Any]:
-    """Load the configuration and run the stage; returns its result as JSON data."""
+def run_stage(stage: str | None, path: Path, *, overrides: Sequence[str], num_cpus: int) -> dict[str, Any]:
+    """Load the configuration and run the stage, or that of the file's ``kind``; returns its result as JSON data."""
+    if stage is None:
+        config: Any = load_stage_config(path, overrides=overrides)
+        return run_configured(config.kind, config, num_cpus=num_cpus)
     return run_configured(stage, load_config(stage_configs()[stage], path, overrides=overrides), num_cpus=num_cpus)
 
 

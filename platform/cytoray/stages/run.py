@@ -14,6 +14,7 @@ from cytoray.registry.models import Lineage, register
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.registry.promotion import promote_version
 from cytoray.serving.offline import EmbedResult, EmbedTask, embed_sources
+from cytoray.stages.assess import PREFIX, run_assessment
 from cytoray.stages.config import EmbedConfig, PromoteConfig
 from cytoray.tasks import task_stages
 from cytoray.tasks.config import ModelStageConfig
@@ -121,4 +122,6 @@ _OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 def find_stage(kind: str) -> Callable[[Any], dict[str, Any]]:
     """Return the function that runs the stage ``kind`` with its configuration and returns the result to print."""
+    if kind.startswith(PREFIX):
+        return lambda config: run_assessment(kind.removeprefix(PREFIX), config)[0].as_dict()
     return _OTHERS[kind] if kind in _OTHERS else task_stages()[kind].run.load()

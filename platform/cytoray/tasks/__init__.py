@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cytoray.errors import RequestError
-from cytoray.tasks.spec import Lazy, TaskSpec, TaskStage
+from cytoray.tasks.spec import Lazy, TaskAssessment, TaskSpec, TaskStage
 
 if TYPE_CHECKING:
     from cytoray.tasks.endpoint import Endpoint
@@ -40,6 +40,11 @@ TASKS: dict[str, TaskSpec] = {
             config=Lazy("cytoray.tasks.annotation.config", "EvaluateConfig"),
             run=Lazy("cytoray.tasks.annotation.evaluation", "run_evaluation"),
         ),
+        assessment=TaskAssessment(
+            "Assess cell-type annotation: tuned logistic regression, and a blend of methods that contains it.",
+            config=Lazy("cytoray.tasks.annotation.assess_config", "AssessAnnotationConfig"),
+            run=Lazy("cytoray.tasks.annotation.assessment", "run_assessment"),
+        ),
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
     ),
 }
@@ -53,6 +58,11 @@ def task_stages() -> dict[str, TaskStage]:
 def learning_stages() -> dict[str, TaskStage]:
     """Return the stages that train, by ``kind``."""
     return {task.learning.kind: task.learning for task in TASKS.values() if task.learning is not None}
+
+
+def task_assessments() -> dict[str, TaskAssessment]:
+    """Return the assessments of all tasks by the name of the task."""
+    return {name: task.assessment for name, task in TASKS.items() if task.assessment is not None}
 
 
 def task_endpoints() -> dict[str, Endpoint[Any, Any]]:

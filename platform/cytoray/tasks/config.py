@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.runs import NAME
+from cytoray.tasks.assessing import CACHE_FOLDER
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import RunConfig
 
@@ -16,7 +17,6 @@ MODEL = (
     "models:/NAME@ALIAS, models:/NAME/VERSION, run:NAME (a finished run of this store), or the folder or s3:// URI of "
     "a bundle or a public scGPT checkpoint."
 )
-CACHE_FOLDER = "~/.cache/cytoray/models"
 CACHE = "Local folder for bundles from MLflow or s3://."
 
 

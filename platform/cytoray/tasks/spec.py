@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from cytoray.config import Config
+    from cytoray.evaluation.assessment_page import AssessedTask
+    from cytoray.tasks.assessing import AssessConfig
     from cytoray.tasks.endpoint import Endpoint
 
 Value = TypeVar("Value")
@@ -38,12 +40,22 @@ class TaskStage:
 
 
 @dataclass(frozen=True)
+class TaskAssessment:
+    """Training and evaluation of a task on anyone's files: ``cytoray assess NAME``, whose options are the keys."""
+
+    help: str  # of the command
+    config: Lazy[type[AssessConfig]]  # of a module without heavy imports, with the kind ``assess-NAME``
+    run: Lazy[Callable[[Any], AssessedTask]]
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task; a part that it does not have is None."""
 
     name: str
     learning: TaskStage | None = None  # its configuration is a RunConfig
     evaluation: TaskStage | None = None
+    assessment: TaskAssessment | None = None
     endpoint: Lazy[Endpoint[Any, Any]] | None = None  # of a module without training libraries
 
     @property

@@ -12,18 +12,23 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cytoray import progress
-from cytoray.errors import ConfigError, CorpusError
+from cytoray.errors import CorpusError
 from cytoray.evaluation.assessment import Assessment
+from cytoray.evaluation.assessment_page import AssessedTask
 from cytoray.evaluation.label_matching import Synonym, match_labels
 from cytoray.evaluation.splits import Split, few_labels, grouped_folds, leave_one_label_out, stratified_folds
 from cytoray.tasks.annotation.annotator import NUM_FOLDS, LabelledCells, answer, fit_annotator
+from cytoray.tasks.annotation.assess_config import AssessAnnotationConfig
+from cytoray.tasks.annotation.assessment_page import annotation_sections
 from cytoray.tasks.annotation.judging import judge_labels, judge_unseen
+from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
 
 Protocol = Literal["5-fold", "few-labels", "transfer", "leave-type-out"]
 FRACTIONS = (0.1, 0.02)
@@ -57,19 +62,28 @@ def plan_splits(cells: LabelledCells, protocol: Protocol, *, seed: int = 0) -> t
     return splits, "each label left out once; a fifth of the other cells beside it"
 
 
-def check_protocol(protocol: Protocol, *, has_query: bool) -> None:
-    """Raise ConfigError unless there is a query for protocol "transfer", and for no other one."""
-    if (protocol == "transfer") != has_query:
-        given = "and none was given" if not has_query else f"but the protocol is {protocol}"
-        raise ConfigError(
-            f"A query belongs to protocol transfer, {given}.", remedy="Give both --protocol transfer and --query."
-        )
-
-
 def num_splits(cells: LabelledCells, protocol: Protocol) -> int:
     """Return how many times a protocol trains, for a display of progress."""
     numbers = {"5-fold": NUM_FOLDS, "few-labels": len(FRACTIONS) * NUM_SEEDS, "transfer": 1}
     return numbers.get(protocol, len(set(cells.labels)))
+
+
+def run_assessment(config: AssessAnnotationConfig) -> AssessedTask:
+    """Read the cells that ``config`` names and assess annotation on them."""
+    label_map = None if config.label_map is None else read_label_map(Path(config.label_map))
+    cells = read_labelled(config.data, config.label_key, batch_key=config.batch_key)
+    query = None if config.query is None else read_labelled(config.query, config.label_key)
+    with progress.stage("assess", total=num_splits(cells, config.protocol), unit="splits") as advance:
+        found = assess_annotation(
+            cells,
+            config.protocol,
+            query=query,
+            label_map=label_map,
+            synonym=gene_synonym(),
+            seed=config.seed,
+            advance=advance,
+        )
+    return AssessedTask(found, annotation_sections(found))
 
 
 def assess_annotation(
@@ -88,7 +102,7 @@ def assess_annotation(
     word. ``advance`` counts splits. Raises CorpusError or ConfigError for data that the protocol cannot use.
     """
     started = time.monotonic()
-    check_protocol(protocol, has_query=query is not None)
+    assert (protocol == "transfer") == (query is not None), "a query belongs to protocol transfer"
     cells, placeholders = without_placeholders(cells)
     warnings = [f"{count} cells labelled {label!r} were left out" for label, count in sorted(placeholders.items())]
     cells = _sample(cells, seed, warnings)
