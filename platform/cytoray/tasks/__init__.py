@@ -47,6 +47,14 @@ TASKS: dict[str, TaskSpec] = {
         ),
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
     ),
+    "integration": TaskSpec(
+        "integration",
+        assessment=TaskAssessment(
+            "Assess batch integration: tuned Harmony, and the best of several methods, chosen without cell types.",
+            config=Lazy("cytoray.tasks.integration.assess_config", "AssessIntegrationConfig"),
+            run=Lazy("cytoray.tasks.integration.assessment", "run_assessment"),
+        ),
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.base import CellReader
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
+from cytoray.tokens.labels import is_placeholder
 
 Int64 = npt.NDArray[np.int64]
 ROWS_AT_A_TIME = 4_096
@@ -39,6 +40,7 @@ class BatchedCells:
     are_counts: bool = True
     uri: str = ""
     rows: Int64 | None = None  # (C,) of the source; None: all of them
+    num_left_out: int = 0  # cells of the source without a batch or without counts
 
     @cached_property
     def expression(self) -> sparse.csr_matrix:
@@ -90,7 +92,8 @@ def read_from(reader: CellReader, batch_key: str, *, label_key: str | None = Non
     finite, and if no cell is left.
     """
     uri, num_cells = reader.source.uri, reader.describe().num_cells
-    batches = reader.labels(batch_key)
+    found = reader.labels(batch_key)
+    batches = [None if batch is None or is_placeholder(batch) else batch for batch in found]
     labels = None if label_key is None else tuple(reader.labels(label_key))
     parts = [_checked_rows(reader, start, min(start + ROWS_AT_A_TIME, num_cells), uri)
              for start in range(0, num_cells, ROWS_AT_A_TIME)]  # fmt: skip
@@ -110,6 +113,7 @@ def read_from(reader: CellReader, batch_key: str, *, label_key: str | None = Non
         labels=labels,
         are_counts=reader.value_kind in ("counts", "near_counts"),
         uri=uri,
+        num_left_out=num_cells - len(rows),
     )
     return every.take(rows)
 
