@@ -109,6 +109,19 @@ class IntegrationModel:
             candidates=() if choice is None else tuple(candidate_rows(choice)),
         )
 
+    def embed_fitted(self, cells: BatchedCells, *, seed: int = 0) -> Float32:
+        """Return the embedding (C, E) of the cells that were given to ``fit`` with this seed.
+
+        If they were too many to be fitted, those left out are embedded as further cells.
+        """
+        rows = sample_batches(cells.batches, MAX_CELLS, seed=seed)
+        found = np.empty((len(cells.batches), self.fitted.embedding.shape[1]), np.float32)
+        found[rows] = self.embedding
+        others = np.setdiff1d(np.arange(len(found)), rows)
+        if len(others):
+            found[others] = self.transform(cells.take(others.astype(np.int64)))
+        return found
+
     def transform(self, cells: BatchedCells) -> Float32:
         """Return the embedding (C, E) of further cells; a batch that was not fitted is mapped as a whole.
 
