@@ -1,8 +1,9 @@
 """Choose how to integrate without cell types: clusters that batches formed by themselves stand in for these.
 
 Each batch is clustered before any correction, and clusters of different batches that are mutual nearest neighbours are
-matched. The total score of the metrics with matched clusters as labels ranks the candidates. The simple method, tuned
-by the same score, is one of them, and stays unless another is better by more than ``MARGIN``.
+matched. The total score of the metrics with matched clusters as labels, averaged over coarse and fine clusters, ranks
+the candidates. The simple method, tuned by the same score, is one of them, and stays unless another is better by more
+than ``MARGIN``.
 """
 
 # C cells, D features
@@ -46,7 +47,8 @@ from cytoray.tasks.integration.recipe import (
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-SCORED_CELLS = 3_000
+SCORED_CELLS = 2_000
+RESOLUTIONS = (0.3, 0.6, 1.0)  # of the clusters within batches
 MARGIN = 0.01
 _OPTIONS = IntegrationOptions(resolutions=(1.0,), kmeans_starts=3)  # Leiden is no part of the total
 
@@ -171,7 +173,9 @@ class _Judge:
         before = components_of_all_genes(features.cells.expression[self._rows])
         self._before = before
         uncorrected = features.of(Recipe("expression"))[self._rows]
-        self._clusters: BatchClusters = cluster_batches(uncorrected, batches=self._batches)
+        self._clusters = [
+            cluster_batches(uncorrected, batches=self._batches, resolution=resolution) for resolution in RESOLUTIONS
+        ]
         self._harmonised: dict[tuple[Any, ...], Float64] = {}
 
     def candidate(self, recipe: Recipe) -> Candidate:
@@ -197,11 +201,16 @@ class _Judge:
 
 
 def cluster_score(
-    embedding: Float64, *, batches: Sequence[str], clusters: BatchClusters, before: Float64
+    embedding: Float64, *, batches: Sequence[str], clusters: Sequence[BatchClusters], before: Float64
 ) -> float | None:
-    """Return the total score of an embedding (C, D) with matched clusters as labels; None if it has no meaning."""
-    labels = [str(cluster) for cluster in clusters.matched]
-    return score_integration(embedding, batches=batches, labels=labels, before=before, options=_OPTIONS).total
+    """Return the mean total score of an embedding (C, D) with matched clusters as labels; None without a meaning."""
+    totals = []
+    for each in clusters:
+        labels = [str(cluster) for cluster in each.matched]
+        scores = score_integration(embedding, batches=batches, labels=labels, before=before, options=_OPTIONS)
+        if scores.total is not None:
+            totals.append(scores.total)
+    return float(np.mean(totals)) if totals else None
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
