@@ -117,3 +117,16 @@ def test_values_that_are_no_expression_are_named(tmp_path: Path) -> None:
     adata.X = sparse.csr_matrix(values)
     with pytest.raises(CorpusError, match=r"'c0-3'.*-1\.5"):
         read_batched(str(write(tmp_path, adata)), "batch")
+
+
+def test_one_label_and_log_normalised_expression(tmp_path: Path) -> None:
+    adata = planted((60, 12, 5))
+    adata.obs["cell_type"] = "T"
+    values = adata.X.toarray()
+    adata.X = sparse.csr_matrix(np.log1p(1e4 * values / values.sum(axis=1, keepdims=True)))
+    found = assess("--data", write(tmp_path, adata), "--label-key", "cell_type", "--out", tmp_path / "out")
+    assert next(iter(found["metrics"])) == "cluster_score"
+    assert found["metrics"]["nmi"]["product"] is None
+    assert any("all scored cells have the label 'T'" in warning for warning in found["warnings"])
+    assert any("2 of 3 batches have fewer than 30 cells" in warning for warning in found["warnings"])
+    assert found["details"]["reasons"]["nmi_kmeans"] == "all cells have one label"

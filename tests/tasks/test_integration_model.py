@@ -9,6 +9,7 @@ import anndata
 import numpy as np
 import pytest
 from planted_batches import planted, write
+from scipy import sparse
 from sklearn.neighbors import KNeighborsClassifier
 from typer.testing import CliRunner
 
@@ -101,3 +102,47 @@ def test_integrate_in_python_and_by_command(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="is the file of cells itself"):
         CliRunner().invoke(app, ["integrate", str(file), "--out", str(file)], catch_exceptions=False)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def with_log(adata: anndata.AnnData) -> anndata.AnnData:
+    values = adata.X.toarray()
+    adata.X = sparse.csr_matrix(np.log1p(1e4 * values / values.sum(axis=1, keepdims=True)))
+    return adata
+
+
+def with_equal_names(adata: anndata.AnnData) -> anndata.AnnData:
+    names = list(adata.var_names)
+    adata.var_names = [*names[:-20], *names[:20]]
+    adata.obs_names = ["cell"] * adata.n_obs
+    return adata
+
+
+def with_empty_genes(adata: anndata.AnnData) -> anndata.AnnData:
+    values = adata.X.toarray()
+    values[:, 60:] = 0
+    values[10] = 0
+    adata.X = sparse.csr_matrix(values)
+    return adata
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+@pytest.mark.parametrize(
+    ("adata", "num_cells"),
+    [
+        (planted([20] * 12), 240),
+        (planted([80, 5, 1]), 86),
+        (with_log(planted()), 180),
+        (with_equal_names(planted()), 180),
+        (with_empty_genes(planted()), 179),
+        (planted((12, 12))[:, 20:44].copy(), 24),
+    ],
+    ids=["many batches", "tiny batches", "log-normalised", "equal names", "empty genes", "few cells and genes"],
+)
+@pytest.mark.parametrize("name", ["harmony", "two views, sharpened"])
+def test_odd_cells_are_embedded(adata: anndata.AnnData, num_cells: int, name: str) -> None:
+    cells = batched(adata)
+    model = IntegrationModel.fit(cells, recipe=RECIPES[name])
+    assert model.embedding.shape[0] == len(cells.batches) == num_cells
+    for points in (model.embedding, model.transform(cells)):
+        assert np.isfinite(points).all()
+        assert points.std() > 0

@@ -32,6 +32,7 @@ from cytoray.tokens.labels import is_placeholder
 
 Float64 = npt.NDArray[np.float64]
 MAX_CELLS = 20_000  # that are integrated and scored: metrics compare all pairs of cells
+COMPARED_CELLS = 2_000  # that all candidates are scored on in the table of candidates
 CANDIDATE_OPTIONS = IntegrationOptions(resolutions=(1.0,), kmeans_starts=3)
 NO_LABELS = "cell-type labels were not given: only metrics of batches and clusters have a meaning"
 
@@ -89,7 +90,7 @@ def assess_integration(
     metrics = metric_rows(scored, some, scores, seed=config.seed, advance=advance)
     overlap = neighbour_overlap(choice.product.corrected.uncorrected, choice.product.embedding, batches=cells.batches)
     metrics |= _label_free_rows(choice)
-    if scored.labels is None:
+    if scores["product"].total is None:
         metrics = {"cluster_score": metrics.pop("cluster_score"), **metrics}
     warnings = (*prepared.warnings, *label_warnings, *scores["product"].warnings)
     assessment = Assessment(
@@ -162,8 +163,10 @@ def _details(
 ) -> dict[str, Any]:
     """Return tables: candidates with their scores by labels, which were computed after the choice, and cell types."""
     table = candidate_rows(choice)
+    some = sample_batches(scored.batches, COMPARED_CELLS, seed=0)
+    compared, rows = scored.take(some), rows[some]
     for row, each in zip(table, (choice.floor, *choice.candidates), strict=True):
-        found = scored.score(each.embedding[rows], CANDIDATE_OPTIONS)
+        found = compared.score(each.embedding[rows], CANDIDATE_OPTIONS)
         row |= {"total": found.total, "bio": found.bio, "batch": found.batch}
     return {
         "candidates": table,

@@ -53,7 +53,7 @@ def integration_sections(assessment: Assessment, pictured: Pictured) -> list[Sec
 _CANDIDATE_TEXT = (
     "Chosen by the cluster score: the total with clusters as labels, which each batch forms by itself before any "
     "correction and which are matched between batches. Total, bio and batch use the cell types, if there are any, and "
-    "were computed after the choice."
+    "were computed after the choice, on at most 2,000 cells."
 )
 
 

@@ -170,9 +170,8 @@ class _Judge:
         self._codes = codes.astype(np.int64)
         self._rows = sample_batches(batches, SCORED_CELLS, seed=seed)
         self._batches = [batches[row] for row in self._rows]
-        before = components_of_all_genes(features.cells.expression[self._rows])
-        self._before = before
-        uncorrected = features.of(Recipe("expression"))[self._rows]
+        uncorrected = features.of(Recipe("expression"))[self._rows]  # raises CorpusError if nothing varies
+        self._before = components_of_all_genes(features.cells.expression[self._rows])
         self._clusters = [
             cluster_batches(uncorrected, batches=self._batches, resolution=resolution) for resolution in RESOLUTIONS
         ]

@@ -70,7 +70,7 @@ def cluster_discriminants(points: Float64, *, resolution: float = 1.0) -> Float6
     within = _covariance(points - means[clusters])
     spread = np.trace(_covariance(points - points.mean(axis=0))) / points.shape[1]
     between = _covariance(np.repeat(means, sizes, axis=0) - points.mean(axis=0))
-    regularised = within + _SHRINKAGE * spread * np.eye(points.shape[1])
+    regularised = within + max(_SHRINKAGE * spread, np.finfo(float).eps) * np.eye(points.shape[1])
     _, axes = linalg.eigh(between, regularised)
     num = min(len(sizes) - 1, points.shape[1])
     axes = axes[:, ::-1][:, :num]
