@@ -363,3 +363,15 @@ def test_batches_of_fewer_than_four_cells_are_not_compared():
 
     assert found.per_batch == {"big": 1.0, "small": None}
     assert found.mean == 1.0
+
+
+@pytest.mark.parametrize(("num_cells", "is_warned"), [(20, False), (60, True)])
+def test_a_small_batch_gives_no_warning_by_itself(num_cells: int, is_warned: bool):
+    rng = np.random.default_rng(0)
+    points, batches = rng.normal(size=(200 + num_cells, 5)), ["big"] * 200 + ["other"] * num_cells
+    shuffled = np.concatenate([points[:200], rng.permutation(points[200:])])
+
+    found = neighbour_overlap(points, shuffled, batches=batches)
+
+    assert found.per_batch["other"] < 0.5
+    assert (found.warning is not None) == is_warned

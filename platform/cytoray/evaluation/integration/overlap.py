@@ -16,6 +16,7 @@ from cytoray.evaluation.integration.neighbours import Float64, find_neighbours
 
 NUM_NEIGHBOURS = 30
 LEAST_OVERLAP = 0.5
+FEWEST_WARNED = 30  # cells of a batch from which its overlap gives a warning: below, it is an average of too few
 _CELLS_PER_NEIGHBOUR = 3  # a batch of fewer has fewer neighbours, as with all its cells the overlap is 1 by itself
 
 
@@ -25,7 +26,7 @@ class NeighbourOverlap:
 
     mean: float | None  # over cells; None if no batch has four cells
     per_batch: dict[str, float | None]
-    warning: str | None  # if the overlap of a batch is below one half
+    warning: str | None  # if the overlap of a batch of 30 cells or more is below one half
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain dictionaries, strings and numbers, ready for ``json.dumps``."""
@@ -42,8 +43,8 @@ def neighbour_overlap(
     """Compare neighbourhoods within each batch between the embeddings ``before`` (C, D) and ``after`` (C, D').
 
     Batches are no difference between cells of one batch, so a correction has no reason to rearrange these; below
-    one half it is likely to have removed biology, and ``warning`` names the batches. A batch of fewer than 91 cells
-    is compared by a third of its cells, one of fewer than 4 not at all.
+    one half it is likely to have removed biology, and ``warning`` names the batches of 30 cells or more. A batch of
+    fewer than 91 cells is compared by a third of its cells, one of fewer than 4 not at all.
     """
     codes, names = code_names(batches, "batch label")
     was, now = finite_points(before, "embedding before integration"), finite_points(after, "embedding")
@@ -55,7 +56,8 @@ def neighbour_overlap(
         if num:
             overlaps[cells] = _shared(was[cells], now[cells], num)
     means = {name: _mean(overlaps[codes == batch]) for batch, name in enumerate(names)}
-    return NeighbourOverlap(_mean(overlaps[~np.isnan(overlaps)]), means, _warning(means))
+    large = {name: means[name] for batch, name in enumerate(names) if (codes == batch).sum() >= FEWEST_WARNED}
+    return NeighbourOverlap(_mean(overlaps[~np.isnan(overlaps)]), means, _warning(large))
 
 
 def _shared(was: Float64, now: Float64, num: int) -> Float64:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from cytoray import progress
+from cytoray.evaluation.inputs import code_names
 from cytoray.evaluation.integration import (
     BatchClusters,
     IntegrationOptions,
@@ -27,6 +28,7 @@ from cytoray.evaluation.integration import (
     neighbour_overlap,
     score_integration,
 )
+from cytoray.evaluation.integration.overlap import LEAST_OVERLAP
 from cytoray.tasks.integration.cells import BatchedCells, sample_batches
 from cytoray.tasks.integration.features import (
     GeneBlock,
@@ -85,6 +87,7 @@ class Features:
     def __init__(self, cells: BatchedCells, *, embeddings: npt.NDArray[np.floating] | None = None) -> None:
         """Prepare features; ``embeddings`` (C, W) of a transformer are those of the view "model"."""
         self.cells = cells
+        self.codes, self.batch_names = code_names(cells.batches, "batch label")
         self._embeddings = None if embeddings is None else sparse.csr_matrix(embeddings)
         self._genes: Int64 | None = None
         self._blocks: dict[tuple[View, int], GeneBlock] = {}
@@ -166,8 +169,6 @@ class _Judge:
     def __init__(self, features: Features, seed: int) -> None:
         self._features = features
         batches = features.cells.batches
-        _, codes = np.unique(np.asarray(batches, str), return_inverse=True)
-        self._codes = codes.astype(np.int64)
         self._rows = sample_batches(batches, SCORED_CELLS, seed=seed)
         self._batches = [batches[row] for row in self._rows]
         uncorrected = features.of(Recipe("expression"))[self._rows]  # raises CorpusError if nothing varies
@@ -180,7 +181,7 @@ class _Judge:
     def candidate(self, recipe: Recipe) -> Candidate:
         """Integrate by a recipe and score the result."""
         features = self._features.of(recipe)
-        found = correct(features, self._codes, recipe, harmonised=self._harmony(features, recipe))
+        found = correct(features, self._features.codes, recipe, harmonised=self._harmony(features, recipe))
         return Candidate(recipe, found, self._score(found.embedding), self._overlap(found))
 
     def _harmony(self, features: Float64, recipe: Recipe) -> Float64 | None:
@@ -188,7 +189,7 @@ class _Judge:
             return None
         key = (recipe.views, recipe.num_components, recipe.theta)
         if key not in self._harmonised:
-            self._harmonised[key] = harmonise_features(features, self._codes, recipe)
+            self._harmonised[key] = harmonise_features(features, self._features.codes, recipe)
         return self._harmonised[key]
 
     def _score(self, embedding: Float64) -> float | None:
@@ -216,9 +217,14 @@ def _best(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda each: -1.0 if each.score is None else each.score)  # of equals, the first
 
 
+def _is_overcorrected(candidate: Candidate) -> bool:
+    mean = candidate.overlap.mean
+    return candidate.overlap.warning is not None or (mean is not None and mean < LEAST_OVERLAP)
+
+
 def _gate(baseline: Candidate, others: Sequence[Candidate]) -> tuple[Candidate, str]:
     """Return the best candidate if it is better than the baseline by the margin, and the reason."""
-    allowed = [each for each in others if each.overlap.warning is None]
+    allowed = [each for each in others if not _is_overcorrected(each)]
     barred = f" {len(others) - len(allowed)} over-corrected." if len(allowed) < len(others) else ""
     best = _best(allowed) if allowed else baseline
     if best.score is None or baseline.score is None or best is baseline:

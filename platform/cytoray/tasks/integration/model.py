@@ -76,24 +76,14 @@ class IntegrationModel:
         check_batches(cells)
         rows = sample_batches(cells.batches, MAX_CELLS, seed=seed)
         features = Features(cells if len(rows) == len(cells.batches) else cells.take(rows))
-        names, codes = np.unique(np.asarray(features.cells.batches, str), return_inverse=True)
-        codes = codes.astype(np.int64)
-        if recipe is not None:
-            return cls._of(features, recipe, correct(features.of(recipe), codes, recipe), names=names, codes=codes)
-        choice = choose(features, seed=seed, advance=advance)
-        chosen = choice.product
-        return cls._of(features, chosen.recipe, chosen.corrected, names=names, codes=codes, choice=choice)
+        if recipe is None:
+            choice = choose(features, seed=seed, advance=advance)
+            return cls._of(features, choice.product.recipe, choice.product.corrected, choice=choice)
+        return cls._of(features, recipe, correct(features.of(recipe), features.codes, recipe))
 
     @classmethod
     def _of(
-        cls,
-        features: Features,
-        recipe: Recipe,
-        fitted: Corrected,
-        *,
-        names: npt.NDArray[Any],
-        codes: Int64,
-        choice: Choice | None = None,
+        cls, features: Features, recipe: Recipe, fitted: Corrected, *, choice: Choice | None = None
     ) -> IntegrationModel:
         blocks = tuple(features.blocks(recipe).values())
         used = np.unique(np.concatenate([block.genes for block in blocks]))
@@ -101,8 +91,8 @@ class IntegrationModel:
             recipe=recipe,
             genes=tuple(features.cells.genes[gene] for gene in used),
             blocks=tuple(_over(block, used) for block in blocks),
-            batch_names=tuple(map(str, names)),
-            codes=codes,
+            batch_names=features.batch_names,
+            codes=features.codes,
             fitted=fitted,
             centres=find_centres(fitted.corrected),
             why="" if choice is None else choice.why,

@@ -63,6 +63,7 @@ def embed_by_batch(bundle: ModelBundle, packed: PackedCells, cells: BatchedCells
     assert conditions.panel is not None, "a model of integration has a panel"
     panel = tuple(bundle.vocabulary.index[gene] for gene in conditions.panel)
     tokenizer = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config, panel=panel)
+    packed = tokenizer.restrict(packed)
     identities = tokenizer.identities(packed)
     model = bundle.model.eval()
     parts = []
