@@ -47,6 +47,14 @@ TASKS: dict[str, TaskSpec] = {
         ),
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
     ),
+    "multiomic": TaskSpec(
+        "multiomic",
+        assessment=TaskAssessment(
+            "Assess the prediction of proteins from RNA: the best simple method, and a blend that contains it.",
+            config=Lazy("cytoray.tasks.multiomic.assess_config", "AssessMultiomicConfig"),
+            run=Lazy("cytoray.tasks.multiomic.assessment", "run_assessment"),
+        ),
+    ),
 }
 
 
