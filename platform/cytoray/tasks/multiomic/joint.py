@@ -139,7 +139,7 @@ def _protein_components(targets_CP: Float64) -> Float32:
 
 
 def _hidden_genes(rna: Expression, rng: np.random.Generator) -> Int64:
-    """Genes to be kept out, of those that are expressed in at least a twentieth of the cells: at most a tenth; none of few."""
+    """Genes to be kept out: at most a tenth of those expressed in a twentieth of the cells, none if these are few."""
     shares = np.asarray((rna.values != 0).mean(axis=0)).ravel()
     known = np.flatnonzero(shares >= 0.05)
     if len(known) < FEWEST_GENES:
