@@ -295,17 +295,24 @@ def _scaled_genes(cells: Expression) -> GeneFeatures:
     return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale)
 
 
-def fit_components(cells: Expression, *, view: View = "expression", seed: int) -> GeneFeatures:
+def fit_components(
+    cells: Expression,
+    *,
+    view: View = "expression",
+    num_components: int = NUM_COMPONENTS,
+    num_genes: int = NUM_COMPONENT_GENES,
+    seed: int,
+) -> GeneFeatures:
     """Fit principal components of standardised genes, the most variable ones given their mean."""
     from sklearn.utils.extmath import randomized_svd
 
     scores = _variances(cells.expression) if cells.log_normalised else standardised_variances(cells.values)
-    genes = most_variable(scores, NUM_COMPONENT_GENES)
+    genes = most_variable(scores, num_genes)
     values = cells.view(view)[:, genes].toarray()
     centre, scale = values.mean(axis=0), values.std(axis=0) + np.float32(1e-3)
     plain = GeneFeatures(view, genes, centre, scale)
     standardised = plain.transform(cells)
-    num = max(1, min(NUM_COMPONENTS, len(standardised) - 1, len(genes)))
+    num = max(1, min(num_components, len(standardised) - 1, len(genes)))
     _, _, axes = randomized_svd(standardised, num, random_state=seed)
     spread = float(np.std(standardised @ axes[0])) or 1.0
     return GeneFeatures(view, genes, centre, scale, np.ascontiguousarray(axes.T / spread, np.float32))
