@@ -62,8 +62,8 @@ class AnnDataContents:
         """Features of another type than genes, or a matrix of obsm: sparse, dense or a table, whose columns name it."""
         if config.matrix.startswith("mod/"):
             matrix, kind = self._typed_matrix(), config.matrix.removeprefix("mod/")
-            names = self._frame(self._var_key(matrix)).index[self._types(matrix) == kind]
-            return Modality(self._of_type(matrix, kind), [str(name) for name in names])
+            features = self._frame(self._var_key(matrix)).index[self._types(matrix) == kind]
+            return Modality(self._of_type(matrix, kind), [str(name) for name in features])
         element = self._tree[config.matrix]
         names: list[str] | None = None
         rows: RowSource

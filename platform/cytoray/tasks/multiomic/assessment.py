@@ -160,10 +160,9 @@ def _sample(cells: PairedCells, seed: int, warnings: list[str]) -> PairedCells:
 def common_features(cells: PairedCells, query: PairedCells, warnings: list[str]) -> tuple[PairedCells, PairedCells]:
     """Return both data sets with the genes and proteins that occur in both; CorpusError if there are none."""
     if cells.proteins.are_counts != query.proteins.are_counts:
-        first = "counts" if cells.proteins.are_counts else "normalised values"
-        second = "counts" if query.proteins.are_counts else "normalised values"
+        kinds = ["counts" if each.proteins.are_counts else "normalised values" for each in (cells, query)]
         raise CorpusError(
-            f"The proteins of {cells.uri} are {first}, those of {query.uri} {second}.",
+            f"The proteins of {cells.uri} are {kinds[0]}, those of {query.uri} {kinds[1]}.",
             remedy="Name matrices of counts in both files with --protein-key.",
         )
     genes = _shared(cells.genes, query.genes)
@@ -179,7 +178,7 @@ def common_features(cells: PairedCells, query: PairedCells, warnings: list[str])
         )
     if len(shared) < max(len(cells.proteins.names), len(query.proteins.names)):
         warnings.append(f"{len(shared)} proteins occur in both data sets; the others were left out before CLR")
-    first, second = (
+    both = [
         replace(
             each,
             rna=replace(each.rna, values=each.rna.values[:, _places(each.genes, genes)]),
@@ -187,9 +186,9 @@ def common_features(cells: PairedCells, query: PairedCells, warnings: list[str])
             proteins=each.proteins.select([places[word] for word in shared]),
         )
         for each, places in zip((cells, query), words, strict=True)
-    )
-    named = replace(second.proteins, names=first.proteins.names)
-    return first, replace(second, proteins=named)
+    ]
+    named = replace(both[1].proteins, names=both[0].proteins.names)
+    return both[0], replace(both[1], proteins=named)
 
 
 def _shared(first: tuple[str, ...], second: tuple[str, ...]) -> list[str]:

@@ -31,9 +31,9 @@ def multiomic_sections(assessment: Assessment) -> list[Section]:
         sections.append(_joint(details["joint"]))
     if details["unseen_proteins"]:
         sections.append(_unseen(details["unseen_proteins"]))
-    columns = ("name", "num_train", "num_test", "baseline", "chosen", "held_out")
+    split_columns = ("name", "num_train", "num_test", "baseline", "chosen", "held_out")
     text = "held out: the choice's correlation on inner folds of the training cells."
-    sections.append(Section("Splits", text, details_rows(columns, details["splits"])))
+    sections.append(Section("Splits", text, details_rows(split_columns, details["splits"])))
     return sections
 
 
@@ -58,10 +58,10 @@ def _joint(joint: dict[str, Any]) -> Section:
 
 def _unseen(unseen: dict[str, Any]) -> Section:
     text = (
-        "Proteins that no training saw, from the gene that codes for them: log1p of its expression, its mean over a "
-        "cell's 30 nearest cells, and a regression on both that was learned on the other proteins. Mean Pearson: "
+        "Proteins that no training saw, from the gene that codes for them. baseline: log1p of its expression; product: "
+        "its mean over a cell and its 30 nearest cells. Mean Pearson: "
         + ", ".join(f"{name} {number(value)}" for name, value in unseen["mean"].items())
         + "."
     )
-    columns = ("protein", "gene", "expression", "smoothed", "product")
+    columns = ("protein", "gene", "baseline", "product")
     return Section("Proteins never seen", text, details_rows(columns, unseen["proteins"]))

@@ -100,7 +100,9 @@ def judge_joint(cells: PairedCells, *, seed: int = 0) -> dict[str, Any]:
         chosen = np.sort(rng.permutation(targets.shape[1])[:MOST_PROTEINS])
         scores: dict[str, list[float]] = {}
         for protein in chosen:
-            others = _protein_components(np.delete(targets, protein, axis=1))
+            # Log-ratios of all proteins add up to 0: those of the others must be taken among themselves.
+            others = np.delete(targets, protein, axis=1)
+            others = _protein_components(others - others.mean(axis=1, keepdims=True))
             for name, places in _neighbours_of(rna, others).items():
                 value = mean_correlation(targets[:, [protein]], targets[places][:, :, protein].mean(axis=1)[:, None])
                 scores.setdefault(name, []).append(value)

@@ -82,13 +82,14 @@ def judge_proteins(scored: PairedCells, pooled: Pooled, seed: int) -> tuple[dict
         return weighted_correlations(truth, values, weights)
 
     def mean(values: Float64, weights: Float64 | None) -> Float64:
-        return np.nanmean(np.atleast_2d(correlations(values, weights)), axis=-1)
+        return _means(correlations(values, weights))
 
     def worst(values: Float64, weights: Float64 | None) -> Float64:
-        return np.nanmin(np.atleast_2d(correlations(values, weights)), axis=-1)
+        lowest: Float64 = np.nanmin(np.atleast_2d(correlations(values, weights)), axis=-1)
+        return lowest
 
     def spearman(values: Float64, weights: Float64 | None) -> Float64:
-        return np.nanmean(np.atleast_2d(weighted_correlations(ranked, ranks(values), weights)), axis=-1)
+        return _means(weighted_correlations(ranked, ranks(values), weights))
 
     def within(values: Float64, weights: Float64 | None) -> Float64:
         return within_types(truth, values, list(types.values()), weights)
@@ -118,6 +119,12 @@ def judge_proteins(scored: PairedCells, pooled: Pooled, seed: int) -> tuple[dict
     if types:
         details["types"] = _per_type(truth, pooled, types)
     return metrics, details
+
+
+def _means(correlations: Float64) -> Float64:
+    """Mean over proteins: of all cells (1,), or of each draw (D,)."""
+    found: Float64 = np.nanmean(np.atleast_2d(correlations), axis=-1)
+    return found
 
 
 def _row(score: Score, columns: Mapping[str, Float64], weights_DC: Float64, *, lower_is_better: bool) -> MetricRow:

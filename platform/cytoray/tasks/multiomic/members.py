@@ -119,7 +119,8 @@ def _predict_neighbours(member: Member, features: Float32) -> Float32:
     reach = np.maximum(distances[:, -1:], 1e-12)
     weights = np.exp(-((distances / reach) ** 2))
     weights /= weights.sum(axis=1, keepdims=True)
-    return np.einsum("cn,cnp->cp", weights, targets[places]).astype(np.float32)
+    found: Float32 = np.einsum("cn,cnp->cp", weights, targets[places]).astype(np.float32)
+    return found
 
 
 def _fit_kernel(features: Float32, targets: Float64, option: Option, seed: int) -> dict[str, Float32]:
@@ -159,7 +160,7 @@ def _fit_network(features: Float32, targets: Float64, option: Option, seed: int)
 
     mean, deviation = targets.mean(axis=0), np.maximum(targets.std(axis=0), 1e-12)
     wanted = ((targets - mean) / deviation).astype(np.float32)
-    arrays = {"mean": mean.astype(np.float32), "deviation": deviation.astype(np.float32)}
+    arrays: dict[str, Float32] = {"mean": mean.astype(np.float32), "deviation": deviation.astype(np.float32)}
     for number in range(NUM_NETWORKS):
         network = MLPRegressor(
             hidden_layer_sizes=LAYERS,
@@ -188,7 +189,7 @@ def _predict_network(member: Member, features: Float32) -> Float32:
         for layer in range(len(LAYERS) + 1):
             values = values @ arrays[f"weights.{number}.{layer}"] + arrays[f"intercept.{number}.{layer}"]
             if layer < len(LAYERS):
-                values = np.maximum(values, 0)
+                np.maximum(values, 0, out=values)
         total += values
     found: Float32 = total / NUM_NETWORKS * arrays["deviation"] + arrays["mean"]
     return found

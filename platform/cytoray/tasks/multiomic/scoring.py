@@ -54,9 +54,9 @@ def mean_correlation(truth_CP: Float64, predicted_CP: Float64) -> float:
 def squared_errors(truth_CP: Float64, predicted_CP: Float64, weights_DC: Float64 | None = None) -> Float64:
     """Return the root mean squared error over all cells and proteins: one value (1,), or one per draw (D,)."""
     errors = ((truth_CP - predicted_CP) ** 2).mean(axis=1)
-    if weights_DC is None:
-        return np.sqrt(errors.mean(keepdims=True))
-    return np.sqrt(weights_DC @ errors / weights_DC.sum(axis=1))
+    weights = np.ones((1, len(errors))) if weights_DC is None else weights_DC
+    found: Float64 = np.sqrt(weights @ errors / weights.sum(axis=1))
+    return found
 
 
 def ranks(values_CP: Float64) -> Float64:
