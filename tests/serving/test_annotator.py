@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+import cytoray
+from cytoray.errors import ModelError
 from cytoray.evaluation.annotator import Annotator, fit_annotator
 from cytoray.evaluation.annotator_file import FILE, to_bytes
 from cytoray.evaluation.voters import Expression
 from cytoray.model.bundle import Attachment, ModelBundle, load_bundle, save_bundle
 from cytoray.model.predictor import CellPredictor
+from cytoray.model.transformer import ScGPT
 from cytoray.serving.client import Client
 from cytoray.serving.offline import embed_cells
 from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.messages import ModelInfo
 
 LABELS = ("B", "NK", "T")
+GENES = tuple(f"GENE{number:02d}" for number in range(40))
 
 
 def counts_of_types(num_cells: int, *, seed: int) -> tuple[sp.csr_matrix, list[str]]:
@@ -97,3 +104,26 @@ def test_embeddings_are_the_transformers_and_empty_cells_have_no_label(carrying:
 def test_without_an_annotator_nothing_is_said_of_doubts(http: Any, make_counts: Any, as_request: Any) -> None:
     cell = http.post("/v1/annotate", json=as_request(make_counts(1))).json()["cells"][0]
     assert not {"status", "fitting", "unseen_p"} & cell.keys()
+
+
+def test_an_anndata_gets_the_same_labels_as_columns(carrying: ModelBundle, as_cells: Any) -> None:
+    counts, _ = counts_of_types(6, seed=4)
+    counts = sp.vstack([counts, sp.csr_matrix((1, 40))], format="csr", dtype=np.float32)
+    adata = anndata.AnnData(counts, var=pd.DataFrame(index=list(GENES)))
+    with pytest.warns(UserWarning, match="1 of 7 cells have no gene that the model knows"):
+        table = cytoray.annotate(adata, model=carrying)
+    wanted = build_predictor(carrying, empty_cells="nan").predict(as_cells(counts))
+    assert wanted.probabilities is not None
+    np.testing.assert_allclose(table.to_numpy(), wanted.probabilities, atol=1e-6)
+    assert list(table.columns) == list(LABELS)
+    assert adata.obs["cytoray_label"].tolist()[:6] == [LABELS[best] for best in wanted.probabilities[:6].argmax(axis=1)]
+    assert adata.obs["cytoray_label"].iloc[6] is None
+    assert set(adata.obs["cytoray_status"][:6]) <= {"assigned", "ambiguous", "unassigned"}
+    assert adata.obs.columns.tolist()[-2:] == ["cytoray_fitting", "cytoray_unseen_p"]
+    with pytest.raises(ModelError, match="does not label cells"):
+        cytoray.annotate(adata, model=replace(carrying, model=unlabelled(carrying), labels=(), attachments={}))
+
+
+def unlabelled(bundle: ModelBundle) -> ScGPT:
+    shape = bundle.model.config.model_copy(update={"num_labels": 0})
+    return ScGPT(shape, pad_id=bundle.vocabulary.pad_id)
