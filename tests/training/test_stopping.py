@@ -22,7 +22,7 @@ from cytoray.training.report import save_card
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1200)  # four runs, each of which starts workers: minutes on a loaded machine
 def test_sigterm_stops_after_the_step_and_the_run_goes_on_with_fewer_workers(
     pretrain_config: Callable[..., PretrainConfig],
     monkeypatch: pytest.MonkeyPatch,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import assess, corpora, integrate, models, train
+from cytoray.cli import assess, corpora, integrate, models, proteins, train
 from cytoray.cli.common import (
     EXIT_CODES,
     STORE,
@@ -44,6 +44,7 @@ _GROUPS = {
     "train": train.app,
     "models": models.app,
     "assess": assess.app,
+    "proteins": proteins.app,
     "config": config_app,
     "tracking": tracking_app,
 }

@@ -61,6 +61,14 @@ TASKS: dict[str, TaskSpec] = {
             run=Lazy("cytoray.tasks.integration.assessment", "run_assessment"),
         ),
     ),
+    "multiomic": TaskSpec(
+        "multiomic",
+        assessment=TaskAssessment(
+            "Assess the prediction of proteins from RNA: the best simple method, and a blend that contains it.",
+            config=Lazy("cytoray.tasks.multiomic.assess_config", "AssessMultiomicConfig"),
+            run=Lazy("cytoray.tasks.multiomic.assessment", "run_assessment"),
+        ),
+    ),
 }
 
 

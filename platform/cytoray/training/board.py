@@ -92,7 +92,8 @@ class Watch:
     def __init__(self, board: Any, advance: progress.Advance, *, lost: threading.Event) -> None:
         self._board, self._advance, self._lost = board, advance, lost
         self._shown, self._started, self._num_events = 0, False, 0
-        self._over, self._stop = threading.Event(), threading.Event()
+        self._over = threading.Event()
+        self._asked = False  # by SIGTERM; no Event, whose lock a handler of a signal must not wait for
         self._thread = threading.Thread(target=self._poll, name="cytoray-watch", daemon=True)
         self._before: Any = None
 
@@ -110,14 +111,14 @@ class Watch:
 
     def _on_signal(self, *_: object) -> None:
         """Only set a flag: the polling thread forwards it to the board."""
-        self._stop.set()
+        self._asked = True
         signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def _poll(self) -> None:
         said = False
         while not self._over.wait(LOOK_EVERY_S):
-            if not said and (self._stop.is_set() or self._lost.is_set()):
-                if self._stop.is_set():
+            if not said and (self._asked or self._lost.is_set()):
+                if self._asked:
                     logger.warning("SIGTERM: stopping after the current step and a checkpoint")
                 self._board.request_stop.remote()
                 said = True
