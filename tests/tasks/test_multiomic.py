@@ -208,6 +208,7 @@ def test_one_gene_and_unknown_keys(write: Write, tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "one.h5ad")
     found = assess("--data", tmp_path / "one.h5ad", "--out", tmp_path / "out")
     assert found["metrics"]["pearson"]["product"] is not None
+    assert not found["details"]["joint"], "nothing can be kept out of one gene"
     with pytest.raises(CorpusError, match=r"no proteins under 'adt'.*obsm/protein_counts"):
         assess("--data", write(), "--protein-key", "adt", "--out", tmp_path / "out2")
 

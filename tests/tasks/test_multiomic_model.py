@@ -8,23 +8,30 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
-from planted_proteins import PROTEINS, build
+import torch
+from planted_proteins import GENES, PROTEINS, build
 from typer.testing import CliRunner
 
 import cytoray
 from cytoray.cli.main import app
 from cytoray.errors import ConflictError, CorpusError, DigestError
 from cytoray.evaluation.splits import stratified_folds
-from cytoray.tasks.multiomic import members
+from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.transformer import ScGPT
+from cytoray.tasks.multiomic import assessment, members
 from cytoray.tasks.multiomic.blending import choose_blend, fit_weights
 from cytoray.tasks.multiomic.joint import weighted_neighbours
 from cytoray.tasks.multiomic.paired import centred_log_ratio
 from cytoray.tasks.multiomic.scoring import mean_correlation, weighted_correlations
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.vocabulary import GeneVocabulary
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller networks: the cells are few."""
+    monkeypatch.setattr(assessment, "NUM_FOLDS", 2)
     monkeypatch.setattr(members, "NUM_NETWORKS", 1)
     monkeypatch.setattr(members, "LAYERS", (16,))
 
@@ -93,6 +100,22 @@ def test_missing_genes_are_named_and_strangers_refused() -> None:
         model.predict(adata)
     with pytest.raises(CorpusError, match=r"No proteins under 'adt'.*protein_counts"):
         cytoray.ProteinModel.fit(adata, "adt")
+
+
+def test_a_transformer_stands_beside_the_other_methods(tmp_path: Path) -> None:
+    build(60).write_h5ad(tmp_path / "cite.h5ad")
+    vocabulary = GeneVocabulary(GENES)
+    sizes = {"width": 16, "num_heads": 2, "feedforward_width": 16, "num_layers": 1}
+    torch.manual_seed(0)
+    model = ScGPT(ModelConfig(vocabulary_size=vocabulary.size, **sizes), pad_id=vocabulary.pad_id).eval()
+    save_bundle(ModelBundle(model, vocabulary, TokenizerConfig(max_length=64)), tmp_path / "bundle")
+    report = cytoray.assess(
+        "multiomic", data=str(tmp_path / "cite.h5ad"), model=str(tmp_path / "bundle"), out=str(tmp_path / "out")
+    )
+    row = report["metrics"]["pearson"]
+    assert row["floor"] < row["model"] < row["product"]
+    assert "transformer ridge" in {each["member"] for each in report["details"]["weights"]}
+    assert report["model"] == str(tmp_path / "bundle")
 
 
 def test_the_simple_method_stays_unless_something_is_clearly_better() -> None:

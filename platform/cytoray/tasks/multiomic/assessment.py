@@ -158,7 +158,7 @@ def _sample(cells: PairedCells, seed: int, warnings: list[str]) -> PairedCells:
 
 
 def common_features(cells: PairedCells, query: PairedCells, warnings: list[str]) -> tuple[PairedCells, PairedCells]:
-    """Return both data sets with the genes and proteins that occur in both; CorpusError if there are none."""
+    """Return both data sets with the genes and proteins that occur in both; CorpusError without any."""
     if cells.proteins.are_counts != query.proteins.are_counts:
         kinds = ["counts" if each.proteins.are_counts else "normalised values" for each in (cells, query)]
         raise CorpusError(

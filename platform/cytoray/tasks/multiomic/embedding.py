@@ -22,7 +22,7 @@ def with_embeddings(cells: PairedCells, config: AssessMultiomicConfig) -> Paired
     Cells without a gene that the model knows have the mean embedding of the others.
     """
     assert config.model is not None
-    opened = open_model(config.model, store=config.store, tracking=config.tracking)
+    opened = open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
     bundle = opened.bundle
     named = read_cells(SourceConfig(uri=cells.uri), vocabulary=bundle.vocabulary, keep_empty=True)
     place = {name: row for row, name in enumerate(named.names)}

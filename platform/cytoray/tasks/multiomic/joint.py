@@ -84,7 +84,7 @@ def joint_embedding(cells: PairedCells, *, seed: int = 0) -> Float32:
 
 
 def judge_joint(cells: PairedCells, *, seed: int = 0) -> dict[str, Any]:
-    """Return how well each space's neighbours tell a protein, or genes, kept out of it; empty for too few cells."""
+    """Judge how well neighbours in each space predict a protein, or genes, kept out of it; empty for too few cells."""
     if cells.num_cells < FEWEST_CELLS or len(cells.proteins.names) < 3:
         return {}
     rng = np.random.default_rng(seed)
@@ -101,8 +101,8 @@ def judge_joint(cells: PairedCells, *, seed: int = 0) -> dict[str, Any]:
         scores: dict[str, list[float]] = {}
         for protein in chosen:
             # Log-ratios of all proteins add up to 0: those of the others must be taken among themselves.
-            others = np.delete(targets, protein, axis=1)
-            others = _protein_components(others - others.mean(axis=1, keepdims=True))
+            shown_targets = np.delete(targets, protein, axis=1)
+            others = _protein_components(shown_targets - shown_targets.mean(axis=1, keepdims=True))
             for name, places in _neighbours_of(rna, others).items():
                 value = mean_correlation(targets[:, [protein]], targets[places][:, :, protein].mean(axis=1)[:, None])
                 scores.setdefault(name, []).append(value)

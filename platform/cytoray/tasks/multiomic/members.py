@@ -183,15 +183,15 @@ def _fit_network(features: Float32, targets: Float64, option: Option, seed: int)
 
 def _predict_network(member: Member, features: Float32) -> Float32:
     arrays = member.arrays
-    total = np.zeros((len(features), len(arrays["mean"])), np.float32)
+    total: Float32 = np.zeros((len(features), len(arrays["mean"])), np.float32)
     for number in range(NUM_NETWORKS):
         values = features
         for layer in range(len(LAYERS) + 1):
             values = values @ arrays[f"weights.{number}.{layer}"] + arrays[f"intercept.{number}.{layer}"]
             if layer < len(LAYERS):
                 np.maximum(values, 0, out=values)
-        total += values
-    found: Float32 = total / NUM_NETWORKS * arrays["deviation"] + arrays["mean"]
+        total = (total + values).astype(np.float32)
+    found: Float32 = (total / NUM_NETWORKS * arrays["deviation"] + arrays["mean"]).astype(np.float32)
     return found
 
 

@@ -34,7 +34,12 @@ def save_model(model: ProteinModel, folder: Path) -> str:
     arrays["blend/intercept"] = model.blend.intercept
     for name in _VIEWS:
         features: GeneFeatures = getattr(model.views, name)
-        parts = {"genes": features.genes, "centre": features.centre, "scale": features.scale, "axes": features.axes}
+        parts: dict[str, npt.NDArray[Any] | None] = {
+            "genes": features.genes,
+            "centre": features.centre,
+            "scale": features.scale,
+            "axes": features.axes,
+        }
         arrays |= {f"views/{name}/{part}": array for part, array in parts.items() if array is not None}
     members = {}
     for name, member in model.members.items():
@@ -87,7 +92,7 @@ def load_model(folder: Path) -> ProteinModel:
 
 def _build(manifest: dict[str, Any], arrays: Arrays) -> ProteinModel:
     features = {
-        name: GeneFeatures(name if name == "ranks" else "expression", **_below(arrays, f"views/{name}/"))
+        name: GeneFeatures("ranks" if name == "ranks" else "expression", **_below(arrays, f"views/{name}/"))
         for name in _VIEWS
     }
     members = {

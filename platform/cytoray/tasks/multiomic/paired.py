@@ -135,7 +135,7 @@ def build_proteins(
     kept = [place for place, name in enumerate(names) if name not in {*controls, *constant}]
     if not kept:
         raise CorpusError(
-            f"{uri}: none of its {len(names)} proteins can be predicted ({'; '.join(warnings) or 'there are none'}).",
+            f"{uri}: none of its {len(names)} proteins can be predicted ({'; '.join(warnings) or 'empty matrix'}).",
             remedy="Name the raw counts of proteins with --protein-key.",
         )
     if len(kept) == 1 and are_counts:

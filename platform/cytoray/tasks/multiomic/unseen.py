@@ -20,7 +20,7 @@ FEWEST_CELLS, FEWEST_PROTEINS = 60, 3
 
 
 def judge_unseen_proteins(cells: PairedCells, *, seed: int = 0) -> dict[str, Any]:
-    """Return how well each protein is told by its gene when its own values are never used.
+    """Judge how well its gene predicts each protein when the values of that protein are never used.
 
     The baseline is the gene's log1p expression; ``product`` is its mean over the cell and its 30 nearest cells by all
     RNA. (A regression on both, learned on the other proteins, was no better: 0.677 against 0.678 on pbmc10k.) Empty if
