@@ -79,22 +79,28 @@ def judge_proteins(scored: PairedCells, pooled: Pooled, seed: int) -> tuple[dict
     types = rows_by_type(scored.labels, PLACEHOLDERS) if scored.labels is not None else {}
 
     def correlations(values: Float64, weights: Float64 | None) -> Float64:
+        """Return the correlation of each protein."""
         return weighted_correlations(truth, values, weights)
 
     def mean(values: Float64, weights: Float64 | None) -> Float64:
+        """Return the mean correlation."""
         return _means(correlations(values, weights))
 
     def worst(values: Float64, weights: Float64 | None) -> Float64:
+        """Return the lowest correlation."""
         lowest: Float64 = np.nanmin(np.atleast_2d(correlations(values, weights)), axis=-1)
         return lowest
 
     def spearman(values: Float64, weights: Float64 | None) -> Float64:
+        """Return the mean rank correlation."""
         return _means(weighted_correlations(ranked, ranks(values), weights))
 
     def within(values: Float64, weights: Float64 | None) -> Float64:
+        """Return the mean correlation within types."""
         return within_types(truth, values, list(types.values()), weights)
 
     def error(values: Float64, weights: Float64 | None) -> Float64:
+        """Return the root mean squared error."""
         return squared_errors(truth, values, weights)
 
     scores: dict[str, Score] = {"pearson": mean}
