@@ -58,6 +58,20 @@ class Rounds:
 
 
 @dataclass(frozen=True, eq=False)
+class _Training:
+    """Cells to learn from."""
+
+    rna: Expression
+    targets: Float64  # (C, P)
+    embeddings: Float32 | None
+
+    def take(self, rows: Int64) -> _Training:
+        """Return some of the cells."""
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        return _Training(self.rna.take(rows), self.targets[rows], embeddings)
+
+
+@dataclass(frozen=True, eq=False)
 class Blend:
     """Weights of members per protein, and an intercept: the prediction is their weighted sum."""
 
@@ -107,7 +121,7 @@ def fit_proteins(
     """Fit every member, its options by their answers on held-out folds, and choose the blend by these answers."""
     recipes = dict(RECIPES) | (dict(TRANSFORMER_RECIPES) if embeddings is not None else {})
     with threadpool_limits(1):  # small products: two threads on busy cores took ten times as long
-        held_out, options = _answer_held_out(recipes, rna, targets_CP, rounds, embeddings, seed)
+        held_out, options = _answer_held_out(recipes, _Training(rna, targets_CP, embeddings), rounds, seed)
         blend, chosen, why, scores = choose_blend(held_out, targets_CP, rounds.folds, seed=seed)
         views = fit_views(rna, targets_CP, embeddings=embeddings, seed=seed)
         inputs = views.transform(rna, embeddings)
@@ -132,28 +146,23 @@ def fit_proteins(
 
 
 def _answer_held_out(
-    recipes: Mapping[str, Recipe],
-    rna: Expression,
-    targets_CP: Float64,
-    rounds: Rounds,
-    embeddings: Float32 | None,
-    seed: int,
+    recipes: Mapping[str, Recipe], cells: _Training, rounds: Rounds, seed: int
 ) -> tuple[dict[str, Float64], dict[str, Option]]:
     """By member its answers (L, C, P) on cells not seen, with its best option, and that option."""
     num_rounds = 1 + rounds.is_disturbed
+    targets_CP = cells.targets
     tried = {name: np.empty((len(recipe.options), num_rounds, *targets_CP.shape)) for name, recipe in recipes.items()}
     for place, fold in enumerate(rounds.folds):
-        unseen = [rna.take(fold.test)]
+        seen, other_cells = cells.take(fold.train), cells.take(fold.test)
+        unseen = [other_cells.rna]
         if rounds.is_disturbed:
             unseen.append(disturb(unseen[0], seed=seed + place))
-        seen_too = None if embeddings is None else embeddings[fold.train]
-        training = rna.take(fold.train)
-        views = fit_views(training, targets_CP[fold.train], embeddings=seen_too, seed=seed)
-        inputs = views.transform(training, seen_too)
-        others = [views.transform(each, None if embeddings is None else embeddings[fold.test]) for each in unseen]
+        views = fit_views(seen.rna, seen.targets, embeddings=seen.embeddings, seed=seed)
+        inputs = views.transform(seen.rna, seen.embeddings)
+        others = [views.transform(each, other_cells.embeddings) for each in unseen]
         for name, recipe in recipes.items():
             for number, option in enumerate(recipe.options):
-                member = fit_member(recipe, inputs, targets_CP[fold.train], option=option, seed=seed)
+                member = fit_member(recipe, inputs, seen.targets, option=option, seed=seed)
                 for round_, other in enumerate(others):
                     tried[name][number, round_, fold.test] = member.predict(other)
     held_out, options = {}, {}
