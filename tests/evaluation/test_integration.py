@@ -365,6 +365,15 @@ def test_batches_of_fewer_than_four_cells_are_not_compared():
     assert found.mean == 1.0
 
 
+def test_graphs_leave_the_neighbours_of_few_cells_as_they_are():
+    neighbours = find_neighbours(np.random.default_rng(0).normal(size=(38, 4)), num_neighbours=90)
+    before = neighbours.indices.copy()
+
+    neighbours.nearest(50).connectivities()
+
+    np.testing.assert_array_equal(neighbours.indices, before)
+
+
 @pytest.mark.parametrize(("num_cells", "is_warned"), [(20, False), (60, True)])
 def test_a_small_batch_gives_no_warning_by_itself(num_cells: int, is_warned: bool):
     rng = np.random.default_rng(0)

@@ -97,7 +97,8 @@ def _sorted_with_self_first(indices: Int64, distances: Float64) -> Neighbours:
 def _rows_to_graph(weights: npt.NDArray[np.floating], indices: Int64) -> sparse.csr_array:
     num_cells, num = indices.shape
     indptr = np.arange(0, num_cells * num + 1, num)
-    return sparse.csr_array((weights.ravel(), indices.ravel(), indptr), shape=(num_cells, num_cells))
+    # Copies: the graph drops its zeros in place, and of few cells all neighbours are in it.
+    return sparse.csr_array((weights.flatten(), indices.flatten(), indptr), shape=(num_cells, num_cells))
 
 
 def _nearest_distinct(distances: Float64) -> Float64:
