@@ -184,8 +184,10 @@ def test_a_blend_of_one_voter_is_that_voter():
 
 def test_views_are_computed_once(monkeypatch, fitted):
     calls = []
-    real = voters_module._components
-    monkeypatch.setattr(voters_module, "_components", lambda *args: (calls.append(args[1]), real(*args))[1])
+    real = voters_module.fit_components
+    monkeypatch.setattr(
+        voters_module, "fit_components", lambda *args, **how: (calls.append(how["view"]), real(*args, **how))[1]
+    )
     cells, codes = fitted[2], fitted[3]
     fit_voters(cells, codes, num_labels=3, rounds=[rounds_of(codes, 2, 0)])
     assert calls == ["expression", "ranks"] * 3, "two folds and the whole"

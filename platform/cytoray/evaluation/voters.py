@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -44,10 +44,16 @@ STRENGTHS = {"genes": (0.2, 1.0, 5.0), "components": (0.1, 1.0, 10.0), "radial":
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """C cells over V genes: raw counts, or expression that is normalised and logged already."""
+    """C cells over V genes: raw counts, or expression that is normalised and logged already.
+
+    A gene that was not measured is not a gene that is off: features take it at its usual value, and ``depth`` is the
+    part of 10,000 counts that a usual cell has in the measured genes.
+    """
 
     values: sparse.csr_matrix  # (C, V)
     log_normalised: bool = False
+    measured: npt.NDArray[np.bool_] | None = None  # (V,), None if all genes were
+    depth: float = COUNTS_PER_CELL
 
     @property
     def num_cells(self) -> int:
@@ -56,11 +62,11 @@ class Expression:
 
     @cached_property
     def expression(self) -> sparse.csr_matrix:
-        """log1p of counts per 10,000, (C, V)."""
+        """log1p of counts per 10,000 (per ``depth``), (C, V)."""
         if self.log_normalised:
             return sparse.csr_matrix(self.values, dtype=np.float32)
         totals = np.asarray(self.values.sum(axis=1, dtype=np.float64)).ravel()
-        factors = np.divide(COUNTS_PER_CELL, totals, out=np.zeros_like(totals), where=totals > 0)
+        factors = np.divide(self.depth, totals, out=np.zeros_like(totals), where=totals > 0)
         return (sparse.diags_array(factors.astype(np.float32)) @ self.values).tocsr().astype(np.float32).log1p()
 
     @cached_property
@@ -81,7 +87,7 @@ class Expression:
 
     def take(self, rows: Int64) -> Expression:
         """Return some of the cells; views that have been computed are kept."""
-        some = Expression(self.values[rows], self.log_normalised)
+        some = replace(self, values=self.values[rows])
         for name in ("expression", "ranks"):
             if name in self.__dict__:
                 some.__dict__[name] = self.__dict__[name][rows]
@@ -101,10 +107,14 @@ class GeneFeatures:
     centre: Float32  # (F,)
     scale: Float32  # (F,)
     axes: Float32 | None = None  # (F, P); their first component has unit variance over the training cells
+    usual: Float32 | None = None  # (F,) mean over the training cells, the value of a gene that was not measured
 
     def transform(self, cells: Expression) -> Float32:
         """Return the features of cells, (C, F) or (C, P)."""
         values = cells.view(self.view)[:, self.genes].toarray()
+        if cells.measured is not None and self.usual is not None:
+            missing = ~cells.measured[self.genes]
+            values[:, missing] = self.usual[missing]
         values -= self.centre
         values /= self.scale
         np.clip(values, -LIMIT, LIMIT, out=values)
@@ -264,7 +274,7 @@ class _Views:
             radial = _radial(made.seen, self._seed)
             unseen = None if made.unseen is None else radial.transform(made.unseen)
             return _Made(made.features, radial, radial.transform(made.seen), unseen)
-        features = _scaled_genes(self._cells) if kind == "genes" else _components(self._cells, view, self._seed)
+        features = _scaled_genes(self._cells) if kind == "genes" else fit_components(self._cells, view=view, seed=self._seed)
         unseen = None if self._others is None else features.transform(self._others)
         return _Made(features, None, features.transform(self._cells), unseen)
 
@@ -277,11 +287,12 @@ def _scaled_genes(cells: Expression) -> GeneFeatures:
         raise CorpusError("No gene differs between the training cells.", remedy="Give cells of raw counts.")
     largest = np.asarray(values[:, genes].max(axis=0).todense(), np.float32).ravel()
     scale = np.where(largest > 0, largest, np.float32(1))
-    return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale)
+    usual = np.asarray(values[:, genes].mean(axis=0), np.float32).ravel()
+    return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale, usual=usual)
 
 
-def _components(cells: Expression, view: View, seed: int) -> GeneFeatures:
-    """Principal components of standardised genes, the most variable ones given their mean."""
+def fit_components(cells: Expression, *, view: View = "expression", seed: int = 0) -> GeneFeatures:
+    """Fit the principal components of standardised genes, the most variable ones given their mean."""
     from sklearn.utils.extmath import randomized_svd
 
     scores = _variances(cells.expression) if cells.log_normalised else standardised_variances(cells.values)
@@ -293,7 +304,7 @@ def _components(cells: Expression, view: View, seed: int) -> GeneFeatures:
     num = max(1, min(NUM_COMPONENTS, len(standardised) - 1, len(genes)))
     _, _, axes = randomized_svd(standardised, num, random_state=seed)
     spread = float(np.std(standardised @ axes[0])) or 1.0
-    return GeneFeatures(view, genes, centre, scale, np.ascontiguousarray(axes.T / spread, np.float32))
+    return GeneFeatures(view, genes, centre, scale, np.ascontiguousarray(axes.T / spread, np.float32), usual=centre)
 
 
 def _radial(values: Float32, seed: int) -> RadialFeatures:
