@@ -21,6 +21,10 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from cytoray.cluster import prepare_auth
+
+prepare_auth()  # before anything imports ray
+
 from benchmarks import common
 from benchmarks.step_traffic_rank import take_steps
 from benchmarks.train_loop_ours import train_ours

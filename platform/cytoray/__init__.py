@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cytoray.api import scGPT, scGPTConfig, scGPTFineTuningModel
     from cytoray.stages.assess import assess
+    from cytoray.stages.integrate import integrate
+    from cytoray.tasks.multiomic.protein_model import ProteinModel
 
 __version__ = "0.1.0"
 _OFFERED = {
+    "ProteinModel": "cytoray.tasks.multiomic.protein_model",
     "assess": "cytoray.stages.assess",
+    "integrate": "cytoray.stages.integrate",
     "scGPT": "cytoray.api",
     "scGPTConfig": "cytoray.api",
     "scGPTFineTuningModel": "cytoray.api",
 }
-__all__ = ["assess", "scGPT", "scGPTConfig", "scGPTFineTuningModel"]
+__all__ = ["ProteinModel", "assess", "integrate", "scGPT", "scGPTConfig", "scGPTFineTuningModel"]
 
 
 def __dir__() -> list[str]:

@@ -17,9 +17,9 @@ import torch
 from scipy import sparse
 
 from cytoray.api import scGPT, scGPTConfig, scGPTDataset, scGPTFineTuningModel
-from cytoray.api.fitting import Fit, hold_out
 from cytoray.errors import ConfigError, ModelError, TrainingError
 from cytoray.model.bundle import load_bundle
+from cytoray.model.fitting import Fit, hold_out
 from cytoray.model.predictor import CellPredictor
 
 MakeAnnData = Callable[..., anndata.AnnData]
@@ -122,7 +122,7 @@ def test_micro_batches_do_not_change_a_step(separable: Any, bundle_folder: Path,
     adata, labels = separable
     losses, weights = [], []
     for most_tokens in (4096, 25):
-        monkeypatch.setattr("cytoray.api.fitting.MOST_TOKENS", most_tokens)
+        monkeypatch.setattr("cytoray.model.fitting.MOST_TOKENS", most_tokens)
         tuned = _tuned(bundle_folder)
         data = tuned.process_data(adata)
         tuned.train(data, labels, batch_size=20, validation_fraction=0)

@@ -186,7 +186,9 @@ def test_views_are_computed_once(monkeypatch, fitted):
     calls = []
     real = voters_module.fit_components
     monkeypatch.setattr(
-        voters_module, "fit_components", lambda *args, **how: (calls.append(how["view"]), real(*args, **how))[1]
+        voters_module,
+        "fit_components",
+        lambda *args, **options: (calls.append(options["view"]), real(*args, **options))[1],
     )
     cells, codes = fitted[2], fitted[3]
     fit_voters(cells, codes, num_labels=3, rounds=[rounds_of(codes, 2, 0)])

@@ -33,5 +33,5 @@ def test_tables_equal_the_predictor_and_name_the_model(bundle: Any, make_counts:
 
 def test_a_model_without_labels_gives_the_same_columns(build_bundle: Any, make_counts: Any, as_cells: Any) -> None:
     (table,) = embed_cells(CellPredictor(build_bundle(labels=())), [as_cells(make_counts(2))], model=MODEL)
-    assert table.column_names == ["cell_id", "embedding", "label", "probability"]
+    assert table.column_names == ["cell_id", "embedding", "label", "probability", "status", "fitting", "unseen_p"]
     assert table["label"].null_count == table["probability"].null_count == 2

@@ -13,13 +13,15 @@ from scipy import sparse
 
 from cytoray.corpus.config import CheckConfig, IngestConfig, SourceConfig
 from cytoray.corpus.ingest import ingest
-from cytoray.corpus.reading import NamedCells
+from cytoray.corpus.reading import NamedCells, read_labelled_cells
 from cytoray.errors import ConfigError, ModelError
-from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tasks.annotation.evaluation import Baseline, evaluate, held_out_stability
+from cytoray.tasks.annotation.fitting import AttachAnnotator
+from cytoray.tasks.annotation.product import load_annotator
 from cytoray.tasks.starting import inherited_tokenizer
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -68,22 +70,56 @@ def test_labels_that_the_model_does_not_know_are_refused(tmp_path: Path):
     assert not (tmp_path / "report").exists()
 
 
-def test_the_stability_of_a_fine_tuned_model_is_that_on_held_out_cells(tmp_path: Path):
-    vocabulary = GeneVocabulary.load_default()
+@pytest.fixture
+def typed_corpus(tmp_path: Path) -> str:
+    """A store with the corpus `cells`: two types, 120 cells of donor D1 and 100 of D2."""
     symbols = ["CD3D", "CD3E", "IL7R", "LYZ", "MS4A1", "CD79A", "NKG7", "CD14", "CST3", "CD8A", "CCR7", "S100A8"]
-    counts = np.random.default_rng(0).poisson(4.0, (60, len(symbols))).astype(np.float32)
-    obs = pd.DataFrame({"type": ["T", "B"] * 30, "donor": ["D1"] * 20 + ["D2"] * 40})
+    rng = np.random.default_rng(0)
+    rates = np.where(np.arange(12) < 6, 6.0, 2.0) * np.ones((220, 1))
+    rates[::2] = rates[::2, ::-1]
+    obs = pd.DataFrame({"type": ["T", "B"] * 110, "donor": ["D1"] * 120 + ["D2"] * 100})
     obs.index = obs.index.astype(str)
+    counts = rng.poisson(rates).astype(np.float32)
     adata = anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=symbols))
     adata.write_h5ad(tmp_path / "cells.h5ad")
     store = str(tmp_path / "store")
     source = SourceConfig(uri=str(tmp_path / "cells.h5ad"))
     checks = CheckConfig(min_genes=1, min_matched_genes=1)
     ingest(IngestConfig(store=store, corpus="cells", sources=(source,), checks=checks))
+    return store
+
+
+def random_bundle() -> ModelBundle:
+    vocabulary = GeneVocabulary.load_default()
     shape = ModelConfig(
         vocabulary_size=vocabulary.size, width=8, num_heads=2, feedforward_width=8, num_layers=1, num_labels=2
     )
-    bundle = ModelBundle(ScGPT(shape, pad_id=vocabulary.pad_id), vocabulary, TokenizerConfig(), ("B", "T"))
+    return ModelBundle(ScGPT(shape, pad_id=vocabulary.pad_id), vocabulary, TokenizerConfig(), ("B", "T"))
+
+
+def test_a_fine_tuned_bundle_gets_an_annotator_that_beats_its_random_transformer(typed_corpus: str, tmp_path: Path):
+    plain = random_bundle()
+    config = _finetune_config().model_copy(update={"store": typed_corpus})
+    held_out = config.model_copy(update={"validation": ValidationConfig(select="donor == 'D1'")})
+    bundle = AttachAnnotator(held_out, ("B", "T"))(plain)
+    save_bundle(bundle, tmp_path / "bundle")
+    loaded = load_bundle(tmp_path / "bundle")
+    annotator = load_annotator(loaded)
+    assert annotator is not None
+    assert annotator.joined is not None, "120 cells of validation judged the transformer"
+    assert not annotator.uses_transformer, "it knows nothing"
+    assert loaded.lineage["annotator"] == "blend"
+    held = read_labelled_cells(SourceConfig(uri=str(tmp_path / "cells.h5ad")), "type")
+    report = evaluate(loaded, held, Baseline(typed_corpus, "cells", "type"), folder=tmp_path / "report")
+    assert report.scores["cytoray"].accuracy > 0.95
+    assert report.scores["transformer alone"].accuracy < 0.8
+    unvalidated = load_annotator(AttachAnnotator(config, ("B", "T"))(plain))
+    assert unvalidated is not None
+    assert unvalidated.joined is None, "no cell is new to the transformer"
+
+
+def test_the_stability_of_a_fine_tuned_model_is_that_on_held_out_cells(typed_corpus: str, tmp_path: Path):
+    store, bundle = typed_corpus, random_bundle()
     digest = save_bundle(bundle, tmp_path / "bundle")
     record = BundleRecord(uri=str(tmp_path / "bundle"), digest=digest, lineage={}, mlflow_run_id=None)
     config = _finetune_config().model_copy(update={"store": store})
@@ -91,5 +127,5 @@ def test_the_stability_of_a_fine_tuned_model_is_that_on_held_out_cells(tmp_path:
     held_out = config.model_copy(update={"validation": ValidationConfig(select="donor == 'D1'")})
     found = held_out_stability(held_out, record)
     assert set(found) == {"another seed", "1 % of genes dropped", "counts thinned to 90 %"}
-    assert all(row["num_cells"] == 20 for row in found.values())
+    assert all(row["num_cells"] == 100 for row in found.values())
     assert all(0 <= float(row["labels_kept"] or 0) <= 1 for row in found.values())

@@ -14,13 +14,24 @@ import pytest
 from scipy import sparse
 from typer.testing import CliRunner
 
+import cytoray
 from cytoray.cli.main import app
+from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.corpus.contamination import share_in_corpus
+from cytoray.corpus.ingest import ingest
 from cytoray.errors import ConfigError, CorpusError
+from cytoray.evaluation.annotator import fit_annotator
 from cytoray.evaluation.voters import Expression
+from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.transformer import ScGPT
 from cytoray.tasks.annotation import assessment as assessment_module
-from cytoray.tasks.annotation.annotator import LabelledCells, fit_annotator
-from cytoray.tasks.annotation.assessment import assess_annotation, plan_splits
+from cytoray.tasks.annotation.annotator import LabelledCells
+from cytoray.tasks.annotation.assess_config import AssessAnnotationConfig
+from cytoray.tasks.annotation.assessment import Options, assess_annotation, plan_splits
 from cytoray.tasks.annotation.labelled import read_labelled
+from cytoray.tasks.annotation.transformer import as_cells, open_transformer
+from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 NUM_GENES = 240
@@ -175,7 +186,7 @@ def test_mistakes_are_found_before_any_cell_is_read(
 
 def test_large_data_are_sampled_and_that_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assessment_module, "MAX_CELLS", 60)
-    found = assess_annotation(make_cells(["B", "T", "T", "T"] * 30), "5-fold")
+    found = assess_annotation(make_cells(["B", "T", "T", "T"] * 30), Options())
     assert found.warnings == ("cells.h5ad: a random sample of 60 of 120 cells was used",)
     assert {row["label"]: row["num_true"] for row in found.details["per_label"]} == {"B": 15, "T": 45}
 
@@ -183,13 +194,13 @@ def test_large_data_are_sampled_and_that_is_reported(monkeypatch: pytest.MonkeyP
 def test_cells_that_do_not_differ_are_refused() -> None:
     same = Expression(sparse.csr_matrix(np.ones((20, 5), np.float32)))
     with pytest.raises(CorpusError, match="No gene differs"):
-        assess_annotation(LabelledCells(same, ("A", "B") * 10, "cells.h5ad"), "5-fold")
+        assess_annotation(LabelledCells(same, ("A", "B") * 10, "cells.h5ad"), Options())
 
 
 def test_one_gene_is_enough() -> None:
     counts = np.tile([[1.0], [9.0]], (20, 1)) + np.arange(40)[:, None] % 3
     cells = Expression(sparse.csr_matrix(counts.astype(np.float32)), log_normalised=True)
-    found = assess_annotation(LabelledCells(cells, ("A", "B") * 20, "cells.h5ad"), "5-fold")
+    found = assess_annotation(LabelledCells(cells, ("A", "B") * 20, "cells.h5ad"), Options())
     assert found.metrics["accuracy"].product == 1.0
 
 
@@ -209,17 +220,17 @@ def make_cells(labels: list[str], **further: Any) -> LabelledCells:
 )
 def test_labels_that_cannot_be_learned_are_refused(labels: list[str], problem: str) -> None:
     with pytest.raises(CorpusError, match=problem):
-        assess_annotation(make_cells(labels), "5-fold")
+        assess_annotation(make_cells(labels), Options())
 
 
 def test_batches_that_equal_the_types_are_named() -> None:
     labels = ["B", "T"] * 20
-    found = assess_annotation(make_cells(labels, batches=tuple(labels)), "5-fold")
+    found = assess_annotation(make_cells(labels, batches=tuple(labels)), Options())
     assert any("cannot be separated" in warning for warning in found.warnings)
 
 
 def test_a_type_of_one_cell_is_named_and_scored() -> None:
-    found = assess_annotation(make_cells([*(["B", "T"] * 20), "lonely"]), "5-fold")
+    found = assess_annotation(make_cells([*(["B", "T"] * 20), "lonely"]), Options())
     assert "label 'lonely' has one cell" in found.warnings
     assert {row["label"] for row in found.details["per_label"]} == {"B", "T", "lonely"}
 
@@ -233,7 +244,8 @@ def test_no_answer_depends_on_labels_of_scored_cells() -> None:
     changed = labels.copy()
     changed[split.test] = np.random.default_rng(0).permutation(changed[split.test])
     again = LabelledCells(cells.expression, tuple(changed), "cells.h5ad")
-    fitted = [fit_annotator(each.take(split.train), labels=sorted(TYPES)) for each in (cells, again)]
+    trained = [each.take(split.train) for each in (cells, again)]
+    fitted = [fit_annotator(each.expression, each.labels, labels=sorted(TYPES))[0] for each in trained]
     tests = [each.take(split.test).expression for each in (cells, again)]
     first, second = (
         {name: voter.log_probabilities(test) for name, voter in each.voters.items()}
@@ -241,3 +253,45 @@ def test_no_answer_depends_on_labels_of_scored_cells() -> None:
     )
     for name in first:
         assert np.array_equal(first[name], second[name])
+
+
+def test_a_transformer_stands_beside_the_simple_method_and_joins_only_if_it_helps(
+    write_cells: Write, tmp_path: Path
+) -> None:
+    vocabulary = GeneVocabulary.load_default()
+    shape = ModelConfig(vocabulary_size=vocabulary.size, width=16, num_heads=2, feedforward_width=16, num_layers=1)
+    network = ScGPT(shape, pad_id=vocabulary.pad_id)
+    save_bundle(ModelBundle(network, vocabulary, TokenizerConfig(max_length=128)), tmp_path / "bundle")
+    path = write_cells("cells.h5ad", num_cells=300)
+    options = ("--model", tmp_path / "bundle", "--epochs", 1, "--random-start", "--out", tmp_path / "out")
+    found = assess("--data", path, *options)
+    row = found["metrics"]["macro_f1"]
+    assert row["model"] < row["baseline"], "one epoch from random weights"
+    assert row["product"] > row["baseline"] - 0.02, "it did not join, or did no harm"
+    assert found["model"] == str(tmp_path / "bundle")
+    assert found["contamination"] is None, "the bundle names no corpus"
+    assert found["details"]["random_start"].keys() == {"macro_f1", "accuracy"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Whether the model was pretrained on these cells is not known." in page
+    with pytest.raises(ConfigError, match="random_start needs a model"):
+        cytoray.assess("annotation", data=str(path), random_start=True)
+
+
+def test_the_share_of_cells_that_a_model_was_pretrained_on(write_cells: Write, tmp_path: Path) -> None:
+    path = write_cells("cells.h5ad", num_cells=80)
+    adata = anndata.read_h5ad(path)
+    adata[:20].write_h5ad(tmp_path / "some.h5ad")
+    store = str(tmp_path / "store")
+    source = SourceConfig(uri=str(tmp_path / "some.h5ad"))
+    manifest = ingest(IngestConfig(store=store, corpus="cells", sources=(source,))).manifest
+    cells = read_labelled(str(path), "cell_type")
+    assert share_in_corpus(store, manifest, as_cells(cells.expression)) == 0.25
+    vocabulary = GeneVocabulary.load_default()
+    shape = ModelConfig(vocabulary_size=vocabulary.size, width=8, num_heads=2, feedforward_width=8, num_layers=1)
+    lineage = {"corpus": "cells", "corpus_manifest_digest": manifest.digest}
+    network = ScGPT(shape, pad_id=vocabulary.pad_id)
+    save_bundle(ModelBundle(network, vocabulary, TokenizerConfig(), lineage=lineage), tmp_path / "bundle")
+    config = AssessAnnotationConfig(data=str(path), model=str(tmp_path / "bundle"), store=store)
+    transformer = open_transformer(config)
+    assert transformer.contamination(cells.expression) == 0.25
+    assert open_transformer(config.model_copy(update={"store": None})).contamination(cells.expression) is None

@@ -14,14 +14,14 @@ import torch
 
 from cytoray.api.config import checked, scGPTConfig
 from cytoray.api.dataset import scGPTDataset, some
-from cytoray.api.fitting import Examples, Fit, FitConfig, Head, hold_out
 from cytoray.api.inference import watched
 from cytoray.api.labels import UNUSED, Classes, aligned, is_unused, numbers
 from cytoray.api.model import scGPT
-from cytoray.api.weights import refuse_conditions, with_head
+from cytoray.api.weights import refuse_conditions
 from cytoray.errors import ConfigError, ModelError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
+from cytoray.model.fitting import Examples, Fit, FitConfig, Head, hold_out, with_head
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.labels import missing_spellings_warning
 

@@ -22,7 +22,6 @@ from cytoray.tokens.tokenizer import TokenizedCells
 
 Float32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.integer]
-MOST_TOKENS = 4_096  # of a minibatch: it stays in the CPU's cache, see CellPredictor
 _CELLS_AT_A_TIME = 4_096
 
 

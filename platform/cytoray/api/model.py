@@ -15,12 +15,13 @@ import torch
 
 from cytoray.api.config import scGPTConfig
 from cytoray.api.dataset import Request, build_dataset, report_empty_cells, scGPTDataset
-from cytoray.api.inference import MOST_TOKENS, Inference, watched
+from cytoray.api.inference import Inference, watched
 from cytoray.api.variable_genes import FLAVORS, Flavor
 from cytoray.api.weights import adapted, in_force, load_weights, on_device, refuse_conditions
 from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.model.bundle import ModelBundle, save_bundle
 from cytoray.model.config import Pooling
+from cytoray.model.fitting import MOST_TOKENS
 from cytoray.model.predictor import CellPredictor
 
 if TYPE_CHECKING:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from cytoray.api.config import checked, scGPTConfig
 from cytoray.errors import ModelError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.device import choose_device
+from cytoray.model.fitting import seeded
 from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import REGISTERED, open_model
 from cytoray.tokens.inference import InferenceConfig
@@ -80,28 +77,6 @@ def on_device(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
     if "device" not in config.given or is_there:
         return bundle
     return replace(bundle, model=copy.deepcopy(bundle.model).to(device))
-
-
-def with_head(bundle: ModelBundle, config: ModelConfig, *, seed: int, keep: bool) -> ScGPT:
-    """A copy of the bundle's model in the shape of ``config``; its classifier is new unless kept."""
-    source = bundle.model
-    with seeded(seed):
-        model = ScGPT(config, pad_id=source.pad_id)
-    tensors = source.state_dict()
-    if not keep:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls_decoder.")}
-    loaded = model.load_state_dict(tensors, strict=False)
-    assert not loaded.unexpected_keys, f"the copy lacks {loaded.unexpected_keys}"
-    return model.to(source.device).eval()
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed torch within the block and restore its generators afterwards."""
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def refuse_conditions(config: ModelConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import assess, corpora, models, train
+from cytoray.cli import assess, corpora, integrate, models, proteins, train
 from cytoray.cli.common import (
     EXIT_CODES,
     STORE,
@@ -44,6 +44,7 @@ _GROUPS = {
     "train": train.app,
     "models": models.app,
     "assess": assess.app,
+    "proteins": proteins.app,
     "config": config_app,
     "tracking": tracking_app,
 }
@@ -158,6 +159,9 @@ def embed(
     from cytoray.stages.job import print_result, run_configured
 
     print_result(run_configured("embed", settings, num_cpus=num_cpus))
+
+
+app.command()(integrate.integrate)
 
 
 @app.command()

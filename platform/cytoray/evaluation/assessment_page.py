@@ -17,7 +17,7 @@ from cytoray.evaluation.assessment import COLUMNS, Assessment, MetricRow
 from cytoray.evaluation.figures import DPI
 
 Rows = Sequence[Sequence[str]]  # the first row names the columns
-ERRORS = frozenset({"calibration_error", "negative_log_likelihood", "brier"})  # less is better
+ERRORS = frozenset({"calibration_error", "negative_log_likelihood", "brier", "rmse"})  # less is better
 LEGEND = (
     "floor: no learning; baseline: the tuned simple method; model: the transformer alone; product: the answer of "
     "cytoray; ceiling: the best that the data allow, if it is known. The difference is product minus baseline on the "

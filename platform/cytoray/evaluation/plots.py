@@ -119,6 +119,27 @@ def plot_embedding(
     save_figure(figure, path)
 
 
+def draw_groups(embeddings: Float, groups: Mapping[str, Sequence[str]]) -> Figure:
+    """Draw cell embeddings (C, D) in one plane, a panel for each way to group the cells, with a legend of its own.
+
+    Panels stand side by side; the plane is that of ``plot_embedding``.
+    """
+    plane, axis = _plane(np.asarray(embeddings, np.float32))
+    figure = Figure(figsize=(5.0 * len(groups), 5.6), layout="constrained")
+    for position, (name, values) in enumerate(groups.items(), start=1):
+        axes = figure.add_subplot(1, len(groups), position)
+        styles = _styles(sorted(set(values)))
+        _draw_cells(axes, plane, labels=values, styles=styles)
+        axes.set(xlabel=f"{axis} 1", ylabel=f"{axis} 2", xticks=[], yticks=[], title=name)
+        handles = [Line2D([], [], color=colour, marker=marker, linestyle="") for colour, marker in styles.values()]
+        names = [_shortened(label) for label in styles]
+        columns = max(1, _legend_columns(list(styles)) // 2)
+        axes.legend(
+            handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=columns, fontsize=8, frameon=False
+        )
+    return figure
+
+
 def plot_loss(history: Sequence[Mapping[str, Any]], path: Paths) -> None:
     """Draw every loss of a run against its step.
 

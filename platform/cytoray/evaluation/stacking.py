@@ -1,7 +1,8 @@
 """The gate: a blend of several annotators, chosen on cells that they have not seen, with the simple one a candidate.
 
 A candidate is one voter or a blend of voters' log-probabilities, less a share of the training labels' log-frequency
-(logit adjustment, Menon et al. 2021: macro-F1 counts rare labels as much as common ones, likelihood does not).
+(logit adjustment, Menon et al. 2021: macro-F1 counts rare labels as much as common ones, likelihood does not). It is
+scored by the mean of macro-F1 and accuracy, so that neither is bought with the other.
 """
 
 # C cells, K labels, V voters
@@ -38,7 +39,8 @@ class Blend:
         """Combine log-probabilities (C, K) by voter into those of the blend."""
         total = np.zeros_like(next(iter(answers.values())))
         for name, weight in self.weights.items():
-            total += weight * answers[name]
+            if weight > 0:  # answers of others need not be known
+                total += weight * answers[name]
         return _normalised((total - self.adjustment) / self.temperature)
 
 
@@ -50,11 +52,11 @@ class Choice:
     baseline: Blend
     chosen: str
     why: str
-    scores: dict[str, float]  # mean macro-F1 over rounds, by candidate, each at its best adjustment
+    scores: dict[str, float]  # by candidate, each at its best adjustment: see the module, mean over rounds
 
 
 def choose_blend(held_out: Mapping[str, Float64], codes_C: Int64, *, baseline: str, seed: int = 0) -> Choice:
-    """Choose among single voters, their mean and their best blend by macro-F1 on cells they have not seen.
+    """Choose among single voters, their mean and their best blend on cells they have not seen.
 
     ``held_out``: log-probabilities (rounds, C, K) by voter. The ``baseline`` voter wins unless a candidate's score is
     higher by more than one standard error of the paired difference (bootstrap over cells).
@@ -67,10 +69,12 @@ def choose_blend(held_out: Mapping[str, Float64], codes_C: Int64, *, baseline: s
     if len(held_out) > 1:
         candidates["mean of all"] = dict.fromkeys(held_out, 1 / len(held_out))
         candidates["weighted blend"] = fit_weights(held_out, codes_C)
-    adjusted = {name: _best_adjustment(weights, held_out, codes_C, log_prior) for name, weights in candidates.items()}
+    adjusted = {
+        name: _best_adjustment(weights, held_out, codes_C, log_prior, seed=seed) for name, weights in candidates.items()
+    }
     scores = {name: score for name, (_, score) in adjusted.items()}
     best = max(scores, key=lambda name: scores[name])
-    chosen, why = best, f"{best}: macro-F1 {scores[best]:.3f} on cells not seen, {baseline} {scores[baseline]:.3f}"
+    chosen, why = best, f"{best}: {scores[best]:.3f} on cells not seen, {baseline} {scores[baseline]:.3f}"
     if best != baseline:
         margin = scores[best] - scores[baseline]
         error = _standard_error(adjusted[best][0], adjusted[baseline][0], held_out, codes_C, seed)
@@ -112,15 +116,30 @@ def fit_weights(held_out: Mapping[str, Float64], codes_C: Int64) -> dict[str, fl
 
 
 def _best_adjustment(
-    weights: dict[str, float], held_out: Mapping[str, Float64], codes_C: Int64, log_prior: Float64
+    weights: dict[str, float], held_out: Mapping[str, Float64], codes_C: Int64, log_prior: Float64, *, seed: int
 ) -> tuple[Blend, float]:
-    """The share of the log-frequency with the best mean macro-F1 over rounds; of equals the smallest."""
-    found: list[tuple[Blend, float]] = []
-    for share in SHARES:
-        blend = Blend(weights, share * log_prior)
-        scores = [macro_f1(codes_C, row, len(log_prior)) for row in _called(blend, held_out)]
-        found.append((blend, float(np.mean(scores))))
-    return max(found, key=lambda pair: pair[1])
+    """The mean of those shares of the log-frequency that are within one standard error of the best, and its score.
+
+    The best share itself is chance to a large part: of few cells many shares are as good.
+    """
+    blends = [Blend(weights, share * log_prior) for share in SHARES]
+    scores = [_mean_score(blend, held_out, codes_C) for blend in blends]
+    best = int(np.argmax(scores))
+    errors = [0.0 if blend is blends[best] else _standard_error(blends[best], blend, held_out, codes_C, seed)
+              for blend in blends]  # fmt: skip
+    good = [share for share, score, error in zip(SHARES, scores, errors, strict=True) if scores[best] - score <= error]
+    chosen = Blend(weights, float(np.mean(good)) * log_prior)
+    return chosen, _mean_score(chosen, held_out, codes_C)
+
+
+def _mean_score(blend: Blend, held_out: Mapping[str, Float64], codes_C: Int64) -> float:
+    """Mean score of a blend over rounds."""
+    num_labels = len(blend.adjustment)
+    return float(np.mean([_score(codes_C, row, num_labels) for row in _called(blend, held_out)]))
+
+
+def _score(truth: Int64, called: Int64, num_labels: int) -> float:
+    return (macro_f1(truth, called, num_labels) + float((truth == called).mean())) / 2
 
 
 def _called(blend: Blend, held_out: Mapping[str, Float64]) -> list[Int64]:
@@ -133,13 +152,13 @@ def _called(blend: Blend, held_out: Mapping[str, Float64]) -> list[Int64]:
 
 
 def _standard_error(first: Blend, second: Blend, held_out: Mapping[str, Float64], codes_C: Int64, seed: int) -> float:
-    """Standard error of the difference of two blends' macro-F1, by the paired bootstrap over cells."""
+    """Standard error of the difference of two blends' scores, by the paired bootstrap over cells."""
     num_labels = len(first.adjustment)
     pairs = list(zip(_called(first, held_out), _called(second, held_out), strict=True))
     differences = []
     for rows in draw_rows(np.arange(len(codes_C)), num_draws=NUM_DRAWS, seed=seed):
         truth = codes_C[rows]
-        gaps = [macro_f1(truth, a[rows], num_labels) - macro_f1(truth, b[rows], num_labels) for a, b in pairs]
+        gaps = [_score(truth, a[rows], num_labels) - _score(truth, b[rows], num_labels) for a, b in pairs]
         differences.append(np.mean(gaps))
     return float(np.std(differences))
 

@@ -55,6 +55,19 @@ class Expression:
     measured: npt.NDArray[np.bool_] | None = None  # (V,), None if all genes were
     depth: float = COUNTS_PER_CELL
 
+    @classmethod
+    def of(cls, values: sparse.csr_matrix) -> Expression:
+        """Return cells of which some may be counts, others normalised and logged: those with fractions."""
+        values = sparse.csr_matrix(values, dtype=np.float32)
+        cells = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
+        logged = np.bincount(cells, values.data != np.round(values.data), minlength=values.shape[0]) > 0
+        found = cls(values, bool(logged.all()) and len(logged) > 0)
+        if logged.any() and not found.log_normalised:
+            expression = cls(values).expression
+            expression.data = np.where(logged[cells], values.data, expression.data)
+            found.__dict__["expression"] = expression
+        return found
+
     @property
     def num_cells(self) -> int:
         """Number of cells C."""
@@ -274,7 +287,9 @@ class _Views:
             radial = _radial(made.seen, self._seed)
             unseen = None if made.unseen is None else radial.transform(made.unseen)
             return _Made(made.features, radial, radial.transform(made.seen), unseen)
-        features = _scaled_genes(self._cells) if kind == "genes" else fit_components(self._cells, view=view, seed=self._seed)
+        features = (
+            _scaled_genes(self._cells) if kind == "genes" else fit_components(self._cells, view=view, seed=self._seed)
+        )
         unseen = None if self._others is None else features.transform(self._others)
         return _Made(features, None, features.transform(self._cells), unseen)
 
@@ -291,17 +306,24 @@ def _scaled_genes(cells: Expression) -> GeneFeatures:
     return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale, usual=usual)
 
 
-def fit_components(cells: Expression, *, view: View = "expression", seed: int = 0) -> GeneFeatures:
-    """Fit the principal components of standardised genes, the most variable ones given their mean."""
+def fit_components(
+    cells: Expression,
+    *,
+    view: View = "expression",
+    num_components: int = NUM_COMPONENTS,
+    num_genes: int = NUM_COMPONENT_GENES,
+    seed: int,
+) -> GeneFeatures:
+    """Fit principal components of standardised genes, the most variable ones given their mean."""
     from sklearn.utils.extmath import randomized_svd
 
     scores = _variances(cells.expression) if cells.log_normalised else standardised_variances(cells.values)
-    genes = most_variable(scores, NUM_COMPONENT_GENES)
+    genes = most_variable(scores, num_genes)
     values = cells.view(view)[:, genes].toarray()
     centre, scale = values.mean(axis=0), values.std(axis=0) + np.float32(1e-3)
     plain = GeneFeatures(view, genes, centre, scale)
     standardised = plain.transform(cells)
-    num = max(1, min(NUM_COMPONENTS, len(standardised) - 1, len(genes)))
+    num = max(1, min(num_components, len(standardised) - 1, len(genes)))
     _, _, axes = randomized_svd(standardised, num, random_state=seed)
     spread = float(np.std(standardised @ axes[0])) or 1.0
     return GeneFeatures(view, genes, centre, scale, np.ascontiguousarray(axes.T / spread, np.float32), usual=centre)

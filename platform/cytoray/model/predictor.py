@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import Pooling
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.collator import collate_cells
-from cytoray.tokens.packed import PackedCells
+from cytoray.tokens.packed import PackedCells, unpack
 
 Float32 = npt.NDArray[np.float32]
 
@@ -31,6 +31,34 @@ class Predictions:
     embeddings: Float32  # (C, D), L2-normalised
     probabilities: Float32 | None  # (C, K), rows sum to 1; None if the bundle has no labels
     labels: tuple[str, ...]  # names of the K columns
+    doubts: Doubts | None = None  # of a bundle with an annotator
+
+    def take(self, rows: slice) -> Predictions:
+        """Return the predictions for some of the cells."""
+        return replace(
+            self,
+            embeddings=self.embeddings[rows],
+            probabilities=None if self.probabilities is None else self.probabilities[rows],
+            doubts=None if self.doubts is None else Doubts(self.doubts.in_set[rows], self.doubts.unseen_p[rows]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Doubts:
+    """How sure labels are: which of them fit each cell, and whether the cell may be of a type that was not learned."""
+
+    in_set: npt.NDArray[np.bool_]  # (C, K), the likeliest label always; none for a cell without genes
+    unseen_p: Float32  # (C,) how probable its distance to the training cells of its label is; NaN without genes
+
+
+class Annotate(Protocol):
+    """Annotation by more than the classifier of a model."""
+
+    def __call__(self, cells: SparseCells, probabilities: Float32) -> tuple[Float32, Doubts]:
+        """Return the probabilities (C, K) of the labels and the doubts about C cells, each with genes.
+
+        ``probabilities``: those of the model's classifier, (C, K).
+        """
 
 
 class CellPredictor:
@@ -43,13 +71,15 @@ class CellPredictor:
         batch_tokens: int = 4096,
         pooling: Pooling | None = None,
         empty_cells: Literal["error", "nan"] = "error",
+        annotate: Annotate | None = None,
     ) -> None:
         """Prepare a predictor; ``batch_tokens`` is the maximum number of tokens per minibatch of more than one cell.
 
         ``pooling`` is how hidden states become an embedding, by default the model's own way. ``empty_cells``:
-        cells without any gene raise a ModelError, or have NaN in all their results.
+        cells without any gene raise a ModelError, or have NaN in all their results. ``annotate`` gives the labels'
+        probabilities, by default the model's classifier.
         """
-        self._bundle = bundle
+        self._bundle, self._annotate = bundle, annotate
         # Small minibatches stay in the CPU's cache: 4,096 tokens run 1.5 times as fast as 65,536 (12 x 512).
         self._batch_tokens = batch_tokens
         self._pooling = pooling
@@ -83,7 +113,23 @@ class CellPredictor:
                     own_BD = cells_BD if self._pooling is None else model.embed(batch)
                     probabilities[rows] = _host(model.classify(own_BD).float().softmax(dim=-1))
                 advance(len(rows))
-        return Predictions(embeddings, probabilities if labels else None, labels)
+        if not labels:
+            return Predictions(embeddings, None, labels)
+        return self._labelled(Predictions(embeddings, probabilities, labels), cells, filled)
+
+    def _labelled(
+        self, found: Predictions, cells: SparseCells | PackedCells, filled: npt.NDArray[np.int64]
+    ) -> Predictions:
+        """Predictions by ``annotate``, if there is one; ``filled``: the rows of cells with genes."""
+        if self._annotate is None:
+            return found
+        assert found.probabilities is not None, "a model with labels"
+        sparse = cells if isinstance(cells, SparseCells) else unpack(cells)
+        own, doubts = self._annotate(sparse.take(filled), found.probabilities[filled])
+        in_set = np.zeros(found.probabilities.shape, np.bool_)
+        unseen_p = np.full(len(in_set), np.nan, np.float32)
+        found.probabilities[filled], in_set[filled], unseen_p[filled] = own, doubts.in_set, doubts.unseen_p
+        return replace(found, doubts=Doubts(in_set, unseen_p))
 
 
 def group_by_length(lengths: npt.NDArray[np.integer], *, batch_tokens: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from cytoray.model.bundle import ModelBundle
-from cytoray.model.predictor import CellPredictor, Predictions
+from cytoray.model.predictor import Annotate, CellPredictor, Predictions
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.keys import combine, uniform
 
@@ -31,12 +31,15 @@ class Stability:
         return asdict(self)
 
 
-def measure_stability(bundle: ModelBundle, cells: SparseCells, *, seed: int = 0) -> dict[str, Stability]:
+def measure_stability(
+    bundle: ModelBundle, cells: SparseCells, *, seed: int = 0, annotate: Annotate | None = None
+) -> dict[str, Stability]:
     """Predict C cells again with another seed, without 1 % of the genes, and with counts thinned to 90 %.
 
     Cells that a change leaves without genes are not compared. Thinning is skipped for values that are not counts.
+    ``annotate``: as for CellPredictor.
     """
-    first = CellPredictor(bundle, empty_cells="nan").predict(cells)
+    first = CellPredictor(bundle, empty_cells="nan", annotate=annotate).predict(cells)
     other_seed = bundle.tokenizer_config.model_copy(update={"seed": bundle.tokenizer_config.seed + 1})
     answers = {
         "another seed": (replace(bundle, tokenizer_config=other_seed), cells),
@@ -45,7 +48,7 @@ def measure_stability(bundle: ModelBundle, cells: SparseCells, *, seed: int = 0)
     if np.array_equal(cells.values, np.rint(cells.values)):
         answers["counts thinned to 90 %"] = bundle, thin_counts(cells, share=KEPT_COUNTS, seed=seed)
     return {
-        name: compare(first, CellPredictor(asked, empty_cells="nan").predict(changed))
+        name: compare(first, CellPredictor(asked, empty_cells="nan", annotate=annotate).predict(changed))
         for name, (asked, changed) in answers.items()
     }
 

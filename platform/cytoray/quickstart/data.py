@@ -29,6 +29,8 @@ from cytoray.tokens.keys import Purpose, cell_id, combine, uniform
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 EMBEDDED_LABEL_KEY = "bulk_labels"
+VALIDATION_KEY = "cytoray_validation"  # column of obs: "yes" for training cells that only judge epochs and the blend
+VALIDATION_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,11 @@ def put_split_data(uri: str, label_key: str, *, prefix: str, max_cells: int) -> 
             description=describe_source(description, matched),
             identity=identity,
         )
+        validation = _validation_rows(train, labels, keys)
         for rows, target in ((train, split.train_uri), (held_out, split.held_out_uri)):
-            _write(reader, rows, label_key, target)
+            obs = reader.obs.iloc[rows][[label_key]].copy()
+            obs[VALIDATION_KEY] = ["yes" if row else "no" for row in np.isin(rows, validation)]
+            _write(reader, rows, obs, target)
     storage.write_bytes(record, json.dumps(asdict(split)).encode())
     return split
 
@@ -104,8 +109,20 @@ def split_rows(
     return np.setdiff1d(chosen, held_out), np.sort(np.array(held_out, np.int64))
 
 
-def _write(reader: CellReader, rows: npt.NDArray[np.int64], label_key: str, uri: str) -> None:
-    """Write some rows of the chosen matrix, with obs, as an h5ad in the store."""
+def _validation_rows(
+    train: npt.NDArray[np.int64], labels: list[str | None], keys: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """A share of the training rows of each label, by ``keys``, none of a label with few."""
+    found: list[int] = []
+    names = pd.Series([labels[row] for row in train], index=train)
+    for _, group in names.groupby(names):
+        rows = group.index.to_numpy()
+        found.extend(rows[np.argsort(keys[rows], kind="stable")[: round(VALIDATION_SHARE * len(rows))]])
+    return np.array(found, np.int64)
+
+
+def _write(reader: CellReader, rows: npt.NDArray[np.int64], obs: pd.DataFrame, uri: str) -> None:
+    """Write some rows of the chosen matrix, with their ``obs``, as an h5ad in the store."""
     step = 4_096
     parts = []
     for start in range(0, len(reader.obs), step):
@@ -114,7 +131,7 @@ def _write(reader: CellReader, rows: npt.NDArray[np.int64], label_key: str, uri:
             parts.append(reader.read_rows(start, min(start + step, len(reader.obs)))[mine - start])
     adata = anndata.AnnData(
         X=sparse.vstack(parts, format="csr"),
-        obs=reader.obs.iloc[rows][[label_key]].copy(),
+        obs=obs,
         var=pd.DataFrame(index=pd.Index(reader.gene_names, dtype=object)),
     )
     with tempfile.TemporaryDirectory(prefix="cytoray-split-") as scratch:

@@ -9,13 +9,13 @@ from typing import Any
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.corpus.config import IngestConfig, SourceConfig
-from cytoray.quickstart.data import SplitData
+from cytoray.quickstart.data import VALIDATION_KEY, SplitData
 from cytoray.serving.config import ServeConfig
 from cytoray.stages.config import PromoteConfig
 from cytoray.tasks.annotation.config import EvaluateConfig, FinetuneConfig
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tracking import TrackingConfig
-from cytoray.training.config import OptimizerConfig, PretrainConfig, ShapeConfig, TrainConfig
+from cytoray.training.config import OptimizerConfig, PretrainConfig, ShapeConfig, TrainConfig, ValidationConfig
 
 MODEL_NAME = "cytoray-quickstart"
 TINY = ShapeConfig(width=64, num_heads=4, feedforward_width=64, num_layers=2, dropout=0.0, cell_embedding="mean")
@@ -85,6 +85,7 @@ def build_plan(split: SplitData, *, store: str, folder: Path, port: int, num_ste
         tracking=tracking,
         initial_run=pretrain.run,
         label_key=split.label_key,
+        validation=ValidationConfig(select=f"{VALIDATION_KEY} == 'yes'"),
     )
     return Plan(ingest, pretrain, finetune, **_model_stages(finetune, split, folder=folder, port=port))
 

@@ -10,11 +10,11 @@ from ray import serve
 
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.device import choose_reserved_device
-from cytoray.model.predictor import CellPredictor
 from cytoray.registry.opening import open_model
 from cytoray.serving.api import build_api
 from cytoray.serving.config import AppArgs
 from cytoray.serving.service import CellService
+from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.endpoint import ServedModel
 from cytoray.tasks.messages import ModelInfo
 
@@ -48,7 +48,7 @@ def load_service(args: AppArgs) -> CellService:
     device = choose_reserved_device(args.num_gpus)
     bundle.model.to(device)
     logger.info("the model runs on %s", device)
-    predictor = CellPredictor(bundle, empty_cells="nan")
+    predictor = build_predictor(bundle, empty_cells="nan")
     return CellService(ServedModel(bundle, predictor, model), limits=args.limits)
 
 

@@ -21,18 +21,21 @@ from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.cells import Float32
 
 OBSM_KEY = "X_scGPT"
+LABEL_COLUMNS = ("label", "probability", "status", "fitting", "unseen_p")
 
 
 def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo) -> None:
     """Write the cells of the parquet files ``tables`` (URIs), in that order, one table at a time.
 
-    obs has ``cell_id`` and, if the model predicts labels, ``label`` and ``probability``; X is (C, 0).
+    obs has ``cell_id``, if the model predicts labels ``label`` and ``probability``, and if it measures how sure it is
+    ``status``, ``fitting`` and ``unseen_p``; X is (C, 0).
     """
     obs = pd.concat([_read(table, embeddings=False).to_pandas() for table in tables], ignore_index=True)
     obs = obs.set_index("obs_name").drop(columns="source")
     obs.index.name = None
-    if obs["label"].isna().all():
-        obs = obs.drop(columns=["label", "probability"])
+    for names in (["label", "probability"], ["status", "fitting", "unseen_p"]):
+        if obs[names[0]].isna().all():
+            obs = obs.drop(columns=names)
     uns = {"cytoray_model": model.model_dump()}
     empty = sparse.csr_matrix((len(obs), 0), dtype=np.float32)
     anndata.AnnData(empty, obs=obs, uns=uns).write_h5ad(path)
@@ -47,7 +50,7 @@ def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo) -> None:
 
 
 def _read(uri: str, *, embeddings: bool) -> pa.Table:
-    columns = ["embedding"] if embeddings else ["cell_id", "obs_name", "source", "label", "probability"]
+    columns = ["embedding"] if embeddings else ["cell_id", "obs_name", "source", *LABEL_COLUMNS]
     return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
 
 

@@ -28,9 +28,11 @@ from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.readers.ranges import RangeFile
 from cytoray.corpus.reading import read_cells
 from cytoray.model.device import choose_reserved_device
-from cytoray.model.predictor import CellPredictor, Predictions
+from cytoray.model.predictor import Predictions
 from cytoray.registry.opening import CACHE_FOLDER, open_model
 from cytoray.serving.embedding_files import write_h5ad
+from cytoray.tasks.annotation.answers import status_of
+from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.endpoint import Predictor
 from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.cells import SparseCells, UInt64
@@ -53,6 +55,9 @@ def table_schema(width: int, *, model: ModelInfo) -> pa.Schema:
         pa.field("embedding", pa.list_(pa.float32(), width), nullable=False),
         pa.field("label", pa.string()),  # null, like probability, if the model has no labels
         pa.field("probability", pa.float32()),
+        pa.field("status", pa.string()),  # null, like the next two, if the model does not measure how sure it is
+        pa.field("fitting", pa.string()),  # labels that fit the cell, separated by " | "
+        pa.field("unseen_p", pa.float32()),
     ]
     return pa.schema(fields, metadata={f"cytoray.model_{key}": value for key, value in model.model_dump().items()})
 
@@ -72,8 +77,22 @@ def to_table(predictions: Predictions, *, cell_ids: UInt64, model: ModelInfo) ->
         pa.FixedSizeListArray.from_arrays(pa.array(predictions.embeddings.ravel(), pa.float32()), width),
         pa.array(labels, pa.string()),
         best,
+        *_doubts(predictions),
     ]
     return pa.Table.from_arrays(columns, schema=table_schema(width, model=model))
+
+
+def _doubts(predictions: Predictions) -> list[pa.Array]:
+    """The columns status, fitting and unseen_p."""
+    num_cells, doubts = len(predictions.embeddings), predictions.doubts
+    if doubts is None:
+        return [pa.nulls(num_cells, kind) for kind in (pa.string(), pa.string(), pa.float32())]
+    empty = np.isnan(doubts.unseen_p)
+    fitting = [[predictions.labels[at] for at in np.flatnonzero(row)] for row in doubts.in_set]
+    status = [status_of(len(labels), p) for labels, p in zip(fitting, doubts.unseen_p.tolist(), strict=True)]
+    texts = [" | ".join(labels) for labels in fitting]
+    columns = ((status, pa.string()), (texts, pa.string()), (doubts.unseen_p, pa.float32()))
+    return [pa.array(values, kind, mask=empty) for values, kind in columns]
 
 
 @dataclass(frozen=True)
@@ -223,7 +242,7 @@ class _RangeEmbedder:
         assert self._bundle.digest == task.model.digest, "the bundle changed while it was in use"
         self._bundle.model.to(choose_reserved_device(task.num_gpus))
         self._task, self._ranges = task, ranges
-        self._predictor = CellPredictor(self._bundle, empty_cells="nan")
+        self._predictor = build_predictor(self._bundle, empty_cells="nan")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Embed one row range and write its table atomically."""

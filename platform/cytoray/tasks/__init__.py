@@ -47,6 +47,28 @@ TASKS: dict[str, TaskSpec] = {
         ),
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
     ),
+    "integration": TaskSpec(
+        "integration",
+        learning=TaskStage(
+            "finetune-integration",
+            "Fine-tune a model for batch integration by scGPT's recipe.",
+            config=Lazy("cytoray.tasks.integration.config", "FinetuneIntegrationConfig"),
+            run=Lazy("cytoray.tasks.integration.learning", "run_finetuning"),
+        ),
+        assessment=TaskAssessment(
+            "Assess batch integration: tuned Harmony, and the best of several methods, chosen without cell types.",
+            config=Lazy("cytoray.tasks.integration.assess_config", "AssessIntegrationConfig"),
+            run=Lazy("cytoray.tasks.integration.assessment", "run_assessment"),
+        ),
+    ),
+    "multiomic": TaskSpec(
+        "multiomic",
+        assessment=TaskAssessment(
+            "Assess the prediction of proteins from RNA: the best simple method, and a blend that contains it.",
+            config=Lazy("cytoray.tasks.multiomic.assess_config", "AssessMultiomicConfig"),
+            run=Lazy("cytoray.tasks.multiomic.assessment", "run_assessment"),
+        ),
+    ),
 }
 
 

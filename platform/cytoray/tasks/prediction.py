@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +24,7 @@ def predict_together(model: ServedModel, questions: Sequence[Question[Any]]) -> 
     """Predict the cells of several requests as one, and return the predictions of each."""
     whole = model.predict(SparseCells.concatenate([question.cells for question in questions]))
     bounds = np.cumsum([0, *(question.cells.num_cells for question in questions)])
-    probabilities = whole.probabilities
-    return [
-        replace(
-            whole,
-            embeddings=whole.embeddings[start:stop],
-            probabilities=None if probabilities is None else probabilities[start:stop],
-        )
-        for start, stop in pairwise(bounds)
-    ]
+    return [whole.take(slice(start, stop)) for start, stop in pairwise(bounds)]
 
 
 def without_answer(predictions: Predictions) -> list[int]:

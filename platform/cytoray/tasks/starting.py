@@ -7,8 +7,10 @@ import logging
 from cytoray.errors import ConfigError
 from cytoray.registry.opening import OpenedModel
 from cytoray.tasks.config import FromModelConfig
+from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.translation import Translation
+from cytoray.tokens.vocabulary import GeneVocabulary
 
 logger = logging.getLogger(__name__)
 # What a value means to the weights; max_length, seed and ties may differ.
@@ -29,6 +31,12 @@ def inherited_tokenizer(config: FromModelConfig, parent: TokenizerConfig) -> Tok
                 key=f"tokenizer.{key}",
             )
     return parent.model_copy(update=own)
+
+
+def over_genes_of(vocabulary: GeneVocabulary, cells: SparseCells) -> SparseCells:
+    """Return cells of a corpus with their genes numbered as in ``vocabulary``; other genes are left out."""
+    translation = Translation.to(vocabulary)
+    return cells if translation is None else translation.apply_sparse(cells)
 
 
 def translate_corpus(opened: OpenedModel) -> Translation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class ExportSpec:
     labels: tuple[str, ...] = ()
     parent: str = ""  # digest of the model that the run started from
     conditions: Conditions | None = None
+    complete: Callable[[ModelBundle], ModelBundle] | None = None  # adds parts to the bundle of the best checkpoint
 
 
 def export_bundles(config: RunConfig, result: TrainingResult, spec: ExportSpec) -> BundleRecord:
@@ -69,6 +71,8 @@ def export_bundle(
         "parent_bundle_digest": spec.parent,
     }
     bundle = ModelBundle(network, spec.vocabulary, config.tokenizer, spec.labels, lineage, conditions=spec.conditions)
+    if spec.complete is not None and which == "best":
+        bundle = spec.complete(bundle)
     with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
         digest = save_bundle(bundle, Path(scratch) / "bundle")
         target = storage.join(run_folder(config.store, config.run), f"bundle-{digest[:16]}")

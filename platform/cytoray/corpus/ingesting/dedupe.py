@@ -152,7 +152,7 @@ def _read_parts(plan: IngestPlan, parts: Sequence[HashPart]) -> pa.Table:
     def read(part: HashPart) -> pa.RecordBatch:
         """Read one part."""
         if isinstance(part, KnownCells):
-            content = _known_content(storage.join(plan.uri, part.file.key), part)
+            content = read_known_content(storage.join(plan.uri, part.file.key), part)
             nothing = np.zeros(len(content), np.int64)
             return pa.record_batch([content, nothing.view(np.uint64), nothing + IN_PARENT, nothing], schema=CELLS)
         batch = from_section(read_checked(storage.join(plan.staging, part.name), *part.place), COPIES)
@@ -163,7 +163,7 @@ def _read_parts(plan: IngestPlan, parts: Sequence[HashPart]) -> pa.Table:
         return pa.Table.from_batches(pool.map(read, parts), CELLS)
 
 
-def _known_content(uri: str, part: KnownCells) -> UInt64:
+def read_known_content(uri: str, part: KnownCells) -> UInt64:
     """Read the content hashes of a committed shard."""
     data = storage.read_bytes(uri, sha256=part.file.sha256)
     if not part.in_obs:

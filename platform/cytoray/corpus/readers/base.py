@@ -92,6 +92,10 @@ class CellReader(Protocol):
     def read_rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Read cells ``start`` to ``stop`` in the file's number type, shape (C, G): checked, sorted, without zeros."""
 
+    @property
+    def modality_names(self) -> tuple[str, ...]:
+        """Names of the further matrices of the file: obsm/NAME, mod/NAME."""
+
     def modality_features(self, name: str) -> list[str]:
         """Return the names of the F features of a further modality."""
 

@@ -17,8 +17,9 @@ from cytoray.corpus.readers.base import Format
 from cytoray.corpus.readers.frames import read_element, read_frame
 from cytoray.corpus.readers.hdf5 import H5Array
 from cytoray.corpus.readers.problems import FETCH_AGAIN, UnreadableError, explained
-from cytoray.corpus.readers.rows import Array, CompressedRows, DenseRows, RawRows, RowSource
+from cytoray.corpus.readers.rows import Array, CompressedRows, DenseRows, RawRows, RowSource, SelectedColumns
 from cytoray.corpus.readers.source import Modality, numbered
+from cytoray.corpus.readers.tenx import GENES, feature_types
 from cytoray.corpus.readers.turned import CompressedColumns
 
 _WRITE_CSR = "Save it as a CSR matrix (scipy.sparse.csr_matrix) or a NumPy array with adata.write_h5ad."
@@ -39,10 +40,8 @@ class AnnDataContents:
             self.notes.append("an encoding from before AnnData 0.7")
 
     def matrices(self) -> dict[str, RowSource]:
-        """X, raw.X and the layers, as far as present; files from before 2020 have a key ``raw.X``."""
-        places = {"X": "X", "raw.X": "raw.X" if "raw.X" in self._tree else "raw/X"}
-        places.update({f"layers/{name}": f"layers/{name}" for name in self._tree.get("layers", ())})
-        return {name: self._rows(key) for name, key in places.items() if key in self._tree}
+        """X, raw.X and the layers, as far as present, over the features that are genes."""
+        return {name: self._of_type(name, GENES) for name in self._places()}
 
     def obs(self) -> pd.DataFrame:
         """The table of cells."""
@@ -50,16 +49,21 @@ class AnnDataContents:
 
     def var(self, matrix: str) -> pd.DataFrame:
         """The table of genes; raw.X has one of its own."""
-        if matrix != "raw.X":
-            return self._frame("var")
-        return self._frame("raw.var" if "raw.var" in self._tree else "raw/var")
+        frame, types = self._frame(self._var_key(matrix)), self._types(matrix)
+        return frame if types is None else frame[types == GENES]
 
     def modality_names(self) -> tuple[str, ...]:
-        """The matrices of obsm."""
-        return tuple(f"obsm/{name}" for name in self._tree.get("obsm", ()))
+        """The other types of features of a matrix with ``feature_types``, and the matrices of obsm."""
+        types = self._types(self._typed_matrix())
+        others = () if types is None else tuple(f"mod/{name}" for name in sorted(set(types) - {GENES}))
+        return (*others, *(f"obsm/{name}" for name in self._tree.get("obsm", ())))
 
     def modality(self, config: ModalityConfig) -> Modality:
-        """A matrix of obsm: sparse, dense or a table, whose columns then name the features."""
+        """Features of another type than genes, or a matrix of obsm: sparse, dense or a table, whose columns name it."""
+        if config.matrix.startswith("mod/"):
+            matrix, kind = self._typed_matrix(), config.matrix.removeprefix("mod/")
+            names = self._frame(self._var_key(matrix)).index[self._types(matrix) == kind]
+            return Modality(self._of_type(matrix, kind), [str(name) for name in names])
         element = self._tree[config.matrix]
         names: list[str] | None = None
         rows: RowSource
@@ -74,6 +78,36 @@ class AnnDataContents:
         elif names is None:
             names = self._names_of(config.matrix.removeprefix("obsm/"), rows.shape[1])
         return Modality(rows, numbered(names, rows.shape[1], config.name))
+
+    def _places(self) -> dict[str, str]:
+        """The keys of the matrices by their names; files from before 2020 have a key ``raw.X``."""
+        places = {"X": "X", "raw.X": "raw.X" if "raw.X" in self._tree else "raw/X"}
+        places.update({f"layers/{name}": f"layers/{name}" for name in self._tree.get("layers", ())})
+        return {name: key for name, key in places.items() if key in self._tree}
+
+    def _typed_matrix(self) -> str:
+        """The matrix that features other than genes are read from: counts, if a name promises them."""
+        there = [name for name in self._places() if self._types(name) is not None]
+        counts = [name for name in there if "count" in name.lower() or name == "raw.X"]
+        return next(iter([*counts, *there]), "X")
+
+    def _var_key(self, matrix: str) -> str:
+        if matrix != "raw.X":
+            return "var"
+        return "raw.var" if "raw.var" in self._tree else "raw/var"
+
+    def _types(self, matrix: str) -> npt.NDArray[Any] | None:
+        """Type of each feature, as Cell Ranger names it; None if there are only genes, or no genes at all."""
+        table = self._tree.get(self._var_key(matrix))
+        if table is None or isinstance(table, h5py.Dataset) or "feature_types" not in table:
+            return None
+        types = feature_types([str(name).strip() for name in np.ravel(read_element(table["feature_types"]))])
+        return types if len({GENES} & set(types)) and len(set(types)) > 1 else None
+
+    def _of_type(self, matrix: str, kind: str) -> RowSource:
+        """A matrix over the features of one type."""
+        rows, types = self._rows(self._places()[matrix]), self._types(matrix)
+        return rows if types is None else SelectedColumns(rows, np.flatnonzero(types == kind))
 
     def _names_of(self, name: str, count: int) -> list[str] | None:
         """Names of the features, if ``uns`` has as many under the name of the matrix."""

@@ -55,7 +55,7 @@ class MuDataContents(AnnDataContents):
 
     def modality(self, config: ModalityConfig) -> Modality:
         """The X of another modality, its rows put into the order of the genes' cells."""
-        if not config.matrix.startswith("mod/"):
+        if not config.matrix.startswith("mod/") or config.matrix not in self._file:
             return super().modality(config)
         tree = self._file[config.matrix]
         info = storage.ObjectInfo(self._uri, self.num_bytes, self.version)

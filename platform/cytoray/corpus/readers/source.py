@@ -206,6 +206,12 @@ class SourceReader:
         self.num_unsorted_rows += num_unsorted
         return matrix
 
+    @cached_property
+    def modality_names(self) -> tuple[str, ...]:
+        """Names of the further matrices of the file, as ``sources.modalities`` refers to them: obsm/NAME, mod/NAME."""
+        with explained(self.source.uri, "the list of matrices"):
+            return self._contents.modality_names()
+
     def modality_features(self, name: str) -> list[str]:
         """Return the names of the F features of a further modality."""
         return self._modality(name).features
@@ -321,7 +327,7 @@ class SourceReader:
     def _open_modality(self, name: str) -> Modality:
         config = next((modality for modality in self.source.modalities if modality.name == name), None)
         assert config is not None, f"no modality {name!r} was configured"
-        there = self._contents.modality_names()
+        there = self.modality_names
         if config.matrix not in there:
             raise no_matrix(self.source.uri, config.matrix, there)
         with explained(self.source.uri, config.matrix):

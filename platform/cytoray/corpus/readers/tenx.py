@@ -45,7 +45,7 @@ class FeatureMatrix:
             )
         self.barcodes, self.rows, self.features = barcodes, rows, features
         self._by_name = features.set_index("name")
-        self._types = _feature_types([str(name).strip() for name in features["feature_types"]])
+        self._types = feature_types([str(name).strip() for name in features["feature_types"]])
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -117,8 +117,8 @@ def join_genomes(matrices: Mapping[str, FeatureMatrix]) -> FeatureMatrix:
     return FeatureMatrix(rows, pd.concat([matrix.features for matrix in matrices.values()]), barcodes)
 
 
-def _feature_types(names: list[str]) -> npt.NDArray[Any]:
-    """The type of each feature, Gene Expression in Cell Ranger's spelling."""
+def feature_types(names: list[str]) -> npt.NDArray[Any]:
+    """Return the type of each feature, Gene Expression in Cell Ranger's spelling; unknown types count as genes."""
     plain = {name: name.lower() for name in set(names)}
     is_known = any(text == GENES.lower() or text in _OTHER_TYPES for text in plain.values())
     spelt = {name: name if is_known and text not in ("", GENES.lower()) else GENES for name, text in plain.items()}

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cytoray.model.predictor import Predictions
 
 Float32 = npt.NDArray[np.float32]
+Status = Literal["assigned", "ambiguous", "unassigned"]
+UNSEEN = 0.01  # `unseen_p` below which a cell is unassigned
 
 
 class AnnotateRequest(CellsRequest):
@@ -35,6 +37,19 @@ class AnnotatedCell(Message):
     label: str | None
     probability: float | None = Field(description="Probability of `label`.")
     probabilities: dict[str, float] | None = Field(description="Probability of every label; they sum to 1.")
+    status: Status | None = Field(
+        None,
+        description="`ambiguous`: several labels fit, see `fitting`. `unassigned`: the cell is so far from the "
+        "training cells of its label (`unseen_p` below 0.01) that its type may not have been learned. Absent, "
+        "as are the next two, if the model does not measure this.",
+    )
+    fitting: list[str] | None = Field(
+        None,
+        description="Labels that fit the cell: of cells like the training cells 90 % have the true one among them.",
+    )
+    unseen_p: float | None = Field(
+        None, description="Share of cells of the label that are as far from its training cells as this one."
+    )
     embedding: list[float] | None = Field(None, description="Absent if `include_embedding` is false.")
 
 
@@ -55,6 +70,9 @@ class Annotations:
     model_version: str
     num_matched_genes: int = 0  # genes sent that the model knows
     num_genes: int = 0  # genes sent
+    status: tuple[str | None, ...] = ()  # (C,) "assigned", "ambiguous", "unassigned"; None if it is not measured
+    fitting: tuple[tuple[str, ...], ...] = ()  # (C,) labels that fit the cell
+    unseen_p: Float32 | None = None  # (C,) NaN if it is not measured
 
 
 def check_labels(model: ServedModel) -> None:
@@ -76,9 +94,30 @@ def annotate(question: Question[AnnotateRequest], predictions: Predictions) -> d
         "probability": probabilities_CK.max(axis=1).tolist(),
         "probabilities": [dict(zip(predictions.labels, row, strict=True)) for row in probabilities_CK.tolist()],
     }
+    columns |= _doubts(predictions)
     if question.request.include_embedding:
         columns["embedding"] = predictions.embeddings.tolist()
     return {"cells": question.rows(columns, missing=without_answer(predictions))}
+
+
+def _doubts(predictions: Predictions) -> dict[str, list[Any]]:
+    """How sure each label is, by the names of the answer; nothing for a model that does not measure it."""
+    doubts = predictions.doubts
+    if doubts is None:
+        return {}
+    fitting = [[predictions.labels[at] for at in np.flatnonzero(row)] for row in doubts.in_set]
+    return {
+        "status": [status_of(len(labels), p) for labels, p in zip(fitting, doubts.unseen_p.tolist(), strict=True)],
+        "fitting": fitting,
+        "unseen_p": doubts.unseen_p.tolist(),
+    }
+
+
+def status_of(num_fitting: int, unseen_p: float) -> Status:
+    """Return the status of a cell's label."""
+    if unseen_p < UNSEEN:
+        return "unassigned"
+    return "ambiguous" if num_fitting > 1 else "assigned"
 
 
 def read_annotations(answers: Answers) -> Annotations:
@@ -96,12 +135,16 @@ def read_annotations(answers: Answers) -> Annotations:
         model_version=answers.model_version,
         num_matched_genes=answers.num_matched_genes,
         num_genes=answers.num_genes,
+        status=tuple(cell.get("status") for cell in cells),
+        fitting=tuple(tuple(cell.get("fitting") or ()) for cell in cells),
+        unseen_p=np.array([np.nan if cell.get("unseen_p") is None else cell["unseen_p"] for cell in cells], np.float32),
     )
 
 
 ENDPOINT: Endpoint[AnnotateRequest, Predictions] = Endpoint(
     name="annotate",
-    description="Annotate cells: the most probable cell type, the probability of each type, and the embedding.",
+    description="Annotate cells: the most probable cell type, the probability of each type, how sure it is, and the "
+    "embedding.",
     request=AnnotateRequest,
     response=AnnotateResponse,
     run=predict_together,

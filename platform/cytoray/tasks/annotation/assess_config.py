@@ -26,9 +26,23 @@ class AssessAnnotationConfig(AssessConfig):
         None, description="JSON or YAML table of labels, if those of data and query differ."
     )
 
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="Transformer that is fine-tuned in each split and joins the blend if it helps: run:NAME, "
+        "models:/NAME@ALIAS, or a folder or s3:// URI of a bundle or a public scGPT checkpoint. None by default.",
+    )
+    epochs: int = Field(8, ge=1, description="Maximum number of passes of fine-tuning over the training cells.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of fine-tuning.")
+    random_start: bool = Field(
+        False, description="Also fine-tune from random weights of the same shape, to show what pretraining gives."
+    )
+
     @model_validator(mode="after")
     def _a_query_is_transferred_to(self) -> Self:
         if (self.protocol == "transfer") != (self.query is not None):
             given = "and none was given" if self.query is None else f"but the protocol is {self.protocol}"
             raise ValueError(f"a query belongs to protocol transfer, {given}")
+        if self.random_start and self.model is None:
+            raise ValueError("random_start needs a model, whose shape it takes")
         return self

@@ -11,24 +11,28 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from cytoray import progress
 from cytoray.errors import CorpusError
+from cytoray.evaluation.annotator import NUM_FOLDS, fit_annotator
 from cytoray.evaluation.assessment import Assessment
 from cytoray.evaluation.assessment_page import AssessedTask
 from cytoray.evaluation.label_matching import Synonym, match_labels
 from cytoray.evaluation.splits import Split, few_labels, grouped_folds, leave_one_label_out, stratified_folds
-from cytoray.tasks.annotation.annotator import NUM_FOLDS, LabelledCells, answer, fit_annotator
+from cytoray.evaluation.voters import Expression
+from cytoray.tasks.annotation.annotator import Answers, LabelledCells, answer
 from cytoray.tasks.annotation.assess_config import AssessAnnotationConfig
 from cytoray.tasks.annotation.assessment_page import annotation_sections
 from cytoray.tasks.annotation.judging import judge_labels, judge_unseen
 from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
+from cytoray.tasks.annotation.transformer import Transformer, open_transformer
 
 Protocol = Literal["5-fold", "few-labels", "transfer", "leave-type-out"]
 FRACTIONS = (0.1, 0.02)
@@ -68,73 +72,76 @@ def num_splits(cells: LabelledCells, protocol: Protocol) -> int:
     return numbers.get(protocol, len(set(cells.labels)))
 
 
+@dataclass(frozen=True, eq=False)
+class Options:
+    """How annotation is assessed."""
+
+    protocol: Protocol = "5-fold"
+    label_map: Mapping[str, str] | None = None  # renames labels; without it those of a query are matched word by word
+    synonym: Synonym = str
+    seed: int = 0
+    transformer: Transformer | None = None  # fine-tuned in each split
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Cells to learn from and, for a transfer, to be scored, under common labels and with common genes."""
+
+    cells: LabelledCells
+    query: LabelledCells | None
+    whole: Expression  # the cells that are scored, with all their genes
+    warnings: list[str]
+    label_names: dict[str, dict[str, str]] | None
+
+    @property
+    def scored(self) -> LabelledCells:
+        """The cells that are scored."""
+        return self.cells if self.query is None else self.query
+
+
 def run_assessment(config: AssessAnnotationConfig) -> AssessedTask:
     """Read the cells that ``config`` names and assess annotation on them."""
     label_map = None if config.label_map is None else read_label_map(Path(config.label_map))
+    transformer = None if config.model is None else open_transformer(config)
     cells = read_labelled(config.data, config.label_key, batch_key=config.batch_key)
     query = None if config.query is None else read_labelled(config.query, config.label_key)
+    options = Options(config.protocol, label_map, gene_synonym(), config.seed, transformer)
     with progress.stage("assess", total=num_splits(cells, config.protocol), unit="splits") as advance:
-        found = assess_annotation(
-            cells,
-            config.protocol,
-            query=query,
-            label_map=label_map,
-            synonym=gene_synonym(),
-            seed=config.seed,
-            advance=advance,
-        )
+        found = assess_annotation(cells, options, query=query, advance=advance)
     return AssessedTask(found, annotation_sections(found))
 
 
 def assess_annotation(
     cells: LabelledCells,
-    protocol: Protocol,
+    options: Options,
     *,
     query: LabelledCells | None = None,
-    label_map: Mapping[str, str] | None = None,
-    synonym: Synonym = str,
-    seed: int = 0,
     advance: progress.Advance = progress.silent,
 ) -> Assessment:
     """Assess annotation on labelled cells by a protocol; ``query`` is what "transfer" is scored on.
 
-    ``label_map`` renames labels of both data sets; without it those of a reference and a query are matched word by
-    word. ``advance`` counts splits. Raises CorpusError or ConfigError for data that the protocol cannot use.
+    ``advance`` counts splits. Raises CorpusError or ConfigError for data that the protocol cannot use.
     """
     started = time.monotonic()
-    assert (protocol == "transfer") == (query is not None), "a query belongs to protocol transfer"
-    cells, placeholders = without_placeholders(cells)
-    warnings = [f"{count} cells labelled {label!r} were left out" for label, count in sorted(placeholders.items())]
-    cells = _sample(cells, seed, warnings)
-    details: dict[str, Any] = {}
-    if query is not None:
-        query, placeholders = without_placeholders(query)
-        warnings += [f"{count} query cells labelled {label!r} were left out" for label, count in placeholders.items()]
-        query = _sample(query, seed, warnings)
-        cells, query, details["label_names"] = _common_labels(cells, query, label_map, synonym)
-        cells, query = _common_genes(cells, query)
-    elif label_map:
-        cells = replace(cells, labels=tuple(label_map.get(label, label) for label in cells.labels))
-    warnings += _check(cells)
-    labels = sorted({*cells.labels})
-    answers, sentence = [], f"trained on {cells.uri}, scored on {query.uri}" if query is not None else ""
-    scored = cells if query is None else query
+    assert (options.protocol == "transfer") == (query is not None), "a query belongs to protocol transfer"
+    ready = _prepare(cells, query, options)
+    cells, query, scored = ready.cells, ready.query, ready.scored
+    labels = sorted({*cells.labels, *scored.labels})
     if query is None:
-        splits, sentence = plan_splits(cells, protocol, seed=seed)
+        splits, sentence = plan_splits(cells, options.protocol, seed=options.seed)
     else:
         splits = [Split("query", np.arange(len(cells.labels)), np.arange(len(query.labels)))]
-        labels = sorted({*labels, *query.labels})
+        sentence = f"trained on {cells.uri}, scored on {query.uri}"
+    answers = []
     for split in splits:
-        elsewhere = query is not None or cells.batches is not None
-        fitted = fit_annotator(cells.take(split.train), labels=labels, elsewhere=elsewhere, seed=seed)
-        found = answer(fitted, scored.expression.take(split.test), split, adapt=query is not None)
-        answers.append(found)
-        advance(1, f"{split.name}: {found.choice.chosen}")
+        answers.append(_answer_split(ready, split, labels, options))
+        advance(1, f"{split.name}: {answers[-1].choice.chosen}")
     truth = np.searchsorted(np.asarray(labels, str), np.asarray(scored.labels, str)).astype(np.int64)
-    if protocol == "leave-type-out":
-        metrics, more = judge_unseen(answers, truth, labels, seed)
+    if options.protocol == "leave-type-out":
+        metrics, more = judge_unseen(answers, truth, labels, options.seed)
     else:
-        metrics, more = judge_labels(answers, truth, labels, _units(scored), seed)
+        metrics, more = judge_labels(answers, truth, labels, _units(scored), options.seed)
+    transformer = options.transformer
     return Assessment(
         task="annotation",
         data=_describe(cells, query),
@@ -142,11 +149,46 @@ def assess_annotation(
         metrics=metrics,
         chosen=dict(Counter(each.choice.chosen for each in answers)),
         why=tuple(f"{each.split.name}: {each.choice.why}" for each in answers),
-        seeds=(seed,),
+        seeds=(options.seed,),
         seconds=time.monotonic() - started,
-        warnings=tuple(warnings),
-        details=details | more,
+        model=None if transformer is None else transformer.opened.uri,
+        contamination=None if transformer is None else transformer.contamination(ready.whole),
+        warnings=tuple(ready.warnings),
+        details=({} if ready.label_names is None else {"label_names": ready.label_names}) | more,
     )
+
+
+def _prepare(cells: LabelledCells, query: LabelledCells | None, options: Options) -> _Prepared:
+    """Leave out cells that cannot be used, and give both data sets common labels and genes."""
+    cells, placeholders = without_placeholders(cells)
+    warnings = [f"{count} cells labelled {label!r} were left out" for label, count in sorted(placeholders.items())]
+    cells = _sample(cells, options.seed, warnings)
+    whole, names = cells.expression, None
+    if query is not None:
+        query, placeholders = without_placeholders(query)
+        warnings += [f"{count} query cells labelled {label!r} were left out" for label, count in placeholders.items()]
+        query = _sample(query, options.seed, warnings)
+        cells, query, names = _common_labels(cells, query, options.label_map, options.synonym)
+        whole = query.expression
+        cells, query = _common_genes(cells, query)
+    elif options.label_map:
+        cells = replace(cells, labels=tuple(options.label_map.get(label, label) for label in cells.labels))
+    return _Prepared(cells, query, whole, warnings + _check(cells), names)
+
+
+def _answer_split(ready: _Prepared, split: Split, labels: list[str], options: Options) -> Answers:
+    """Fit everything on the training cells of a split and annotate its test cells."""
+    training, test = ready.cells.take(split.train), ready.scored.expression.take(split.test)
+    elsewhere = ready.query is not None or ready.cells.batches is not None
+    annotator, unseen = fit_annotator(
+        training.expression, training.labels, labels=labels, elsewhere=elsewhere, seed=options.seed
+    )
+    alone = scratch = None
+    if options.transformer is not None:
+        annotator, alone = options.transformer.join(annotator, unseen, training.expression, test)
+        scratch = options.transformer.from_scratch(unseen, training.expression, test)
+    found = answer(annotator, test, split, adapt=ready.query is not None, transformer=alone)
+    return replace(found, random_start=scratch)
 
 
 def _sample(cells: LabelledCells, seed: int, warnings: list[str]) -> LabelledCells:
@@ -230,7 +272,17 @@ def _common_genes(cells: LabelledCells, query: LabelledCells) -> tuple[LabelledC
     if not len(shared):
         raise CorpusError(f"{cells.uri} and {query.uri} share no gene.", remedy="Check the names of the genes.")
     first, second = (
-        replace(each, expression=replace(each.expression, values=each.expression.values[:, shared]))
+        replace(each, expression=replace(each.expression, values=_only(each.expression.values, shared)))
         for each in (cells, query)
     )
     return first, second
+
+
+def _only(values: sparse.csr_matrix, genes: npt.NDArray[np.int64]) -> sparse.csr_matrix:
+    """The values of some genes, zero for the others."""
+    kept = np.zeros(values.shape[1], bool)
+    kept[genes] = True
+    some = values.copy()
+    some.data *= kept[some.indices]
+    some.eliminate_zeros()
+    return some

@@ -17,6 +17,11 @@ class FinetuneConfig(FromModelConfig):
 
     kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
     label_key: str = Field(description="Column of obs with the cell types; cells without one are skipped.")
+    annotator: bool = Field(
+        True,
+        description="Whether the bundle also carries tuned logistic regression and its companions, and the transformer "
+        "joins their blend if the cells of validation say that it helps. false: its classifier answers alone.",
+    )
 
 
 class EvaluateConfig(ModelStageConfig):

@@ -29,9 +29,10 @@ from cytoray.model.stability import Stability, measure_stability
 from cytoray.registry.opening import open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.annotation.config import EvaluateConfig, FinetuneConfig
+from cytoray.tasks.annotation.product import build_predictor, bundle_annotator
+from cytoray.tasks.starting import over_genes_of
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.labels import unshared_labels
-from cytoray.tokens.translation import Translation
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def evaluate_configured(config: EvaluateConfig) -> AnnotationReport:
 class AnnotationReport:
     """Scores of the model and the baselines on held-out cells, and the files with plots."""
 
-    scores: dict[str, ClassificationScores]  # model, logistic regression, majority class
+    scores: dict[str, ClassificationScores]  # cytoray, its transformer alone, logistic regression, majority class
     predictions: Predictions
     files: dict[str, Path]
     stability: dict[str, Stability]  # what of the model's answers survives which change
@@ -84,7 +85,7 @@ class Baseline:
         """
         train = self.load() if training is None else training
         vocabulary = vocabulary or GeneVocabulary.load_default()
-        cells = _over_genes_of(vocabulary, train.cells)
+        cells = over_genes_of(vocabulary, train.cells)
         log_normalised = load_manifest(self.store, self.corpus).values == "expression"
         regression = logistic_regression(
             _matrix(cells, vocabulary.size),
@@ -126,13 +127,18 @@ def evaluate(
     truth = [str(label) for label in held_out.labels]
     _check_labels(truth, bundle.labels)
     folder.mkdir(parents=True, exist_ok=True)
-    predictions = CellPredictor(bundle).predict(held_out.cells)
+    predictions = build_predictor(bundle).predict(held_out.cells)
     assert predictions.probabilities is not None, "a bundle with labels gives probabilities"
     predicted = [predictions.labels[best] for best in predictions.probabilities.argmax(axis=1)]
     labels = sorted({*truth, *predictions.labels})
     training = baseline.load()
     known = baseline.predict(held_out.cells, training=training, vocabulary=bundle.vocabulary)
-    answers = {"cytoray": predicted, **known}
+    alone: dict[str, Sequence[str]] = {}
+    if bundle_annotator(bundle) is not None:
+        own = CellPredictor(bundle).predict(held_out.cells).probabilities
+        assert own is not None, "a bundle with labels gives probabilities"
+        alone["transformer alone"] = [bundle.labels[best] for best in own.argmax(axis=1)]
+    answers = {"cytoray": predicted, **alone, **known}
     scores = {name: score_classification(truth, answer, labels=labels) for name, answer in answers.items()}
     plots = {name: [folder / f"{name}.{kind}" for kind in formats] for name in ("confusion", "umap")}
     files = {name: paths[0] for name, paths in plots.items()} | {"scores": folder / "scores.json"}
@@ -142,7 +148,7 @@ def evaluate(
     plot_confusion(scores["cytoray"], plots["confusion"])
     title = "Held-out cells, cytoray embedding"
     plot_embedding(predictions.embeddings, truth, plots["umap"], predicted=predicted, title=title)
-    stability = measure_stability(bundle, _spread(held_out.cells))
+    stability = measure_stability(bundle, _spread(held_out.cells), annotate=bundle_annotator(bundle))
     figures = {name: found.as_dict() for name, found in stability.items()}
     files["stability"] = _write_json(folder / "stability.json", figures)
     return AnnotationReport(scores, predictions, files, stability)
@@ -156,14 +162,9 @@ def held_out_stability(config: FinetuneConfig, record: BundleRecord) -> dict[str
     select = config.validation.select
     sample = sample_labelled_cells(config.store, manifest, config.label_key, select=select, max_cells=CARD_CELLS)
     bundle = open_model(record.uri, cache_folder=config.cache_folder).bundle
-    cells = _over_genes_of(bundle.vocabulary, sample.cells)
-    return {name: found.as_dict() for name, found in measure_stability(bundle, cells).items()}
-
-
-def _over_genes_of(vocabulary: GeneVocabulary, cells: SparseCells) -> SparseCells:
-    """Return cells of a corpus with their genes numbered as in ``vocabulary``."""
-    translation = Translation.to(vocabulary)
-    return cells if translation is None else translation.apply_sparse(cells)
+    cells = over_genes_of(bundle.vocabulary, sample.cells)
+    stability = measure_stability(bundle, cells, annotate=bundle_annotator(bundle))
+    return {name: found.as_dict() for name, found in stability.items()}
 
 
 def _spread(cells: SparseCells) -> SparseCells:

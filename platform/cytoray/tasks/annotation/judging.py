@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytoray.evaluation.annotator import LEVEL
 from cytoray.evaluation.assessment import MetricRow, measure, row_of
 from cytoray.evaluation.calibration import brier_score, measure_reliability, negative_log_likelihood
 from cytoray.evaluation.classification import macro_f1, score_classification
 from cytoray.evaluation.conformal import area_under_roc
 from cytoray.evaluation.intervals import Statistic, bootstrap_interval, draw_rows
-from cytoray.tasks.annotation.annotator import LEVEL, Answers, Float64, Int64
+from cytoray.tasks.annotation.annotator import Answers, Float64, Int64
 
 
 def judge_labels(
@@ -30,6 +31,8 @@ def judge_labels(
         "product": np.concatenate([each.product for each in answers]),
         "baseline": np.concatenate([each.baseline for each in answers]),
     }
+    if all(each.model is not None for each in answers):
+        probabilities["model"] = np.concatenate([each.model for each in answers if each.model is not None])
     called = {name: found.argmax(axis=1) for name, found in probabilities.items()}
     called["floor"] = np.concatenate([each.floor for each in answers])
     draws = draw_rows(units[rows], seed=seed)
@@ -41,7 +44,7 @@ def judge_labels(
     }  # fmt: skip
     metrics |= _probability_metrics(probabilities, true)
     details: dict[str, Any] = {"splits": [_split_row(each, truth, len(labels)) for each in answers]}
-    sets = np.concatenate([each.sets for each in answers])
+    sets = np.concatenate([each.in_set for each in answers])
     details["prediction_sets"] = {
         "level": LEVEL,
         "coverage": float(sets[np.arange(len(true)), true].mean()),
@@ -50,6 +53,13 @@ def judge_labels(
     if all(each.adapted is not None for each in answers):
         adapted = np.concatenate([each.adapted for each in answers if each.adapted is not None]).argmax(axis=1)
         details["adapted"] = _adapted(adapted, called, true, draws, len(labels))
+    if all(each.random_start is not None for each in answers):
+        found = np.concatenate([each.random_start for each in answers if each.random_start is not None])
+        scratch = found.argmax(axis=1)
+        details["random_start"] = {
+            "macro_f1": macro_f1(true, scratch, len(labels)),
+            "accuracy": float((scratch == true).mean()),
+        }
     names = list(labels)
     scored = score_classification(
         [names[code] for code in true], [names[code] for code in called["product"]], labels=names
@@ -118,7 +128,7 @@ def judge_unseen(
             {
                 "left_out": each.split.name,
                 "num_cells": int(left_out.sum()),
-                "distance": area_under_roc(each.strangeness, left_out),
+                "distance": area_under_roc(each.distances, left_out),
                 "doubt": area_under_roc(1 - each.baseline.max(axis=1), left_out),
             }
         )

@@ -14,6 +14,7 @@ from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tasks.annotation.evaluation import held_out_stability
+from cytoray.tasks.annotation.fitting import AttachAnnotator
 from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
 from cytoray.tokens.labels import missing_spellings_warning
 from cytoray.training.export import ExportSpec, export_bundles
@@ -66,6 +67,8 @@ def finetune(
     initial = initial_weights(opened, labels=stream.labels)
     result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
     spec = ExportSpec(model, pretrained.vocabulary, stream.labels, parent=opened.digest)
+    if config.annotator:
+        spec = replace(spec, complete=AttachAnnotator(config, stream.labels))
     return result, export_bundles(config, result, spec)
 
 

@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cytoray import progress
-from cytoray.api.inference import MOST_TOKENS
-from cytoray.api.weights import seeded
 from cytoray.config import Config
 from cytoray.errors import ConfigError, TrainingError
 from cytoray.model.bundle import ModelBundle
+from cytoray.model.config import ModelConfig
 from cytoray.model.losses import classification_loss
 from cytoray.model.predictor import group_by_length
 from cytoray.model.transformer import ScGPT
@@ -34,6 +33,7 @@ from cytoray.tokens.tokenizer import CellTokenizer
 Head = Literal["classification", "regression"]
 Int64 = npt.NDArray[np.int64]
 CLIP_NORM = 1.0
+MOST_TOKENS = 4_096  # of a minibatch: it stays in the CPU's cache, see CellPredictor
 
 
 class FitConfig(Config):
@@ -74,6 +74,28 @@ def hold_out(strata: Int64, *, fraction: float, seed: int) -> tuple[Int64, Int64
         held.append(rows[np.argsort(keys[rows], kind="stable")[:count]])
     chosen = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
     return np.setdiff1d(np.arange(len(strata)), chosen), chosen
+
+
+def with_head(bundle: ModelBundle, config: ModelConfig, *, seed: int, keep: bool) -> ScGPT:
+    """A copy of the bundle's model in the shape of ``config``; its classifier is new unless kept."""
+    source = bundle.model
+    with seeded(seed):
+        model = ScGPT(config, pad_id=source.pad_id)
+    tensors = source.state_dict()
+    if not keep:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls_decoder.")}
+    loaded = model.load_state_dict(tensors, strict=False)
+    assert not loaded.unexpected_keys, f"the copy lacks {loaded.unexpected_keys}"
+    return model.to(source.device).eval()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch within the block and restore its generators afterwards."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 class Fit:

@@ -1,0 +1,245 @@
+"""An integration that users keep: fitted on cells of several batches, it embeds further cells of known and new batches.
+
+model = IntegrationModel.fit(cells)
+model.embedding                # of the fitted cells
+model.transform(other_cells)   # known batches by the fitted correction, new ones mapped onto the fitted cells
+model.save(folder); IntegrationModel.load(folder)
+"""
+
+# N fitted cells, C further cells, G genes, D features, E dimensions of the embedding
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as dump_arrays
+from scipy import sparse
+
+from cytoray import progress
+from cytoray.errors import CorpusError, DigestError, ModelError
+from cytoray.evaluation.report import replace_file
+from cytoray.tasks.integration.cells import BatchedCells, check_batches, sample_batches
+from cytoray.tasks.integration.choosing import Choice, Features, candidate_rows, choose
+from cytoray.tasks.integration.correction import displaced, find_centres, map_batch, mutual_shift
+from cytoray.tasks.integration.features import GeneBlock
+from cytoray.tasks.integration.recipe import Corrected, Recipe, correct, finish
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+FORMAT = "cytoray-integration/1"
+MANIFEST, ARRAYS = "manifest.json", "arrays.safetensors"
+MAX_CELLS = 20_000  # that are fitted; further ones are embedded afterwards
+LEAST_GENES = 0.2  # share of the model's genes that further cells must have
+
+
+@dataclass(frozen=True, eq=False)
+class IntegrationModel:
+    """A fitted integration, all of it arrays."""
+
+    recipe: Recipe
+    genes: tuple[str, ...]  # (G,) that are used
+    blocks: tuple[GeneBlock, ...]  # one per view
+    batch_names: tuple[str, ...]
+    codes: Int64  # (N,) batches
+    fitted: Corrected
+    centres: Float64  # (K, D) of clusters of the corrected cells, for new batches
+    why: str = ""
+    candidates: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def embedding(self) -> Float32:
+        """The embedding (N, E) of the fitted cells."""
+        return self.fitted.embedding.astype(np.float32)
+
+    @classmethod
+    def fit(
+        cls,
+        cells: BatchedCells,
+        *,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+        advance: progress.Advance = progress.silent,
+    ) -> IntegrationModel:
+        """Fit a recipe, by default the one that is chosen without cell types, on at most 20,000 of the cells.
+
+        Raises CorpusError for cells of one batch, and for too few cells or genes.
+        """
+        check_batches(cells)
+        rows = sample_batches(cells.batches, MAX_CELLS, seed=seed)
+        features = Features(cells if len(rows) == len(cells.batches) else cells.take(rows))
+        names, codes = np.unique(np.asarray(features.cells.batches, str), return_inverse=True)
+        codes = codes.astype(np.int64)
+        if recipe is not None:
+            return cls._of(features, recipe, correct(features.of(recipe), codes, recipe), names=names, codes=codes)
+        choice = choose(features, seed=seed, advance=advance)
+        chosen = choice.product
+        return cls._of(features, chosen.recipe, chosen.corrected, names=names, codes=codes, choice=choice)
+
+    @classmethod
+    def _of(
+        cls,
+        features: Features,
+        recipe: Recipe,
+        fitted: Corrected,
+        *,
+        names: npt.NDArray[Any],
+        codes: Int64,
+        choice: Choice | None = None,
+    ) -> IntegrationModel:
+        blocks = tuple(features.blocks(recipe).values())
+        used = np.unique(np.concatenate([block.genes for block in blocks]))
+        return cls(
+            recipe=recipe,
+            genes=tuple(features.cells.genes[gene] for gene in used),
+            blocks=tuple(_over(block, used) for block in blocks),
+            batch_names=tuple(map(str, names)),
+            codes=codes,
+            fitted=fitted,
+            centres=find_centres(fitted.corrected),
+            why="" if choice is None else choice.why,
+            candidates=() if choice is None else tuple(candidate_rows(choice)),
+        )
+
+    def embed_fitted(self, cells: BatchedCells, *, seed: int = 0) -> Float32:
+        """Return the embedding (C, E) of the cells that were given to ``fit`` with this seed.
+
+        If they were too many to be fitted, those left out are embedded as further cells.
+        """
+        rows = sample_batches(cells.batches, MAX_CELLS, seed=seed)
+        found = np.empty((len(cells.batches), self.fitted.embedding.shape[1]), np.float32)
+        found[rows] = self.embedding
+        others = np.setdiff1d(np.arange(len(found)), rows)
+        if len(others):
+            found[others] = self.transform(cells.take(others.astype(np.int64)))
+        return found
+
+    def transform(self, cells: BatchedCells) -> Float32:
+        """Return the embedding (C, E) of further cells; a batch that was not fitted is mapped as a whole.
+
+        Raises CorpusError if the cells lack most genes of the model.
+        """
+        features = self._features(cells)
+        corrected = np.empty_like(features)
+        batches = np.asarray(cells.batches, str)
+        for name in sorted(set(cells.batches)):
+            rows = batches == name
+            corrected[rows] = self._corrected(features[rows], name)
+        return finish(corrected, self.fitted, self.recipe).astype(np.float32)
+
+    def save(self, folder: Path) -> str:
+        """Write the model into a folder, the manifest last; return its digest."""
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = dump_arrays({name: np.ascontiguousarray(array) for name, array in self._arrays().items()})
+        digest = hashlib.sha256(arrays).hexdigest()
+        manifest = {
+            "format": FORMAT,
+            "digest": digest,
+            "recipe": self.recipe.as_dict(),
+            "limits": [block.limit if np.isfinite(block.limit) else None for block in self.blocks],
+            "batches": list(self.batch_names),
+            "why": self.why,
+            "candidates": list(self.candidates),
+            "genes": list(self.genes),
+        }
+        replace_file(folder / ARRAYS, arrays)
+        replace_file(folder / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+        return digest
+
+    @classmethod
+    def load(cls, folder: Path) -> IntegrationModel:
+        """Read a saved model; raises ModelError for a folder without one, DigestError for changed bytes."""
+        manifest, data = _read(folder)
+        if hashlib.sha256(data).hexdigest() != manifest["digest"]:
+            raise DigestError(
+                f"{folder / ARRAYS} is not the file that {MANIFEST} was written for.", remedy="Save the model again."
+            )
+        arrays = load_arrays(data)
+        fitted = Corrected(
+            uncorrected=arrays["uncorrected"].astype(np.float64),
+            corrected=arrays["corrected"].astype(np.float64),
+            discriminants=arrays["discriminants"].astype(np.float64) if "discriminants" in arrays else None,
+            embedding=arrays["embedding"].astype(np.float64),
+        )
+        return cls(
+            recipe=Recipe.from_dict(manifest["recipe"]),
+            genes=tuple(manifest["genes"]),
+            blocks=tuple(_block_of(arrays, n, limit) for n, limit in enumerate(manifest["limits"])),
+            batch_names=tuple(manifest["batches"]),
+            codes=arrays["codes"].astype(np.int64),
+            fitted=fitted,
+            centres=arrays["centres"].astype(np.float64),
+            why=manifest["why"],
+            candidates=tuple(manifest["candidates"]),
+        )
+
+    def _corrected(self, features: Float64, batch: str) -> Float64:
+        """Correct the features of cells of one batch."""
+        if self.recipe.theta is None:
+            return features
+        if batch in self.batch_names:
+            own = self.codes == self.batch_names.index(batch)
+            return displaced(features, self.fitted.uncorrected[own], self.fitted.corrected[own])
+        mapped = map_batch(features, self.fitted.corrected, self.centres)
+        for _ in range(self.recipe.alignments):
+            mapped = mapped + mutual_shift(mapped, self.fitted.corrected)
+        return mapped
+
+    def _features(self, cells: BatchedCells) -> Float64:
+        """Return the features (C, D) of cells over any genes; a gene that they lack counts as not expressed."""
+        positions = {name: number for number, name in enumerate(cells.genes)}
+        found = np.array([positions.get(name, -1) for name in self.genes], np.int64)
+        shared = np.flatnonzero(found >= 0)
+        if len(shared) < LEAST_GENES * len(self.genes):
+            raise CorpusError(
+                f"{cells.uri}: {len(shared):,} of the model's {len(self.genes):,} genes are among those of the cells.",
+                remedy="Name the genes as in the cells that the model was fitted on.",
+            )
+        columns = sparse.csr_matrix(
+            (np.ones(len(shared), np.float32), (found[shared], shared)), shape=(len(cells.genes), len(self.genes))
+        )
+        expression = sparse.csr_matrix(cells.expression @ columns)
+        return np.hstack([block.transform(expression) for block in self.blocks]).astype(np.float64)
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        arrays: dict[str, npt.NDArray[Any]] = {"codes": self.codes, "centres": self.centres.astype(np.float32)}
+        for name in ("uncorrected", "corrected", "embedding"):
+            arrays[name] = getattr(self.fitted, name).astype(np.float32)
+        if self.fitted.discriminants is not None:
+            arrays["discriminants"] = self.fitted.discriminants.astype(np.float32)
+        for number, block in enumerate(self.blocks):
+            for name in ("genes", "centre", "scale", "axes"):
+                arrays[f"block{number}.{name}"] = getattr(block, name)
+        return arrays
+
+
+def _over(block: GeneBlock, used: Int64) -> GeneBlock:
+    """Return the block over the genes ``used`` only."""
+    return GeneBlock(np.searchsorted(used, block.genes), block.centre, block.scale, block.axes, block.limit)
+
+
+def _block_of(arrays: Mapping[str, npt.NDArray[Any]], number: int, limit: float | None) -> GeneBlock:
+    genes, centre, scale, axes = (arrays[f"block{number}.{name}"] for name in ("genes", "centre", "scale", "axes"))
+    return GeneBlock(genes, centre, scale, axes, np.inf if limit is None else limit)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        data = (folder / ARRAYS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} does not hold an integration: {error}.",
+            remedy="Name the folder that cytoray integrate --model-out wrote.",
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ModelError(f"{folder / MANIFEST} is not of the format {FORMAT}.", remedy="Fit the integration again.")
+    return manifest, data

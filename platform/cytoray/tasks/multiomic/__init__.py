@@ -1,0 +1,1 @@
+"""Proteins predicted from RNA, and a joint embedding of both."""

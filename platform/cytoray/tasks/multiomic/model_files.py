@@ -1,0 +1,111 @@
+"""The folder of a protein model: ``arrays.safetensors`` and ``model.json``, which has the digest of the arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
+from cytoray.evaluation.voters import GeneFeatures
+from cytoray.tasks.multiomic.blending import Blend
+from cytoray.tasks.multiomic.members import Member
+from cytoray.tasks.multiomic.protein_model import ProteinModel
+from cytoray.tasks.multiomic.views import Views
+
+ARRAYS, MANIFEST, FORMAT = "arrays.safetensors", "model.json", "cytoray-proteins-1"
+_VIEWS = ("expression", "ranks", "panel")
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def save_model(model: ProteinModel, folder: Path) -> str:
+    """Write a model as ``folder``, whole or not at all, and return its digest; ConflictError if it exists."""
+    if folder.exists():
+        raise ConflictError(f"{folder} already exists.", remedy="Choose another folder.")
+    arrays: Arrays = {"confidence": model.confidence, "half_width": model.half_width}
+    arrays["blend/intercept"] = model.blend.intercept
+    for name in _VIEWS:
+        features: GeneFeatures = getattr(model.views, name)
+        parts = {"genes": features.genes, "centre": features.centre, "scale": features.scale, "axes": features.axes}
+        arrays |= {f"views/{name}/{part}": array for part, array in parts.items() if array is not None}
+    members = {}
+    for name, member in model.members.items():
+        members[name] = {"kind": member.kind, "views": list(member.views), "option": dict(member.option)}
+        arrays |= {f"members/{name}/{part}": array for part, array in member.arrays.items()}
+        arrays[f"blend/weights/{name}"] = model.blend.weights[name]
+    data = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    manifest = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "genes": list(model.genes),
+        "proteins": list(model.proteins),
+        "members": members,
+        "facts": dict(model.facts),
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    draft.mkdir(parents=True)
+    try:
+        (draft / ARRAYS).write_bytes(data)
+        (draft / MANIFEST).write_bytes(text)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return hashlib.sha256(text).hexdigest()
+
+
+def load_model(folder: Path) -> ProteinModel:
+    """Load a model; NotFoundError without one, DigestError for changed arrays, ModelError for another format."""
+    if not (folder / MANIFEST).is_file() or not (folder / ARRAYS).is_file():
+        raise NotFoundError(
+            f"{folder} is not a protein model: it has no {MANIFEST} or no {ARRAYS}.", remedy="Check the path."
+        )
+    data = (folder / ARRAYS).read_bytes()
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{folder / MANIFEST} is not JSON.", remedy="Copy the model again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ModelError(
+            f"{folder} is not a protein model of format {FORMAT}.", remedy="Fit it again with this version."
+        )
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        raise DigestError(f"{folder / ARRAYS} was changed or damaged.", remedy="Copy the model again.")
+    try:
+        return _build(manifest, safetensors.numpy.load(data))
+    except (KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{folder} does not fit together ({error!r}).", remedy="Fit it again.") from error
+
+
+def _build(manifest: dict[str, Any], arrays: Arrays) -> ProteinModel:
+    features = {
+        name: GeneFeatures(name if name == "ranks" else "expression", **_below(arrays, f"views/{name}/"))
+        for name in _VIEWS
+    }
+    members = {
+        name: Member(each["kind"], tuple(each["views"]), each["option"], _below(arrays, f"members/{name}/"))
+        for name, each in manifest["members"].items()
+    }
+    genes = tuple(manifest["genes"])
+    return ProteinModel(
+        genes,
+        tuple(manifest["proteins"]),
+        Views(features["expression"], features["ranks"], features["panel"], None, len(genes)),
+        members,
+        Blend(_below(arrays, "blend/weights/"), arrays["blend/intercept"]),
+        arrays["confidence"],
+        arrays["half_width"],
+        manifest["facts"],
+    )
+
+
+def _below(arrays: Arrays, start: str) -> Arrays:
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}

@@ -1,0 +1,205 @@
+"""A model that predicts proteins from RNA: fitted on CITE-seq, kept as a folder, used on cells without proteins.
+
+model = ProteinModel.fit("cite.h5ad")
+model.save("proteins")
+predicted = ProteinModel.load("proteins").predict("cells.h5ad")
+predicted.values, predicted.confidence  # (C, P) and the held-out correlation of each protein
+"""
+
+# C cells, G genes, P proteins
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from cytoray.errors import CorpusError
+from cytoray.evaluation.voters import Expression
+from cytoray.tasks.multiomic.assessment import FEWEST_CELLS, inner_rounds
+from cytoray.tasks.multiomic.blending import Blend, fit_proteins
+from cytoray.tasks.multiomic.members import Member
+from cytoray.tasks.multiomic.paired import Float64, Int64, PairedCells, build_proteins, build_rna, sum_columns
+from cytoray.tasks.multiomic.reading import RnaCells, read_paired, read_rna
+from cytoray.tasks.multiomic.views import Views
+
+LEVEL = 0.9  # of intervals
+FEWEST_KNOWN = 0.5  # share of the model's genes that cells must have
+
+
+@dataclass(frozen=True, eq=False)
+class ProteinPrediction:
+    """Proteins predicted for C cells, and how far to trust them."""
+
+    values: Float64  # (C, P): CLR, if the model was fitted on counts
+    names: tuple[str, ...]  # (P,)
+    cells: tuple[str, ...]  # (C,)
+    confidence: Float64  # (P,) correlation with the measured protein on cells that were held out
+    half_width: Float64  # (P,) of the interval that held the measured value of LEVEL of the cells held out
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ProteinModel:
+    """Predictors of P proteins and their blend, over the genes that they use."""
+
+    genes: tuple[str, ...]  # (G,)
+    proteins: tuple[str, ...]  # (P,)
+    views: Views  # over these genes
+    members: Mapping[str, Member]  # those that the blend uses
+    blend: Blend
+    confidence: Float64  # (P,)
+    half_width: Float64  # (P,)
+    facts: Mapping[str, Any]  # number of cells, choice, its reason, whether proteins were counts; plain JSON
+
+    @classmethod
+    def fit(
+        cls,
+        cells: Any,
+        proteins: Any = None,
+        *,
+        names: Sequence[str] | None = None,
+        batch_key: str | None = None,
+        seed: int = 0,
+    ) -> ProteinModel:
+        """Fit on cells with RNA and proteins.
+
+        ``cells`` is a file, with ``proteins`` the key of its proteins (found by name if None), or an AnnData, with
+        ``proteins`` a key of its obsm, a table or an array, whose columns ``names`` may name. ``batch_key`` is a
+        column of obs: what is chosen must then hold for batches not seen. Raises CorpusError for data that cannot be
+        used.
+        """
+        if isinstance(cells, str | Path):
+            paired = read_paired(str(cells), protein_key=proteins, batch_key=batch_key)
+        else:
+            paired = _paired(cells, proteins, names, batch_key)
+        return fit_model(paired, seed=seed)
+
+    def predict(self, cells: Any) -> ProteinPrediction:
+        """Predict the proteins of a file of cells or an AnnData with counts or log-normalised expression in X.
+
+        Genes are matched by name, if need be without regard to case. Raises CorpusError if more than half of the
+        model's genes are missing; fewer of them have their training mean, with a warning.
+        """
+        return self.predict_rna(read_rna(str(cells)) if isinstance(cells, str | Path) else _rna(cells))
+
+    def predict_rna(self, cells: RnaCells) -> ProteinPrediction:
+        """Predict the proteins of cells with named genes."""
+        matched, missing = self._match(cells.rna, cells.genes)
+        warnings = []
+        if missing.any():
+            some = ", ".join(np.array(self.genes)[missing][:5])
+            warnings.append(
+                f"{int(missing.sum()):,} of the model's {len(self.genes):,} genes are missing ({some}); their training "
+                "mean was used"
+            )
+        inputs = self.views.without(missing).transform(matched)
+        values = self.blend.combine({name: member.predict(inputs) for name, member in self.members.items()})
+        return ProteinPrediction(values, self.proteins, cells.names, self.confidence, self.half_width, tuple(warnings))
+
+    def _match(self, rna: Expression, genes: Sequence[str]) -> tuple[Expression, npt.NDArray[np.bool_]]:
+        """The cells over the model's genes, normalised over all of their own, and which genes they lack."""
+        exact = {name: place for place, name in reversed(list(enumerate(genes)))}
+        plain = {name.upper(): place for name, place in exact.items()}
+        places = np.array([exact.get(name, plain.get(name.upper(), -1)) for name in self.genes], np.int64)
+        missing = places < 0
+        if missing.mean() > 1 - FEWEST_KNOWN:
+            raise CorpusError(
+                f"{int((~missing).sum()):,} of the model's {len(self.genes):,} genes are among the {len(genes):,} "
+                f"genes of these cells (the model's: {', '.join(self.genes[:3])}; the cells': {', '.join(genes[:3])}).",
+                remedy="Name genes as the cells that the model was fitted on do.",
+            )
+        return _over(rna, places), missing
+
+    def save(self, folder: str | Path) -> str:
+        """Write the model as a folder, which appears only when complete, and return its digest."""
+        from cytoray.tasks.multiomic.model_files import save_model
+
+        return save_model(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ProteinModel:
+        """Load a model after verifying its digests; nothing in it can run code."""
+        from cytoray.tasks.multiomic.model_files import load_model
+
+        return load_model(Path(folder))
+
+
+def fit_model(cells: PairedCells, *, seed: int = 0) -> ProteinModel:
+    """Fit a model on cells with RNA and proteins; see ``ProteinModel.fit``."""
+    if cells.num_cells < FEWEST_CELLS:
+        raise CorpusError(
+            f"{cells.uri}: {cells.num_cells} cells with proteins; at least {FEWEST_CELLS} are needed.",
+            remedy="Give more cells.",
+        )
+    rounds = inner_rounds(cells, elsewhere=True, seed=seed)  # cells to be predicted come from other experiments
+    fitted = fit_proteins(cells.rna, cells.proteins.targets, rounds, seed=seed)
+    used = {name: fitted.members[name] for name, weight in fitted.blend.weights.items() if np.any(weight > 0)}
+    weights = {name: fitted.blend.weights[name] for name in used}
+    facts = {
+        "are_counts": cells.proteins.are_counts,
+        "chosen": fitted.chosen,
+        "digest_of_data": cells.digest,
+        "num_cells": cells.num_cells,
+        "scores": dict(fitted.scores),
+        "seed": seed,
+        "warnings": list(cells.warnings),
+        "why": fitted.why,
+    }
+    return ProteinModel(
+        tuple(cells.genes[place] for place in fitted.views.genes),
+        cells.proteins.names,
+        fitted.views.restricted(),
+        used,
+        Blend(weights, fitted.blend.intercept),
+        np.nan_to_num(fitted.correlations),
+        np.quantile(np.abs(fitted.residuals), LEVEL, axis=0),
+        facts,
+    )
+
+
+def _over(rna: Expression, places_G: Int64) -> Expression:
+    """Cells over other columns (-1: empty), with expression and ranks computed over all genes that they have."""
+    known = places_G >= 0
+    picks = sparse.csr_matrix(
+        (np.ones(int(known.sum()), np.float32), (places_G[known], np.flatnonzero(known))),
+        (rna.values.shape[1], len(places_G)),
+    )
+    found = Expression(sparse.csr_matrix(rna.values @ picks), rna.log_normalised)
+    for view in ("expression", "ranks"):
+        found.__dict__[view] = sparse.csr_matrix(getattr(rna, view) @ picks)
+    return found
+
+
+def _rna(adata: Any) -> RnaCells:
+    names, genes = (tuple(map(str, index)) for index in (adata.obs_names, adata.var_names))
+    rna = build_rna(sparse.csr_matrix(adata.X), uri="AnnData", genes=genes, cells=names)
+    values, genes = sum_columns(rna.values, genes)
+    return RnaCells(Expression(values, rna.log_normalised), genes, names)
+
+
+def _paired(adata: Any, proteins: Any, names: Sequence[str] | None, batch_key: str | None) -> PairedCells:
+    """RNA and proteins of an AnnData."""
+    if not hasattr(adata, "obsm"):
+        raise CorpusError(f"These cells are a {type(adata).__name__}.", remedy="Give a file of cells or an AnnData.")
+    table = adata.obsm.get(proteins) if isinstance(proteins, str) else proteins
+    if table is None:
+        raise CorpusError(
+            f"No proteins under {proteins!r}.", remedy=f"Keys of obsm: {', '.join(adata.obsm) or 'none'}."
+        )
+    columns = names if names is not None else getattr(table, "columns", None)
+    values = table.toarray() if sparse.issparse(table) else np.asarray(table)
+    if values.ndim != 2 or len(values) != adata.n_obs:
+        raise CorpusError(
+            f"The proteins have shape {values.shape}, but there are {adata.n_obs} cells.", remedy="Give a row per cell."
+        )
+    columns = [f"protein_{place}" for place in range(values.shape[1])] if columns is None else list(map(str, columns))
+    cells = _rna(adata)
+    found, warnings = build_proteins(values, columns, uri="AnnData", cells=cells.names)
+    batches = None if batch_key is None else tuple(map(str, adata.obs[batch_key]))
+    return PairedCells(cells.rna, cells.genes, found, "AnnData", cells.names, batches=batches, warnings=tuple(warnings))

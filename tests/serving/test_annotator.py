@@ -1,0 +1,99 @@
+"""A bundle that carries an annotator answers with it everywhere: over HTTP, to the client and offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from cytoray.evaluation.annotator import Annotator, fit_annotator
+from cytoray.evaluation.annotator_file import FILE, to_bytes
+from cytoray.evaluation.voters import Expression
+from cytoray.model.bundle import Attachment, ModelBundle, load_bundle, save_bundle
+from cytoray.model.predictor import CellPredictor
+from cytoray.serving.client import Client
+from cytoray.serving.offline import embed_cells
+from cytoray.tasks.annotation.product import build_predictor
+from cytoray.tasks.messages import ModelInfo
+
+LABELS = ("B", "NK", "T")
+
+
+def counts_of_types(num_cells: int, *, seed: int) -> tuple[sp.csr_matrix, list[str]]:
+    rng = np.random.default_rng(seed)
+    rates = np.ones((3, 40))
+    for kind in range(3):
+        rates[kind, 8 * kind : 8 * kind + 8] = 5
+    codes = rng.integers(0, 3, num_cells)
+    return sp.csr_matrix(rng.poisson(rates[codes]).astype(np.float32)), [LABELS[code] for code in codes]
+
+
+@pytest.fixture(scope="module")
+def annotator() -> Annotator:
+    counts, names = counts_of_types(150, seed=1)
+    wide = sp.hstack(
+        [counts, sp.csr_matrix((150, 3))], format="csr", dtype=np.float32
+    )  # the vocabulary's special tokens
+    return fit_annotator(Expression(wide), names, labels=LABELS)[0]
+
+
+@pytest.fixture
+def carrying(build_bundle: Any, annotator: Annotator, tmp_path: Path) -> ModelBundle:
+    """A bundle with the annotator, saved and loaded again."""
+    bundle = build_bundle(labels=LABELS)
+    bundle.attachments = {FILE: Attachment(to_bytes(annotator))}
+    save_bundle(bundle, tmp_path / "bundle")
+    return load_bundle(tmp_path / "bundle")
+
+
+def test_the_same_answers_everywhere(
+    carrying: ModelBundle, annotator: Annotator, build_service: Any, connect: Any, listen: Any, as_cells: Any,
+    as_request: Any,
+) -> None:  # fmt: skip
+    counts, truth = counts_of_types(12, seed=2)
+    wide = sp.hstack([counts, sp.csr_matrix((12, 3))], format="csr", dtype=np.float32)
+    wanted = annotator.annotate(Expression(wide))
+    called = [LABELS[best] for best in wanted.probabilities.argmax(axis=1)]
+    assert np.mean(np.array(called) == truth) > 0.9
+    service = build_service(carrying, predictor=build_predictor(carrying, empty_cells="nan"))
+    cells = connect(service).post("/v1/annotate", json=as_request(counts)).json()["cells"]
+    assert [cell["label"] for cell in cells] == called
+    np.testing.assert_allclose([[cell["probabilities"][name] for name in LABELS] for cell in cells],
+                               wanted.probabilities, atol=1e-6)  # fmt: skip
+    fitting = [[LABELS[at] for at in np.flatnonzero(row)] for row in wanted.in_set]
+    assert [cell["fitting"] for cell in cells] == fitting
+    np.testing.assert_allclose([cell["unseen_p"] for cell in cells], wanted.unseen_p, atol=1e-6)
+    status = [cell["status"] for cell in cells]
+    assert set(status) <= {"assigned", "ambiguous", "unassigned"}
+    genes = as_request(counts)["genes"]
+    with Client(listen(build_service(carrying, predictor=build_predictor(carrying, empty_cells="nan")))) as client:
+        found = client.annotate(genes, counts)
+    assert (list(found.labels), list(found.status)) == (called, status)
+    assert [list(labels) for labels in found.fitting] == fitting
+    info = ModelInfo(name="tiny", version="7", digest="d" * 64)
+    (table,) = embed_cells(build_predictor(carrying), [as_cells(counts)], model=info)
+    assert (table["label"].to_pylist(), table["status"].to_pylist()) == (called, status)
+    assert table["fitting"].to_pylist() == [" | ".join(labels) for labels in fitting]
+
+
+def test_embeddings_are_the_transformers_and_empty_cells_have_no_label(carrying: ModelBundle, as_cells: Any) -> None:
+    counts, _ = counts_of_types(4, seed=3)
+    counts = sp.vstack([counts, sp.csr_matrix((1, 40))], format="csr", dtype=np.float32)
+    found = build_predictor(carrying, empty_cells="nan").predict(as_cells(counts))
+    plain = CellPredictor(carrying, empty_cells="nan").predict(as_cells(counts))
+    np.testing.assert_array_equal(found.embeddings, plain.embeddings)
+    assert found.probabilities is not None
+    assert plain.probabilities is not None
+    assert not np.allclose(found.probabilities[:4], plain.probabilities[:4])
+    assert np.isnan(found.probabilities[4]).all()
+    assert found.doubts is not None
+    assert np.isnan(found.doubts.unseen_p[4])
+    assert not found.doubts.in_set[4].any()
+
+
+def test_without_an_annotator_nothing_is_said_of_doubts(http: Any, make_counts: Any, as_request: Any) -> None:
+    cell = http.post("/v1/annotate", json=as_request(make_counts(1))).json()["cells"][0]
+    assert not {"status", "fitting", "unseen_p"} & cell.keys()
