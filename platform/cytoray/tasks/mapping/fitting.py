@@ -35,7 +35,7 @@ Embed = Callable[[Expression], Float32]  # embeddings (C, D) of cells
 BASELINE = "genes"
 NUM_FOLDS, FEW_CELLS, MANY_FOLDS = 5, 500, 10
 NUM_DRAWS = 200
-LEVEL = 0.95  # of the sets that make a cell ambiguous
+LEVEL = 0.9  # of the sets that make a cell ambiguous
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,9 +146,7 @@ class _Fold:
         return found, oddness.score(queries, self._codes[split.test])
 
 
-def _assemble(
-    cells: Expression, codes_C: Int64, labels: tuple[str, ...], learned: _Learned, how: _How
-) -> Fitted:
+def _assemble(cells: Expression, codes_C: Int64, labels: tuple[str, ...], learned: _Learned, how: _How) -> Fitted:
     """Choose space and blend, calibrate, and fit the space on all cells."""
     voters, answers, held_out = learned
     embeddings, seed, wanted = how
@@ -213,4 +211,3 @@ def _shares(cells: Expression) -> Float32:
     totals = np.asarray(linear.sum(axis=1, dtype=np.float64)).ravel()
     weights = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
     return np.asarray(weights @ linear / max(int((totals > 0).sum()), 1), np.float32).ravel()
-

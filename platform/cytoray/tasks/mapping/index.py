@@ -62,6 +62,7 @@ def build_index(points_RS: Float32, *, kind: IndexKind | None = None) -> Neighbo
 
     kind = kind or ("exact" if len(points_RS) <= MOST_EXACT else "hnsw")
     points = np.ascontiguousarray(points_RS, np.float32)
+    index: Any
     if kind == "exact":
         index = faiss.IndexFlatIP(points.shape[1])
         index.add(points)

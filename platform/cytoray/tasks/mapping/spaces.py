@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
 
-from cytoray.evaluation.voters import Expression, GeneFeatures
+from cytoray.evaluation.voters import GeneFeatures
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -33,8 +33,7 @@ class Whitening:
 
     def transform(self, embeddings_CD: Float32) -> Float32:
         """Return whitened embeddings, (C, W)."""
-        whitened: Float32 = (embeddings_CD - self.centre) @ self.axes
-        return whitened
+        return np.asarray((embeddings_CD - self.centre) @ self.axes, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,5 +112,4 @@ def fit_whitening(embeddings_CD: Float32) -> Whitening:
 def unit(points: Float32) -> Float32:
     """Return the points divided by their lengths; a point of length 0 stays."""
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
-    scaled: Float32 = points / np.maximum(lengths, np.float32(SMALLEST))
-    return scaled
+    return np.asarray(points / np.maximum(lengths, SMALLEST), np.float32)

@@ -22,7 +22,7 @@ def num_neighbours(num_cells: int) -> int:
 
 
 def kernel(distances_CN: Float32) -> Float64:
-    """Return weights exp(-(d / d_last)^2) of neighbours, relative to the farthest one (scArches)."""
+    """Return weights exp(-(d / d_last)^2) of neighbours, relative to the farthest one."""
     farthest = np.maximum(distances_CN[:, -1:].astype(np.float64), SMALLEST_DISTANCE)
     weights: Float64 = np.exp(-((distances_CN / farthest) ** 2))
     return weights
