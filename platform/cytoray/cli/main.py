@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import assess, corpora, integrate, models, proteins, train
+from cytoray.cli import assess, corpora, integrate, models, proteins, reference, train
 from cytoray.cli.common import (
     EXIT_CODES,
     STORE,
@@ -45,6 +45,7 @@ _GROUPS = {
     "models": models.app,
     "assess": assess.app,
     "proteins": proteins.app,
+    "reference": reference.app,
     "config": config_app,
     "tracking": tracking_app,
 }

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from cytoray.corpus.checking.checks import RowChecks, check_rows, corpus_values,
 from cytoray.corpus.config import CheckConfig, RuleConfig, SourceConfig
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
-from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.cells import Int32, SparseCells
 from cytoray.tokens.packed import unpack
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -32,6 +32,7 @@ class NamedCells:
     names: tuple[str, ...]  # (C,)
     labels: tuple[str | None, ...]  # (C,), all None if no label was asked for
     second: tuple[str | None, ...] = ()  # (C,) values of a second column of obs, if one was asked for
+    measured: Int32 | None = None  # ids of the vocabulary's genes that the file has a column of, ascending
 
 
 def read_cells(
@@ -41,14 +42,16 @@ def read_cells(
     stop: int | None = None,
     vocabulary: GeneVocabulary | None = None,
     keep_empty: bool = False,
+    label_key: str | None = None,
 ) -> NamedCells:
     """Read, check and map the cells of a row range of one source; CorpusError names what is wrong.
 
-    ``vocabulary`` is the default one if None. Cells without any of its genes are left out unless ``keep_empty``.
+    ``vocabulary`` is the default one if None. Cells without any of its genes are left out unless ``keep_empty``; cells
+    without a label in ``label_key`` are not.
     """
     checks = _KEEP_ALL if keep_empty else _CHECKS
     with _Reading(source, vocabulary or GeneVocabulary.load_default(), checks) as reading:
-        return reading.read(start=start, stop=stop)
+        return reading.read(start=start, stop=stop, label_key=label_key)
 
 
 def read_labelled_cells(
@@ -63,11 +66,12 @@ def read_labelled_cells(
     rows = np.flatnonzero([label is not None for label in named.labels])
     if len(rows) == 0:
         raise CorpusError(f"{source.uri}: no cell has a label in {label_key!r}.", remedy="Name another column.")
-    return NamedCells(
-        named.cells.take(rows),
-        tuple(named.names[row] for row in rows),
-        tuple(named.labels[row] for row in rows),
-        tuple(named.second[row] for row in rows) if second_key is not None else (),
+    return replace(
+        named,
+        cells=named.cells.take(rows),
+        names=tuple(named.names[row] for row in rows),
+        labels=tuple(named.labels[row] for row in rows),
+        second=tuple(named.second[row] for row in rows) if second_key is not None else (),
     )
 
 
@@ -108,4 +112,5 @@ class _Reading:
         kept = np.concatenate(rows) if rows else np.empty(0, np.int64)
         names = tuple(str(reader.obs.index[row]) for row in kept)
         others = () if second is None else tuple(second[row] for row in kept)
-        return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept), others)
+        measured = np.unique(mapping.ids[mapping.ids >= 0])
+        return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept), others, measured)

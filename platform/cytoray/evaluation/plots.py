@@ -102,7 +102,7 @@ def plot_embedding(
     assert predicted is None or len(predicted) == len(labels), "predicted and labels disagree in length"
     if not np.isfinite(embeddings).all():
         raise ModelError("Some cell embeddings are not finite.", remedy="Train again with a lower learning rate.")
-    plane, axis = _plane(np.asarray(embeddings, np.float32))
+    plane, axis = place_in_plane(np.asarray(embeddings, np.float32))
     panels = {"true label": labels} if predicted is None else {"true label": labels, "predicted label": predicted}
     styles = _styles(sorted({label for values in panels.values() for label in values}))
     num_columns = _legend_columns(list(styles))
@@ -124,7 +124,7 @@ def draw_groups(embeddings: Float, groups: Mapping[str, Sequence[str]]) -> Figur
 
     Panels stand side by side; the plane is that of ``plot_embedding``.
     """
-    plane, axis = _plane(np.asarray(embeddings, np.float32))
+    plane, axis = place_in_plane(np.asarray(embeddings, np.float32))
     figure = Figure(figsize=(5.0 * len(groups), 5.6), layout="constrained")
     for position, (name, values) in enumerate(groups.items(), start=1):
         axes = figure.add_subplot(1, len(groups), position)
@@ -171,7 +171,7 @@ def _loss_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[f
     return curves
 
 
-def _plane(embeddings_CD: npt.NDArray[np.float32]) -> tuple[Float, str]:
+def place_in_plane(embeddings_CD: npt.NDArray[np.float32]) -> tuple[Float, str]:
     """Place the cells in two dimensions (C, 2), and name the axes."""
     if len(embeddings_CD) < 10 or np.ptp(embeddings_CD, axis=0).max() == 0:
         return _principal_components(embeddings_CD), "PC"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -44,10 +44,16 @@ STRENGTHS = {"genes": (0.2, 1.0, 5.0), "components": (0.1, 1.0, 10.0), "radial":
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """C cells over V genes: raw counts, or expression that is normalised and logged already."""
+    """C cells over V genes: raw counts, or expression that is normalised and logged already.
+
+    A gene that was not measured is not a gene that is off: features take it at its usual value, and ``depth`` is the
+    part of 10,000 counts that a usual cell has in the measured genes.
+    """
 
     values: sparse.csr_matrix  # (C, V)
     log_normalised: bool = False
+    measured: npt.NDArray[np.bool_] | None = None  # (V,), None if all genes were
+    depth: float = COUNTS_PER_CELL
 
     @classmethod
     def of(cls, values: sparse.csr_matrix) -> Expression:
@@ -69,11 +75,11 @@ class Expression:
 
     @cached_property
     def expression(self) -> sparse.csr_matrix:
-        """log1p of counts per 10,000, (C, V)."""
+        """log1p of counts per 10,000 (per ``depth``), (C, V)."""
         if self.log_normalised:
             return sparse.csr_matrix(self.values, dtype=np.float32)
         totals = np.asarray(self.values.sum(axis=1, dtype=np.float64)).ravel()
-        factors = np.divide(COUNTS_PER_CELL, totals, out=np.zeros_like(totals), where=totals > 0)
+        factors = np.divide(self.depth, totals, out=np.zeros_like(totals), where=totals > 0)
         return (sparse.diags_array(factors.astype(np.float32)) @ self.values).tocsr().astype(np.float32).log1p()
 
     @cached_property
@@ -94,7 +100,7 @@ class Expression:
 
     def take(self, rows: Int64) -> Expression:
         """Return some of the cells; views that have been computed are kept."""
-        some = Expression(self.values[rows], self.log_normalised)
+        some = replace(self, values=self.values[rows])
         for name in ("expression", "ranks"):
             if name in self.__dict__:
                 some.__dict__[name] = self.__dict__[name][rows]
@@ -114,10 +120,14 @@ class GeneFeatures:
     centre: Float32  # (F,)
     scale: Float32  # (F,)
     axes: Float32 | None = None  # (F, P); their first component has unit variance over the training cells
+    usual: Float32 | None = None  # (F,) mean over the training cells, the value of a gene that was not measured
 
     def transform(self, cells: Expression) -> Float32:
         """Return the features of cells, (C, F) or (C, P)."""
         values = cells.view(self.view)[:, self.genes].toarray()
+        if cells.measured is not None and self.usual is not None:
+            missing = ~cells.measured[self.genes]
+            values[:, missing] = self.usual[missing]
         values -= self.centre
         values /= self.scale
         np.clip(values, -LIMIT, LIMIT, out=values)
@@ -292,7 +302,8 @@ def _scaled_genes(cells: Expression) -> GeneFeatures:
         raise CorpusError("No gene differs between the training cells.", remedy="Give cells of raw counts.")
     largest = np.asarray(values[:, genes].max(axis=0).todense(), np.float32).ravel()
     scale = np.where(largest > 0, largest, np.float32(1))
-    return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale)
+    usual = np.asarray(values[:, genes].mean(axis=0), np.float32).ravel()
+    return GeneFeatures("expression", genes, np.zeros(len(genes), np.float32), scale, usual=usual)
 
 
 def fit_components(
@@ -315,7 +326,7 @@ def fit_components(
     num = max(1, min(num_components, len(standardised) - 1, len(genes)))
     _, _, axes = randomized_svd(standardised, num, random_state=seed)
     spread = float(np.std(standardised @ axes[0])) or 1.0
-    return GeneFeatures(view, genes, centre, scale, np.ascontiguousarray(axes.T / spread, np.float32))
+    return GeneFeatures(view, genes, centre, scale, np.ascontiguousarray(axes.T / spread, np.float32), usual=centre)
 
 
 def _radial(values: Float32, seed: int) -> RadialFeatures:

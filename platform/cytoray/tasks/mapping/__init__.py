@@ -1,0 +1,1 @@
+"""Reference mapping: new cells among labelled ones, with votes of neighbours, doubts, and a place on a frozen map."""
