@@ -23,6 +23,15 @@ LEGEND = (
     "cytoray; ceiling: the best that the data allow, if it is known. The difference is product minus baseline on the "
     "same cells, a 90 % bootstrap interval: win if all of it is above 0, loss if below, otherwise tie."
 )
+TITLES = {"multiomic": "Proteins predicted from RNA"}
+WORDS = {
+    "macro_f1": "macro F1", "unseen_auroc": "AUROC of unseen types", "positive_auroc": "AUROC of positive cells",
+    "avg_bio": "AvgBIO", "avg_batch": "AvgBATCH", "total": "Total", "bras": "BRAS", "ilisi": "iLISI", "clisi": "cLISI",
+    "kbet": "kBET", "pcr": "PCR", "nmi": "NMI", "ari": "ARI", "asw_label": "ASW of labels", "asw_batch": "ASW of batches",
+    "nmi_kmeans": "NMI of k-means", "ari_kmeans": "ARI of k-means", "pearson": "Pearson", "rmse": "RMSE",
+    "within_type_pearson": "Pearson within types", "worst_protein_pearson": "Pearson of the worst protein",
+    "spearman": "Spearman",
+}  # fmt: skip
 _NONE = "-"
 
 
@@ -49,7 +58,7 @@ class AssessedTask:
 def render_page(assessment: Assessment, sections: Sequence[Section]) -> bytes:
     """Render the page with the sections of its task between the table of metrics and the choices."""
     page = _template().render(
-        title=f"{assessment.task.capitalize()} of {assessment.data['uri'].rpartition('/')[2]}",
+        title=f"{TITLES.get(assessment.task, assessment.task.capitalize())} of {assessment.data['uri'].rpartition('/')[2]}",
         summary=_summary(assessment),
         how=f"Split: {assessment.split}. {_contamination(assessment)}",
         metrics=_metric_rows(assessment.metrics),
@@ -117,7 +126,7 @@ def _data_rows(assessment: Assessment) -> Rows:
 
 
 def _words(name: str) -> str:
-    return {"macro_f1": "macro F1", "unseen_auroc": "AUROC of unseen types"}.get(name, name.replace("_", " "))
+    return WORDS.get(name, name.replace("_", " "))
 
 
 @functools.cache

@@ -114,7 +114,7 @@ def plan_rounds(labels: list[str], batches: tuple[str, ...] | None, *, seed: int
 
 
 class _Fold:
-    """What neighbours and distances say about held-out cells, in every space."""
+    """Neighbours of held-out cells, and their distances, in every space."""
 
     def __init__(
         self, cells: Expression, codes: Int64, num_labels: int, embeddings: Float32 | None, embed: Embed | None,
