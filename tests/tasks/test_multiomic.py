@@ -70,7 +70,7 @@ def test_folds_of_a_file(write: Write, tmp_path: Path) -> None:
     assert unseen["mean"]["product"] > 0.4
     assert sum(found["chosen"].values()) == len(found["why"]) == 3
     page = (tmp_path / "out" / "report.html").read_text()
-    for text in ("CD56", "Joint embedding", "Proteins never seen", "rmse (lower is better)"):
+    for text in ("CD56", "Joint embedding", "Proteins never seen", "RMSE (lower is better)"):
         assert text in page, text
 
 

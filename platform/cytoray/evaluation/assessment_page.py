@@ -27,7 +27,8 @@ TITLES = {"multiomic": "Proteins predicted from RNA"}
 WORDS = {
     "macro_f1": "macro F1", "unseen_auroc": "AUROC of unseen types", "positive_auroc": "AUROC of positive cells",
     "avg_bio": "AvgBIO", "avg_batch": "AvgBATCH", "total": "Total", "bras": "BRAS", "ilisi": "iLISI", "clisi": "cLISI",
-    "kbet": "kBET", "pcr": "PCR", "nmi": "NMI", "ari": "ARI", "asw_label": "ASW of labels", "asw_batch": "ASW of batches",
+    "kbet": "kBET", "pcr": "PCR", "nmi": "NMI", "ari": "ARI",
+    "asw_label": "ASW of labels", "asw_batch": "ASW of batches",
     "nmi_kmeans": "NMI of k-means", "ari_kmeans": "ARI of k-means", "pearson": "Pearson", "rmse": "RMSE",
     "within_type_pearson": "Pearson within types", "worst_protein_pearson": "Pearson of the worst protein",
     "spearman": "Spearman",
@@ -57,8 +58,9 @@ class AssessedTask:
 
 def render_page(assessment: Assessment, sections: Sequence[Section]) -> bytes:
     """Render the page with the sections of its task between the table of metrics and the choices."""
+    task = TITLES.get(assessment.task, assessment.task.capitalize())
     page = _template().render(
-        title=f"{TITLES.get(assessment.task, assessment.task.capitalize())} of {assessment.data['uri'].rpartition('/')[2]}",
+        title=f"{task} of {assessment.data['uri'].rpartition('/')[2]}",
         summary=_summary(assessment),
         how=f"Split: {assessment.split}. {_contamination(assessment)}",
         metrics=_metric_rows(assessment.metrics),
