@@ -46,6 +46,14 @@ class Inference:
                 states[row] = pd.Series(list(hidden_TD[cell]), index=self._symbols(tokens.gene_ids[cell]), dtype=object)
         return states
 
+    def token_states(self) -> Iterator[tuple[npt.NDArray[np.integer], Float32]]:
+        """Yield gene ids (T,) and hidden states (T, D) of the gene tokens of each minibatch, without ``<cls>``."""
+        for _, tokens, batch in self._minibatches():
+            hidden_TD = self._bundle.model.encode(batch).float().cpu().numpy()
+            genes = np.ones(len(hidden_TD), bool)
+            genes[tokens.indptr[:-1]] = False
+            yield tokens.gene_ids[genes], hidden_TD[genes]
+
     def attentions(self, *, layer: int) -> list[Float32]:
         """Return attention weights (H, L, L) per cell in one layer, ``<cls>`` first; NaN (H, 1, 1) if it is empty."""
         heads = self._bundle.model.config.num_heads

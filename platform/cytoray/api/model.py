@@ -15,6 +15,7 @@ import torch
 
 from cytoray.api.config import scGPTConfig
 from cytoray.api.dataset import Request, build_dataset, report_empty_cells, scGPTDataset
+from cytoray.api.genes import contextual_embeddings, static_embeddings
 from cytoray.api.inference import Inference, watched
 from cytoray.api.variable_genes import FLAVORS, Flavor
 from cytoray.api.weights import adapted, in_force, load_weights, on_device, refuse_conditions
@@ -145,6 +146,18 @@ class scGPT:
         adata.obsm[key] = embeddings
         adata.uns[key + MADE_BY] = self._identity()
         return embeddings
+
+    def get_gene_embeddings(self, dataset: scGPTDataset | None = None) -> pd.DataFrame:
+        """Return embeddings of genes, float32 (G, D), with symbols as the index.
+
+        Without a data set those of the model's gene encoder, of every gene it knows. With one the mean hidden state of
+        each gene over the cells that express it. Raises ModelError for a data set of another vocabulary.
+        """
+        if dataset is None:
+            return static_embeddings(self.bundle)
+        self._check(dataset)
+        with watched("genes", total=len(dataset)) as advance:
+            return contextual_embeddings(self.bundle, dataset, advance=advance)
 
     def plot_embeddings(
         self,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import assess, corpora, integrate, models, proteins, reference, train
+from cytoray.cli import assess, corpora, genes, integrate, models, proteins, reference, train
 from cytoray.cli.common import (
     EXIT_CODES,
     STORE,
@@ -163,6 +163,7 @@ def embed(
 
 
 app.command()(integrate.integrate)
+app.command()(genes.genes)
 
 
 @app.command()
