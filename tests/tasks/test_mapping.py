@@ -311,3 +311,27 @@ def test_projections_of_a_space() -> None:
     assert fit_discriminants(points, np.zeros(300, np.int64)).shape == (6, 0)
     white = fit_whitening(points).transform(points)
     np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(6), atol=1e-3)
+
+
+def test_an_assessment_scores_the_query_by_common_names(tmp_path: Path) -> None:
+    counts, kinds = draw_counts(150, seed=1)
+    write_h5ad(tmp_path / "reference.h5ad", counts, np.array(["B", "CD14+ Mono", "NK"])[kinds], gene_names())
+    counts, kinds = draw_counts(120, seed=2, odd=20)
+    names = np.array(["B", "CD14 Mono", "NK", "erythrocyte"], object)[kinds]
+    names[:5] = "unassigned"
+    write_h5ad(tmp_path / "query.h5ad", counts, names, gene_names())
+    options = ["--data", tmp_path / "reference.h5ad", "--query", tmp_path / "query.h5ad", "--out", tmp_path / "out"]
+    result = CliRunner().invoke(app, ["assess", "mapping", *map(str, options), "--json"], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    row = found["metrics"]["macro_f1"]
+    assert row["floor"] < 0.4 < 0.9 < row["baseline"]
+    assert row["product"] > row["baseline"] - 0.02
+    assert row["interval"][0] <= row["product"] - row["baseline"] <= row["interval"][1]
+    assert found["details"]["num_scored"] == 95, "neither cells without a type nor a type that was not learned"
+    assert sum(found["details"]["status"].values()) == 120
+    assert found["details"]["label_names"]["reference"]["CD14+ Mono"] == "CD14 Mono"
+    assert "Neighbours alone" in (tmp_path / "out" / "report.html").read_text()
+    write_h5ad(tmp_path / "other.h5ad", counts, "neuron", gene_names())
+    options[3] = tmp_path / "other.h5ad"
+    with pytest.raises(CorpusError, match="share no label"):
+        CliRunner().invoke(app, ["assess", "mapping", *map(str, options)], catch_exceptions=False)

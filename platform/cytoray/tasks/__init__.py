@@ -61,6 +61,14 @@ TASKS: dict[str, TaskSpec] = {
             run=Lazy("cytoray.tasks.integration.assessment", "run_assessment"),
         ),
     ),
+    "mapping": TaskSpec(
+        "mapping",
+        assessment=TaskAssessment(
+            "Assess reference mapping: labels of a query by a reference, beside tuned logistic regression.",
+            config=Lazy("cytoray.tasks.mapping.assess_config", "AssessMappingConfig"),
+            run=Lazy("cytoray.tasks.mapping.assessment", "run_assessment"),
+        ),
+    ),
     "multiomic": TaskSpec(
         "multiomic",
         assessment=TaskAssessment(
