@@ -13,7 +13,7 @@ import torch
 from cytoray import progress
 from cytoray.corpus.contamination import share_in_corpus
 from cytoray.corpus.manifest import load_manifest
-from cytoray.errors import CorpusError, ModelError
+from cytoray.errors import CorpusError, ModelError, StorageError
 from cytoray.evaluation.annotator import Annotator, HeldOut, join_transformer
 from cytoray.evaluation.splits import Split, stratified_folds
 from cytoray.evaluation.voters import Expression, Float64, Int64
@@ -78,7 +78,7 @@ class Transformer:
             return None
         try:
             manifest = load_manifest(self.store, lineage["corpus"])
-        except CorpusError:  # of another store
+        except (CorpusError, StorageError):  # of another store
             return None
         if manifest.digest != lineage.get("corpus_manifest_digest"):
             return None
