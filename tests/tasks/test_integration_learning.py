@@ -28,7 +28,8 @@ from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import OptimizerConfig, TrainConfig, WorkersConfig
-from cytoray.training.integration import IntegrationConfig, integration_model
+from cytoray.training.integration import integration_model
+from cytoray.training.integration_config import IntegrationConfig
 
 NUM_GENES = 40
 

@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from cytoray.config import Config
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.corpus.streaming.members import ObsColumn
 from cytoray.corpus.streaming.options import StreamOptions
@@ -28,6 +26,7 @@ from cytoray.model.losses import SummedLoss, classification_loss, nonzero_loss, 
 from cytoray.model.transformer import ModelOutput, ScGPT
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.training.config import TrainConfig
+from cytoray.training.integration_config import IntegrationConfig
 from cytoray.training.objectives import (
     Amounts,
     MaskedMinibatch,
@@ -39,27 +38,6 @@ from cytoray.training.objectives import (
     measure_every_token,
     squared_error,
 )
-
-
-class IntegrationConfig(Config):
-    """Settings of batch integration; the defaults are those of scGPT's recipe."""
-
-    batch_key: str = Field(description="Column of obs with the experimental batch; cells without one are skipped.")
-    mask_ratio: float = Field(0.4, gt=0, lt=1, description="Share of the panel's genes hidden in each cell.")
-    cells_per_minibatch: int = Field(
-        64,
-        gt=1,
-        description="Cells whose embeddings are compared, and normalised together; train.cells_per_step must be a "
-        "multiple of it times the number of workers. train.accumulation and train.micro_batch_tokens have no effect.",
-    )
-    similarity_threshold: float = Field(0.8, ge=0, lt=1, description="Cosine from which cells are pushed away (ECS).")
-    similarity_weight: float = Field(10.0, ge=0, description="Weight of elastic cell similarity (ECS).")
-    adversarial_weight: float = Field(1.0, ge=0, description="Weight of the adversarial batch classifier (DAB).")
-    adversarial_ramp: bool = Field(
-        True,
-        description="Whether that weight grows from 0 as 2 / (1 + exp(-10 p)) - 1 with the share p of steps done; "
-        "false: constant, as in the original.",
-    )
 
 
 def integration_stream(

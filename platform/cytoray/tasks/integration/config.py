@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from cytoray.tasks.config import FromModelConfig
-from cytoray.training.integration import IntegrationConfig
+from cytoray.training.integration_config import IntegrationConfig
 
 
 class FinetuneIntegrationConfig(FromModelConfig):
