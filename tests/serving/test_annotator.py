@@ -127,3 +127,17 @@ def test_an_anndata_gets_the_same_labels_as_columns(carrying: ModelBundle, as_ce
 def unlabelled(bundle: ModelBundle) -> ScGPT:
     shape = bundle.model.config.model_copy(update={"num_labels": 0})
     return ScGPT(shape, pad_id=bundle.vocabulary.pad_id)
+
+
+def test_an_annotator_of_other_labels_is_refused(carrying: ModelBundle) -> None:
+    with pytest.raises(ModelError, match="has other labels than its model"):
+        build_predictor(replace(carrying, labels=("x", "y", "z")))
+
+
+def test_training_in_python_leaves_the_annotator_of_the_weights_before(carrying: ModelBundle) -> None:
+    counts, names = counts_of_types(40, seed=5)
+    adata = anndata.AnnData(counts, var=pd.DataFrame(index=list(GENES)))
+    model = cytoray.scGPTFineTuningModel.from_bundle(carrying)
+    model.train(model.process_data(adata), names, validation_fraction=0)
+    assert model.bundle.attachments == {}
+    assert FILE in carrying.attachments

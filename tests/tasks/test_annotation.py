@@ -113,6 +113,8 @@ def test_a_fine_tuned_bundle_gets_an_annotator_that_beats_its_random_transformer
     report = evaluate(loaded, held, Baseline(typed_corpus, "cells", "type"), folder=tmp_path / "report")
     assert report.scores["cytoray"].accuracy > 0.95
     assert report.scores["transformer alone"].accuracy < 0.8
+    one_type = config.model_copy(update={"label_key": "one"})
+    assert AttachAnnotator(one_type, ("B", "T"))(plain) is plain, "a finished training is not lost for an annotator"
     unvalidated = load_annotator(AttachAnnotator(config, ("B", "T"))(plain))
     assert unvalidated is not None
     assert unvalidated.joined is None, "no cell is new to the transformer"

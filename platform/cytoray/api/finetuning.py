@@ -110,7 +110,10 @@ class scGPTFineTuningModel(scGPT):
         return self.history
 
     def get_outputs(self, dataset: scGPTDataset) -> Float32:
-        """Return the outputs of the head, float32 (C, K): logits or numbers; NaN for cells without a known gene."""
+        """Return the outputs of the head, float32 (C, K): logits or numbers; NaN for cells without a known gene.
+
+        They are the head's alone: ``cytoray.annotate`` answers with the annotator that a served bundle may carry.
+        """
         self._check(dataset)
         with watched("predict", total=len(dataset)) as advance:
             return self._inference(dataset, advance).logits()
@@ -185,7 +188,7 @@ class scGPTFineTuningModel(scGPT):
             if trained or config.seed != self.config.seed:
                 self._replace_head(classes.names, lineage, seed=config.seed)
         lineage = {**self.bundle.lineage, **lineage}
-        self.bundle = replace(self.bundle, labels=classes.names, lineage=lineage, digest=None)
+        self.bundle = replace(self.bundle, labels=classes.names, lineage=lineage, digest=None, attachments={})
         return classes.codes(labels)
 
     def _targets(self, labels: npt.NDArray[Any], *, seen: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -17,6 +17,7 @@ import torch
 from cytoray.api.dataset import scGPTDataset
 from cytoray.api.inference import Inference
 from cytoray.errors import ModelError
+from cytoray.evaluation.report import draft_of
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.fitting import MOST_TOKENS
 
@@ -78,13 +79,12 @@ def nearest_genes(embeddings: pd.DataFrame, gene: str, *, num: int) -> pd.Series
 
 def write_embeddings(embeddings: pd.DataFrame, path: Path) -> None:
     """Write gene embeddings as parquet (a column per dimension) or h5ad (obs are genes); whole or not at all."""
-    draft = path.with_name(f".{path.name}")
     table = embeddings.set_axis([f"d{number}" for number in range(embeddings.shape[1])], axis=1)
-    if path.suffix == ".parquet":
-        table.to_parquet(draft)
-    else:
-        anndata.AnnData(table.to_numpy(np.float32), obs=pd.DataFrame(index=table.index)).write_h5ad(draft)
-    draft.replace(path)
+    with draft_of(path) as draft:
+        if path.suffix == ".parquet":
+            table.to_parquet(draft)
+        else:
+            anndata.AnnData(table.to_numpy(np.float32), obs=pd.DataFrame(index=table.index)).write_h5ad(draft)
 
 
 def as_rows(cosines: pd.Series[float]) -> Sequence[dict[str, object]]:

@@ -61,7 +61,10 @@ def from_bytes(data: bytes, *, num_genes: int) -> Annotator:
             f"The annotator has format {about.get('format')}, this version of cytoray reads {FORMAT}.",
             remedy="Use the version of cytoray that wrote the model, or a newer one.",
         )
-    found = _read(about, arrays)
+    try:
+        found = _read(about, arrays)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"The annotator lacks a part: {error}.", remedy="Fine-tune the model again.") from error
     genes = [voter.features.genes.max() for voter in found.voters.values() if len(voter.features.genes)]
     if max(genes, default=0) >= num_genes:
         raise ModelError("The annotator has genes that the vocabulary lacks.", remedy="Fine-tune the model again.")

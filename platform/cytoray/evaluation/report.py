@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -38,10 +39,17 @@ def scores_table(scores: Mapping[str, ClassificationScores]) -> list[ScoreRow]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` atomically: readers see the old file or the new one, never part of one."""
+    with draft_of(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes ``path`` if the block does not raise, and is removed if it does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from cytoray.corpus.reading import read_cells
 from cytoray.model.device import choose_reserved_device
 from cytoray.model.predictor import Predictions
 from cytoray.registry.opening import CACHE_FOLDER, open_model
-from cytoray.serving.embedding_files import write_h5ad
+from cytoray.serving.embedding_files import LABEL_COLUMNS, write_h5ad
 from cytoray.tasks.annotation.answers import status_of
 from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.endpoint import Predictor
@@ -178,7 +178,9 @@ def _describe(source: SourceConfig) -> tuple[SourceConfig, SourceDescription]:
 
 def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDescription) -> Iterator[_Range]:
     """Yield the row ranges of one source; a file's name contains a digest of everything its content depends on."""
-    made_of = hashlib.sha256(f"{task.model.digest} {about.version} {source.fingerprint()}".encode()).hexdigest()[:16]
+    made_of = hashlib.sha256(
+        f"{task.model.digest} {about.version} {source.fingerprint()} {LABEL_COLUMNS}".encode()
+    ).hexdigest()[:16]
     for start in range(0, about.num_cells, task.rows_per_file):
         stop = min(start + task.rows_per_file, about.num_cells)
         yield _Range(source, start, stop, f"part-{number:05d}-{start:010d}-{stop:010d}-{made_of}.parquet")

@@ -33,17 +33,17 @@ from cytoray.tasks.annotation.assessment_page import annotation_sections
 from cytoray.tasks.annotation.judging import judge_labels, judge_unseen
 from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
 from cytoray.tasks.annotation.transformer import Transformer, open_transformer
+from cytoray.tokens.labels import is_placeholder
 
 Protocol = Literal["5-fold", "few-labels", "transfer", "leave-type-out"]
 FRACTIONS = (0.1, 0.02)
 NUM_SEEDS = 3
 MAX_CELLS = 20_000  # of each data set: the features of so many take 160 MB a view, and penalties are tuned in minutes
-NO_LABELS = frozenset({"", "na", "nan", "none", "null", "unassigned", "unknown", "unlabeled", "unlabelled"})
 
 
 def without_placeholders(cells: LabelledCells) -> tuple[LabelledCells, dict[str, int]]:
     """Leave out cells whose label is a placeholder such as ``unassigned``, and count them by label."""
-    placeholders = Counter(label for label in cells.labels if label.strip().lower() in NO_LABELS)
+    placeholders = Counter(label for label in cells.labels if is_placeholder(label))
     rows = np.flatnonzero([label not in placeholders for label in cells.labels])
     if not len(rows):
         raise CorpusError(f"{cells.uri}: every label is missing.", remedy="Set --label-key to the cell types.")

@@ -11,6 +11,7 @@ import numpy as np
 
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.stream import LabelledSample, sample_labelled_cells
+from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.annotator import Annotator, fit_annotator, join_transformer
 from cytoray.evaluation.annotator_file import FILE, to_bytes
 from cytoray.evaluation.voters import Expression
@@ -33,8 +34,12 @@ class AttachAnnotator:
     labels: tuple[str, ...]
 
     def __call__(self, bundle: ModelBundle) -> ModelBundle:
-        """Return the bundle with an annotator attached."""
-        annotator = fit_bundle_annotator(bundle, self.config, self.labels)
+        """Return the bundle with an annotator attached; without, with a warning, if none can be fitted."""
+        try:
+            annotator = fit_bundle_annotator(bundle, self.config, self.labels)
+        except (ConfigError, CorpusError) as error:  # a finished training is not lost for it
+            logger.warning("The bundle has no annotator: %s", error)
+            return bundle
         chosen = annotator.choice if annotator.joined is None else annotator.joined
         logger.info("annotator: %s", chosen.why)
         lineage = bundle.lineage | {"annotator": chosen.chosen}

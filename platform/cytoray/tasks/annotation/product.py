@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from cytoray.errors import ModelError
 from cytoray.evaluation.annotator import Annotator
 from cytoray.evaluation.annotator_file import FILE, from_bytes
 from cytoray.evaluation.voters import Expression
@@ -44,11 +45,14 @@ def bundle_annotator(bundle: ModelBundle) -> BundleAnnotator | None:
 
 
 def load_annotator(bundle: ModelBundle) -> Annotator | None:
-    """Return the annotator of a bundle; None if it has none."""
+    """Return the annotator of a bundle; None if it has none. ModelError for one that does not fit the bundle."""
     if FILE not in bundle.attachments:
         return None
     annotator = from_bytes(bundle.attachments[FILE].read(), num_genes=bundle.vocabulary.size)
-    assert annotator.labels == bundle.labels, "the annotator was fitted for this bundle"
+    if annotator.labels != bundle.labels:
+        raise ModelError(
+            "The annotator of this bundle has other labels than its model.", remedy="Fine-tune the model again."
+        )
     return annotator
 
 

@@ -28,8 +28,9 @@ from cytoray.registry.opening import open_model
 from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map
 from cytoray.tasks.mapping.assess_config import AssessMappingConfig
 from cytoray.tasks.mapping.building import MappedQuery, build_reference, embed_with, map_query
-from cytoray.tasks.mapping.cells import NO_LABELS, MapCells, read_query, read_reference
+from cytoray.tasks.mapping.cells import MapCells, read_query, read_reference
 from cytoray.tasks.mapping.fitting import num_steps
+from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 Int64 = npt.NDArray[np.int64]
@@ -80,7 +81,7 @@ def common_names(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return common names of the labels of reference and query; CorpusError if they share none."""
     learned = sorted({str(label) for label in cells.labels})
-    asked = sorted({label for label in query.labels if label is not None and label.strip().lower() not in NO_LABELS})
+    asked = sorted({label for label in query.labels if label is not None and not is_placeholder(label)})
     reference_names, query_names = match_labels(learned, asked, synonym=gene_synonym())
     if table:
         reference_names = {label: table.get(label, label) for label in reference_names}

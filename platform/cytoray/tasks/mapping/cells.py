@@ -18,10 +18,10 @@ from cytoray.corpus.reading import NamedCells, read_cells, read_labelled_cells
 from cytoray.errors import CorpusError
 from cytoray.evaluation.voters import Expression
 from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 Int64 = npt.NDArray[np.int64]
-NO_LABELS = frozenset({"", "na", "nan", "none", "null", "unassigned", "unknown", "unlabeled", "unlabelled"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def read_reference(
         named = read_labelled_cells(source, label_key, second_key=batch_key, vocabulary=vocabulary)
         parts.append(_as_cells(named, source.identity, vocabulary, has_batches=batch_key is not None))
     cells = _joined(parts)
-    placeholders = Counter(label for label in cells.labels if str(label).strip().lower() in NO_LABELS)
+    placeholders = Counter(label for label in cells.labels if is_placeholder(str(label)))
     kept = np.flatnonzero([label not in placeholders for label in cells.labels])
     if len(kept) < 2:
         raise CorpusError(

@@ -29,9 +29,6 @@ from cytoray.tasks.multiomic.scoring import (
 )
 
 NUM_DRAWS = 1000
-PLACEHOLDERS = frozenset(
-    {"", "na", "nan", "none", "null", "missing", "unassigned", "unknown", "unlabeled", "unlabelled"}
-)
 Score = Callable[[Float64, Float64 | None], Float64]  # of predictions (C, P), over all cells or each draw's
 
 
@@ -76,7 +73,7 @@ def judge_proteins(scored: PairedCells, pooled: Pooled, seed: int) -> tuple[dict
     weights_DC = draw_weights(_units(scored), num_draws=NUM_DRAWS, seed=seed)
     ceilings = noise_ceiling(scored.proteins.values, seed=seed) if scored.proteins.are_counts else None
     ranked = ranks(truth)
-    types = rows_by_type(scored.labels, PLACEHOLDERS) if scored.labels is not None else {}
+    types = rows_by_type(scored.labels) if scored.labels is not None else {}
 
     def correlations(values: Float64, weights: Float64 | None) -> Float64:
         """Return the correlation of each protein."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from uuid import uuid4
 
 import anndata
 import numpy as np
@@ -12,6 +10,7 @@ import pandas as pd
 
 from cytoray import storage
 from cytoray.errors import ConflictError
+from cytoray.evaluation.report import draft_of
 from cytoray.tasks.multiomic.joint import joint_embedding
 from cytoray.tasks.multiomic.protein_model import LEVEL, ProteinModel, ProteinPrediction
 from cytoray.tasks.multiomic.reading import PREDICTED, read_paired, read_rna
@@ -76,10 +75,5 @@ def _open(data: str) -> anndata.AnnData | None:
 
 def _write(adata: anndata.AnnData, out: Path) -> None:
     """Write a file, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{uuid4().hex}.tmp")
-    try:
+    with draft_of(out) as draft:
         adata.write_h5ad(draft)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)

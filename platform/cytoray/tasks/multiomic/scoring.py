@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cytoray.evaluation.intervals import draw_rows
 from cytoray.tasks.multiomic.paired import Float64, Int64
+from cytoray.tokens.labels import is_placeholder
 
 FEWEST_CELLS = 30  # of a type, for correlations within it
 LEAST_SHARE = 0.02  # of cells in the smaller component of a mixture
@@ -81,15 +82,11 @@ def within_types(
     return np.array([_mean(np.array(column)) for column in zip(*per_type, strict=True)])
 
 
-def rows_by_type(labels: Sequence[str], placeholders: frozenset[str]) -> dict[str, Int64]:
+def rows_by_type(labels: Sequence[str]) -> dict[str, Int64]:
     """Return the rows of each cell type with enough cells, without placeholders such as ``unassigned``."""
     names = np.asarray(labels, str)
     found = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
-    return {
-        name: rows
-        for name, rows in found.items()
-        if len(rows) >= FEWEST_CELLS and name.strip().lower() not in placeholders
-    }
+    return {name: rows for name, rows in found.items() if len(rows) >= FEWEST_CELLS and not is_placeholder(name)}
 
 
 @dataclass(frozen=True)
