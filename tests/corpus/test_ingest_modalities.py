@@ -139,7 +139,7 @@ def test_a_negative_value_in_a_late_row_is_refused_with_its_feature(multiome, sa
     config = configure(tmp_path, uri, {"protein": "obsm/proteins"})
     rules = config.checks.rules.model_copy(update={"duplicate_cell": "warn"})
     config = config.model_copy(update={"checks": config.checks.model_copy(update={"rules": rules})})
-    with pytest.raises(CorpusError, match="'protein' holds -1.5 for 'CD19' in row 300, which is not a count"):
+    with pytest.raises(CorpusError, match=r"'protein' holds -1\.5 for 'CD19' in row 300, which is not a count"):
         ingest(config)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cytoray import storage
-from cytoray.corpus.manifest import CorpusManifest, corpus_uri, load_manifest
+from cytoray.corpus.manifest import CellFileRecord, CorpusManifest, corpus_uri, load_manifest
 from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
@@ -30,7 +30,7 @@ from cytoray.corpus.streaming.shares import Team
 from cytoray.errors import CorpusError
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.keys import Purpose, combine
-from cytoray.tokens.packed import concatenate, unpack
+from cytoray.tokens.packed import PackedCells, concatenate, unpack
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -108,14 +108,15 @@ class CorpusStream:
         shard = int(np.searchsorted(self._first_units, unit, "right")) - 1
         record, group = self.manifest.shards[shard], unit - int(self._first_units[shard])
         uri = corpus_uri(self.store, self.manifest.name)
-        modalities = {
-            name: open_shard(storage.join(uri, record.modalities[name].key), record.modalities[name]).read_group(group)
-            for name in self.options.modalities
-        }
-        cells = open_shard(storage.join(uri, record.key), record).read_group(group)
-        translation = self.options.translation
+
+        def read(file: CellFileRecord) -> PackedCells:
+            return open_shard(storage.join(uri, file.key), file).read_group(group)
+
+        cells, translation = read(record), self.options.translation
         cells = cells if translation is None else translation.apply(cells)
-        return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities)
+        modalities = {name: read(record.modalities[name]) for name in self.options.modalities}
+        features = tuple(tokens.place(read(record.modalities[tokens.modality])) for tokens in self.options.features)
+        return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities, features)
 
     def _load_controls(self) -> Controls:
         """Load the control cells of a stream of pairs."""
@@ -156,7 +157,7 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
             f"Corpus {corpus!r} was ingested with another gene vocabulary than this version of cytoray has.",
             remedy="Ingest it again under another name.",
         )
-    for name in options.modalities:
+    for name in (*options.modalities, *(tokens.modality for tokens in options.features)):
         if any(name not in shard.modalities for shard in manifest.shards):
             raise CorpusError(
                 f"Corpus {corpus!r}: not all cells have the modality {name!r}.",
