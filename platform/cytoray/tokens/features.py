@@ -21,6 +21,7 @@ from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 SPECIAL, GENES = 0, 1  # modalities that every model has; further ones count on
+RNA = "rna"  # name of the modality of genes, which no further one may have
 
 
 @dataclass(frozen=True)

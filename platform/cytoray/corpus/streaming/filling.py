@@ -187,8 +187,8 @@ class ChunkFiller:
         """Return the cells' numbers of genes, and of their tokens in each further modality, (1 + F, C)."""
         rows = [_gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)]
         for number, features in enumerate(self.options.features):
-            measured = _gather(groups, lambda group, n=number: group.values_of(n), np.int64)
-            rows.append(features.num_tokens(measured))
+            values = functools.partial(_Group.values_of, number=number)
+            rows.append(features.num_tokens(_gather(groups, values, np.int64)))
         return np.stack(rows)
 
     def _fill_modalities(
