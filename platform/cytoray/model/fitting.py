@@ -104,8 +104,8 @@ class Fit:
     def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
         """Raises ConfigError if more layers are to be frozen than the model has."""
         self._model, self._head, self._config = bundle.model, head, config
-        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
         self._answering = bundle.tokenizer()
+        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config, panel=self._answering.panel)
         num_layers = bundle.model.config.num_layers
         if config.freeze_layers > num_layers:
             raise ConfigError(
