@@ -198,6 +198,19 @@ def test_frozen_layers_stay(separable: Any, bundle_folder: Path):
         tuned.train(tuned.process_data(adata), labels, freeze_layers=3)
 
 
+def test_lower_layers_learn_more_slowly(separable: Any, bundle_folder: Path):
+    """Adam's first step is as long as the learning rate, whatever the gradient."""
+    adata, labels = separable
+    tuned = _tuned(bundle_folder)
+    before = _weights(tuned)
+    num_cells = adata.n_obs
+    tuned.train(tuned.process_data(adata), labels, layer_decay=0.1, validation_fraction=0, batch_size=num_cells)
+    step = {name: float((tensor - before[name]).abs().max()) for name, tensor in _weights(tuned).items()}
+    assert step["transformer_encoder.layers.0.linear1.weight"] == pytest.approx(1e-4 * 0.01, rel=0.05)
+    assert step["transformer_encoder.layers.1.linear1.weight"] == pytest.approx(1e-4 * 0.1, rel=0.05)
+    assert step["cls_decoder.out_layer.weight"] == pytest.approx(1e-4, rel=0.05)
+
+
 def test_the_source_is_not_changed(separable: Any, bundle_folder: Path):
     adata, labels = separable
     source = load_bundle(bundle_folder)

@@ -76,6 +76,7 @@ class scGPTFineTuningModel(scGPT):
         batch_size: int | None = None,
         patience: int | None = None,
         freeze_layers: int = 0,
+        layer_decay: float = 1.0,
         seed: int | None = None,
     ) -> list[dict[str, Any]]:
         """Train all weights except frozen ones with AdamW, keep those of the best epoch, and return the history.
@@ -84,7 +85,8 @@ class scGPTFineTuningModel(scGPT):
         DataFrame whose index has the cells' names is matched by name, and refused if it names only some of them.
         Whole numbers below K are the numbers of the outputs. Epochs are judged by the loss on
         ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class its share; with neither,
-        the last epoch stays. Cells without a known gene are left out, with a warning.
+        the last epoch stays. ``layer_decay`` below 1 lowers the learning rate per layer below the head. Cells without
+        a known gene are left out, with a warning.
 
         Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
         TrainingError if the loss is not finite. The model always ends in eval mode.
@@ -93,7 +95,7 @@ class scGPTFineTuningModel(scGPT):
         settings |= {"batch_size": batch_size, "validation_fraction": validation_fraction}
         defaults = {"batch_size": self.config.batch_size, "seed": self.config.seed}
         given = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
-        config = checked(FitConfig, given | {"freeze_layers": freeze_layers})
+        config = checked(FitConfig, given | {"freeze_layers": freeze_layers, "layer_decay": layer_decay})
         if (validation_input_data is None) != (validation_labels is None):
             raise ConfigError("validation_input_data and validation_labels go together.", remedy="Give both or none.")
         targets = self._learn_labels(aligned(train_labels, train_input_data, what="train_labels"), config)

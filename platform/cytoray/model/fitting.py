@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from cytoray import progress
 from cytoray.config import Config
-from cytoray.errors import ConfigError, TrainingError
+from cytoray.errors import TrainingError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
+from cytoray.model.groups import freeze, parameter_groups
 from cytoray.model.losses import classification_loss
 from cytoray.model.predictor import group_by_length
 from cytoray.model.transformer import ScGPT
@@ -47,6 +48,9 @@ class FitConfig(Config):
     )
     freeze_layers: int = Field(
         0, ge=0, description="Number of first transformer layers that are frozen, with the gene embeddings."
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate per layer below the heads, which have the full one."
     )
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of cells held out to select the best epoch.")
     seed: int = Field(0, ge=0, description="Seed of the hold-out, the order of cells, ties and dropout.")
@@ -102,27 +106,20 @@ class Fit:
     """Fitting of a bundle's model, in place."""
 
     def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
-        """Raises ConfigError if more layers are to be frozen than the model has."""
         self._model, self._head, self._config = bundle.model, head, config
         self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
         self._answering = bundle.tokenizer()
-        num_layers = bundle.model.config.num_layers
-        if config.freeze_layers > num_layers:
-            raise ConfigError(
-                f"freeze_layers is {config.freeze_layers}.", remedy=f"This model has {num_layers} layers to freeze."
-            )
 
     def run(self, train: Examples, validation: Examples | None, *, advance: progress.Advance) -> list[dict[str, Any]]:
         """Train and return one record per epoch; the model ends in eval mode with the weights of the best epoch.
 
         The best epoch has the lowest validation loss; without validation it is the last. Raises TrainingError if a
-        loss is not finite.
+        loss is not finite, ConfigError if more layers are to be frozen than the model has.
         """
         history: list[dict[str, Any]] = []
         best: tuple[int, dict[str, Tensor]] | None = None
         with _trained(self._model, self._config.freeze_layers), seeded(self._config.seed, self._model.device):
-            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.AdamW(trained, lr=self._config.learning_rate)
+            optimizer = self._optimizer()
             for epoch in range(self._config.epochs):
                 history.append({"epoch": epoch, "train_loss": self._epoch(train, epoch, optimizer, advance)})
                 if validation is None:
@@ -136,6 +133,12 @@ class Fit:
         if best is not None:
             self._model.load_state_dict(best[1])
         return history
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        rate = self._config.learning_rate
+        groups = parameter_groups(self._model, layer_decay=self._config.layer_decay)
+        settings = [{"params": group["params"], "lr": rate * group["rate_scale"]} for group in groups]
+        return torch.optim.AdamW(settings)
 
     def judge(self, examples: Examples) -> dict[str, float]:
         """Return ``validation_loss`` and, for classes, ``accuracy``."""
@@ -203,11 +206,8 @@ class Fit:
 @contextmanager
 def _trained(model: ScGPT, freeze_layers: int) -> Iterator[None]:
     """Freeze the first layers within the block; afterwards the model is unfrozen and in eval mode."""
-    frozen = [model.encoder, *list(model.transformer_encoder.layers)[:freeze_layers]] if freeze_layers else []
-    parameters = [parameter for module in frozen for parameter in module.parameters() if parameter.requires_grad]
+    parameters = freeze(model, freeze_layers)
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in parameters:

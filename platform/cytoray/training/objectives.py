@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.config import ModelConfig
 from cytoray.model.flops import embedding_flops, generative_flops
+from cytoray.model.groups import ParameterGroup, parameter_groups
 from cytoray.model.losses import SummedLoss, classification_loss, expression_loss
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedGenerativeMinibatch, PackedMinibatch, widen
@@ -292,6 +293,10 @@ class ObjectiveModule(nn.Module):
         super().__init__()
         self.model = model
         self._objective = objective
+
+    def parameter_groups(self, *, layer_decay: float) -> list[ParameterGroup]:
+        """Return the trained parameters of the model by depth."""
+        return parameter_groups(self.model, layer_decay=layer_decay)
 
     def forward(self, prepared: Prepared, step: int, *, judge: bool = False) -> dict[str, Tensor]:
         """Summed losses by name, or with ``judge`` total and count (2,) of each figure of held-out cells."""
