@@ -21,8 +21,8 @@ def train(
     groups = []
     for name, parameter in model.named_parameters():
         layer = int(name.split(".")[2]) if ".layers." in name else depth if "decoder" in name else -1
-        if name.startswith("encoder.") or 0 <= layer < depth:
-            parameter.requires_grad_(not layer < settings.freeze_layers)
+        if settings.freeze_layers and layer < settings.freeze_layers and (layer >= 0 or name.startswith("encoder.")):
+            parameter.requires_grad_(requires_grad=False)
         groups.append({"params": [parameter], "scale": settings.layer_decay ** (depth - layer)})
     optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.epsilon, weight_decay=0.0)
     history = []
