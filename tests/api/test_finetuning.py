@@ -458,3 +458,20 @@ def test_every_class_is_held_out_in_its_share():
     assert sorted([*rows, *held]) == list(range(61))
     assert not np.array_equal(held, hold_out(strata, fraction=0.2, seed=1)[1])
     assert len(hold_out(strata, fraction=0.0, seed=0)[1]) == 0
+
+
+def test_cells_with_a_coarse_label_get_the_finer_one_that_fits(separable: Any, bundle_folder: Path):
+    adata, kinds = separable
+    given = [kind if row % 2 or kind == "B" else "lymphoid" for row, kind in enumerate(kinds)]
+    coarse = [row for row, label in enumerate(given) if label == "lymphoid"]
+    tuned = _tuned(bundle_folder, output_size=4)
+    data = tuned.process_data(adata)
+    tuned.train(data, given, label_tree={"NK": "lymphoid", "T": "lymphoid"}, **FAST)
+    answers = tuned.predict(data)
+    assert np.mean([answers[row] == kinds[row] for row in coarse]) >= 0.9
+    with pytest.raises(ConfigError, match="cycle"):
+        tuned.train(data, given, label_tree={"NK": "T", "T": "NK"})
+    flat = _tuned(bundle_folder, output_size=4)
+    flat.train(data, given, **FAST)
+    plain = flat.predict(data)
+    assert np.mean([plain[row] == "lymphoid" for row in coarse]) >= 0.5, "without a tree labels exclude each other"

@@ -23,7 +23,7 @@ from cytoray.errors import TrainingError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.groups import freeze, parameter_groups
-from cytoray.model.losses import classification_loss
+from cytoray.model.losses import classification_loss, hierarchical_loss
 from cytoray.model.predictor import group_by_length
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedMinibatch, collate_packed
@@ -105,8 +105,9 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 class Fit:
     """Fitting of a bundle's model, in place."""
 
-    def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
-        self._model, self._head, self._config = bundle.model, head, config
+    def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig, *, below_KK: Tensor | None = None) -> None:
+        """``below_KK`` (bool) of ``LabelTree.below``: classes may lie below others."""
+        self._model, self._head, self._config, self._below_KK = bundle.model, head, config, below_KK
         self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
         self._answering = bundle.tokenizer()
 
@@ -149,9 +150,15 @@ class Fit:
             for places, batch in self._micro_batches(examples, rows, epoch=None):
                 outputs_BK, targets = self._outputs(batch), self._targets(examples, places)
                 loss += self._loss(outputs_BK, targets).item()
-                right += int((outputs_BK.argmax(dim=1) == targets).sum()) if self._head == "classification" else 0
+                right += self._num_right(outputs_BK, targets) if self._head == "classification" else 0
         found = {"validation_loss": _finite(loss / len(rows), self._config)}
         return found | ({"accuracy": right / len(rows)} if self._head == "classification" else {})
+
+    def _num_right(self, outputs_BK: Tensor, targets: Tensor) -> int:
+        """Number of cells whose likeliest class is their own, or below it."""
+        best = outputs_BK.argmax(dim=1)
+        right = best == targets if self._below_KK is None else self._below_KK.to(best.device)[targets, best]
+        return int(right.sum())
 
     def _epoch(self, train: Examples, epoch: int, optimizer: torch.optim.Optimizer, advance: progress.Advance) -> float:
         """Train on all cells once, in a new order; return the mean loss per cell."""
@@ -199,7 +206,10 @@ class Fit:
     def _loss(self, outputs_BK: Tensor, targets: Tensor) -> Tensor:
         """Summed over cells: cross-entropy, or squared error averaged over outputs."""
         if self._head == "classification":
-            return classification_loss(outputs_BK, targets).total
+            if self._below_KK is None:
+                return classification_loss(outputs_BK, targets).total
+            below_KK = self._below_KK.to(outputs_BK.device)
+            return hierarchical_loss(outputs_BK, targets, below_KK=below_KK).total
         return F.mse_loss(outputs_BK.float(), targets, reduction="sum") / outputs_BK.shape[1]
 
 
