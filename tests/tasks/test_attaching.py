@@ -1,4 +1,4 @@
-"""Bundles that carry what was fitted with their model: attached, opened by URI, registered, and refused if not theirs."""
+"""Bundles that carry what was fitted with their model: attached, opened, registered, and refused if not theirs."""
 
 from __future__ import annotations
 

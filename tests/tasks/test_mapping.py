@@ -277,7 +277,9 @@ def test_another_models_queries_are_refused(folder: Path, tmp_path: Path, save_m
     query = folder / "cells.h5ad"
     answers = ask(tmp_path / "reference", query, tmp_path / "a.json")
     assert answers[5]["neighbours"][0]["ref_id"] == "c5"
-    with pytest.raises(ModelError, match=rf"built with .*model0 \(weights {digest[:16]}\), .*model1 \(weights") as error:
+    with pytest.raises(
+        ModelError, match=rf"built with .*model0 \(weights {digest[:16]}\), .*model1 \(weights"
+    ) as error:
         ask(tmp_path / "reference", query, tmp_path / "b.json", "--model", second)
     assert error.value.details["expected"] == digest
     with pytest.raises(ConfigError, match="needs a model"):

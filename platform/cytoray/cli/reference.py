@@ -108,7 +108,7 @@ def query(
     vocabulary = GeneVocabulary.load_default() if opened is None else opened.bundle.vocabulary
     cells = read_query(data, vocabulary=vocabulary, label_key=label_key)
     found = map_query(known, cells, embed=None if opened is None else _embed_with(opened))
-    rows, about = answer_rows(found, cells.names), header(found, known)
+    rows, about = answer_rows(found, cells.names), header(found)
     write_answers(out, rows, about)
     lines = [*summary_lines(rows), *found.warnings, out]
     if report is not None:

@@ -68,6 +68,7 @@ TASKS: dict[str, TaskSpec] = {
             config=Lazy("cytoray.tasks.mapping.assess_config", "AssessMappingConfig"),
             run=Lazy("cytoray.tasks.mapping.assessment", "run_assessment"),
         ),
+        endpoint=Lazy("cytoray.tasks.mapping.answers", "ENDPOINT"),
         attachment=TaskAttachment(
             "reference",
             "Folder or s3:// prefix of a reference, as `cytoray reference build` writes it.",

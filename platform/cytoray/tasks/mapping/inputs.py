@@ -45,6 +45,14 @@ class MapCells:
         )
 
 
+def as_query(cells: SparseCells, *, genes: npt.NDArray[np.int32], num_genes: int) -> MapCells:
+    """Return cells over a vocabulary of ``num_genes``, of whose genes those with the ids ``genes`` were measured."""
+    measured = np.zeros(num_genes, bool)
+    measured[genes] = True
+    nothing = (None,) * cells.num_cells
+    return MapCells(as_expression(cells, num_genes=num_genes), ("",) * cells.num_cells, nothing, (), None, measured)
+
+
 def as_expression(cells: SparseCells, *, num_genes: int) -> Expression:
     """Return cells as expression; values with fractions are taken as log1p of normalised counts, and normalised anew.
 

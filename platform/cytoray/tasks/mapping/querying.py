@@ -41,10 +41,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class MappedQuery:
-    """Answers to a query, and the reference that gave them: the one asked, or one refitted to the query's genes."""
+    """Answers to a query, and the reference that gave them: the one asked, or that refitted to the query's genes."""
 
     mapped: Mapped
     reference: Reference
+    asked: Reference
     coverage: float  # share of a usual reference cell's counts that are in the query's genes
     refitted: bool
     answered: Bool  # (C,) False for cells without a gene of the reference
@@ -160,7 +161,7 @@ def map_query(
     common = common_genes(reference, query)
     if reference.mapper.space.uses_embeddings and embed is None:
         raise ConfigError("This reference needs its model.", remedy="Name it with --model.")
-    coverage, warnings = reference.mapper.coverage(common), []
+    asked, coverage, warnings = reference, reference.mapper.coverage(common), []
     refitted = needs_refit(reference, common)
     if refitted:
         reference = (refits or Refits(reference, embed)).get(common, wait=wait)
@@ -181,7 +182,7 @@ def map_query(
         warnings.append(
             f"{100 * share:.0f} % of the cells are unassigned: the query may be of another tissue or technology"
         )
-    return MappedQuery(mapped, reference, coverage, refitted, answered, tuple(warnings))
+    return MappedQuery(mapped, reference, asked, coverage, refitted, answered, tuple(warnings))
 
 
 def refit(

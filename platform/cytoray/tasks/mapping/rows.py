@@ -11,17 +11,16 @@ import numpy as np
 
 from cytoray.tasks.mapping.mapper import UNSEEN_P
 from cytoray.tasks.mapping.querying import MappedQuery
-from cytoray.tasks.mapping.reference import Reference
 
 MOST_CANDIDATES = MOST_SHOWN = 5
 SMALLEST_CANDIDATE = 1e-4
 
 
-def header(found: MappedQuery, reference: Reference) -> dict[str, Any]:
+def header(found: MappedQuery) -> dict[str, Any]:
     """Return what holds for all answers: the reference, how it answered, and the thresholds."""
-    made_by = reference.about["model"]
+    made_by = found.asked.about["model"]
     return {
-        "reference": reference.digest,
+        "reference": found.asked.digest,
         "model": None if made_by is None else {key: made_by[key] for key in ("uri", "weights")},
         "space": found.reference.mapper.space.name,
         "k": found.reference.mapper.num_neighbours,
