@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cytoray.cli.attach import MODEL, attach_command
 from cytoray.cli.common import STORE, TRACKING, AsJson, TrackingUri, print_answer, tracking_of
 
 app = typer.Typer(help="Models: registered versions; import and export of scGPT's layout.", no_args_is_help=True)
-MODEL = "Bundle or public checkpoint (folder or s3://…), run:NAME, models:/NAME@ALIAS or models:/NAME/VERSION."
 RunStore = Annotated[str | None, typer.Option("--store", envvar=STORE, help="Root of everything, for run:NAME.")]
 
 
@@ -54,6 +54,9 @@ def register(
         version = promote_version(version, tracking=tracking, alias=alias)
     line = f"models:/{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}"
     print_answer(version, [line], as_json=as_json)
+
+
+app.command("attach")(attach_command())
 
 
 @app.command()

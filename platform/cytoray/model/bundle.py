@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = [
     "Conditions",
     "ModelBundle",
     "compute_digest",
+    "compute_weights_digest",
     "load_bundle",
     "save_bundle",
 ]
@@ -97,6 +99,18 @@ def save_bundle(bundle: ModelBundle, folder: Path) -> str:
 def compute_digest(bundle: ModelBundle) -> str:
     """Return the digest that saving the bundle would give it, without writing anything."""
     return digest_files(_serialise(bundle), bundle.attachments)
+
+
+def compute_weights_digest(bundle: ModelBundle) -> str:
+    """Return the SHA-256 of all that embeddings depend on: weights, vocabulary, preprocessing and conditions.
+
+    Other labels, lineage or attachments do not change it, so that what was made with a model stays tied to it.
+    """
+    others = {"labels.json", "lineage.json"}
+    contents = {name: data for name, data in _serialise(bundle).items() if name not in others}
+    return hashlib.sha256(
+        canonical({name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
+    ).hexdigest()
 
 
 def load_bundle(folder: Path) -> ModelBundle:

@@ -24,12 +24,15 @@ from cytoray.evaluation.classification import macro_f1, score_classification, sc
 from cytoray.evaluation.intervals import Statistic, draw_rows
 from cytoray.evaluation.label_matching import match_labels
 from cytoray.evaluation.plots import draw_confusion
+from cytoray.model.predictor import CellPredictor
 from cytoray.registry.opening import open_model
 from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map
 from cytoray.tasks.mapping.assess_config import AssessMappingConfig
-from cytoray.tasks.mapping.building import MappedQuery, build_reference, embed_with, map_query
-from cytoray.tasks.mapping.cells import MapCells, read_query, read_reference
+from cytoray.tasks.mapping.building import build_reference
+from cytoray.tasks.mapping.cells import read_query, read_reference
 from cytoray.tasks.mapping.fitting import num_steps
+from cytoray.tasks.mapping.inputs import MapCells
+from cytoray.tasks.mapping.querying import MappedQuery, embed_with, map_query
 from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -47,7 +50,7 @@ def run_assessment(config: AssessMappingConfig) -> AssessedTask:
             config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
         )
     vocabulary = GeneVocabulary.load_default() if opened is None else opened.bundle.vocabulary
-    embed = None if opened is None else embed_with(opened)
+    embed = None if opened is None else embed_with(CellPredictor(opened.bundle, empty_cells="nan").predict)
     table = None if config.label_map is None else read_label_map(Path(config.label_map))
     cells, warnings = read_reference([config.data], config.label_key, batch_key=config.batch_key, vocabulary=vocabulary)
     query = read_query(config.query, vocabulary=vocabulary, label_key=config.label_key)

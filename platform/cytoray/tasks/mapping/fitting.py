@@ -9,7 +9,7 @@ error. With batches, folds are whole batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from cytoray.evaluation.splits import Split, grouped_folds, stratified_folds
 from cytoray.evaluation.stacking import Choice, choose_blend
 from cytoray.evaluation.voters import Expression, Round, Voter, disturb, fit_components, fit_voters
 from cytoray.tasks.mapping.index import build_index
-from cytoray.tasks.mapping.mapper import NEIGHBOURS, Mapper
+from cytoray.tasks.mapping.mapper import NEIGHBOURS, Embed, Mapper
 from cytoray.tasks.mapping.oddness import fit_oddness
 from cytoray.tasks.mapping.spaces import COMPONENTS, fit_discriminants, fit_spaces
 from cytoray.tasks.mapping.votes import num_neighbours, vote
@@ -31,7 +31,6 @@ from cytoray.tasks.mapping.votes import num_neighbours, vote
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-Embed = Callable[[Expression], Float32]  # embeddings (C, D) of cells
 BASELINE = "genes"
 NUM_FOLDS, FEW_CELLS, MANY_FOLDS = 5, 500, 10
 NUM_DRAWS = 200
