@@ -130,6 +130,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(900)
 def test_a_fine_tuned_model_embeds_and_predicts(counts: dict[str, np.ndarray], tmp_path: Path) -> None:
     recipe = MULTIOMIC.model_copy(update={"batch_key": "donor"})
     result, record = finetune(build(save_base(tmp_path), tmp_path, multiomic=recipe))
