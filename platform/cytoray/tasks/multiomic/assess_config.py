@@ -32,8 +32,8 @@ class AssessMultiomicConfig(AssessConfig):
     query: Location | None = Field(None, description="File that the protocol transfer is scored on.")
     model: str | None = Field(
         None,
-        description="Transformer whose embeddings are used as well: a bundle or public checkpoint, run:NAME or "
-        "models:/NAME@ALIAS.",
+        description="Transformer whose embeddings are used as well (of a multi-omic one also predicted proteins and a "
+        "joint space): a bundle or public checkpoint, run:NAME or models:/NAME@ALIAS.",
     )
 
     @model_validator(mode="after")
