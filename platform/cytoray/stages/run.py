@@ -123,5 +123,5 @@ _OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 def find_stage(kind: str) -> Callable[[Any], dict[str, Any]]:
     """Return the function that runs the stage ``kind`` with its configuration and returns the result to print."""
     if kind.startswith(PREFIX):
-        return lambda config: run_assessment(kind.removeprefix(PREFIX), config)[0].as_dict()
+        return lambda config: run_assessment(kind.removeprefix(PREFIX), config).assessment.as_dict()
     return _OTHERS[kind] if kind in _OTHERS else task_stages()[kind].run.load()

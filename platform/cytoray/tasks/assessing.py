@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from cytoray.config import Config, Location
@@ -13,9 +15,16 @@ CACHE_FOLDER = "~/.cache/cytoray/models"
 class AssessConfig(Config):
     """Configuration of an assessment: train and evaluate a task on one's own cells, beside the simple method."""
 
+    places: ClassVar[frozenset[str]] = frozenset({"out", "tracking", "cache_folder", "again"})
+    inputs: ClassVar[tuple[str, ...]] = ("data",)  # keys that name files whose content the report depends on
+
     data: Location = Field(description="File of cells: a path or s3://…")
-    out: Location = Field("assessment", description="Local folder for report.html and report.json.")
+    out: Location = Field("assessment", description="Folder or s3:// prefix for report.html and report.json.")
     seed: int = Field(0, ge=0, description="Seed of splits and fits.")
     store: Location | None = Field(None, description="Root of all data of cytoray, for run:NAME.")
     tracking: TrackingConfig | None = Field(None, description="MLflow, for models:/NAME@ALIAS.")
     cache_folder: Location = Field(CACHE_FOLDER, description="Local folder for bundles from MLflow or s3://.")
+    model: str | None = Field(None, min_length=1, description="Any model URI.")
+    again: bool = Field(
+        False, description="Assess again although `out` has the report of these data, this model and these settings."
+    )

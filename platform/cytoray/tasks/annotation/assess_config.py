@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from cytoray.tasks.assessing import AssessConfig
 
 class AssessAnnotationConfig(AssessConfig):
     """Configuration of annotation's assessment."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data", "query", "label_map")
 
     kind: Literal["assess-annotation"] = Field("assess-annotation", description="Which stage this file configures.")
     label_key: str = Field("cell_type", description="Column of obs with the cell types.")

@@ -8,6 +8,7 @@ the cells that are scored: penalties, weights, adjustment and temperature come f
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from cytoray.evaluation.assessment import Assessment
 from cytoray.evaluation.assessment_page import AssessedTask
 from cytoray.evaluation.label_matching import Synonym, match_labels
 from cytoray.evaluation.splits import Split, few_labels, grouped_folds, leave_one_label_out, stratified_folds
+from cytoray.evaluation.stacking import Blend, Choice
 from cytoray.evaluation.voters import Expression
 from cytoray.tasks.annotation.annotator import Answers, LabelledCells, answer
 from cytoray.tasks.annotation.assess_config import AssessAnnotationConfig
@@ -33,6 +35,7 @@ from cytoray.tasks.annotation.assessment_page import annotation_sections
 from cytoray.tasks.annotation.judging import judge_labels, judge_unseen
 from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
 from cytoray.tasks.annotation.transformer import Transformer, open_transformer
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
 
 Protocol = Literal["5-fold", "few-labels", "transfer", "leave-type-out"]
@@ -99,15 +102,15 @@ class _Prepared:
         return self.cells if self.query is None else self.query
 
 
-def run_assessment(config: AssessAnnotationConfig) -> AssessedTask:
-    """Read the cells that ``config`` names and assess annotation on them."""
+def run_assessment(config: AssessAnnotationConfig, pieces: Pieces) -> AssessedTask:
+    """Read the cells that ``config`` names and assess annotation on them; each split is a piece."""
     label_map = None if config.label_map is None else read_label_map(Path(config.label_map))
     transformer = None if config.model is None else open_transformer(config)
     cells = read_labelled(config.data, config.label_key, batch_key=config.batch_key)
     query = None if config.query is None else read_labelled(config.query, config.label_key)
     options = Options(config.protocol, label_map, gene_synonym(), config.seed, transformer)
     with progress.stage("assess", total=num_splits(cells, config.protocol), unit="splits") as advance:
-        found = assess_annotation(cells, options, query=query, advance=advance)
+        found = assess_annotation(cells, options, query=query, pieces=pieces, advance=advance)
     return AssessedTask(found, annotation_sections(found))
 
 
@@ -116,11 +119,13 @@ def assess_annotation(
     options: Options,
     *,
     query: LabelledCells | None = None,
+    pieces: Pieces | None = None,
     advance: progress.Advance = progress.silent,
 ) -> Assessment:
     """Assess annotation on labelled cells by a protocol; ``query`` is what "transfer" is scored on.
 
-    ``advance`` counts splits. Raises CorpusError or ConfigError for data that the protocol cannot use.
+    Splits that are among the ``pieces`` are not computed again; ``advance`` counts splits. Raises CorpusError or
+    ConfigError for data that the protocol cannot use.
     """
     started = time.monotonic()
     assert (options.protocol == "transfer") == (query is not None), "a query belongs to protocol transfer"
@@ -132,10 +137,12 @@ def assess_annotation(
     else:
         splits = [Split("query", np.arange(len(cells.labels)), np.arange(len(query.labels)))]
         sentence = f"trained on {cells.uri}, scored on {query.uri}"
-    answers = []
+    answers, pieces = [], pieces or Pieces()
     for split in splits:
-        answers.append(_answer_split(ready, split, labels, options))
-        advance(1, f"{split.name}: {answers[-1].choice.chosen}")
+        work = functools.partial(_answer_split, ready, split, labels, options)
+        found, reused = pieces.compute(split.name, work, kinds=(Answers, Split, Choice, Blend))
+        answers.append(found)
+        advance(1, f"{split.name}: {found.choice.chosen}", already=reused)
     truth = np.searchsorted(np.asarray(labels, str), np.asarray(scored.labels, str)).astype(np.int64)
     if options.protocol == "leave-type-out":
         metrics, more = judge_unseen(answers, truth, labels, options.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from cytoray.tasks.assessing import AssessConfig
 
 class AssessMappingConfig(AssessConfig):
     """Configuration of mapping's assessment: a reference is built of ``data``, and ``query`` is mapped and scored."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data", "query", "label_map")
 
     kind: Literal["assess-mapping"] = Field("assess-mapping", description="Which stage this file configures.")
     label_key: str = Field("cell_type", description="Column of obs with the cell types, of data and query.")

@@ -30,6 +30,7 @@ from cytoray.tasks.mapping.assess_config import AssessMappingConfig
 from cytoray.tasks.mapping.building import MappedQuery, build_reference, embed_with, map_query
 from cytoray.tasks.mapping.cells import MapCells, read_query, read_reference
 from cytoray.tasks.mapping.fitting import num_steps
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -38,8 +39,8 @@ Names = npt.NDArray[np.str_]
 LABEL_COLUMNS = ("label", "precision", "recall", "f1", "num_true", "num_predicted")
 
 
-def run_assessment(config: AssessMappingConfig) -> AssessedTask:
-    """Build a reference of the cells that ``config`` names, map the query, and score its labels."""
+def run_assessment(config: AssessMappingConfig, pieces: Pieces) -> AssessedTask:
+    """Build a reference of the cells that ``config`` names, map the query, and score its labels; fits are pieces."""
     started = time.monotonic()
     opened = None
     if config.model is not None:
@@ -54,9 +55,9 @@ def run_assessment(config: AssessMappingConfig) -> AssessedTask:
     names = common_names(cells, query, table)
     with progress.stage("assess", total=num_steps() + 3, unit="steps") as advance:
         reference = build_reference(
-            cells, embed=embed, about={"model": None}, seed=config.seed, with_map=False, advance=advance
+            cells, embed=embed, about={"model": None}, seed=config.seed, with_map=False, pieces=pieces, advance=advance
         )
-        found = map_query(reference, query, embed=embed)
+        found = map_query(reference, query, embed=embed, pieces=pieces)
         advance(1, "query")
     metrics, details = judge_mapping(found, query, names, seed=config.seed)
     known = reference.about

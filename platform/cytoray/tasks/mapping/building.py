@@ -16,15 +16,18 @@ from cytoray import progress
 from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.plots import place_in_plane
 from cytoray.evaluation.splits import few_labels
+from cytoray.evaluation.stacking import Choice
 from cytoray.evaluation.voters import Expression
 from cytoray.model.predictor import CellPredictor
 from cytoray.registry.opening import OpenedModel
 from cytoray.tasks.mapping.cells import MapCells, keep_genes
-from cytoray.tasks.mapping.fitting import Embed, Fitted, fit_mapper
+from cytoray.tasks.mapping.fitting import Embed, Fitted, fit_mapper, num_steps
 from cytoray.tasks.mapping.index import IndexKind, build_index
 from cytoray.tasks.mapping.mapper import CHUNK, Mapped, Mapper
+from cytoray.tasks.mapping.packing import KINDS
 from cytoray.tasks.mapping.reference import Reference
 from cytoray.tasks.mapping.votes import num_neighbours, project
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.cells import SparseCells
 
 Float32 = npt.NDArray[np.float32]
@@ -72,11 +75,12 @@ def build_reference(
     index: IndexKind | None = None,
     seed: int = 0,
     with_map: bool = True,
+    pieces: Pieces | None = None,
     advance: progress.Advance = progress.silent,
 ) -> Reference:
     """Build a reference of labelled cells; space and blend are chosen on their folds, see ``fit_mapper``.
 
-    Raises CorpusError for fewer than ten cells.
+    A fit that is among the ``pieces`` is not computed again. Raises CorpusError for fewer than ten cells.
     """
     cells = cells.take(np.flatnonzero(~cells.is_empty))
     if len(cells.names) < FEWEST_CELLS:
@@ -91,7 +95,9 @@ def build_reference(
     if len(rows) > MOST_SAMPLED:
         rows = few_labels(list(names), fraction=MOST_SAMPLED / len(rows), seed=seed).train
     some = cells.take(rows)
-    fitted = _fit(some.expression, codes[rows], labels, (some.batches, embed, seed, space), advance)
+    fitted = _fit(
+        some.expression, codes[rows], labels, (some.batches, embed, seed, space), Steps("fit", pieces, advance)
+    )
     mapper = replace(
         fitted.mapper,
         counts=np.bincount(codes, minlength=len(labels)),
@@ -119,10 +125,13 @@ def build_reference(
     return Reference(mapper, built, meta, some.expression, rows, measured, described)
 
 
-def map_query(reference: Reference, query: MapCells, *, embed: Embed | None = None) -> MappedQuery:
+def map_query(
+    reference: Reference, query: MapCells, *, embed: Embed | None = None, pieces: Pieces | None = None
+) -> MappedQuery:
     """Map a query; if it lacks genes, by a mapper that is fitted anew to the genes of both on the sampled cells.
 
-    Raises CorpusError if query and reference share fewer than ten genes.
+    A fit that is among the ``pieces`` is not computed again. Raises CorpusError if query and reference share fewer than
+    ten genes.
     """
     measured = np.ones(len(reference.measured), bool) if query.measured is None else query.measured
     common = measured & reference.measured & (reference.mapper.shares > 0)
@@ -138,7 +147,7 @@ def map_query(reference: Reference, query: MapCells, *, embed: Embed | None = No
     cells = Expression(keep_genes(query.expression.values, common))
     refitted = coverage < COVERED
     if refitted:
-        reference = _refit(reference, common, embed)
+        reference = _refit(reference, common, embed, pieces)
         warnings.append(
             f"the query measured genes with {100 * coverage:.0f} % of a reference cell's counts: neighbours and votes "
             f"were fitted to these genes, on {len(reference.rows):,} reference cells"
@@ -158,7 +167,9 @@ def map_query(reference: Reference, query: MapCells, *, embed: Embed | None = No
     return MappedQuery(mapped, reference, coverage, refitted, answered, tuple(warnings))
 
 
-def _refit(reference: Reference, common: npt.NDArray[np.bool_], embed: Embed | None) -> Reference:
+def _refit(
+    reference: Reference, common: npt.NDArray[np.bool_], embed: Embed | None, pieces: Pieces | None
+) -> Reference:
     """The sampled reference cells, fitted to the genes of a query in the same space; the map stays as it is."""
     cells = Expression(keep_genes(reference.sample.values, common))
     kept = np.flatnonzero(np.diff(cells.values.indptr) > 0)
@@ -169,9 +180,19 @@ def _refit(reference: Reference, common: npt.NDArray[np.bool_], embed: Embed | N
     batches = tuple(meta["batch"]) if meta["batch"].nunique() > 1 else None
     uses = embed if reference.mapper.space.uses_embeddings else None
     with progress.stage("fit to the query's genes", total=3, unit="steps", brief=True) as advance:
-        fitted = _fit(cells, codes, labels, (batches, uses, reference.about["seed"], None), advance)
+        steps = Steps("fit to the query's genes", pieces, advance)
+        fitted = _fit(cells, codes, labels, (batches, uses, reference.about["seed"], None), steps)
     index = build_index(_points(fitted.mapper, cells, uses))
     return replace(reference, mapper=fitted.mapper, index=index, meta=meta, sample=cells, rows=np.arange(len(rows)))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The name of a fit, where finished fits are kept, and who is told of its steps."""
+
+    name: str
+    pieces: Pieces | None
+    advance: progress.Advance
 
 
 def _fit(
@@ -179,12 +200,22 @@ def _fit(
     codes: npt.NDArray[np.int64],
     labels: tuple[str, ...],
     how: tuple[tuple[str, ...] | None, Embed | None, int, str | None],
-    advance: progress.Advance,
+    steps: Steps,
 ) -> Fitted:
     batches, embed, seed, space = how
-    return fit_mapper(
-        cells, codes, labels, batches=batches, embed=embed, seed=seed, space=space, advance=advance
-    )  # fmt: skip
+
+    def fit() -> Fitted:
+        """Fit a mapper."""
+        return fit_mapper(
+            cells, codes, labels, batches=batches, embed=embed, seed=seed, space=space, advance=steps.advance
+        )
+
+    if steps.pieces is None:
+        return fit()
+    found, reused = steps.pieces.compute(steps.name, fit, kinds=(*KINDS.values(), Fitted, Choice))
+    if reused:
+        steps.advance(num_steps(), steps.name, already=True)
+    return found
 
 
 def _points(mapper: Mapper, cells: Expression, embed: Embed | None) -> Float32:

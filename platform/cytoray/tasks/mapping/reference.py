@@ -30,7 +30,8 @@ from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
 from cytoray.evaluation.voters import Expression
 from cytoray.tasks.mapping.index import NeighbourIndex, read_index, write_index
 from cytoray.tasks.mapping.mapper import Mapper
-from cytoray.tasks.mapping.packing import pack, unpack
+from cytoray.tasks.mapping.packing import unpack_mapper
+from cytoray.tasks.packing import pack
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -167,7 +168,7 @@ def _read(folder: Path, about: dict[str, Any], digest: str) -> Reference:
     sample = sparse.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=shape)
     kind, recall = about["index"]["kind"], float(about["index"]["recall"])
     return Reference(
-        unpack(about["mapper"], arrays),
+        unpack_mapper(about["mapper"], arrays),
         read_index(folder / INDEX, kind=kind, recall=recall),
         pd.read_parquet(folder / META),
         Expression(sample),

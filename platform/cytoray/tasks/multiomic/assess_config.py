@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ PROTEIN_KEY = (
 
 class AssessMultiomicConfig(AssessConfig):
     """Configuration of the assessment of protein prediction."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data", "query")
 
     kind: Literal["assess-multiomic"] = Field("assess-multiomic", description="Which stage this file configures.")
     protein_key: str | None = Field(None, description=PROTEIN_KEY)
