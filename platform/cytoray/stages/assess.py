@@ -15,10 +15,15 @@ from cytoray.config import build_from
 from cytoray.errors import ConfigError
 from cytoray.evaluation.assessment import PAGE, REPORT, Assessment, find_report, write_report
 from cytoray.evaluation.assessment_page import render_page
+from cytoray.registry.artifacts import RegisteredVersion
+from cytoray.registry.assessments import record_assessment
+from cytoray.registry.models import find_version
+from cytoray.registry.opening import REGISTERED, resolve_tracking
 from cytoray.stages.assess_key import find_key
 from cytoray.tasks import task_assessments
 from cytoray.tasks.assessing import AssessConfig
 from cytoray.tasks.pieces import Pieces
+from cytoray.tracking import TrackingConfig
 
 PREFIX = "assess-"  # of the kind of a configuration
 PIECES = ".pieces"  # folder in `out`
@@ -27,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assessed:
-    """An assessment, the URIs of its files by name, and whether they were there already."""
+    """An assessment, the URIs of its files by name, and the model version that it was recorded on, if any."""
 
     assessment: Assessment
     files: dict[str, str]
-    found: bool = False
+    recorded: RegisteredVersion | None = None
 
 
 def assess(task: str, **settings: Any) -> dict[str, Any]:
@@ -51,15 +56,35 @@ def assess(task: str, **settings: Any) -> dict[str, Any]:
 def run_assessment(task: str, config: AssessConfig) -> Assessed:
     """Assess a task and write its report, or return the report of the same data, model and settings in ``out``.
 
-    Finished pieces are kept in ``out`` until the report is written.
+    Finished pieces are kept in ``out`` until the report is written. With ``record`` the report is also recorded on the
+    model version, which raises RegistryError if the alias has moved to another version meanwhile.
     """
     _check_out(config.out)  # before anything is read
+    tracking, version = _find_version(config) if config.record else (None, None)
+    assessed = _assess(task, config)
+    if tracking is None or version is None:
+        return assessed
+    return replace(assessed, recorded=record_assessment(version, config.out, tracking=tracking))
+
+
+def _find_version(config: AssessConfig) -> tuple[TrackingConfig, RegisteredVersion]:
+    """Find the registered version that the assessment is recorded on."""
+    if config.model is None or not config.model.startswith(REGISTERED):
+        raise ConfigError(
+            "record: only a registered model has a version to record the report on.",
+            remedy="Name it with --model models:/NAME@ALIAS or models:/NAME/VERSION; see `cytoray models ls`.",
+        )
+    tracking = resolve_tracking(config.model, config.tracking)
+    return tracking, find_version(config.model, tracking=tracking)
+
+
+def _assess(task: str, config: AssessConfig) -> Assessed:
     key = find_key(task, config)
     pieces = Pieces(storage.join(config.out, PIECES), key.digest)
     if not config.again and (known := find_report(config.out, key=key.digest)) is not None:
         pieces.remove()  # it may have been killed before it did
         logger.info("%s: the report of these data and settings is there; --again assesses them again", config.out)
-        return Assessed(known, {name: storage.join(config.out, name) for name in (REPORT, PAGE)}, found=True)
+        return Assessed(known, {name: storage.join(config.out, name) for name in (REPORT, PAGE)})
     found = task_assessments()[task].run.load()(config, pieces)
     seconds = found.assessment.seconds + pieces.reused_s
     assessment = replace(found.assessment, key=key.digest, model_digest=key.model_digest, seconds=seconds)

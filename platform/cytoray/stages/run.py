@@ -40,7 +40,9 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
         registered = register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=alias)
     if alias == CANDIDATE:
         return registered
-    return promote_version(registered, tracking=config.tracking, gate=config.gate, alias=config.alias)
+    return promote_version(
+        registered, tracking=config.tracking, gate=config.gate, assessments=config.assessments, alias=config.alias
+    )
 
 
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:

@@ -15,7 +15,8 @@ CACHE_FOLDER = "~/.cache/cytoray/models"
 class AssessConfig(Config):
     """Configuration of an assessment: train and evaluate a task on one's own cells, beside the simple method."""
 
-    places: ClassVar[frozenset[str]] = frozenset({"out", "tracking", "cache_folder", "again"})
+    # Without an effect on the report: a report is found again whatever they are.
+    places: ClassVar[frozenset[str]] = frozenset({"out", "tracking", "cache_folder", "again", "record"})
     inputs: ClassVar[tuple[str, ...]] = ("data",)  # keys that name files whose content the report depends on
 
     data: Location = Field(description="File of cells: a path or s3://…")
@@ -25,6 +26,9 @@ class AssessConfig(Config):
     tracking: TrackingConfig | None = Field(None, description="MLflow, for models:/NAME@ALIAS.")
     cache_folder: Location = Field(CACHE_FOLDER, description="Local folder for bundles from MLflow or s3://.")
     model: str | None = Field(None, min_length=1, description="Any model URI.")
+    record: bool = Field(
+        False, description="Also record the report on the model version: figures as tags, files as artifacts."
+    )
     again: bool = Field(
         False, description="Assess again although `out` has the report of these data, this model and these settings."
     )
