@@ -32,6 +32,8 @@ def _runner(task: str) -> Callable[[Any, bool], None]:
             for name, row in found.metrics.items()
             if row.product is not None and row.baseline is not None
         ]
+        if found.model_note:
+            lines.append(found.model_note)
         if assessed.recorded is not None:
             lines.append(f"recorded on models:/{assessed.recorded.name}/{assessed.recorded.version}")
         print_answer(found.as_dict(), [*lines, *found.warnings, assessed.files["report.html"]], as_json=as_json)

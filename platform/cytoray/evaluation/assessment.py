@@ -70,6 +70,7 @@ class Assessment:
     contamination: float | None = None  # share of scored cells that the model was pretrained on; None: not known
     model: str | None = None  # URI of the transformer, None without one
     model_digest: str | None = None  # of its bundle
+    model_note: str = ""  # why this model, or none, if the user named none
     key: str = ""  # digest of everything that the report depends on
     warnings: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)  # tables of the task, plain JSON

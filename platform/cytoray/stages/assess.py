@@ -21,7 +21,7 @@ from cytoray.registry.models import find_version
 from cytoray.registry.opening import REGISTERED, resolve_tracking
 from cytoray.stages.assess_key import find_key
 from cytoray.tasks import task_assessments
-from cytoray.tasks.assessing import AssessConfig
+from cytoray.tasks.assessing import AssessConfig, with_default_model
 from cytoray.tasks.pieces import Pieces
 from cytoray.tracking import TrackingConfig
 
@@ -60,8 +60,9 @@ def run_assessment(task: str, config: AssessConfig) -> Assessed:
     model version, which raises RegistryError if the alias has moved to another version meanwhile.
     """
     _check_out(config.out)  # before anything is read
+    config, note = with_default_model(config)
     tracking, version = _find_version(config) if config.record else (None, None)
-    assessed = _assess(task, config)
+    assessed = _assess(task, config, note)
     if tracking is None or version is None:
         return assessed
     return replace(assessed, recorded=record_assessment(version, config.out, tracking=tracking))
@@ -78,7 +79,7 @@ def _find_version(config: AssessConfig) -> tuple[TrackingConfig, RegisteredVersi
     return tracking, find_version(config.model, tracking=tracking)
 
 
-def _assess(task: str, config: AssessConfig) -> Assessed:
+def _assess(task: str, config: AssessConfig, model_note: str) -> Assessed:
     key = find_key(task, config)
     pieces = Pieces(storage.join(config.out, PIECES), key.digest)
     if not config.again and (known := find_report(config.out, key=key.digest)) is not None:
@@ -86,8 +87,13 @@ def _assess(task: str, config: AssessConfig) -> Assessed:
         logger.info("%s: the report of these data and settings is there; --again assesses them again", config.out)
         return Assessed(known, {name: storage.join(config.out, name) for name in (REPORT, PAGE)})
     found = task_assessments()[task].run.load()(config, pieces)
-    seconds = found.assessment.seconds + pieces.reused_s
-    assessment = replace(found.assessment, key=key.digest, model_digest=key.model_digest, seconds=seconds)
+    assessment = replace(
+        found.assessment,
+        key=key.digest,
+        model_digest=key.model_digest,
+        model_note=model_note,
+        seconds=found.assessment.seconds + pieces.reused_s,
+    )
     files = write_report(assessment, config.out, page=render_page(assessment, found.sections), others=found.files)
     pieces.remove()
     return Assessed(assessment, files)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from cytoray import progress
-from cytoray.errors import CorpusError
+from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.annotator import NUM_FOLDS, fit_annotator
 from cytoray.evaluation.assessment import Assessment
 from cytoray.evaluation.assessment_page import AssessedTask
@@ -104,6 +104,8 @@ class _Prepared:
 
 def run_assessment(config: AssessAnnotationConfig, pieces: Pieces) -> AssessedTask:
     """Read the cells that ``config`` names and assess annotation on them; each split is a piece."""
+    if config.random_start and config.model is None:
+        raise ConfigError("random_start needs a model, whose shape it takes.", remedy="Name it with --model.")
     label_map = None if config.label_map is None else read_label_map(Path(config.label_map))
     transformer = None if config.model is None else open_transformer(config)
     cells = read_labelled(config.data, config.label_key, batch_key=config.batch_key)

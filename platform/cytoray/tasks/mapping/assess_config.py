@@ -26,5 +26,5 @@ class AssessMappingConfig(AssessConfig):
         None,
         min_length=1,
         description="Model whose embeddings are a candidate for the space of neighbours: run:NAME, "
-        "models:/NAME@ALIAS, or a folder or s3:// URI of a bundle or a public scGPT checkpoint. None by default.",
+        "models:/NAME@ALIAS, or a folder or s3:// URI of a bundle or public scGPT checkpoint. Default: $CYTORAY_MODEL.",
     )

@@ -35,7 +35,7 @@ class AssessMultiomicConfig(AssessConfig):
     model: str | None = Field(
         None,
         description="Transformer whose embeddings are used as well: a bundle or public checkpoint, run:NAME or "
-        "models:/NAME@ALIAS.",
+        "models:/NAME@ALIAS. Default: $CYTORAY_MODEL.",
     )
 
     @model_validator(mode="after")
