@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cytoray.model.bundle import ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tasks.mapping.index import build_index, measure_recall, read_index, write_index
-from cytoray.tasks.mapping.reference import load_reference
+from cytoray.tasks.mapping.reference import load_reference, save_reference
 from cytoray.tasks.mapping.spaces import fit_discriminants, fit_whitening, unit
 from cytoray.tasks.mapping.votes import num_neighbours, project, vote
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -144,15 +145,24 @@ def test_a_query_with_few_of_the_genes_is_fitted_to_them(reference: Path, tmp_pa
     assert np.mean([row["label"] == TYPES[kind] for row, kind in zip(answers, kinds, strict=True)]) > 0.9
 
 
+def with_map(reference: Path, out: Path) -> Path:
+    """The same reference with places on a map, which would take long to compute."""
+    known = load_reference(str(reference))
+    places = np.random.default_rng(0).normal(size=(len(known.meta), 2))
+    save_reference(replace(known, meta=known.meta.assign(x=places[:, 0], y=places[:, 1])), str(out))
+    return out
+
+
 def test_parquet_h5ad_and_the_page(reference: Path, tmp_path: Path) -> None:
     counts, kinds = draw_counts(25, seed=10)
     counts[0] = 0
     path = write_h5ad(tmp_path / "q.h5ad", counts, [TYPES[kind] for kind in kinds], gene_names())
-    page = tmp_path / "report.html"
-    run("query", reference, "--data", path, "--out", tmp_path / "a.h5ad", "--report", page, "--label-key", "cell_type")
-    run("query", reference, "--data", path, "--out", tmp_path / "a.parquet")
+    page, drawn = tmp_path / "report.html", with_map(reference, tmp_path / "reference")
+    run("query", drawn, "--data", path, "--out", tmp_path / "a.h5ad", "--report", page, "--label-key", "cell_type")
+    run("query", drawn, "--data", path, "--out", tmp_path / "a.parquet")
     adata, table = anndata.read_h5ad(tmp_path / "a.h5ad"), pq.read_table(tmp_path / "a.parquet").to_pandas()
-    assert adata.obsm["X_reference_umap"].shape == (25, 2)
+    assert np.isfinite(adata.obsm["X_reference_umap"]).all(axis=1).tolist() == [False] + [True] * 24
+    np.testing.assert_array_equal(adata.obsm["X_reference_umap"][1:], table[["x", "y"]].to_numpy()[1:])
     assert list(adata.obs["label"].astype(object)[1:]) == list(table["label"][1:])
     assert adata.obs["label"].isna().tolist() == table["label"].isna().tolist() == [True] + [False] * 24
     assert "reference" in json.loads(adata.uns["cytoray_map"]["about"])
@@ -160,6 +170,9 @@ def test_parquet_h5ad_and_the_page(reference: Path, tmp_path: Path) -> None:
     for title in ("On the reference&#x27;s map", "Confidence and unseen types", "Known labels"):
         assert title in text
     assert "http" not in text
+    run("query", reference, "--data", path, "--out", tmp_path / "b.parquet", "--report", page)
+    assert pq.read_table(tmp_path / "b.parquet").column("x").null_count == 25, "it was built without a map"
+    assert "On the reference" not in page.read_text()
     with pytest.raises(ConfigError, match="unknown kind of file"):
         run("query", reference, "--data", path, "--out", tmp_path / "a.csv")
 
@@ -260,11 +273,13 @@ def test_another_models_queries_are_refused(folder: Path, tmp_path: Path, save_m
     first, second = save_model(0), save_model(1)
     found = build(folder / "cells.h5ad", tmp_path / "reference", first, "--space", "embeddings")
     assert found["space"] == "embeddings"
-    digest = found["model"]["digest"]
+    digest = found["model"]["weights"]
     query = folder / "cells.h5ad"
     answers = ask(tmp_path / "reference", query, tmp_path / "a.json")
     assert answers[5]["neighbours"][0]["ref_id"] == "c5"
-    with pytest.raises(ModelError, match=rf"built with .*model0 \(digest {digest[:16]}\), .*model1 \(digest") as error:
+    with pytest.raises(
+        ModelError, match=rf"built with .*model0 \(weights {digest[:16]}\), .*model1 \(weights"
+    ) as error:
         ask(tmp_path / "reference", query, tmp_path / "b.json", "--model", second)
     assert error.value.details["expected"] == digest
     with pytest.raises(ConfigError, match="needs a model"):

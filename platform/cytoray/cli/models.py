@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cytoray.cli.attach import MODEL, attach_command
 from cytoray.cli.common import STORE, TRACKING, AsJson, TrackingUri, print_answer, tracking_of
 
 if TYPE_CHECKING:
     from cytoray.registry.artifacts import RegisteredVersion
 
 app = typer.Typer(help="Models: registered versions; import and export of scGPT's layout.", no_args_is_help=True)
-MODEL = "Bundle or public checkpoint (folder or s3://…), run:NAME, models:/NAME@ALIAS or models:/NAME/VERSION."
 VersionArgument = Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS.", show_default=False)]
 RunStore = Annotated[str | None, typer.Option("--store", envvar=STORE, help="Root of everything, for run:NAME.")]
 
@@ -103,6 +103,9 @@ def register(
         version = promote_version(version, tracking=tracking, assessments=allowed, alias=alias)
     line = f"models:/{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}"
     print_answer(version, [line], as_json=as_json)
+
+
+app.command("attach")(attach_command())
 
 
 @app.command()

@@ -1,12 +1,17 @@
-"""Python client of the service: ``Client(url).annotate_adata(adata)``; takes AnnData, numpy or scipy, returns numpy."""
+"""Python client of the service: ``Client(url).annotate_adata(adata)``; takes AnnData, numpy or scipy, returns numpy.
+
+Every endpoint of the table of tasks is a method: ``client.map(adata)``, ``client.genes(["CD3D"], neighbours=5)``.
+"""
 
 # C cells, G genes, K labels, D width
 
 from __future__ import annotations
 
 import json
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +23,10 @@ import scipy.sparse as sp
 
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.sending import Cells, cells_of_adata, check_cells, encode_cells
-from cytoray.tasks import find_endpoint
+from cytoray.tasks import find_endpoint, task_endpoints
 from cytoray.tasks.annotation.answers import Annotations
 from cytoray.tasks.endpoint import Answers
+from cytoray.tasks.messages import CellsRequest
 from cytoray.tokens.gene_table import unversioned
 
 if TYPE_CHECKING:
@@ -36,17 +42,24 @@ _STANDARD_MEMBERS = {
     "code",
 }  # of a problem; further members describe the mistake
 _SHOWN = 5  # names in a warning
+PATIENCE_S = 900.0  # a large reference takes minutes to be fitted to other genes
+_POLL_S = 1.0  # between requests, while it is
 
 
 class Client:
     """A connection to one service; sends many cells in several requests. Use as a context manager, or ``close`` it."""
 
-    def __init__(self, url: str, timeout: float = 60.0, *, cells_per_request: int = 256) -> None:
-        """Connect to the service at ``url``; ``timeout`` in seconds applies to each request."""
+    def __init__(
+        self, url: str, timeout: float = 60.0, *, cells_per_request: int = 256, patience: float = PATIENCE_S
+    ) -> None:
+        """Connect to the service at ``url``; ``timeout`` in seconds applies to each request.
+
+        ``patience`` is how many seconds a request is repeated while the service is being fitted to its genes.
+        """
         if cells_per_request < 1:
             raise RequestError(f"cells_per_request is {cells_per_request}.", remedy="It must be at least 1.")
         self.url = url.rstrip("/")
-        self._cells_per_request = cells_per_request
+        self._cells_per_request, self._patience = cells_per_request, patience
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
     def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
@@ -103,6 +116,19 @@ class Client:
         """
         return self._ask(endpoint, sent, **members)
 
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return the method of an endpoint of the table.
+
+        If it is about cells, it takes an AnnData (``matrix`` and ``gene_names`` as in ``annotate_adata``), or genes and
+        a matrix; otherwise the members of the request in their order. Further members are given by name.
+        """
+        if name.startswith("_") or name not in task_endpoints():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return partial(self._call, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *task_endpoints()})
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -112,6 +138,20 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self.close()
+
+    def _call(self, name: str, /, *given: Any, matrix: str = "X", gene_names: str = "index", **members: Any) -> Any:
+        """Ask an endpoint with what its method was given."""
+        kind = find_endpoint(name).request
+        if not issubclass(kind, CellsRequest):
+            return self._ask(name, None, **dict(zip(kind.model_fields, given, strict=False)), **members)
+        if len(given) == 1 and hasattr(given[0], "obs_names"):
+            return self._ask(name, cells_of_adata(given[0], matrix=matrix, gene_names=gene_names), **members)
+        if len(given) == 2:
+            return self._ask(name, check_cells(*given), **members)
+        raise RequestError(
+            f"{name} was given {', '.join(type(one).__name__ for one in given) or 'no cells'}.",
+            remedy=f"Write client.{name}(adata) or client.{name}(genes, matrix).",
+        )
 
     def _ask(self, name: str, sent: Cells | None, /, **members: Any) -> Any:
         """Send a request, cells ``cells_per_request`` at a time; join the answers, all of one model version."""
@@ -138,7 +178,15 @@ class Client:
         return endpoint.read(Answers(cells, answers[0], len(sent.genes), lambda: self._send("GET", "/version")))
 
     def _post(self, route: str, body: bytes) -> dict[str, Any]:
-        return self._send("POST", route, content=body, headers={"Content-Type": "application/json"})
+        """Return the answer to a request, which is repeated while the service is being fitted to its genes."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return self._send("POST", route, content=body, headers={"Content-Type": "application/json"})
+            except ServingError as error:
+                if error.details.get("code") != "fitting" or time.monotonic() + _POLL_S > deadline:
+                    raise
+            time.sleep(_POLL_S)
 
     def _send(self, method: str, route: str, **options: Any) -> dict[str, Any]:
         """Return the JSON of a reply."""

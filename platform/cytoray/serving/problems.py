@@ -39,6 +39,7 @@ CASES = {
     "http_error": Case(400, "The request could not be handled"),
     "client_closed": Case(499, "The client closed the connection"),
     "internal": Case(500, "Internal error of the service"),
+    "fitting": Case(503, "The model is being fitted to the genes of this request"),
     "model_not_ready": Case(503, "The model is not ready"),
     "deadline_exceeded": Case(504, "The answer took too long"),
 }

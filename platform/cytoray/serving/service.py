@@ -16,6 +16,7 @@ from cytoray.errors import RequestError, ServingError
 from cytoray.serving.batcher import Batcher, Done
 from cytoray.serving.config import Limits
 from cytoray.serving.parsing import SAMPLE, parse_request, select_cells, validate_body
+from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, EmptyCells, GeneSummary, ModelInfo
 from cytoray.tokens.cells import SparseCells
@@ -50,9 +51,11 @@ class CellService:
     """A service for one model version; its construction tests that the model can answer."""
 
     def __init__(self, served: ServedModel, *, limits: Limits) -> None:
-        """Run the model on one cell; raises ModelError if it cannot answer."""
+        """Run the model on one cell, and load what endpoints need; raises ModelError if it cannot answer."""
         self.limits = limits
         self._served = served
+        for endpoint in task_endpoints().values():
+            served.part(endpoint.load)
         vocabulary = served.bundle.vocabulary
         self._map_genes = lru_cache(maxsize=16)(vocabulary.map_genes)  # clients send the same genes again and again
         self._batcher = Batcher(self._run_together, cost=_Item.cost, budget=BATCH_TOKENS)
@@ -117,7 +120,9 @@ class CellService:
         """Parse a request; returns the question, and the members of its answer that all endpoints share."""
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
-            return Question(validate_body(body, kind=endpoint.request), SparseCells.concatenate([])), members
+            asked = Question(validate_body(body, kind=endpoint.request), SparseCells.concatenate([]))
+            endpoint.admit(self._served, asked)
+            return asked, members
         request = parse_request(body, kind=endpoint.request, limits=self.limits)
         mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids, genomes=request.genomes)
         cells = select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
@@ -125,7 +130,10 @@ class CellService:
             matched=int((mapping.ids >= 0).sum()), total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
         )
         members |= {"genes": genes, "warnings": _warnings(cells)}
-        return Question(request.asked, cells, request.cell_ids), members
+        measured = np.unique(mapping.ids[mapping.ids >= 0])
+        question = Question(request.asked, cells, request.cell_ids, measured)
+        endpoint.admit(self._served, question)
+        return question, members
 
     def _run_together(self, items: Sequence[_Item]) -> list[Any]:
         """Run several requests, those of endpoints with the same ``run`` as one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cytoray.errors import RequestError
-from cytoray.tasks.spec import Lazy, TaskAssessment, TaskSpec, TaskStage
+from cytoray.tasks.spec import Lazy, TaskAssessment, TaskAttachment, TaskSpec, TaskStage
 
 if TYPE_CHECKING:
     from cytoray.tasks.endpoint import Endpoint
@@ -68,9 +68,21 @@ TASKS: dict[str, TaskSpec] = {
             config=Lazy("cytoray.tasks.mapping.assess_config", "AssessMappingConfig"),
             run=Lazy("cytoray.tasks.mapping.assessment", "run_assessment"),
         ),
+        endpoint=Lazy("cytoray.tasks.mapping.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "reference",
+            "Folder or s3:// prefix of a reference, as `cytoray reference build` writes it.",
+            collect=Lazy("cytoray.tasks.mapping.attached", "collect_reference"),
+        ),
     ),
     "multiomic": TaskSpec(
         "multiomic",
+        learning=TaskStage(
+            "finetune-multiomic",
+            "Fine-tune a model on genes together with proteins or peaks.",
+            config=Lazy("cytoray.tasks.multiomic.config", "FinetuneMultiomicConfig"),
+            run=Lazy("cytoray.tasks.multiomic.learning", "run_finetuning"),
+        ),
         assessment=TaskAssessment(
             "Assess the prediction of proteins from RNA: the best simple method, and a blend that contains it.",
             config=Lazy("cytoray.tasks.multiomic.assess_config", "AssessMultiomicConfig"),
@@ -93,6 +105,11 @@ def learning_stages() -> dict[str, TaskStage]:
 def task_assessments() -> dict[str, TaskAssessment]:
     """Return the assessments of all tasks by the name of the task."""
     return {name: task.assessment for name, task in TASKS.items() if task.assessment is not None}
+
+
+def task_attachments() -> dict[str, TaskAttachment]:
+    """Return what a bundle can carry for the tasks, by the name of the attachment."""
+    return {task.attachment.name: task.attachment for task in TASKS.values() if task.attachment is not None}
 
 
 def task_endpoints() -> dict[str, Endpoint[Any, Any]]:

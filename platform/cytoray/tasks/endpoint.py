@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from cytoray.errors import ModelError
 from cytoray.tasks.messages import Message, ModelInfo, Response
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # a client has no torch
 
 Asked = TypeVar("Asked", bound=Message)
 Result = TypeVar("Result")
+Part = TypeVar("Part")
+Int32 = npt.NDArray[np.int32]
 
 
 class Predictor(Protocol):
@@ -32,11 +35,16 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that answers requests."""
+    """A model that answers requests.
+
+    ``waits``: whether a request may take minutes, as offline; a service refuses it until what it needs is prepared.
+    """
 
     bundle: ModelBundle
     predictor: Predictor
     info: ModelInfo
+    waits: bool = False
+    _parts: dict[Callable[[ServedModel], Any], Any] = field(default_factory=dict, repr=False)
 
     def predict(self, cells: SparseCells) -> Predictions:
         """Predict for C cells; raises ModelError if embeddings of cells with genes are not finite."""
@@ -44,6 +52,13 @@ class ServedModel:
         if not np.isfinite(predictions.embeddings[cells.num_genes_per_cell > 0]).all():
             raise ModelError("The model returned embeddings that are not finite.", remedy="Serve another version.")
         return predictions
+
+    def part(self, load: Callable[[ServedModel], Part]) -> Part:
+        """Return what ``load`` makes of the model, such as an attached index; it is loaded once and kept."""
+        if load not in self._parts:
+            self._parts[load] = load(self)
+        found: Part = self._parts[load]
+        return found
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,7 @@ class Question(Generic[Asked]):
     request: Asked  # without its cells, which are in ``cells``
     cells: SparseCells  # over the model's vocabulary; none if the request is not about cells
     cell_ids: tuple[str | None, ...] = ()  # (C,), as sent
+    genes: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # the vocabulary's that the request measured
 
     def rows(self, columns: dict[str, list[Any]], *, missing: Sequence[int]) -> list[dict[str, Any]]:
         """Return the answer to each cell with its id, from columns (C,); all is None for cells in ``missing``."""
@@ -97,6 +113,15 @@ def accept(model: ServedModel) -> None:
     """Accept any model."""
 
 
+def admit(model: ServedModel, question: Question[Any]) -> None:
+    """Admit any request."""
+
+
+def load_nothing(model: ServedModel) -> object:
+    """Need nothing beyond the model."""
+    return None
+
+
 def read_cells(answers: Answers) -> list[dict[str, Any]]:
     """Return the answers to cells as JSON data."""
     return answers.cells
@@ -118,6 +143,8 @@ class Endpoint(Generic[Asked, Result]):
     run: Callable[[ServedModel, Sequence[Question[Asked]]], Sequence[Result]]
     answer: Callable[[Question[Asked], Result], dict[str, Any]]  # the members of the response that are its own
     check: Callable[[ServedModel], None] = accept  # raises RequestError if the model cannot answer
+    load: Callable[[ServedModel], object] = load_nothing  # of ``ServedModel.part``: called before the first request
+    admit: Callable[[ServedModel, Question[Asked]], None] = admit  # raises RequestError; outside the model's thread
     cost: Callable[[Question[Asked]], int] = num_tokens
     read: Callable[[Answers], Any] = read_cells  # what the client returns
 

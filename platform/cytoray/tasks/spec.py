@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from cytoray.config import Config
     from cytoray.evaluation.assessment_page import AssessedTask
+    from cytoray.model.bundle import Attachment, ModelBundle
     from cytoray.tasks.assessing import AssessConfig
     from cytoray.tasks.endpoint import Endpoint
     from cytoray.tasks.pieces import Pieces
@@ -50,6 +53,19 @@ class TaskAssessment:
 
 
 @dataclass(frozen=True)
+class TaskAttachment:
+    """Something fitted that a bundle can carry: ``cytoray models attach MODEL --NAME PLACE``.
+
+    Its files lie in the bundle as ``NAME.FILE``.
+    """
+
+    name: str
+    help: str  # of the option
+    collect: Lazy[Callable[[str, ModelBundle], AbstractContextManager[Mapping[str, Attachment]]]]
+    """Gives the files by name for a ``with`` block; raises CytorayError if they do not fit the model."""
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task; a part that it does not have is None."""
 
@@ -58,6 +74,7 @@ class TaskSpec:
     evaluation: TaskStage | None = None
     assessment: TaskAssessment | None = None
     endpoint: Lazy[Endpoint[Any, Any]] | None = None  # of a module without training libraries
+    attachment: TaskAttachment | None = None
 
     @property
     def stages(self) -> tuple[TaskStage, ...]:

@@ -7,6 +7,7 @@ Labels of the query only score. The reference is fitted under its own labels; bo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -24,12 +25,17 @@ from cytoray.evaluation.classification import macro_f1, score_classification, sc
 from cytoray.evaluation.intervals import Statistic, draw_rows
 from cytoray.evaluation.label_matching import match_labels
 from cytoray.evaluation.plots import draw_confusion
+from cytoray.evaluation.stacking import Choice
+from cytoray.model.predictor import CellPredictor
 from cytoray.registry.opening import open_model
 from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map
 from cytoray.tasks.mapping.assess_config import AssessMappingConfig
-from cytoray.tasks.mapping.building import MappedQuery, build_reference, embed_with, map_query
-from cytoray.tasks.mapping.cells import MapCells, read_query, read_reference
-from cytoray.tasks.mapping.fitting import num_steps
+from cytoray.tasks.mapping.building import build_reference
+from cytoray.tasks.mapping.cells import read_query, read_reference
+from cytoray.tasks.mapping.fitting import Fitted, fit_mapper, num_steps
+from cytoray.tasks.mapping.inputs import MapCells
+from cytoray.tasks.mapping.packing import KINDS
+from cytoray.tasks.mapping.querying import MappedQuery, Refits, embed_with, map_query
 from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -37,6 +43,24 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 Int64 = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
 LABEL_COLUMNS = ("label", "precision", "recall", "f1", "num_true", "num_predicted")
+
+
+class KeptFits:
+    """``fit_mapper`` whose results are pieces, numbered in the order in which they are asked for."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        """Keep the fits among ``pieces``."""
+        self._pieces, self._num_fits = pieces, 0
+
+    def __call__(self, *cells: Any, advance: progress.Advance = progress.silent, **options: Any) -> Fitted:
+        """Fit a mapper as ``fit_mapper`` does, or return the piece."""
+        self._num_fits += 1
+        work = functools.partial(fit_mapper, *cells, advance=advance, **options)
+        kinds = (*KINDS.values(), Fitted, Choice)
+        found, reused = self._pieces.compute(f"fit {self._num_fits}", work, kinds=kinds)
+        if reused:
+            advance(num_steps(), "fit", already=True)
+        return found
 
 
 def run_assessment(config: AssessMappingConfig, pieces: Pieces) -> AssessedTask:
@@ -48,16 +72,17 @@ def run_assessment(config: AssessMappingConfig, pieces: Pieces) -> AssessedTask:
             config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
         )
     vocabulary = GeneVocabulary.load_default() if opened is None else opened.bundle.vocabulary
-    embed = None if opened is None else embed_with(opened)
+    embed = None if opened is None else embed_with(CellPredictor(opened.bundle, empty_cells="nan").predict)
     table = None if config.label_map is None else read_label_map(Path(config.label_map))
     cells, warnings = read_reference([config.data], config.label_key, batch_key=config.batch_key, vocabulary=vocabulary)
     query = read_query(config.query, vocabulary=vocabulary, label_key=config.label_key)
     names = common_names(cells, query, table)
+    fit = KeptFits(pieces)
     with progress.stage("assess", total=num_steps() + 3, unit="steps") as advance:
         reference = build_reference(
-            cells, embed=embed, about={"model": None}, seed=config.seed, with_map=False, pieces=pieces, advance=advance
+            cells, embed=embed, about={"model": None}, seed=config.seed, with_map=False, fit=fit, advance=advance
         )
-        found = map_query(reference, query, embed=embed, pieces=pieces)
+        found = map_query(reference, query, embed=embed, refits=Refits(reference, embed, fit=fit))
         advance(1, "query")
     metrics, details = judge_mapping(found, query, names, seed=config.seed)
     known = reference.about

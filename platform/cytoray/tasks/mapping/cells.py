@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
 from cytoray.corpus.config import SourceConfig
@@ -17,40 +15,9 @@ from cytoray.corpus.readers.finding import find_sources
 from cytoray.corpus.reading import NamedCells, read_cells, read_labelled_cells
 from cytoray.errors import CorpusError
 from cytoray.evaluation.voters import Expression
-from cytoray.tokens.cells import SparseCells
+from cytoray.tasks.mapping.inputs import MapCells, as_expression, keep_genes
 from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
-
-Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class MapCells:
-    """C cells with what is known about each."""
-
-    expression: Expression
-    names: tuple[str, ...]
-    labels: tuple[str | None, ...]
-    sources: tuple[str, ...]
-    batches: tuple[str, ...] | None = None
-    measured: npt.NDArray[np.bool_] | None = None  # (V,)
-
-    @property
-    def is_empty(self) -> npt.NDArray[np.bool_]:
-        """Cells (C,) without a gene of the vocabulary."""
-        empty: npt.NDArray[np.bool_] = np.diff(self.expression.values.indptr) == 0
-        return empty
-
-    def take(self, rows: Int64) -> MapCells:
-        """Return some of the cells."""
-        return replace(
-            self,
-            expression=self.expression.take(rows),
-            names=tuple(self.names[row] for row in rows),
-            labels=tuple(self.labels[row] for row in rows),
-            sources=tuple(self.sources[row] for row in rows),
-            batches=None if self.batches is None else tuple(self.batches[row] for row in rows),
-        )
 
 
 def read_reference(
@@ -82,18 +49,6 @@ def read_query(uri: str, *, vocabulary: GeneVocabulary, label_key: str | None = 
     return _as_cells(named, SourceConfig(uri=uri).identity, vocabulary, has_batches=False)
 
 
-def as_expression(cells: SparseCells, *, num_genes: int) -> Expression:
-    """Return cells as expression; values with fractions are taken as log1p of normalised counts, and normalised anew.
-
-    So a query that was normalised to another total is on the reference's scale. Values above 20 are not logarithms.
-    """
-    shape = (cells.num_cells, num_genes)
-    values = sparse.csr_matrix((cells.values.astype(np.float32), cells.gene_ids, cells.indptr), shape=shape)
-    if (values.data != np.round(values.data)).any() and values.data.max() <= 20:
-        values = values.expm1()
-    return Expression(values)
-
-
 def _as_cells(named: NamedCells, source: str, vocabulary: GeneVocabulary, *, has_batches: bool) -> MapCells:
     measured = np.zeros(vocabulary.size, bool)
     assert named.measured is not None, "read from a file"
@@ -123,11 +78,3 @@ def _joined(parts: Sequence[MapCells]) -> MapCells:
         batches = tuple(f"{a}/{b}" for a, b in zip(sources, batches, strict=True)) if batches else sources
     labels = tuple(label for part in parts for label in part.labels)
     return MapCells(Expression(values), tuple(called), labels, sources, batches, measured)
-
-
-def keep_genes(values: sparse.csr_matrix, kept: npt.NDArray[np.bool_]) -> sparse.csr_matrix:
-    """Return cells (C, V) with the values of other genes removed."""
-    matrix = sparse.csr_matrix(values, copy=True)
-    matrix.data *= kept[matrix.indices]
-    matrix.eliminate_zeros()
-    return matrix

@@ -23,7 +23,7 @@ from cytoray.evaluation.splits import Split, grouped_folds, stratified_folds
 from cytoray.evaluation.stacking import Choice, choose_blend
 from cytoray.evaluation.voters import Expression, Round, Voter, disturb, fit_components, fit_voters
 from cytoray.tasks.mapping.index import build_index
-from cytoray.tasks.mapping.mapper import NEIGHBOURS, Mapper
+from cytoray.tasks.mapping.mapper import NEIGHBOURS, Embed, Mapper
 from cytoray.tasks.mapping.oddness import fit_oddness
 from cytoray.tasks.mapping.spaces import COMPONENTS, fit_discriminants, fit_spaces
 from cytoray.tasks.mapping.votes import num_neighbours, vote
@@ -31,7 +31,6 @@ from cytoray.tasks.mapping.votes import num_neighbours, vote
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
-Embed = Callable[[Expression], Float32]  # embeddings (C, D) of cells
 BASELINE = "genes"
 NUM_FOLDS, FEW_CELLS, MANY_FOLDS = 5, 500, 10
 NUM_DRAWS = 200
@@ -46,6 +45,9 @@ class Fitted:
     choice: Choice
     space_scores: dict[str, float]  # macro-F1 of the neighbours' votes on held-out cells, by space
     why_space: str
+
+
+FitMapper = Callable[..., Fitted]  # ``fit_mapper``, or a function that keeps what it has fitted
 
 
 @dataclass(eq=False)

@@ -94,10 +94,10 @@ def write_index(index: NeighbourIndex, path: Path) -> None:
 
 
 def read_index(path: Path, *, kind: IndexKind, recall: float) -> NeighbourIndex:
-    """Read the index; raises DigestError if faiss cannot."""
+    """Map the index into memory, which processes on one machine share; raises DigestError if faiss cannot read it."""
     import faiss
 
     try:
-        return NeighbourIndex(kind, recall, faiss.read_index(str(path)))
+        return NeighbourIndex(kind, recall, faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
     except RuntimeError as error:
         raise DigestError(f"{path} is not an index of faiss.", remedy="Build the reference again.") from error

@@ -7,7 +7,7 @@ All that was learned is arrays, so that a service answers without training libra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+Embed = Callable[[Expression], Float32]  # embeddings (C, D) of cells
 NEIGHBOURS = "neighbours"  # the voter that is the vote of a cell's neighbours
 CHUNK = 2_048  # cells whose features are held at a time
 UNSEEN_P = 0.02  # a cell with a smaller p-value is unassigned
@@ -87,6 +88,15 @@ class Mapper:
     def coverage(self, measured: Bool) -> float:
         """Return the share of a usual reference cell's counts that are in the measured genes."""
         return float(min(self.shares[measured].sum(dtype=np.float64), 1.0))
+
+    def points(self, cells: Expression, embed: Embed | None) -> Float32:
+        """Return the unit vectors of all cells, computed for a part of them at a time."""
+        parts = []
+        for start in range(0, cells.num_cells, CHUNK):
+            some = cells.take(np.arange(start, min(start + CHUNK, cells.num_cells)))
+            embeddings = embed(some) if embed is not None and self.space.uses_embeddings else None
+            parts.append(self.space.points(self.space.features.transform(some), embeddings))
+        return np.concatenate(parts)
 
     def map(
         self,

@@ -21,12 +21,9 @@ from scipy import sparse
 
 from cytoray import storage
 from cytoray.errors import ConfigError
-from cytoray.tasks.mapping.building import MappedQuery
-from cytoray.tasks.mapping.mapper import UNSEEN_P, Mapped
+from cytoray.tasks.mapping.mapper import UNSEEN_P
 from cytoray.tasks.mapping.reference import Reference
 
-MOST_CANDIDATES = MOST_SHOWN = 5
-SMALLEST_CANDIDATE = 1e-4
 SUFFIXES = (".json", ".parquet", ".h5ad")
 OBS = ("label", "probability", "status", "unseen_p", "mapping_percentile")
 
@@ -37,63 +34,6 @@ def check_out(out: str) -> str:
     if suffix is None:
         raise ConfigError(f"{out}: unknown kind of file.", remedy=f"Use {', '.join(SUFFIXES)}.")
     return suffix
-
-
-def header(found: MappedQuery, reference: Reference) -> dict[str, Any]:
-    """Return what holds for all answers: the reference, how it answered, and the thresholds."""
-    return {
-        "reference": reference.digest,
-        "model": reference.about["model"],
-        "space": found.reference.mapper.space.name,
-        "k": found.reference.mapper.num_neighbours,
-        "weights": dict(found.reference.mapper.product.weights),
-        "coverage": found.coverage,
-        "refitted": found.refitted,
-        "thresholds": {"unassigned": UNSEEN_P, "sets": found.reference.mapper.sets.level},
-        "warnings": list(found.warnings),
-    }
-
-
-def answer_rows(
-    mapped: Mapped, reference: Reference, names: Sequence[str | None], empty: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Return the answer to each cell, in order; all but the name is None for cells in ``empty``."""
-    labels = reference.mapper.labels
-    known = {column: reference.meta[column].tolist() for column in ("ref_id", "label", "source", "batch")}
-    without = set(empty)
-    unassigned, ambiguous, best = mapped.unassigned, mapped.ambiguous, mapped.labels
-    rows = []
-    for cell, name in enumerate(names):
-        shares = mapped.probabilities[cell]
-        order = [int(code) for code in np.argsort(-shares, kind="stable")[:MOST_CANDIDATES]]
-        near = zip(mapped.neighbours[cell, :MOST_SHOWN], mapped.distances[cell, :MOST_SHOWN], strict=True)
-        row: dict[str, Any] = {
-            "cell_id": name,
-            "label": labels[best[cell]],
-            "probability": float(shares[best[cell]]),
-            "status": "unassigned" if unassigned[cell] else "ambiguous" if ambiguous[cell] else "assigned",
-            "candidates": [
-                {"label": labels[code], "probability": float(shares[code])}
-                for code in order
-                if shares[code] >= SMALLEST_CANDIDATE
-            ],
-            "set": [labels[code] for code in np.flatnonzero(mapped.sets[cell])],
-            "unseen_p": float(mapped.unseen_p[cell]),
-            "mapping_percentile": float(mapped.percentile[cell]),
-            "neighbours": [
-                {
-                    "ref_id": known["ref_id"][place],
-                    "label": known["label"][place],
-                    "dataset": known["source"][place],
-                    "batch": known["batch"][place] or None,
-                    "distance": float(distance),
-                }
-                for place, distance in near
-            ],
-            "umap": mapped.places[cell].tolist(),
-        }
-        rows.append({key: None if key != "cell_id" and cell in without else value for key, value in row.items()})
-    return rows
 
 
 def write_answers(out: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
@@ -120,7 +60,7 @@ def _write_h5ad(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -
     for column in ("label", "status"):
         obs[column] = obs[column].astype("category")
     adata = anndata.AnnData(sparse.csr_matrix((len(rows), 0), dtype=np.float32), obs=obs)
-    adata.obsm["X_reference_umap"] = np.array([row["umap"] or [np.nan, np.nan] for row in rows], float).reshape(-1, 2)
+    adata.obsm["X_reference_umap"] = np.array([[row["x"], row["y"]] for row in rows], float).reshape(-1, 2)
     details = [{key: row[key] for key in ("candidates", "set", "neighbours")} for row in rows]
     adata.uns["cytoray_map"] = {"about": json.dumps(about), "answers": json.dumps(details)}
     adata.write_h5ad(path)
@@ -137,13 +77,14 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw_map(reference: Reference, rows: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the reference in grey and the cells of the query upon it, by label."""
-    from cytoray.evaluation.plots import COLOURS, MARKERS
+    """Draw the map of a reference that has one in grey and the cells of the query upon it, by label."""
+    from cytoray.evaluation.plots import MARKERS
+    from cytoray.pages.charts import COLOURS
 
     figure = Figure(figsize=(8.0, 6.0), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(reference.plane[:, 0], reference.plane[:, 1], s=5, c="#d5dae0", linewidths=0, label="reference")
-    placed = [(row["label"], *row["umap"]) for row in rows if row["label"] is not None]
+    placed = [(row["label"], row["x"], row["y"]) for row in rows if row["x"] is not None]
     for number, label in enumerate(sorted({label for label, _, _ in placed})):
         own = np.array([(x, y) for name, x, y in placed if name == label])
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]

@@ -27,7 +27,8 @@ def render_mapping(
     facts = [f"reference {about['reference'][:16]}, space {about['space']}", *summary_lines(rows), *about["warnings"]]
     parts.append("<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts) + "</ul>")
     if any(row["label"] is not None for row in rows):
-        parts.append(_picture("On the reference's map", png(draw_map(reference, rows))))
+        if reference.has_map:
+            parts.append(_picture("On the reference's map", png(draw_map(reference, rows))))
         parts.append(_picture("Confidence and unseen types", png(draw_confidence(rows))))
     pairs = [(str(true), row["label"]) for true, row in zip(truth, rows, strict=True) if true and row["label"]]
     if pairs:

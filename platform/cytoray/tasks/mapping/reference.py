@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +55,40 @@ class Reference:
     about: Mapping[str, Any]  # of map.json: model, vocabulary, space, why, sources, settings
     digest: str = ""  # SHA-256 of map.json; set by saving and loading
 
-    @property
+    @cached_property
     def codes(self) -> Int64:
         """Codes (R,) of the cells' labels."""
         return np.searchsorted(np.asarray(self.mapper.labels, str), self.meta["label"].to_numpy(str)).astype(np.int64)
 
-    @property
+    @cached_property
     def plane(self) -> Float64:
         """Places (R, 2) on the map, which never change."""
         return self.meta[["x", "y"]].to_numpy(np.float64)
 
-    def check_model(self, digest: str, name: str) -> None:
-        """Raise ModelError unless the model with this digest made the reference's embeddings."""
-        made_by = self.about["model"]
-        if made_by is not None and made_by["digest"] != digest:
-            raise ModelError(
-                f"The reference was built with {made_by['uri']} (digest {made_by['digest'][:16]}), the query is for "
-                f"{name} (digest {digest[:16]}).",
-                remedy="Name the reference's model with --model, or build the reference again with this one.",
-                expected=made_by["digest"],
-                seen=digest,
-            )
+    @cached_property
+    def has_map(self) -> bool:
+        """Whether the map was computed when the reference was built."""
+        return bool(self.plane.any())
+
+    def check_model(self, weights: str, name: str) -> None:
+        """Raise ModelError unless the model with this digest of its weights made the reference's embeddings."""
+        check_maker(self.about, weights, name)
+
+
+def check_maker(about: Mapping[str, Any], weights: str, name: str) -> None:
+    """Raise ModelError unless the model with this digest of its weights made the embeddings of the reference ``about``.
+
+    A reference that was built without a model fits any.
+    """
+    made_by = about["model"]
+    if made_by is not None and made_by.get("weights") != weights:
+        raise ModelError(
+            f"The reference was built with {made_by['uri']} (weights {str(made_by.get('weights'))[:16]}), the query is "
+            f"for {name} (weights {weights[:16]}).",
+            remedy="Use the model of the reference, or build the reference again with this one.",
+            expected=made_by.get("weights"),
+            seen=weights,
+        )
 
 
 def save_reference(reference: Reference, uri: str) -> str:
@@ -107,10 +121,10 @@ def load_reference(uri: str) -> Reference:
     Raises NotFoundError if the place has none, DigestError for changed or missing files, ModelError for another format.
     """
     about, digest = read_about(uri)
-    with _as_folder(uri) as folder:
+    with reference_folder(uri) as folder:
         for name, expected in about["files"].items():
             _check_file(folder / name, expected)
-        return _read(folder, about, digest)
+        return read_files({name: folder / name for name in FILES}, about, digest)
 
 
 def read_about(uri: str) -> tuple[dict[str, Any], str]:
@@ -121,16 +135,21 @@ def read_about(uri: str) -> tuple[dict[str, Any], str]:
             f"{uri} is not a reference: it has no {MAP}.",
             remedy="Check the path; a build that was interrupted leaves none, run it again.",
         )
+    return parse_about(data, name=f"{uri}/{MAP}"), hashlib.sha256(data).hexdigest()
+
+
+def parse_about(data: bytes, *, name: str) -> dict[str, Any]:
+    """Parse the content of a map.json; DigestError if it is not JSON, ModelError for another format."""
     try:
-        about = json.loads(data)
+        about: dict[str, Any] = json.loads(data)
     except ValueError as error:
-        raise DigestError(f"{uri}/{MAP} is not JSON.", remedy="Build the reference again.") from error
+        raise DigestError(f"{name} is not JSON.", remedy="Build the reference again.") from error
     if about.get("format") != FORMAT or set(about.get("files", ())) != set(FILES):
         raise ModelError(
-            f"{uri}/{MAP} has format {about.get('format')}; this version of cytoray reads {FORMAT}.",
+            f"{name} has format {about.get('format')}; this version of cytoray reads {FORMAT}.",
             remedy="Use the version that wrote the reference, or build it again.",
         )
-    return about, hashlib.sha256(data).hexdigest()
+    return about
 
 
 def _write(reference: Reference, folder: Path) -> str:
@@ -157,20 +176,21 @@ def _write(reference: Reference, folder: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _read(folder: Path, about: dict[str, Any], digest: str) -> Reference:
+def read_files(paths: Mapping[str, Path], about: dict[str, Any], digest: str) -> Reference:
+    """Read a reference from its files by name, whose digests were compared; the index stays in its file."""
     try:
-        arrays = safetensors.numpy.load_file(folder / ARRAYS)
-        stored = safetensors.numpy.load_file(folder / CELLS)
+        arrays = safetensors.numpy.load_file(paths[ARRAYS])
+        stored = safetensors.numpy.load_file(paths[CELLS])
     except safetensors.SafetensorError as error:
-        raise ModelError(f"{folder} cannot be read: {error}.", remedy="Build the reference again.") from error
+        raise ModelError(f"{paths[ARRAYS]}: {error}.", remedy="Build the reference again.") from error
     measured = arrays["measured"].astype(bool)
     shape = (len(stored["rows"]), len(measured))
     sample = sparse.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=shape)
     kind, recall = about["index"]["kind"], float(about["index"]["recall"])
     return Reference(
         unpack_mapper(about["mapper"], arrays),
-        read_index(folder / INDEX, kind=kind, recall=recall),
-        pd.read_parquet(folder / META),
+        read_index(paths[INDEX], kind=kind, recall=recall),
+        pd.read_parquet(paths[META]),
         Expression(sample),
         stored["rows"],
         measured,
@@ -180,7 +200,8 @@ def _read(folder: Path, about: dict[str, Any], digest: str) -> Reference:
 
 
 @contextmanager
-def _as_folder(uri: str) -> Iterator[Path]:
+def reference_folder(uri: str) -> Iterator[Path]:
+    """Give the files of a reference as a local folder for the length of a ``with`` block."""
     if not storage.is_remote(uri):
         yield storage.local_path(uri)
         return
