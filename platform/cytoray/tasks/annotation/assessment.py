@@ -33,7 +33,13 @@ from cytoray.tasks.annotation.annotator import Answers, LabelledCells, answer
 from cytoray.tasks.annotation.assess_config import AssessAnnotationConfig
 from cytoray.tasks.annotation.assessment_page import annotation_sections
 from cytoray.tasks.annotation.judging import judge_labels, judge_unseen
-from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
+from cytoray.tasks.annotation.labelled import (
+    few_scored_warning,
+    gene_synonym,
+    label_warnings,
+    read_label_map,
+    read_labelled,
+)
 from cytoray.tasks.annotation.transformer import Transformer, open_transformer
 from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
@@ -182,7 +188,10 @@ def _prepare(cells: LabelledCells, query: LabelledCells | None, options: Options
         cells, query = _common_genes(cells, query)
     elif options.label_map:
         cells = replace(cells, labels=tuple(options.label_map.get(label, label) for label in cells.labels))
-    return _Prepared(cells, query, whole, warnings + _check(cells), names)
+    warnings += _check(cells, options.protocol)
+    if query is not None:
+        warnings += few_scored_warning(len(query.labels))
+    return _Prepared(cells, query, whole, warnings, names)
 
 
 def _answer_split(ready: _Prepared, split: Split, labels: list[str], options: Options) -> Answers:
@@ -224,8 +233,8 @@ def _units(cells: LabelledCells) -> npt.NDArray[Any]:
     return np.arange(len(cells.labels))
 
 
-def _check(cells: LabelledCells) -> list[str]:
-    """Refuse labels that cannot be learned; return warnings about labels that are hard to score."""
+def _check(cells: LabelledCells, protocol: Protocol) -> list[str]:
+    """Refuse labels that cannot be learned and batches that cannot be left out; return warnings about hard labels."""
     counts = Counter(cells.labels)
     if len(counts) < 2:
         raise CorpusError(
@@ -237,14 +246,12 @@ def _check(cells: LabelledCells) -> list[str]:
             f"{cells.uri}: {len(cells.labels)} cells have {len(counts)} labels.",
             remedy="Set --label-key to a column with several cells per label.",
         )
-    warnings = [f"label {label!r} has one cell" for label, count in sorted(counts.items()) if count == 1]
-    if cells.batches is not None:
-        batch_of: dict[str, set[str]] = {}
-        for label, batch in zip(cells.labels, cells.batches, strict=True):
-            batch_of.setdefault(label, set()).add(batch)
-        if len(set(cells.batches)) > 1 and all(len(found) == 1 for found in batch_of.values()):
-            warnings.append("each label occurs in one batch only: labels and batches cannot be separated")
-    return warnings
+    if protocol == "5-fold" and cells.batches is not None and len(set(cells.batches)) < 2:
+        raise CorpusError(
+            f"{cells.uri}: all {len(cells.labels)} cells are of the batch {cells.batches[0]!r}.",
+            remedy="Name a column with several batches, or leave out --batch-key: folds are then of cells.",
+        )
+    return label_warnings(cells.labels, cells.batches)
 
 
 def _common_labels(

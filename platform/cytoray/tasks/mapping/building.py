@@ -19,6 +19,7 @@ from cytoray.tasks.mapping.fitting import FitMapper, fit_mapper
 from cytoray.tasks.mapping.index import IndexKind, build_index
 from cytoray.tasks.mapping.inputs import MapCells
 from cytoray.tasks.mapping.mapper import Embed
+from cytoray.tasks.mapping.querying import FEWEST_GENES
 from cytoray.tasks.mapping.reference import Reference
 from cytoray.tasks.mapping.votes import num_neighbours, project
 
@@ -42,13 +43,18 @@ def build_reference(
 ) -> Reference:
     """Build a reference of labelled cells; space and blend are chosen on their folds, see ``fit_mapper``.
 
-    Raises CorpusError for fewer than ten cells.
+    Raises CorpusError for fewer than ten cells or genes.
     """
     cells = cells.take(np.flatnonzero(~cells.is_empty))
     if len(cells.names) < FEWEST_CELLS:
         raise CorpusError(
             f"{len(cells.names)} labelled cells have a gene that is known; a reference needs {FEWEST_CELLS}.",
             remedy="Give more cells, or check the names of the genes.",
+        )
+    if (num_genes := int(cells.expressed.sum())) < FEWEST_GENES:
+        raise CorpusError(
+            f"The cells express {num_genes} known genes; a reference needs {FEWEST_GENES}.",
+            remedy="Give the whole expression of the cells, or check the names of the genes.",
         )
     names = np.asarray([str(label) for label in cells.labels])
     labels = tuple(map(str, np.unique(names)))

@@ -132,8 +132,12 @@ class Refits:
 
 def common_genes(reference: Reference, query: MapCells) -> Bool:
     """Return which genes (V,) query and reference measured; CorpusError if these are fewer than ten."""
-    measured = np.ones(len(reference.measured), bool) if query.measured is None else query.measured
-    common: Bool = measured & reference.measured & (reference.mapper.shares > 0)
+    return check_common(reference.measured & (reference.mapper.shares > 0), query)
+
+
+def check_common(genes: Bool, query: MapCells) -> Bool:
+    """Return which genes (V,) of a reference the query measured; CorpusError if these are fewer than ten."""
+    common: Bool = genes if query.measured is None else genes & query.measured
     if (num_common := int(common.sum())) < FEWEST_GENES:
         name = f" ({query.sources[0]})" if query.sources else ""
         raise CorpusError(

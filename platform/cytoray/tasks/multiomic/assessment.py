@@ -21,6 +21,7 @@ from cytoray.errors import CorpusError
 from cytoray.evaluation.assessment import Assessment
 from cytoray.evaluation.assessment_page import AssessedTask
 from cytoray.evaluation.splits import Split, grouped_folds, stratified_folds
+from cytoray.tasks.annotation.labelled import confounding_warning
 from cytoray.tasks.multiomic.assess_config import AssessMultiomicConfig
 from cytoray.tasks.multiomic.assessment_page import multiomic_sections
 from cytoray.tasks.multiomic.blending import Rounds, fit_proteins, folds_of
@@ -94,7 +95,10 @@ def assess_proteins(
     if query is not None:
         query = _sample(query, seed, warnings)
         cells, query = common_features(cells, query, warnings)
-    _check(cells)
+    for each in (cells, query) if query is not None else (cells,):
+        _check(each)
+    if query is None and cells.batches is not None and cells.labels is not None:
+        warnings += confounding_warning(cells.labels, cells.batches)
     scored = cells if query is None else query
     splits, sentence = _plan(cells, query, seed)
     pooled = Pooled.empty(scored)
@@ -172,6 +176,8 @@ def _check(cells: PairedCells) -> None:
             f"{cells.uri}: {cells.num_cells} cells with proteins; at least {FEWEST_CELLS} are needed.",
             remedy="Give more cells.",
         )
+    if cells.rna.values.nnz == 0:
+        raise CorpusError(f"{cells.uri}: no cell has a count of RNA.", remedy="Check which matrix holds the counts.")
     if cells.batches is not None and len(set(cells.batches)) < 2:
         raise CorpusError(
             f"{cells.uri}: all cells are of batch {cells.batches[0]!r}.",
