@@ -40,7 +40,9 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
         registered = register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=alias)
     if alias == CANDIDATE:
         return registered
-    return promote_version(registered, tracking=config.tracking, gate=config.gate, alias=config.alias)
+    return promote_version(
+        registered, tracking=config.tracking, gate=config.gate, assessments=config.assessments, alias=config.alias
+    )
 
 
 def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
@@ -123,5 +125,5 @@ _OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 def find_stage(kind: str) -> Callable[[Any], dict[str, Any]]:
     """Return the function that runs the stage ``kind`` with its configuration and returns the result to print."""
     if kind.startswith(PREFIX):
-        return lambda config: run_assessment(kind.removeprefix(PREFIX), config)[0].as_dict()
+        return lambda config: run_assessment(kind.removeprefix(PREFIX), config).assessment.as_dict()
     return _OTHERS[kind] if kind in _OTHERS else task_stages()[kind].run.load()
