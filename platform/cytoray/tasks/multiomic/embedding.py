@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import sparse
 
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.contamination import share_of_training
@@ -22,7 +21,6 @@ from cytoray.tasks.multiomic.assess_config import AssessMultiomicConfig
 from cytoray.tasks.multiomic.paired import Float32, PairedCells, protein_word
 from cytoray.tasks.multiomic.transformer import MultiomicTransformer
 from cytoray.tokens.features import RNA
-from cytoray.tokens.keys import cell_id
 from cytoray.tokens.packed import PackedCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -54,12 +52,11 @@ class ProteinTransformer:
         """Return joint embeddings (C, D) of RNA and proteins, which must be counts."""
         names = _matched(cells.proteins.names, self.model.names(self.modality))
         places = [place for place, name in enumerate(cells.proteins.names) if name in names]
-        values = sparse.csr_matrix(cells.proteins.values[:, places])
-        packed = self.model.pack(self.modality, values, list(names.values()), cell_id("", cells.names))
+        packed = self.model.pack(self.modality, cells.proteins.values[:, places], list(names.values()))
         return self.model.embed({RNA: self._genes(cells), self.modality: packed})
 
     def _genes(self, cells: PairedCells) -> PackedCells:
-        return self.model.pack(RNA, cells.rna.values, cells.genes, cell_id("", cells.names))
+        return self.model.pack(RNA, cells.rna.values, cells.genes)
 
 
 @dataclass(frozen=True, eq=False)
