@@ -75,12 +75,19 @@ TASKS: dict[str, TaskSpec] = {
             collect=Lazy("cytoray.tasks.mapping.attached", "collect_reference"),
         ),
     ),
+    "genes": TaskSpec("genes", endpoint=Lazy("cytoray.tasks.genes.answers", "ENDPOINT")),
     "multiomic": TaskSpec(
         "multiomic",
         assessment=TaskAssessment(
             "Assess the prediction of proteins from RNA: the best simple method, and a blend that contains it.",
             config=Lazy("cytoray.tasks.multiomic.assess_config", "AssessMultiomicConfig"),
             run=Lazy("cytoray.tasks.multiomic.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.multiomic.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "proteins",
+            "Folder or s3:// prefix of a protein model, as `cytoray proteins fit` writes it.",
+            collect=Lazy("cytoray.tasks.multiomic.attached", "collect_proteins"),
         ),
     ),
 }
