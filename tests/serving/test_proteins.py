@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,21 @@ from cytoray.tasks.multiomic.answers import LEVEL, ProteinsResponse
 from cytoray.tasks.multiomic.protein_predictor import LEVEL as FITTED_LEVEL
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Smaller networks: the cells are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assessment, "NUM_FOLDS", 2)
+        patch.setattr(members, "NUM_NETWORKS", 1)
+        patch.setattr(members, "LAYERS", (16,))
+        yield
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A protein model with small networks, and a bundle that carries it."""
+def folder(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A protein model, and a bundle that carries it."""
     folder = tmp_path_factory.mktemp("proteins")
-    with pytest.MonkeyPatch.context() as small:
-        small.setattr(assessment, "NUM_FOLDS", 2)
-        small.setattr(members, "NUM_NETWORKS", 1)
-        small.setattr(members, "LAYERS", (16,))
-        cytoray.ProteinModel.fit(build(120), "protein_counts").save(folder / "proteins")
+    cytoray.ProteinModel.fit(build(100), "protein_counts").save(folder / "proteins")
     attach(build_bundle(genes=GENES), {"proteins": str(folder / "proteins")}, out=folder / "bundle")
     return folder
 
