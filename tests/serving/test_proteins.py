@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anndata
 import jsonschema
 import numpy as np
 import pytest
 from planted_proteins import GENES, PROTEINS, build
 from planted_reference import build_bundle
+from scipy import sparse
+from typer.testing import CliRunner
 
 import cytoray
+from cytoray.cli.main import app
 from cytoray.errors import ModelError, RequestError
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.serving.client import Client
@@ -77,6 +81,19 @@ def test_the_values_are_those_of_the_protein_model(
     truth = np.log1p(adata.obsm["protein_counts"].to_numpy())
     truth -= truth.mean(axis=1, keepdims=True)
     assert np.corrcoef(found.values[:, 2], truth[:, 2])[0, 1] > 0.5
+
+
+def test_files_get_the_same_values_offline(folder: Path, tmp_path: Path) -> None:
+    adata = build(20, seed=5)
+    adata.X = sparse.csr_matrix(sparse.diags_array((np.arange(20) != 2).astype(np.float32)) @ adata.X)
+    wanted = cytoray.ProteinModel.load(folder / "proteins").predict(adata)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    words = ["predict-proteins", tmp_path / "cells.h5ad", "--model", folder / "bundle", "--out", tmp_path / "out"]
+    words += ["--h5ad", "--set", "rows_per_task=8"]
+    CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    values = anndata.read_h5ad(tmp_path / "out" / "00000-cells.h5ad").obsm["X_protein_predicted"]
+    assert np.isnan(values[2]).all()
+    np.testing.assert_allclose(np.delete(values, 2, axis=0), np.delete(wanted.values, 2, axis=0), atol=1e-5)
 
 
 def test_missing_genes_and_empty_cells(carrying: ModelBundle, build_service: Any, connect: Any) -> None:

@@ -188,4 +188,6 @@ ENDPOINT: Endpoint[ProteinsRequest, _Found] = Endpoint(
     load=load_proteins,
     admit=admit_proteins,
     read=read_proteins,
+    offline_members={"proteins": []},
+    obsm={OBSM_KEY: ("values",)},
 )
