@@ -51,7 +51,7 @@ class ProteinCell(Message):
 
 
 class ProteinsHeader(Message):
-    """What holds for all cells of an answer."""
+    """The part of an answer that holds for all its cells."""
 
     proteins: list[PredictedProtein]
     units: Literal["clr", "log1p", "as fitted"] = Field(
