@@ -7,6 +7,11 @@ CPU time of the one thread at work, and the two alternate.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import numpy as np
 import torch
 

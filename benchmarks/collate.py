@@ -1,4 +1,4 @@
-"""Sample + bin + pad + mask in one pass against scGPT's DataCollator, one core: ``python -m benchmarks.collate``.
+"""Sample + bin + pad + mask in one pass against scGPT's DataCollator, one core: ``python benchmarks/collate.py``.
 
 Both make (batch, 1200) gene ids, bins and masked bins, 40 % masked. Ours starts from the packed cells of a corpus;
 scGPT's from ready int64 / float32 tensors (made outside the clock: its collator bins in place). Batches of 32, and
@@ -9,6 +9,10 @@ alternate.
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch

@@ -1,7 +1,7 @@
 """Ingest h5ad files into a committed, globally shuffled corpus, beside annbatch's add_adatas on the same files.
 
 Rates are of whole ingests: headers, both passes, the data report and the commit. Memory is the proportional set size of
-the process tree, ours above that of an idle Ray. ``python -m benchmarks.ingest [--big-only]``
+the process tree, ours above that of an idle Ray. ``python benchmarks/ingest.py [--big-only]``
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import argparse
 import gc
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import common
 from benchmarks.anchors import annbatch_ingest

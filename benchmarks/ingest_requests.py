@@ -1,6 +1,6 @@
 """Requests and bytes of an ingest's shuffle at 1 to 100 million cells, counted on a simulated store.
 
-    python -m benchmarks.ingest_requests [CELLS...]
+    python benchmarks/ingest_requests.py [CELLS...]
 
 The items are those that the ingest plans for its tasks (``corpus.ingesting.shuffle``); no task runs, but each item's
 requests are counted as its task makes them. tests/corpus/test_shuffle.py compares these counts with a real ingest.
@@ -11,9 +11,13 @@ every partition out of every spill beside them.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """Measure the share of labels kept with another seed, without 1 % of the genes and with thinned counts, by mode.
 
-    python -m benchmarks.label_stability
+    python benchmarks/label_stability.py
 
 Fine-tunes a small model with the Python face, on a context shorter than most cells, and annotates held-out cells
 longer than that context. Prints one JSON line; without the real cells it logs a warning and measures nothing.
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import anndata
 import numpy as np

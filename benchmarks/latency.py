@@ -1,4 +1,4 @@
-"""How long a consumer at half the peak rate waits for a minibatch: ``python -m benchmarks.latency``.
+"""How long a consumer at half the peak rate waits for a minibatch: ``python benchmarks/latency.py``.
 
 A consumer takes a minibatch, widens it to the int64 / float32 tensors of a model, and sleeps until its next one is due,
 at half the rate that the direct reader reached just before. The claim is about the wait for the minibatch. Also
@@ -9,8 +9,12 @@ fill; and the same with minibatches that are in memory already, which is what th
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import numpy.typing as npt

@@ -8,12 +8,15 @@ beside that of one that only imports the same modules. To resume, a run needs th
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import common
 from cytoray.corpus.manifest import (

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from benchmarks.__main__ import RESULTS, latest_claims
 from benchmarks.common import report
 

@@ -7,7 +7,11 @@ Hugging Face path and with our own direct reader; timed from the moment the pipe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import common
 from benchmarks.anchors import scgpt_path

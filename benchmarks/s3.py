@@ -13,7 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import common
 from benchmarks.stored import STORE

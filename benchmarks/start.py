@@ -1,4 +1,4 @@
-"""The first minibatch of a corpus of 1,000 shards, and the restart at a step: ``python -m benchmarks.start``.
+"""The first minibatch of a corpus of 1,000 shards, and the restart at a step: ``python benchmarks/start.py``.
 
 A training worker's way through Ray Data: manifest, order, pipeline, first read task, first minibatch in this process.
 The cluster is up; the page cache is warm. Restart: the same process resumes at another step with a new pipeline. Beside
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import pyarrow as pa

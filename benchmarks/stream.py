@@ -1,4 +1,4 @@
-"""Model-ready minibatches from the direct reader: ``python -m benchmarks.stream``.
+"""Model-ready minibatches from the direct reader: ``python benchmarks/stream.py``.
 
 Ours: the stored corpus, decoded, tokenised and 40 % masked into (32, 1200) narrow arrays on two threads, taken by one
 consumer. scGPT's: its Hugging Face dataset and DataCollator, the better of 0 and 2 workers. annbatch's: bare CSR rows,
@@ -9,8 +9,12 @@ nothing tokenised, its best settings. In turn, medians; the page cache is warm. 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 

@@ -60,3 +60,13 @@ def test_a_job_starts_from_the_root():
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert "--config" in finished.stdout
+
+
+def test_every_benchmark_runs_by_its_path():
+    """Python puts a script's folder first: without the root there, it would not find its package."""
+    scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if "from benchmarks" in path.read_text()]
+    assert scripts
+    for path in scripts:
+        code = path.read_text()
+        by_path = 'if __name__ == "__main__":' in code and path.name != "__main__.py"
+        assert not by_path or "\nsys.path[0] = " in code.partition("\nfrom benchmarks")[0], path.name

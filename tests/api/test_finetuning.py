@@ -198,6 +198,19 @@ def test_frozen_layers_stay(separable: Any, bundle_folder: Path):
         tuned.train(tuned.process_data(adata), labels, freeze_layers=3)
 
 
+def test_lower_layers_learn_more_slowly(separable: Any, bundle_folder: Path):
+    """Adam's first step is as long as the learning rate, whatever the gradient."""
+    adata, labels = separable
+    tuned = _tuned(bundle_folder)
+    before = _weights(tuned)
+    num_cells = adata.n_obs
+    tuned.train(tuned.process_data(adata), labels, layer_decay=0.1, validation_fraction=0, batch_size=num_cells)
+    step = {name: float((tensor - before[name]).abs().max()) for name, tensor in _weights(tuned).items()}
+    assert step["transformer_encoder.layers.0.linear1.weight"] == pytest.approx(1e-4 * 0.01, rel=0.05)
+    assert step["transformer_encoder.layers.1.linear1.weight"] == pytest.approx(1e-4 * 0.1, rel=0.05)
+    assert step["cls_decoder.out_layer.weight"] == pytest.approx(1e-4, rel=0.05)
+
+
 def test_the_source_is_not_changed(separable: Any, bundle_folder: Path):
     adata, labels = separable
     source = load_bundle(bundle_folder)
@@ -445,3 +458,20 @@ def test_every_class_is_held_out_in_its_share():
     assert sorted([*rows, *held]) == list(range(61))
     assert not np.array_equal(held, hold_out(strata, fraction=0.2, seed=1)[1])
     assert len(hold_out(strata, fraction=0.0, seed=0)[1]) == 0
+
+
+def test_cells_with_a_coarse_label_get_the_finer_one_that_fits(separable: Any, bundle_folder: Path):
+    adata, kinds = separable
+    given = [kind if row % 2 or kind == "B" else "lymphoid" for row, kind in enumerate(kinds)]
+    coarse = [row for row, label in enumerate(given) if label == "lymphoid"]
+    tuned = _tuned(bundle_folder, output_size=4)
+    data = tuned.process_data(adata)
+    tuned.train(data, given, label_tree={"NK": "lymphoid", "T": "lymphoid"}, **FAST)
+    answers = tuned.predict(data)
+    assert np.mean([answers[row] == kinds[row] for row in coarse]) >= 0.9
+    with pytest.raises(ConfigError, match="cycle"):
+        tuned.train(data, given, label_tree={"NK": "T", "T": "NK"})
+    flat = _tuned(bundle_folder, output_size=4)
+    flat.train(data, given, **FAST)
+    plain = flat.predict(data)
+    assert np.mean([plain[row] == "lymphoid" for row in coarse]) >= 0.5, "without a tree labels exclude each other"

@@ -13,6 +13,7 @@ from cytoray.errors import ConfigError, ModelError, TrainingError
 from cytoray.evaluation import plots
 from cytoray.evaluation.classification import score_classification
 from cytoray.evaluation.plots import plot_confusion, plot_embedding, plot_loss
+from cytoray.pages import charts
 
 ODD_LABELS = ["CD4⁺ αβ T", "滤泡辅助性T细胞" * 6, "_hidden $x$", "regulatory " * 20]
 # Machado et al. 2009, severity 1: what linear RGB looks like without one kind of cone.
@@ -50,7 +51,7 @@ def assert_readable(path, *, width=1200):
 
 def drawn(figure):
     """The renderer of the figure as it was saved, to measure texts in its pixels."""
-    figure.set_dpi(plots.DPI)
+    figure.set_dpi(charts.DPI)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
@@ -112,7 +113,7 @@ def test_tick_labels_of_the_confusion_matrix_never_overlap(num_labels, tmp_path,
     for tick in axes.get_xticklabels():
         assert tick.get_rotation() in (45, 90)
     # Slanted boxes overlap though the text does not: measured across the slant, the lines have to fit their pitch.
-    height_px = axes.get_xticklabels()[0].get_fontsize() * plots.DPI / 72
+    height_px = axes.get_xticklabels()[0].get_fontsize() * charts.DPI / 72
     pitch_px = axes.get_window_extent().width / num_labels
     assert height_px < pitch_px * (1.0 if num_labels > 15 else np.sqrt(0.5))
     assert axes.get_xticklabels()[0].get_fontsize() >= 8
@@ -206,7 +207,7 @@ def test_thirty_labels_look_different_and_ten_of_them_to_the_colour_blind_too():
     styles = plots._styles([f"type {n}" for n in range(30)])
     assert len(set(styles.values())) == 30
     for kind, matrix in COLOUR_BLINDNESS.items():
-        seen = [lab_colour(colour, np.asarray(matrix)) for colour in plots.COLOURS]
+        seen = [lab_colour(colour, np.asarray(matrix)) for colour in charts.COLOURS]
         closest = min(np.linalg.norm(one - other) for one, other in itertools.combinations(seen, 2))
         assert closest > 15, kind  # CIE76; matplotlib's default cycle comes down to 4.6
 
@@ -241,7 +242,7 @@ def test_a_run_without_any_loss_is_an_error_with_a_remedy(tmp_path):
 
 
 def test_no_label_is_grey():
-    for colour in plots.COLOURS:
+    for colour in charts.COLOURS:
         channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
         assert max(channels) - min(channels) > 50, colour
 

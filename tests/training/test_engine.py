@@ -40,7 +40,12 @@ CASES = [  # world size, ZeRO stage, accumulation, task
     (2, 3, 4, "two passes"),
     (1, 1, 1, "classification"),
     (2, 1, 1, "classification"),
+    (1, 0, 1, "slow lower layers"),
+    (2, 2, 1, "slow lower layers"),
+    (2, 3, 2, "slow lower layers"),
+    (2, 3, 1, "frozen lower layers"),
 ]
+RATES = {"slow lower layers": {"layer_decay": 0.25}, "frozen lower layers": {"layer_decay": 0.5, "freeze_layers": 1}}
 # (world size, ZeRO stage) of the first two steps and of the third, and how many files of slices each rank must read
 CONTINUED = [((2, 3), (1, 1), 2), ((2, 2), (2, 3), None), ((1, 0), (2, 3), 1)]
 MIXED = [  # world size, ZeRO stage, accumulation, maximum tokens per micro-batch
@@ -98,7 +103,8 @@ def build_run(
 
     def build(world_size: int, stage: int, accumulation: int = 1, task: str = "two passes") -> Run:
         workers = {"num_workers": world_size, "zero_stage": stage}
-        config = pretrain_config("parity", train={"accumulation": accumulation}, workers=workers)
+        train_keys = {"accumulation": accumulation}
+        config = pretrain_config("parity", train=train_keys, workers=workers, optimizer=RATES.get(task, {}))
         options = StreamOptions(config.tokenizer, 42, 16, style="generative", ratios=(0.25, 0.5, 0.75))
         generative = GenerativeConfig(second_pass_after=0 if task == "two passes" else NEVER)
         objective: Objective = GenerativeObjective(generative, vocabulary.pad_id)
@@ -153,7 +159,9 @@ def test_steps_equal_a_plain_torch_loop(case: Any, build_run: Callable[..., Run]
     plain, history = build_run(*case).train_plainly()
     result = load_file(folders[case] / "out.safetensors")
     assert history[-1] != history[0]
-    assert {f"exp_avg.{name}" for name, _ in plain.named_parameters()} <= result.keys()
+    trained = {name for name, parameter in plain.named_parameters() if parameter.requires_grad}
+    assert (len(trained) < len(dict(plain.named_parameters()))) == (case[3] == "frozen lower layers")
+    assert {f"exp_avg.{name}" for name in trained} <= result.keys()
     for name, expected in plain.state_dict().items():
         torch.testing.assert_close(
             result[name], expected, rtol=1e-5, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"

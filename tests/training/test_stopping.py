@@ -19,9 +19,11 @@ from cytoray.training.checkpoint import latest_checkpoint
 from cytoray.training.config import PretrainConfig, ValidationConfig
 from cytoray.training.pretraining import pretrain
 from cytoray.training.report import save_card
+from cytoray.training.result import find_result
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # four runs, each of which starts workers: minutes on a loaded machine
 def test_sigterm_stops_after_the_step_and_the_run_goes_on_with_fewer_workers(
     pretrain_config: Callable[..., PretrainConfig],
@@ -80,6 +82,24 @@ def test_sigterm_stops_after_the_step_and_the_run_goes_on_with_fewer_workers(
         pretrain(load_resumed_config(config.store, "stopped", overrides=["optimizer.learning_rate=0.5"]))  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match=r"Runs there: .*stopped"):
         load_resumed_config(config.store, "stopping-not")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_ends_when_validation_has_stopped_improving(pretrain_config: Callable[..., PretrainConfig]) -> None:
+    """With a learning rate that changes no weight, no checkpoint is better than the first."""
+    train, optimizer = {"num_steps": 50, "checkpoint_every": 1}, {"learning_rate": 1e-30, "warmup_steps": 0}
+    config = pretrain_config("patient", train=train, optimizer=optimizer)
+    held_out = ValidationConfig(select="kind == 'B'", max_cells=8, patience=2)
+    config = config.model_copy(update={"validation": held_out})
+    ended, bundle = pretrain(config)
+    assert ended.checkpoint.state.step == 3
+    assert [point["step"] for point in ended.checkpoint.state.validation] == [1, 2, 3]
+    assert ended.best.state.metric == ended.checkpoint.state.metric
+    again, same = pretrain(config)
+    assert again.skipped
+    assert same == bundle
+    longer = config.model_copy(update={"validation": held_out.model_copy(update={"patience": 3})})
+    assert find_result(longer, ended.manifest_digest) is None, "with more patience it is not finished"
 
 
 def test_the_cells_held_out_are_never_trained_on(pretrain_config: Callable[..., PretrainConfig]) -> None:

@@ -230,6 +230,7 @@ def test_a_run_that_was_taken_over_stops_and_commits_nothing_more(
     assert not any('"finish"' in file.read_text() for file in journal), "the new holder logs to the same MLflow run"
 
 
+@pytest.mark.slow
 @through_ray
 def test_a_finished_run_is_extended_when_that_is_allowed(pretrain_config: Callable[..., PretrainConfig]) -> None:
     alone = {"num_workers": 1}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self, get_args
 
@@ -23,6 +24,7 @@ from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.fitting import Examples, Fit, FitConfig, Head, hold_out, with_head
 from cytoray.model.transformer import ScGPT
+from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.labels import missing_spellings_warning
 
 Float32 = npt.NDArray[np.float32]
@@ -76,6 +78,8 @@ class scGPTFineTuningModel(scGPT):
         batch_size: int | None = None,
         patience: int | None = None,
         freeze_layers: int = 0,
+        layer_decay: float = 1.0,
+        label_tree: Mapping[str, str] | None = None,
         seed: int | None = None,
     ) -> list[dict[str, Any]]:
         """Train all weights except frozen ones with AdamW, keep those of the best epoch, and return the history.
@@ -84,7 +88,9 @@ class scGPTFineTuningModel(scGPT):
         DataFrame whose index has the cells' names is matched by name, and refused if it names only some of them.
         Whole numbers below K are the numbers of the outputs. Epochs are judged by the loss on
         ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class its share; with neither,
-        the last epoch stays. Cells without a known gene are left out, with a warning.
+        the last epoch stays. ``layer_decay`` below 1 lowers the learning rate per layer below the head. With
+        ``label_tree``, the parent of each label, a cell labelled "T cell" is not taught that it is no "CD4 T cell".
+        Cells without a known gene are left out, with a warning.
 
         Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
         TrainingError if the loss is not finite. The model always ends in eval mode.
@@ -93,7 +99,7 @@ class scGPTFineTuningModel(scGPT):
         settings |= {"batch_size": batch_size, "validation_fraction": validation_fraction}
         defaults = {"batch_size": self.config.batch_size, "seed": self.config.seed}
         given = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
-        config = checked(FitConfig, given | {"freeze_layers": freeze_layers})
+        config = checked(FitConfig, given | {"freeze_layers": freeze_layers, "layer_decay": layer_decay})
         if (validation_input_data is None) != (validation_labels is None):
             raise ConfigError("validation_input_data and validation_labels go together.", remedy="Give both or none.")
         targets = self._learn_labels(aligned(train_labels, train_input_data, what="train_labels"), config)
@@ -106,7 +112,8 @@ class scGPTFineTuningModel(scGPT):
         if patience is not None and validation is None:
             raise ConfigError("patience needs validation.", remedy="Set validation_fraction above 0, or leave it out.")
         with watched("train", total=config.epochs * len(train.targets)) as advance:
-            self.history = Fit(self.bundle, self.head, config).run(train, validation, advance=advance)
+            fit = Fit(self.bundle, self.head, config, below_KK=self._below(label_tree))
+            self.history = fit.run(train, validation, advance=advance)
         return self.history
 
     def get_outputs(self, dataset: scGPTDataset) -> Float32:
@@ -190,6 +197,14 @@ class scGPTFineTuningModel(scGPT):
         lineage = {**self.bundle.lineage, **lineage}
         self.bundle = replace(self.bundle, labels=classes.names, lineage=lineage, digest=None, attachments={})
         return classes.codes(labels)
+
+    def _below(self, tree: Mapping[str, str] | None) -> torch.Tensor | None:
+        """Bool (K, K): whether class j is class i or below it; None without a tree of classes."""
+        if tree is None:
+            return None
+        if self.head == "regression":
+            raise ConfigError("label_tree needs classes.", remedy="Leave it out for regression.")
+        return torch.from_numpy(LabelTree(dict(tree)).below(self.bundle.labels))
 
     def _targets(self, labels: npt.NDArray[Any], *, seen: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Targets of validation labels; classes that are not among the ``seen`` ones are refused."""

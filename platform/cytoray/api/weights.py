@@ -81,7 +81,7 @@ def on_device(bundle: ModelBundle, config: scGPTConfig) -> ModelBundle:
 
 def refuse_conditions(config: ModelConfig) -> None:
     """Raise ModelError for models whose tokens need more than genes and values."""
-    missing = config.needed_conditions
+    missing = config.needed_to_embed
     if missing:
         raise ModelError(
             f"This model needs {' and '.join(missing)} for each cell, which the Python API does not pass on.",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cytoray import storage
-from cytoray.corpus.manifest import CorpusManifest, corpus_uri, load_manifest
+from cytoray.corpus.manifest import CellFileRecord, CorpusManifest, corpus_uri, load_manifest
 from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
@@ -28,9 +28,9 @@ from cytoray.corpus.streaming.pairs import Controls, find_controls, load_control
 from cytoray.corpus.streaming.pipeline import Job, fill_ahead, fill_in_turn
 from cytoray.corpus.streaming.shares import Team
 from cytoray.errors import CorpusError
-from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.cells import Int64, SparseCells
 from cytoray.tokens.keys import Purpose, combine
-from cytoray.tokens.packed import concatenate, unpack
+from cytoray.tokens.packed import PackedCells, concatenate, unpack
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -108,14 +108,15 @@ class CorpusStream:
         shard = int(np.searchsorted(self._first_units, unit, "right")) - 1
         record, group = self.manifest.shards[shard], unit - int(self._first_units[shard])
         uri = corpus_uri(self.store, self.manifest.name)
-        modalities = {
-            name: open_shard(storage.join(uri, record.modalities[name].key), record.modalities[name]).read_group(group)
-            for name in self.options.modalities
-        }
-        cells = open_shard(storage.join(uri, record.key), record).read_group(group)
-        translation = self.options.translation
+
+        def read(file: CellFileRecord) -> PackedCells:
+            return open_shard(storage.join(uri, file.key), file).read_group(group)
+
+        cells, translation = read(record), self.options.translation
         cells = cells if translation is None else translation.apply(cells)
-        return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities)
+        modalities = {name: read(record.modalities[name]) for name in self.options.modalities}
+        features = tuple(tokens.place(read(record.modalities[tokens.modality])) for tokens in self.options.features)
+        return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities, features)
 
     def _load_controls(self) -> Controls:
         """Load the control cells of a stream of pairs."""
@@ -156,7 +157,7 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
             f"Corpus {corpus!r} was ingested with another gene vocabulary than this version of cytoray has.",
             remedy="Ingest it again under another name.",
         )
-    for name in options.modalities:
+    for name in (*options.modalities, *(tokens.modality for tokens in options.features)):
         if any(name not in shard.modalities for shard in manifest.shards):
             raise CorpusError(
                 f"Corpus {corpus!r}: not all cells have the modality {name!r}.",
@@ -196,18 +197,35 @@ def sample_labelled_cells(
     Only those row groups are read and held. Cells come in the order of the corpus. CorpusError if no cell has a label.
     """
     members = find_members(store, manifest, MemberOptions((ObsColumn(label_key),), select), seed=seed)
-    ends = np.cumsum(members.counts)
-    units = np.arange(len(members.counts))
-    if ends[-1] > max_cells:
-        order = np.argsort(combine(seed, int(Purpose.SAMPLING), units.astype(np.uint64)), kind="stable")
-        units = np.sort(order[: int(np.searchsorted(np.cumsum(members.counts[order]), max_cells)) + 1])
     stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1, label_key), members)
     parts: list[SparseCells] = []
     codes = [np.empty(0, np.int32)]
+    for unit, rows, cells in _sample_units(stream, max_cells):
+        parts.append(cells)
+        codes.append(members.codes(label_key, unit, rows))
+    num_labelled = int(members.counts.sum())
+    kept = np.arange(min(max_cells, num_labelled))
+    labels = tuple(stream.labels[code] for code in np.concatenate(codes)[kept].tolist())
+    return LabelledSample(SparseCells.concatenate(parts).take(kept), labels, num_labelled)
+
+
+def sample_cells(
+    store: str, manifest: CorpusManifest, *, select: str | None = None, max_cells: int, seed: int = 0
+) -> SparseCells:
+    """Load selected cells; of a large corpus ``max_cells``, in row groups drawn at random."""
+    members = find_members(store, manifest, MemberOptions((), select), seed=seed)
+    stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1), members)
+    cells = SparseCells.concatenate([part for _, _, part in _sample_units(stream, max_cells)])
+    return cells.take(np.arange(min(max_cells, cells.num_cells)))
+
+
+def _sample_units(stream: CorpusStream, max_cells: int) -> Iterator[tuple[int, Int64, SparseCells]]:
+    """Yield row groups in which there are ``max_cells`` cells, drawn at random if there are more, with their rows."""
+    members, seed = stream.members, stream.options.seed
+    units = np.arange(len(members.counts))
+    if members.counts.sum() > max_cells:
+        order = np.argsort(combine(seed, int(Purpose.SAMPLING), units.astype(np.uint64)), kind="stable")
+        units = np.sort(order[: int(np.searchsorted(np.cumsum(members.counts[order]), max_cells)) + 1])
     for unit in units[members.counts[units] > 0].tolist():
         rows = members.rows(unit)
-        parts.append(unpack(stream.read_unit(unit).cells).take(rows))
-        codes.append(members.codes(label_key, unit, rows))
-    kept = np.arange(min(max_cells, int(ends[-1])))
-    labels = tuple(stream.labels[code] for code in np.concatenate(codes)[kept].tolist())
-    return LabelledSample(SparseCells.concatenate(parts).take(kept), labels, int(ends[-1]))
+        yield unit, rows, unpack(stream.read_unit(unit).cells).take(rows)

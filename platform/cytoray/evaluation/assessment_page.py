@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-import functools
-import importlib.metadata
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
 from cytoray.evaluation.assessment import COLUMNS, Assessment, MetricRow
-from cytoray.evaluation.figures import DPI
+from cytoray.pages.charts import encode_figure
+from cytoray.pages.frame import load_template
 
 Rows = Sequence[Sequence[str]]  # the first row names the columns
 ERRORS = frozenset({"calibration_error", "negative_log_likelihood", "brier", "rmse"})  # less is better
@@ -59,7 +56,7 @@ class AssessedTask:
 def render_page(assessment: Assessment, sections: Sequence[Section]) -> bytes:
     """Render the page with the sections of its task between the table of metrics and the choices."""
     task = TITLES.get(assessment.task, assessment.task.capitalize())
-    page = _template().render(
+    page = load_template("cytoray.evaluation", "assessment.html.j2").render(
         title=f"{task} of {assessment.data['uri'].rpartition('/')[2]}",
         summary=_summary(assessment),
         how=f"Split: {assessment.split}. {_contamination(assessment)}",
@@ -69,16 +66,13 @@ def render_page(assessment: Assessment, sections: Sequence[Section]) -> bytes:
         sections=sections,
         why=assessment.why,
         data=_data_rows(assessment),
-        version=importlib.metadata.version("cytoray"),
     )
     return page.encode()
 
 
 def png(figure: Figure) -> str:
     """Return a figure as PNG in base64."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI, metadata={})
-    return base64.b64encode(picture.getvalue()).decode()
+    return base64.b64encode(encode_figure(figure, "png")).decode()
 
 
 def number(value: float | None) -> str:
@@ -129,13 +123,6 @@ def _data_rows(assessment: Assessment) -> Rows:
 
 def _words(name: str) -> str:
     return WORDS.get(name, name.replace("_", " "))
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("cytoray.evaluation", "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("assessment.html.j2")
 
 
 def details_rows(columns: Sequence[str], table: Sequence[Mapping[str, Any]]) -> Rows:

@@ -18,16 +18,11 @@ from matplotlib.lines import Line2D
 
 from cytoray.errors import ModelError, TrainingError
 from cytoray.evaluation.classification import ClassificationScores
-from cytoray.evaluation.figures import DPI as DPI
 from cytoray.evaluation.figures import Paths, save_figure
+from cytoray.pages.charts import COLOURS
 
 Float = npt.NDArray[np.floating[Any]]
-
-# Matthew Petroff's cycle, chosen by survey and for the common colour blindnesses, with a green and a pink in place of
-# its two greys, which look like missing values. Ten hues are about all that one can tell apart, so further labels take
-# the same hues with another marker.
-COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd", "#a96b59", "#e76300", "#b9ac70", "#39e6a5", "#cc5280")
-MARKERS = ("o", "^", "s", "D", "v", "P")
+MARKERS = ("o", "^", "s", "D", "v", "P")  # labels beyond the number of colours take the same ones with another
 WIDTH_IN = 8.0
 LABEL_COLUMNS = 32  # longer labels lose their middle
 SMALLEST_CELL_IN = 0.15  # of the confusion matrix: room for an 8 pt tick label, below which the figure grows instead

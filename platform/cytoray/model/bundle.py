@@ -29,6 +29,7 @@ from cytoray.model.bundle_files import (
 from cytoray.model.conditions import Conditions
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
+from cytoray.tokens.features import FeatureTokens, feature_token, find_features
 from cytoray.tokens.inference import DRAWN, InferenceConfig
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -71,8 +72,19 @@ class ModelBundle:
         check_attachment_names(self.attachments)
 
     def tokenizer(self) -> CellTokenizer:
-        """Tokenizer for inference."""
-        return CellTokenizer(self.vocabulary, self.tokenizer_config, self.inference)
+        """Tokenizer of genes for inference: of the panel, if the model has one."""
+        if self.conditions is None or self.conditions.panel is None:
+            return CellTokenizer(self.vocabulary, self.tokenizer_config, self.inference)
+        panel = tuple(self.vocabulary.index[gene] for gene in self.conditions.panel)
+        room = {"max_length": max(self.inference.max_length, len(panel) + 1)}
+        return CellTokenizer(self.vocabulary, self.tokenizer_config, self.inference.model_copy(update=room), panel)
+
+    def features(self) -> tuple[FeatureTokens, ...]:
+        """Further modalities whose features are tokens of the model, in the order of their codes from 2 on."""
+        if self.conditions is None or not self.conditions.context:
+            return ()
+        context = self.conditions.context
+        return find_features(self.vocabulary, {name: self.conditions.features[name] for name in context}, context)
 
 
 def save_bundle(bundle: ModelBundle, folder: Path) -> str:
@@ -223,10 +235,30 @@ def _check_fit(
             f"The model has {config.num_labels} labels, {len(labels)} names ({len(set(labels))} distinct) were given.",
             remedy="Give one distinct name for each output of the classifier, in its order.",
         )
+    if conditions is not None and conditions.context:
+        _check_features(config, vocabulary, conditions)
     panel = () if conditions is None or conditions.panel is None else conditions.panel
     if unknown := [gene for gene in panel if gene not in vocabulary]:
         raise ModelError(
             f"The vocabulary does not have {len(unknown)} genes of the panel: {', '.join(unknown[:5])}.",
             remedy="Name genes of the panel as the vocabulary does.",
             unknown=unknown[:20],
+        )
+
+
+def _check_features(config: ModelConfig, vocabulary: GeneVocabulary, conditions: Conditions) -> None:
+    """Refuse features that are not tokens, and a model with another number of modalities."""
+    for modality in conditions.context:
+        names = [feature_token(modality, feature) for feature in conditions.features[modality]]
+        if unknown := [name for name in names if name not in vocabulary]:
+            raise ModelError(
+                f"The vocabulary does not have {len(unknown)} features of {modality}: {', '.join(unknown[:5])}.",
+                remedy="Bundle a model with the vocabulary that was extended by its features.",
+                unknown=unknown[:20],
+            )
+    if config.num_modalities != 2 + len(conditions.context):
+        raise ModelError(
+            f"The model has {config.num_modalities} modalities, expected {2 + len(conditions.context)}: special "
+            f"tokens, genes, {', '.join(conditions.context)}.",
+            remedy="Bundle a model with the conditions that it was trained under.",
         )

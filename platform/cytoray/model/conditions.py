@@ -19,12 +19,20 @@ class Conditions(Config):
     features: dict[str, tuple[str, ...]] = Field(
         {}, description="Names of the features of each further modality, in the order of their ids."
     )
+    context: dict[str, int] = Field(
+        {},
+        exclude_if=lambda context: not context,  # which leaves the digests of older bundles as they were
+        description="Maximum number of tokens per cell of each further modality whose features are tokens; a modality "
+        "with no more features has all of them, zeros included.",
+    )
     panel: tuple[str, ...] | None = Field(
         None, description="Genes that every cell has as tokens, expressed or not; null: only the expressed ones."
     )
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
+        if unknown := self.context.keys() - self.features.keys():
+            raise ValueError(f"context.{min(unknown)} has no features")
         lists = [(f"columns.{name}", values) for name, values in self.columns.items()]
         lists += [(f"features.{name}", values) for name, values in self.features.items()]
         lists += [] if self.panel is None else [("panel", self.panel)]

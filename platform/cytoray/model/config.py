@@ -118,6 +118,11 @@ class ModelConfig(Config):
         }
         return tuple(name for name, needed in needs.items() if needed)
 
+    @property
+    def needed_to_embed(self) -> tuple[str, ...]:
+        """Those of ``needed_conditions`` that cell embeddings and labels depend on; decoders alone see modalities."""
+        return tuple(name for name in self.needed_conditions if name != "modalities")
+
     @field_validator("decoder_activation", mode="before")
     @classmethod
     def _activation_by_name(cls, name: Any) -> Any:

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from cytoray import progress
 from cytoray.config import Config
-from cytoray.errors import ConfigError, TrainingError
+from cytoray.errors import TrainingError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
-from cytoray.model.losses import classification_loss
+from cytoray.model.groups import freeze, parameter_groups
+from cytoray.model.losses import classification_loss, hierarchical_loss
 from cytoray.model.predictor import group_by_length
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedMinibatch, collate_packed
@@ -47,6 +48,9 @@ class FitConfig(Config):
     )
     freeze_layers: int = Field(
         0, ge=0, description="Number of first transformer layers that are frozen, with the gene embeddings."
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate per layer below the heads, which have the full one."
     )
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of cells held out to select the best epoch.")
     seed: int = Field(0, ge=0, description="Seed of the hold-out, the order of cells, ties and dropout.")
@@ -101,28 +105,22 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 class Fit:
     """Fitting of a bundle's model, in place."""
 
-    def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig) -> None:
-        """Raises ConfigError if more layers are to be frozen than the model has."""
-        self._model, self._head, self._config = bundle.model, head, config
-        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
+    def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig, *, below_KK: Tensor | None = None) -> None:
+        """``below_KK`` (bool) of ``LabelTree.below``: classes may lie below others."""
+        self._model, self._head, self._config, self._below_KK = bundle.model, head, config, below_KK
         self._answering = bundle.tokenizer()
-        num_layers = bundle.model.config.num_layers
-        if config.freeze_layers > num_layers:
-            raise ConfigError(
-                f"freeze_layers is {config.freeze_layers}.", remedy=f"This model has {num_layers} layers to freeze."
-            )
+        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config, panel=self._answering.panel)
 
     def run(self, train: Examples, validation: Examples | None, *, advance: progress.Advance) -> list[dict[str, Any]]:
         """Train and return one record per epoch; the model ends in eval mode with the weights of the best epoch.
 
         The best epoch has the lowest validation loss; without validation it is the last. Raises TrainingError if a
-        loss is not finite.
+        loss is not finite, ConfigError if more layers are to be frozen than the model has.
         """
         history: list[dict[str, Any]] = []
         best: tuple[int, dict[str, Tensor]] | None = None
         with _trained(self._model, self._config.freeze_layers), seeded(self._config.seed, self._model.device):
-            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.AdamW(trained, lr=self._config.learning_rate)
+            optimizer = self._optimizer()
             for epoch in range(self._config.epochs):
                 history.append({"epoch": epoch, "train_loss": self._epoch(train, epoch, optimizer, advance)})
                 if validation is None:
@@ -137,6 +135,12 @@ class Fit:
             self._model.load_state_dict(best[1])
         return history
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        rate = self._config.learning_rate
+        groups = parameter_groups(self._model, layer_decay=self._config.layer_decay)
+        settings = [{"params": group["params"], "lr": rate * group["rate_scale"]} for group in groups]
+        return torch.optim.AdamW(settings)
+
     def judge(self, examples: Examples) -> dict[str, float]:
         """Return ``validation_loss`` and, for classes, ``accuracy``."""
         self._model.eval()
@@ -146,9 +150,15 @@ class Fit:
             for places, batch in self._micro_batches(examples, rows, epoch=None):
                 outputs_BK, targets = self._outputs(batch), self._targets(examples, places)
                 loss += self._loss(outputs_BK, targets).item()
-                right += int((outputs_BK.argmax(dim=1) == targets).sum()) if self._head == "classification" else 0
+                right += self._num_right(outputs_BK, targets) if self._head == "classification" else 0
         found = {"validation_loss": _finite(loss / len(rows), self._config)}
         return found | ({"accuracy": right / len(rows)} if self._head == "classification" else {})
+
+    def _num_right(self, outputs_BK: Tensor, targets: Tensor) -> int:
+        """Number of cells whose likeliest class is their own, or below it."""
+        best = outputs_BK.argmax(dim=1)
+        right = best == targets if self._below_KK is None else self._below_KK.to(best.device)[targets, best]
+        return int(right.sum())
 
     def _epoch(self, train: Examples, epoch: int, optimizer: torch.optim.Optimizer, advance: progress.Advance) -> float:
         """Train on all cells once, in a new order; return the mean loss per cell."""
@@ -196,18 +206,18 @@ class Fit:
     def _loss(self, outputs_BK: Tensor, targets: Tensor) -> Tensor:
         """Summed over cells: cross-entropy, or squared error averaged over outputs."""
         if self._head == "classification":
-            return classification_loss(outputs_BK, targets).total
+            if self._below_KK is None:
+                return classification_loss(outputs_BK, targets).total
+            below_KK = self._below_KK.to(outputs_BK.device)
+            return hierarchical_loss(outputs_BK, targets, below_KK=below_KK).total
         return F.mse_loss(outputs_BK.float(), targets, reduction="sum") / outputs_BK.shape[1]
 
 
 @contextmanager
 def _trained(model: ScGPT, freeze_layers: int) -> Iterator[None]:
     """Freeze the first layers within the block; afterwards the model is unfrozen and in eval mode."""
-    frozen = [model.encoder, *list(model.transformer_encoder.layers)[:freeze_layers]] if freeze_layers else []
-    parameters = [parameter for module in frozen for parameter in module.parameters() if parameter.requires_grad]
+    parameters = freeze(model, freeze_layers)
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in parameters:

@@ -37,6 +37,17 @@ def classification_loss(logits_BK: Tensor, labels_B: Tensor) -> SummedLoss:
     return SummedLoss(total, labels_B.new_full((), labels_B.numel()))
 
 
+def hierarchical_loss(logits_BK: Tensor, labels_B: Tensor, *, below_KK: Tensor) -> SummedLoss:
+    """Cross-entropy of a label or any below it, summed over cells: ``-log`` of the sum of their probabilities.
+
+    ``below_KK[i, j]`` (bool) is True if label j is label i or lies below it. For labels with none below it is
+    ``classification_loss`` (hierarchical cross-entropy, Nature Computational Science 2026).
+    """
+    log_probabilities_BK = F.log_softmax(logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32)), dim=1)
+    allowed_BK = log_probabilities_BK.masked_fill(~below_KK[labels_B], -torch.inf)
+    return SummedLoss(-allowed_BK.logsumexp(dim=1).sum(), labels_B.new_full((), labels_B.numel()))
+
+
 def nonzero_loss(probability_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
     """Negative log-likelihood of a value being above zero or not, where ``counted_BL`` is True (zero log-likelihood).
 

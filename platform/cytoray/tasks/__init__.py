@@ -84,6 +84,12 @@ TASKS: dict[str, TaskSpec] = {
     "genes": TaskSpec("genes", endpoint=Lazy("cytoray.tasks.genes.answers", "ENDPOINT")),
     "multiomic": TaskSpec(
         "multiomic",
+        learning=TaskStage(
+            "finetune-multiomic",
+            "Fine-tune a model on genes together with proteins or peaks.",
+            config=Lazy("cytoray.tasks.multiomic.config", "FinetuneMultiomicConfig"),
+            run=Lazy("cytoray.tasks.multiomic.learning", "run_finetuning"),
+        ),
         assessment=TaskAssessment(
             "Assess the prediction of proteins from RNA: the best simple method, and a blend that contains it.",
             config=Lazy("cytoray.tasks.multiomic.assess_config", "AssessMultiomicConfig"),

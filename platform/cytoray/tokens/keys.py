@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     PARTITION = 6
     WEIGHTS = 7
     PAIRS = 8
+    MODALITIES = 9
 
 
 def mix64(values: UInt64) -> UInt64:

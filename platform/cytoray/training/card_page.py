@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections import Counter
@@ -10,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-import cytoray
 from cytoray import storage
+from cytoray.pages.frame import load_template
 from cytoray.training.card import HTML_NAME, JSON_NAME, PLOT_NAME, RunCard
 from cytoray.training.card_plots import (
     CONSTANT,
@@ -69,9 +66,8 @@ def write_card(card: RunCard, folder: Path) -> dict[str, Path]:
 def render_page(card: RunCard) -> str:
     """Render the card as one HTML page."""
     comparison = Comparison.of(card.scores)
-    return _template().render(
+    return load_template("cytoray.training", "card.html.j2").render(
         card=card,
-        version=cytoray.__version__,
         kind=_kind(card),
         summary=_summary(card, comparison),
         tiles=_tiles(card, comparison),
@@ -88,16 +84,6 @@ def render_page(card: RunCard) -> str:
         is_dirty=any(value.endswith("-dirty") for value in card.code.values()),
         not_measured=NOT_MEASURED,
     )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    """Load the packaged template, which escapes all names and texts of a run."""
-    loader = jinja2.PackageLoader("cytoray.training", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("card.html.j2")
 
 
 def _kind(card: RunCard) -> str:

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Matthew Petroff's cycle, as in the data report: the colours are distinguishable for colour-blind readers.
-COLOURS = ("#3f90da", "#e76300", "#832db6", "#bd1f01", "#a96b59", "#b9ac70", "#717581", "#ffa90e")
-INK, FAINT, GRID = "#1f2933", "#9aa5b1", "#e4e7eb"
+from cytoray.pages.charts import (
+    COLOURS,
+    FAINT,
+    INK,
+    empty_axes,
+    encode_figure,
+    page_style,
+    short_if_round,
+    short_number,
+    svg_uri,
+)
+
 LOSS_SIZE_IN, SMALL_SIZE_IN = (8.0, 4.2), (5.4, 2.5)
-DPI = 150
 FEW_POINTS = 30  # curves with at most this many points get markers
 LOG_FROM = 8.0  # ratio of largest to smallest value from which an axis is logarithmic
 TOTAL, CONSTANT = "loss", "mean_bin"
 _FIGURES = {"step", "learning_rate", "gradient_norm", "mfu", "skipped", "accuracy"}
 _FIGURE_ENDINGS = ("_s", "_share", "_bytes")
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cytoray",  # equal cards give equal bytes
-    "font.family": ["sans-serif"],
-    "font.size": 9,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.parse_math": False,  # names of losses are arbitrary
-}
 Points = Sequence[Mapping[str, float]]
 Curve = tuple[list[float], list[float]]
 
@@ -54,12 +47,14 @@ def curve(points: Points, name: str) -> Curve:
 
 def plot_loss_png(history: Points, validation: Points) -> bytes:
     """Plot the loss and its parts, with those on held-out cells, as a PNG file."""
-    return _save(_loss_figure, "png", history, validation)
+    with page_style():
+        return encode_figure(_loss_figure(history, validation), "png")
 
 
 def plot_loss_svg(history: Points, validation: Points) -> str:
     """Plot the same curves as an SVG data URI."""
-    return _data_uri(_save(_loss_figure, "svg", history, validation))
+    with page_style():
+        return svg_uri(_loss_figure(history, validation))
 
 
 def plot_figures(history: Points, names: Mapping[str, str], label: str, *, percent: bool = False) -> str | None:
@@ -67,8 +62,7 @@ def plot_figures(history: Points, names: Mapping[str, str], label: str, *, perce
     if not any(curve(history, name)[0] for name in names):
         return None
 
-    def draw(history: Points, _: Points) -> Figure:
-        """Draw the curves of ``names``."""
+    with page_style():
         figure, axes = _empty(SMALL_SIZE_IN, label)
         for (name, words), colour in zip(names.items(), COLOURS, strict=False):
             _draw(axes, curve(history, name), color=colour, linewidth=1.4, label=words)
@@ -79,9 +73,7 @@ def plot_figures(history: Points, names: Mapping[str, str], label: str, *, perce
             axes.set_ylim(bottom=0)
         if len(names) > 1:
             figure.legend(loc="outside upper right", ncols=len(names), frameon=False, fontsize=8)
-        return figure
-
-    return _data_uri(_save(draw, "svg", history, ()))
+        return svg_uri(figure)
 
 
 def _loss_figure(history: Points, validation: Points) -> Figure:
@@ -126,48 +118,19 @@ def _spread(axes: Axes, values: Sequence[float]) -> bool:
     if not values or min(values) <= 0 or max(values) < LOG_FROM * min(values):
         return False
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
-    axes.yaxis.set_minor_formatter(FuncFormatter(_short_if_round))
+    axes.yaxis.set_major_formatter(FuncFormatter(short_number))
+    axes.yaxis.set_minor_formatter(FuncFormatter(short_if_round))
     return True
 
 
 def _empty(size_in: tuple[float, float], y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size_in, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.set(xlabel="step", ylabel=y_label)
+    figure, axes = empty_axes(size_in, x_label="step", y_label=y_label)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_major_formatter(FuncFormatter(_whole_or_short))
+    axes.yaxis.set_major_formatter(FuncFormatter(short_number))
     return figure, axes
 
 
-def _short(value: float, _: object = None) -> str:
-    """Format 1,500,000 as 1.5M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _short_if_round(value: float, _: object = None) -> str:
-    """Label only 2 and 5 between powers of ten."""
-    lead = value / 10 ** math.floor(math.log10(value)) if value > 0 else 0
-    return _short(value) if round(lead, 6) in (2, 5) else ""
-
-
-def _save(draw: Any, kind: str, history: Points, validation: Points) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # matplotlib's own font has no Chinese, Japanese or Korean glyphs; it draws boxes instead.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
-        # Keep neither the time nor the version of matplotlib in the file.
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        draw(history, validation).savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
-
-
-def _data_uri(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+def _whole_or_short(value: float, _: object = None) -> str:
+    """Format 2,500 in full, 15,000 as 15k."""
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 10_000 else short_number(value)

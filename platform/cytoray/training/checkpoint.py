@@ -44,6 +44,7 @@ class TrainerState(Config):
     )
     skipped: tuple[int, ...] = Field((), description="Steps skipped because their gradient was not finite.")
     metric: float | None = Field(None, description="Validation error at this step; lower is better.")
+    selected_by: str = Field("", description="Name of the validation error that `metric` is; empty before the first.")
     versions: dict[str, str] = Field({}, description="Versions of packages that may affect results.")
     world_size: int = 1
     zero_stage: int = 0

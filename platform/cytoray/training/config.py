@@ -41,6 +41,12 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's averages.")
     epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon.")
     gradient_clipping: float = Field(1.0, gt=0, description="Bound on the global gradient norm.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate per layer below the heads, which have the full one."
+    )
+    freeze_layers: int = Field(
+        0, ge=0, description="Number of first transformer layers that are frozen, with the gene embeddings."
+    )
 
 
 class TrainConfig(Config):
@@ -81,6 +87,9 @@ class ValidationConfig(Config):
     )
     max_cells: int = Field(512, gt=0, description="Maximum number of held-out cells used.")
     seed: int = Field(0, ge=0, description="Seed of the choice of cells and of their hidden genes.")
+    patience: int | None = Field(
+        None, ge=1, description="Number of checkpoints without a lower validation error after which the run ends."
+    )
 
 
 class WorkersConfig(Config):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cytoray.errors import TrainingError
+from cytoray.model.groups import ParameterGroup
 from cytoray.training.checkpoint import Checkpoint
 from cytoray.training.config import OptimizerConfig, RunConfig
 from cytoray.training.holdings import (
@@ -78,7 +79,14 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     }
 
 
-def build_engine(module: nn.Module, config: RunConfig, world_size: int) -> Any:
+class TrainableModule(Protocol):
+    """Interface of a module that an engine trains; ObjectiveModule implements it."""
+
+    def parameter_groups(self, *, layer_decay: float) -> list[ParameterGroup]:
+        """Return the parameters that are trained, by their share of the learning rate."""
+
+
+def build_engine(module: TrainableModule, config: RunConfig, world_size: int) -> Any:
     """Wrap ``module`` in a DeepSpeed engine on the process group of Ray Train.
 
     Raises TrainingError for bf16 at stage 0, which accumulates gradients in bf16.
@@ -97,9 +105,10 @@ def build_engine(module: nn.Module, config: RunConfig, world_size: int) -> Any:
         logger.info("DeepSpeed's compiled CPU communication op is not used: gloo reduces gradients")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=parameters, config=deepspeed_config(config, world_size)
+        model=module,
+        model_parameters=module.parameter_groups(layer_decay=config.optimizer.layer_decay),
+        config=deepspeed_config(config, world_size),
     )
     start_optimizer(engine)
     if config.workers.zero_stage == 0:
@@ -137,9 +146,9 @@ def update(engine: Any) -> bool:
 
 
 def set_learning_rate(engine: Any, value: float) -> None:
-    """Write the learning rate of this step into every parameter group."""
+    """Write the learning rate of this step into every parameter group, times the scale of the group."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["rate_scale"]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.errors import TrainingError
 from cytoray.failpoints import failpoint
 from cytoray.model.config import ModelConfig
+from cytoray.model.groups import freeze
 from cytoray.model.transformer import ScGPT
 from cytoray.runs import run_folder
 from cytoray.tracking import RunLog
@@ -38,6 +39,7 @@ from cytoray.training.initial import SharedWeights
 from cytoray.training.lease import Lease, LeaseLostError
 from cytoray.training.meter import Meter
 from cytoray.training.objectives import Objective, ObjectiveModule
+from cytoray.training.result import is_finished
 from cytoray.training.step_log import StepLog
 from cytoray.training.steps import StepResult, StepRunner, build_host_group, limit_waits
 from cytoray.training.validation import Validator
@@ -118,7 +120,7 @@ class Trainer:
             folder, keep=keep, attempt=attempt, timeout_s=patience, lease=settings.lease
         )
         self.meter = Meter()
-        self.selected_by = ""  # name of the error that selects the best checkpoint
+        self.selected_by = self.state.selected_by
         self.in_a_row = 0  # consecutive skipped steps
         self.heard = self.looked = time.monotonic()
 
@@ -146,8 +148,10 @@ class Trainer:
                     ahead.ask()
                 self._take(ready)
                 leaving = ready.wishes.look and self._is_node_leaving()
-                if self.step % self.config.train.checkpoint_every == 0 or self._is_last or stopping or leaving:
+                is_last = self.step == self.config.train.num_steps
+                if self.step % self.config.train.checkpoint_every == 0 or is_last or stopping or leaving:
                     self._save()
+                    stopping = stopping or self._is_finished
                 failpoint("train.after_step")
         self.writer.wait()
         dist.barrier()  # no rank returns before the last checkpoint is committed
@@ -177,12 +181,12 @@ class Trainer:
         return Wishes(stop, look, self.step_log.is_stale())
 
     @property
-    def _is_last(self) -> bool:
-        return self.step == self.config.train.num_steps
+    def _is_finished(self) -> bool:
+        return is_finished(self.config, self.step, self.validation, selected_by=self.selected_by)
 
     def _batches(self) -> Iterator[StepBatch]:
         """Start reading this rank's minibatches; empty if the run is already done."""
-        return iterate_steps(ray.train.get_dataset_shard("train")) if not self._is_last else iter(())
+        return iterate_steps(ray.train.get_dataset_shard("train")) if not self._is_finished else iter(())
 
     def _note(self, batch: StepBatch, done: StepResult) -> None:
         """Record a step; raises AgreedError if too many in a row were skipped."""
@@ -246,6 +250,7 @@ class Trainer:
             num_updates=self.step - len(self.skipped),
             skipped=tuple(self.skipped),
             metric=metric,
+            selected_by=self.selected_by,
             versions=package_versions(),
             world_size=dist.get_world_size(),
             zero_stage=self.config.workers.zero_stage,
@@ -265,10 +270,10 @@ class Trainer:
             ray.get(self.settings.board.begin.remote(self.step, described))
 
     def _close_log(self) -> None:
-        """Close the log; the run is finished only if no step is left."""
+        """Close the log; the run is finished unless it was stopped."""
         if self.log is None:
             return
-        self.log.finish("FINISHED" if self._is_last else "KILLED")
+        self.log.finish("FINISHED" if self._is_finished else "KILLED")
         ray.get(self.settings.board.end.remote(self.log.mlflow_run_id))
 
 
@@ -297,6 +302,7 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
                 f"{uri} does not fit this model: missing {missing}, unexpected {unexpected}.",
                 remedy="Use the model settings of the run that made it.",
             )
+    freeze(model, settings.config.optimizer.freeze_layers)
     return ObjectiveModule(model, settings.objective)
 
 

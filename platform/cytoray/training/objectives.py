@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.config import ModelConfig
 from cytoray.model.flops import embedding_flops, generative_flops
-from cytoray.model.losses import SummedLoss, classification_loss, expression_loss
+from cytoray.model.groups import ParameterGroup, parameter_groups
+from cytoray.model.losses import SummedLoss, classification_loss, expression_loss, hierarchical_loss
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedGenerativeMinibatch, PackedMinibatch, widen
 from cytoray.training.config import GenerativeConfig
@@ -203,9 +204,10 @@ class MaskedObjective:
 
 @dataclass(frozen=True)
 class ClassificationObjective:
-    """Cross-entropy of the cell classifier (CLS)."""
+    """Cross-entropy of the cell classifier (CLS); with a label tree, of a label or any below it."""
 
     pad_id: int
+    below: tuple[tuple[bool, ...], ...] | None = None  # (K, K) of ``LabelTree.below``
     scope: Scope = "cell"
 
     def prepare(self, batch: StepBatch) -> LabelledMinibatch:
@@ -232,12 +234,17 @@ class ClassificationObjective:
         return {"classification": self.judge(model, prepared)["classification"]}
 
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
-        """Summed cross-entropy, and the number of correct cells: ``accuracy`` when divided."""
+        """Summed cross-entropy, and the number of correct cells (their label or one below): ``accuracy`` if divided."""
         assert isinstance(prepared, LabelledMinibatch)
         logits_BK = model.classify(model.embed(prepared.cells))
-        loss = classification_loss(logits_BK, prepared.labels)
-        right = (logits_BK.argmax(dim=1) == prepared.labels).sum()
-        return {"classification": loss, "accuracy": SummedLoss(right, loss.count)}
+        best_B = logits_BK.argmax(dim=1)
+        if self.below is None:
+            loss, right_B = classification_loss(logits_BK, prepared.labels), best_B == prepared.labels
+        else:
+            below_KK = torch.tensor(self.below, device=logits_BK.device)
+            loss = hierarchical_loss(logits_BK, prepared.labels, below_KK=below_KK)
+            right_B = below_KK[prepared.labels, best_B]
+        return {"classification": loss, "accuracy": SummedLoss(right_B.sum(), loss.count)}
 
 
 def hide(batch: StepBatch, *, pad_id: int) -> MaskedMinibatch:
@@ -292,6 +299,10 @@ class ObjectiveModule(nn.Module):
         super().__init__()
         self.model = model
         self._objective = objective
+
+    def parameter_groups(self, *, layer_decay: float) -> list[ParameterGroup]:
+        """Return the trained parameters of the model by depth."""
+        return parameter_groups(self.model, layer_decay=layer_decay)
 
     def forward(self, prepared: Prepared, step: int, *, judge: bool = False) -> dict[str, Tensor]:
         """Summed losses by name, or with ``judge`` total and count (2,) of each figure of held-out cells."""

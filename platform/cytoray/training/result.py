@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cytoray import storage
 from cytoray.config import Config
-from cytoray.errors import TrainingError
+from cytoray.errors import TrainingError, TrainingStoppedError
 from cytoray.runs import run_folder
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training.config import RunConfig
@@ -55,13 +57,42 @@ class TrainingResult:
         }
 
 
+def is_finished(config: RunConfig, step: int, validation: Sequence[Mapping[str, float]], *, selected_by: str) -> bool:
+    """Whether a run has taken its last step: ``num_steps``, or one after which validation has lost its patience.
+
+    ``validation`` are its results by step, of which the error ``selected_by`` counts; empty before the first.
+    """
+    if step >= config.train.num_steps:
+        return True
+    if config.validation is None or config.validation.patience is None or not selected_by:
+        return False
+    errors = [point.get(selected_by, math.inf) for point in validation]
+    return len(errors) - 1 - errors.index(min(errors)) >= config.validation.patience
+
+
+def _has_finished(config: RunConfig, state: checkpoints.TrainerState) -> bool:
+    return is_finished(config, state.step, state.validation, selected_by=state.selected_by)
+
+
+def check_finished(config: RunConfig) -> None:
+    """Raise TrainingStoppedError if the newest checkpoint is not that of a finished run: it was asked to stop."""
+    saved = checkpoints.require_checkpoint(config.store, config.run)
+    if not _has_finished(config, saved.state):
+        raise TrainingStoppedError(
+            f"Run {config.run!r} was asked to stop and has committed a checkpoint at step {saved.state.step} of "
+            f"{config.train.num_steps}.",
+            remedy=f"To continue, run the same command again, or `cytoray train resume {config.run}`.",
+            step=saved.state.step,
+        )
+
+
 def save_done(config: RunConfig, done: Done) -> None:
     """Record that the run is finished."""
     storage.write_bytes(_done_uri(config), done.model_dump_json().encode())
 
 
 def find_result(config: RunConfig, manifest_digest: str, *, skipped: bool = True) -> TrainingResult | None:
-    """The result of a run that has done all its steps; None if some are left.
+    """The result of a run that has finished; None if steps are left.
 
     Raises TrainingError if it has done more than ``train.num_steps``.
     """
@@ -73,7 +104,7 @@ def find_result(config: RunConfig, manifest_digest: str, *, skipped: bool = True
             remedy=f"Set train.num_steps to {last.state.step} or more, or use another run name.",
             step=last.state.step,
         )
-    if last is None or last.state.step < wanted or not storage.exists(_done_uri(config)):
+    if last is None or not _has_finished(config, last.state) or not storage.exists(_done_uri(config)):
         return None
     done = Done.model_validate_json(storage.read_bytes(_done_uri(config)))
     best = checkpoints.best_checkpoint(config.store, config.run) or last

@@ -19,7 +19,7 @@ from cytoray import cluster, failpoints, progress
 from cytoray.cluster import user_error
 from cytoray.corpus.deal import DealtSteps, steps_dataset
 from cytoray.corpus.stream import CorpusStream
-from cytoray.errors import ConfigError, RegistryError, StorageError, TrainingError, TrainingStoppedError
+from cytoray.errors import ConfigError, RegistryError, StorageError, TrainingError
 from cytoray.model.config import ModelConfig
 from cytoray.runs import run_folder
 from cytoray.tracking import RunLog, TrackingConfig
@@ -33,7 +33,7 @@ from cytoray.training.initial import InitialModel
 from cytoray.training.loop import WorkerSettings, train_worker
 from cytoray.training.objectives import Objective
 from cytoray.training.record import RunRecord, claim_run, record_changes
-from cytoray.training.result import Done, TrainingResult, find_result, save_done
+from cytoray.training.result import Done, TrainingResult, check_finished, find_result, save_done
 
 __all__ = ["TrainingResult", "TrainingSpec", "run_training"]
 logger = logging.getLogger(__name__)
@@ -125,13 +125,7 @@ def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: p
     news = ray.get(board.read.remote())
     if news.error is not None:
         raise news.error
-    if news.step < config.train.num_steps:
-        raise TrainingStoppedError(
-            f"Run {config.run!r} was asked to stop and has committed a checkpoint at step {news.step} of "
-            f"{config.train.num_steps}.",
-            remedy=f"To continue, run the same command again, or `cytoray train resume {config.run}`.",
-            step=news.step,
-        )
+    check_finished(config)
     return Done(mlflow_run_id=news.mlflow_run_id, hardware=news.hardware, events=news.events)
 
 

@@ -21,6 +21,7 @@ from cytoray import storage
 from cytoray.corpus.checking.checks import SLAB_ROWS, RowChecks, check_rows
 from cytoray.corpus.checking.source_checks import corpus_values, map_source_genes, source_findings
 from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.corpus.ingesting.modalities import judge_modality, modality_notes
 from cytoray.corpus.ingesting.obs_tables import column_types, unite_types
 from cytoray.corpus.ingesting.shuffle import Groups
 from cytoray.corpus.manifest import (
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 STAGING = 2  # version of what lies in a staging area: an ingest resumes only what it can read
 FOLDERS = ("zarr", "10x_mtx", "scb")  # formats whose version is not that of one object
 READERS = 8  # requests for the versions of known sources at a time
-SAMPLE_ROWS = 256  # of a modality, to see whether it holds counts
 # Of pass one and two together on one core of 2.5 GHz, gzip h5ad to shards (benchmarks/ingest.py).
 ENTRIES_PER_SECOND = 20e6
 BYTES_PER_ENTRY, BYTES_PER_CELL = 1.02, 40  # of a shard with its obs
@@ -304,9 +304,11 @@ def _describe(config: IngestConfig, source: SourceConfig) -> Described:
         genes = np.unique(mapping.ids[mapping.ids >= 0])
         num_matched = int((mapping.ids >= 0).sum())
         features = {name: tuple(reader.modality_features(name)) for name in description.modalities}
-        whole = {name: _is_whole(reader, name, description.num_cells) for name in features}
+        whole = {name: judge_modality(reader, name, num_cells=description.num_cells) for name in features}
         obs_types = column_types(reader.obs, config.obs_columns)
-    return PlannedSource(source, description, num_matched, obs_types, features, whole), genes
+    notes = (*description.notes, *modality_notes(features, whole))
+    described = dataclasses.replace(description, notes=notes)
+    return PlannedSource(source, described, num_matched, obs_types, features, whole), genes
 
 
 def _refuse_negative(reader: CellReader, mapping: GeneMapping, config: IngestConfig, num_cells: int) -> None:
@@ -314,12 +316,6 @@ def _refuse_negative(reader: CellReader, mapping: GeneMapping, config: IngestCon
     options = RowChecks(config.checks, config.filter, "expression")
     for start in range(0, num_cells, SLAB_ROWS):
         check_rows(reader, mapping, options, start=start, stop=min(start + SLAB_ROWS, num_cells))
-
-
-def _is_whole(reader: CellReader, name: str, num_cells: int) -> bool:
-    """Return whether the first cells of a modality contain only integers."""
-    values = reader.read_modality(name, 0, min(SAMPLE_ROWS, num_cells)).data
-    return bool((values == np.rint(values)).all() and (values >= 0).all())
 
 
 def _unite_modalities(planned: Sequence[PlannedSource], parent: CorpusManifest | None) -> dict[str, Modality]:

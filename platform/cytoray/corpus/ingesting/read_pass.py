@@ -17,6 +17,7 @@ from pydantic import Field
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.corpus.checking.checks import CheckedRows, RowChecks, check_rows, map_source_genes
+from cytoray.corpus.ingesting.modalities import check_modality
 from cytoray.corpus.ingesting.obs_tables import obs_arrays, obs_schema, own_arrays
 from cytoray.corpus.ingesting.planning import IngestPlan, PlannedSource, refused, source_version
 from cytoray.corpus.ingesting.shuffle import SectionIndex
@@ -188,15 +189,5 @@ def _modality_cells(reader: CellReader, plan: IngestPlan, name: str, checked: Ch
     places = {feature: place for place, feature in enumerate(modality.features)}
     features = np.array([places[feature] for feature in reader.modality_features(name)], np.int32)
     matrix = reader.read_modality(name, rows.start, rows.stop)[checked.rows - rows.start]
-    whole = np.rint(matrix.data) if counts else matrix.data
-    bad = ~np.isfinite(matrix.data) | (matrix.data != whole) | (counts & (matrix.data < 0))
-    if bad.any():
-        raise CorpusError(
-            f"{reader.source.uri}: modality {name!r} holds {matrix.data[bad][0]} in rows from {rows.start:,}, "
-            f"which is not a {'count' if counts else 'number'}.",
-            remedy="Name a matrix of raw counts in sources.modalities, or leave the modality out.",
-            uri=reader.source.uri,
-            rule="modality",
-            key=name,
-        )
+    check_modality(reader, name, matrix, counts=counts, rows=checked.rows)
     return pack_rows(matrix, features, checked.cells.cell_ids, counts=counts)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
-import cytoray
 from cytoray import storage
 from cytoray.corpus.checking.profile import GeneOverlap, SourceProfile, histogram_median
 from cytoray.corpus.config import RuleConfig
@@ -18,6 +14,7 @@ from cytoray.corpus.reporting.remarks import remarks
 from cytoray.corpus.reporting.report import HTML_NAME, JSON_NAME, DataReport, FileReport
 from cytoray.corpus.reporting.report_plots import line_colours, plot_bins, plot_log_histograms
 from cytoray.corpus.reporting.report_text import HOW_WORDS, kind_words, size_text
+from cytoray.pages.frame import load_template
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 MOST_FILES = 300  # rows of the tables; all of them are in report.json
@@ -53,9 +50,8 @@ def write_report(folder_uri: str, report: DataReport) -> None:
 
 def render_page(report: DataReport) -> str:
     """The report as one HTML page."""
-    return _template().render(
+    return load_template("cytoray.corpus.reporting", "report.html.j2", number=_number, size=size_text).render(
         report=report,
-        version=cytoray.__version__,
         tiles=_tiles(report),
         files=[_file_row(file) for file in report.files[:MOST_FILES]],
         num_hidden=max(0, len(report.files) - MOST_FILES),
@@ -70,17 +66,6 @@ def render_page(report: DataReport) -> str:
         labels=_labels(report.total.labels),
         top_genes=_top_genes(report.total),
     )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    """The packaged template; all text from files is escaped."""
-    loader = jinja2.PackageLoader("cytoray.corpus.reporting", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(number=_number, size=size_text, percent=_percent)
-    return environment.get_template("report.html.j2")
 
 
 def _tiles(report: DataReport) -> list[tuple[str, str, str]]:

@@ -4,12 +4,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -17,23 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cytoray.corpus.checking.profile import BINS_PER_OCTAVE
+from cytoray.pages.charts import COLOURS, empty_axes, page_style, short_number, svg_uri
 from cytoray.tokens.cells import Int64
 
-# Matthew Petroff's cycle, whose colours remain distinct for colour-blind readers.
-COLOURS = ("#3f90da", "#e76300", "#832db6", "#bd1f01", "#a96b59", "#b9ac70", "#717581", "#ffa90e")
-FILL, EDGE, INK, FAINT = "#dfe8f1", "#3f90da", "#1f2933", "#9aa5b1"
+FILL, EDGE = "#dfe8f1", COLOURS[0]
 SIZE_IN = (5.4, 2.7)
 MOST_LINES = len(COLOURS)  # files drawn one by one; beyond it only their sum
-_STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: small, sharp, searchable
-    "svg.hashsalt": "cytoray",  # equal reports are equal bytes
-    "font.family": ["sans-serif"],
-    "font.size": 9,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def plot_log_histograms(histograms: Mapping[str, Int64], label: str) -> str:
@@ -43,7 +28,7 @@ def plot_log_histograms(histograms: Mapping[str, Int64], label: str) -> str:
     """
     total = np.sum(list(histograms.values()), axis=0)
     seen = np.flatnonzero(total)
-    with matplotlib.rc_context(_STYLE):
+    with page_style():
         figure, axes = _empty("share of cells", label)
         if len(seen):
             # Small numbers fall on few of the fine bins: there four of them make one, so that no gaps show.
@@ -58,19 +43,19 @@ def plot_log_histograms(histograms: Mapping[str, Int64], label: str) -> str:
             axes.set_xscale("log")
             axes.set_xlim(edges[0], edges[-1])
             axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.xaxis.set_major_formatter(FuncFormatter(short_number))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        return _data_uri(figure)
+        return svg_uri(figure)
 
 
 def plot_bins(bins: Int64) -> str:
     """Draw the share of entries in each bin (K,) as an SVG data URI; bin 0 has no entries."""
-    with matplotlib.rc_context(_STYLE):
+    with page_style():
         figure, axes = _empty("share of values", "bin")
         shares = bins[1:] / max(1, bins.sum())
         axes.bar(np.arange(1, len(bins)), shares, width=0.9, color=EDGE)
         axes.set_xlim(0, len(bins))
-        return _data_uri(figure)
+        return svg_uri(figure)
 
 
 def _shares(histogram: Int64, first: int, stop: int, width: int) -> npt.NDArray[np.float64]:
@@ -82,28 +67,9 @@ def _shares(histogram: Int64, first: int, stop: int, width: int) -> npt.NDArray[
 
 
 def _empty(y_label: str, x_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE_IN, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.set(xlabel=x_label, ylabel=y_label)
+    figure, axes = empty_axes(SIZE_IN, x_label=x_label, y_label=y_label)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     return figure, axes
-
-
-def _short(value: float, _: object = None) -> str:
-    """1,500,000 as 1.5M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def _data_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def line_colours(names: Sequence[str]) -> dict[str, str]:

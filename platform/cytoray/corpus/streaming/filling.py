@@ -20,6 +20,7 @@ from cytoray.corpus.streaming.order import OrderedCells
 from cytoray.corpus.streaming.pairs import Controls, pair_keys
 from cytoray.corpus.streaming.shares import Team
 from cytoray.tokens.cells import Int64
+from cytoray.tokens.keys import Float64, Purpose, combine, uniform
 from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
 from cytoray.tokens.tokenizer import CellTokenizer, TokenBuffers, TokenPlan
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -33,6 +34,7 @@ class LoadedUnit:
 
     cells: PackedCells
     modalities: dict[str, PackedCells]
+    features: tuple[PackedCells, ...] = ()  # over token ids, one for each of the stream's features
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,15 @@ class _Group:
     rows: Int64  # in the unit
     repeats: Int64
 
+    def values_of(self, number: int) -> Int64:
+        """Return the number of values above zero that each cell has in a further modality."""
+        return self.unit.features[number].num_genes_per_cell[self.rows]
+
+    @property
+    def draws(self) -> Int64:
+        """The epoch of each cell's random numbers, another one for each repetition."""
+        return self.epoch + (self.repeats << REPEAT_SHIFT)
+
 
 @dataclass(frozen=True, eq=False)
 class _Slots:
@@ -54,6 +65,10 @@ class _Slots:
     starts: Int64
     widths: Int64
     borders: Int64
+
+    def at(self, cells: Int64) -> _Slots:
+        """Return the slots of some cells."""
+        return _Slots(self.starts[cells], self.widths[cells], self.borders)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,23 +92,31 @@ class ChunkFiller:
         vocabulary = GeneVocabulary.load_default() if translation is None else translation.vocabulary
         return CellTokenizer(vocabulary, self.options.tokenizer, panel=self.options.panel)
 
+    @functools.cached_property
+    def feature_tokenizers(self) -> tuple[CellTokenizer, ...]:
+        """The tokenizers of further modalities."""
+        vocabulary, config = self.tokenizer.vocabulary, self.options.tokenizer
+        return tuple(features.tokenizer(vocabulary, config) for features in self.options.features)
+
     @property
     def bytes_per_cell(self) -> int:
         """Maximum number of bytes of a cell's tokens."""
         copies = 2 if self.options.style == "masked" else 1
         item_bytes = self.tokenizer.id_dtype.itemsize + copies * self.tokenizer.value_dtype.itemsize
-        return self.options.tokenizer.max_length * item_bytes
+        return self.options.max_tokens * item_bytes
 
     def fill(self, steps: Int64, cells: OrderedCells, load: Callable[[int], LoadedUnit], *, team: Team) -> StepChunk:
         """Fill the micro-batches of the T ``steps`` for one rank of the ``team`` that owns the cells."""
-        groups, num_genes, minibatches = self._deal(self._groups(cells, load), cells, team)
-        share = num_genes.shape
+        groups, sizes, minibatches = self._deal(self._groups(cells, load), cells, team)
+        share = sizes.shape[1:]
         ratios = None
         if self.options.style != "plain":
             ratios = np.repeat(self.options.ratios_at(steps), share[1])
         known, unknown = self.tokenizer.num_tokens(
-            num_genes.ravel(), ratios if self.options.style == "generative" else None
+            sizes[0].ravel(), ratios if self.options.style == "generative" else None
         )
+        parts = np.concatenate([known[None], sizes[1:].reshape(-1, known.size)])
+        known = parts.sum(axis=0)
         order = np.lexsort((known, minibatches, np.repeat(steps, share[1])))
         heads, borders = self._cut(steps, (known + unknown)[order].reshape(share))
         places = np.empty_like(order)
@@ -102,11 +125,13 @@ class ChunkFiller:
         buffers = self._buffers(slots, unknown_slots)
         for group in groups:
             at, hidden = places[group.where], None if ratios is None else ratios[group.where]
+            if self.options.features:
+                self._fill_modalities(group, slots.at(at), parts[:, group.where], hidden, buffers)
+                continue
             plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden, exact=self.options.panel is not None)
             if self.options.style == "generative":
                 plan = TokenPlan(plan.starts, plan.widths, unknown_slots.starts[at], unknown_slots.widths[at], hidden)
-            epochs = group.epoch + (group.repeats << REPEAT_SHIFT)
-            self.tokenizer.fill(group.unit.cells, group.rows, epochs, plan, buffers)
+            self.tokenizer.fill(group.unit.cells, group.rows, group.draws, plan, buffers)
         fields = {
             name: Ragged(array, unknown_slots.borders if name in UNKNOWN else slots.borders)
             for name, array in vars(buffers).items()
@@ -137,11 +162,11 @@ class ChunkFiller:
         return groups
 
     def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64, Int32]:
-        """Return one rank's cells by unit and epoch, their numbers of genes (T, B), and their minibatches (T * B,)."""
-        num_genes = _gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)
+        """Return one rank's cells by unit and epoch, their ``_sizes`` (1 + F, T, B), and their minibatches (T * B,)."""
+        sizes = self._sizes(groups)
         num_steps, num_cells = cells.units.shape
         if self.options.cells_per_minibatch is None:
-            known, _ = self.tokenizer.num_tokens(num_genes, None)
+            known = self.tokenizer.num_tokens(sizes[0])[0] + sizes[1:].sum(axis=0)
             mine = team.pick(known.reshape(cells.units.shape))
             minibatches = np.zeros(mine.size, np.int32)
         else:
@@ -156,7 +181,57 @@ class ChunkFiller:
             if here.any():
                 where = places[group.where[here]]
                 dealt.append(replace(group, where=where, rows=group.rows[here], repeats=group.repeats[here]))
-        return dealt, num_genes[mine], minibatches
+        return dealt, sizes[:, mine], minibatches
+
+    def _sizes(self, groups: list[_Group]) -> Int64:
+        """Return the cells' numbers of genes, and of their tokens in each further modality, (1 + F, C)."""
+        rows = [_gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)]
+        for number, features in enumerate(self.options.features):
+            values = functools.partial(_Group.values_of, number=number)
+            rows.append(features.num_tokens(_gather(groups, values, np.int64)))
+        return np.stack(rows)
+
+    def _fill_modalities(
+        self, group: _Group, slots: _Slots, parts: Int64, ratios: Float64 | None, buffers: TokenBuffers
+    ) -> None:
+        """Fill genes and features of R cells, the last modality first: where the kernel puts its ``<cls>``, the one
+        before then puts its last token. ``parts`` (1 + F, R) are numbers of tokens.
+        """
+        hidden = None if ratios is None else self._hidden(group, parts, ratios)
+        firsts, stops = slots.starts + np.cumsum(parts, axis=0), slots.starts + slots.widths
+        for number in reversed(range(len(self.options.features))):
+            tokenizer, there = self.feature_tokenizers[number], np.flatnonzero(parts[number + 1])
+            begin = firsts[number, there] - 1
+            plan = TokenPlan(
+                begin,
+                stops[there] - begin,
+                ratios=None if hidden is None else hidden[number + 1, there],
+                exact=tokenizer.panel is not None,
+            )
+            tokenizer.fill(group.unit.features[number], group.rows[there], group.draws[there], plan, buffers)
+            stops[there] = firsts[number, there]
+        plan = TokenPlan(
+            slots.starts,
+            stops - slots.starts,
+            ratios=None if hidden is None else hidden[0],
+            exact=self.options.panel is not None,
+        )
+        self.tokenizer.fill(group.unit.cells, group.rows, group.draws, plan, buffers)
+
+    def _hidden(self, group: _Group, parts: Int64, ratios: Float64) -> Float64:
+        """Return the share that is masked of each cell's modalities, (1 + F, R): 1 of the one that is hidden whole.
+
+        A cell without any further modality keeps its genes.
+        """
+        hidden = np.tile(ratios, (len(parts), 1))
+        if self.options.hide_whole:
+            ids = group.unit.cells.cell_ids[group.rows]
+            keys = combine(self.options.tokenizer.seed, int(Purpose.MODALITIES), group.draws, ids)
+            drawn = uniform(keys) * (len(parts) / self.options.hide_whole)
+            several = parts[1:].any(axis=0)
+            for number, shares in enumerate(hidden):
+                shares[several & (drawn >= number) & (drawn < number + 1)] = 1.0
+        return hidden
 
     def _cut(self, steps: Int64, tokens: Int64) -> tuple[Int64, Int64]:
         """Return heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""
@@ -219,7 +294,7 @@ class ChunkFiller:
         buffers = TokenBuffers(*empty_arrays([(size, self.tokenizer.id_dtype), (size, self.tokenizer.value_dtype)]))
         cell_ids = np.empty(len(places), np.uint64)
         for group in groups:
-            at, epochs = places[group.where], group.epoch + (group.repeats << REPEAT_SHIFT)
+            at, epochs = places[group.where], group.draws
             keys = pair_keys(self.options.seed, epochs, group.unit.cells.cell_ids[group.rows])
             codes = np.zeros(len(at), np.int32)
             if match is not None:

@@ -11,6 +11,7 @@ from cytoray.corpus.streaming.batches import Layout
 from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, ObsWeights
 from cytoray.corpus.streaming.pairs import PairOptions
 from cytoray.tokens.cells import Int64
+from cytoray.tokens.features import FeatureTokens
 from cytoray.tokens.keys import Float64, Purpose, combine
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.translation import Translation
@@ -38,7 +39,9 @@ class StreamOptions:
     layout: Layout = "padded"
     pad_to_multiple: int = 1  # widths are rounded up to it
     token_budget: int | None = None  # maximum tokens per micro-batch, padding included
-    modalities: tuple[str, ...] = ()  # further matrices to read
+    modalities: tuple[str, ...] = ()  # further matrices to read as they are
+    features: tuple[FeatureTokens, ...] = ()  # further matrices to read as tokens, by ascending ids
+    hide_whole: float = 0.0  # share of cells of which one modality (the genes or another), drawn, is masked as a whole
     panel: tuple[int, ...] | None = (
         None  # every cell is these gene ids (after translation), zeros included, binned among themselves
     )
@@ -50,7 +53,11 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         assert bool(self.ratios) == (self.style != "plain"), "masked and generative cells need ratios, plain ones none"
-        assert self.token_budget is None or self.token_budget >= self.tokenizer.max_length, "no room for a long cell"
+        assert self.token_budget is None or self.token_budget >= self.max_tokens, "no room for a long cell"
+        if self.features:
+            assert self.translation is not None, "features need an extended vocabulary"
+            assert self.style != "generative", "features are not split"
+            assert self.pairs is None, "pairs are of genes"
         if self.pairs is not None:
             assert self.panel is not None, "pairs share a panel"
             assert self.style != "generative", "pairs are not split"
@@ -59,6 +66,11 @@ class StreamOptions:
         if self.cells_per_minibatch is not None:
             assert self.token_budget is None, "fixed minibatches have no token budget"
             assert self.cells_per_step % self.cells_per_minibatch == 0, "a step is a whole number of minibatches"
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum number of tokens per cell."""
+        return self.tokenizer.max_length + sum(features.max_tokens for features in self.features)
 
     @property
     def members(self) -> MemberOptions:

@@ -17,6 +17,11 @@ class FinetuneConfig(FromModelConfig):
 
     kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
     label_key: str = Field(description="Column of obs with the cell types; cells without one are skipped.")
+    label_tree: Location | None = Field(
+        None,
+        description="CSV or TSV table with the columns label and parent: a cell may then be anything below its label "
+        "(hierarchical cross-entropy). null: labels exclude each other.",
+    )
     annotator: bool = Field(
         True,
         description="Whether the bundle also carries tuned logistic regression and its companions, and the transformer "

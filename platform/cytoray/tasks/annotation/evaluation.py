@@ -20,12 +20,12 @@ from cytoray.corpus.stream import LabelledSample, sample_labelled_cells
 from cytoray.errors import ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
-from cytoray.evaluation.figures import PictureFormat
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
 from cytoray.evaluation.report import replace_file, write_scores
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.model.stability import Stability, measure_stability
+from cytoray.pages.charts import PictureFormat
 from cytoray.registry.opening import open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.annotation.config import EvaluateConfig, FinetuneConfig

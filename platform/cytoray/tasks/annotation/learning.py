@@ -6,16 +6,17 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from cytoray import progress
+from cytoray import progress, storage
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
-from cytoray.errors import CorpusError, ModelError
+from cytoray.errors import ConfigError, CorpusError, ModelError
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tasks.annotation.evaluation import held_out_stability
 from cytoray.tasks.annotation.fitting import AttachAnnotator
 from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
+from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.labels import missing_spellings_warning
 from cytoray.training.export import ExportSpec, export_bundles
 from cytoray.training.initial import InitialModel
@@ -62,7 +63,7 @@ def finetune(
         logger.warning(warning)
     model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
     pad_id = pretrained.vocabulary.pad_id
-    objective = ClassificationObjective(pad_id)
+    objective = ClassificationObjective(pad_id, below_labels(config, stream.labels))
     held_out = open_held_out(options, config, like=stream)
     initial = initial_weights(opened, labels=stream.labels)
     result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
@@ -70,6 +71,29 @@ def finetune(
     if config.annotator:
         spec = replace(spec, complete=AttachAnnotator(config, stream.labels))
     return result, export_bundles(config, result, spec)
+
+
+def below_labels(config: FinetuneConfig, labels: tuple[str, ...]) -> tuple[tuple[bool, ...], ...] | None:
+    """Read which labels lie below others, (K, K) of ``LabelTree.below``; None without a tree of these labels."""
+    if config.label_tree is None:
+        return None
+    below = read_label_tree(config.label_tree).below(labels)
+    if below.sum() == len(labels):
+        logger.warning("%s puts no label of the corpus below another, so it changes nothing", config.label_tree)
+        return None
+    return tuple(map(tuple, below.tolist()))
+
+
+def read_label_tree(uri: str) -> LabelTree:
+    """Read a label tree from a file or s3://; ConfigError if it is missing, not text or not a tree."""
+    data = storage.find_bytes(uri)
+    if data is None:
+        raise ConfigError(f"label_tree: {uri} does not exist.", remedy="Check the path.", key="label_tree")
+    try:
+        return LabelTree.parse(data.decode("utf-8-sig"), source=uri)
+    except UnicodeDecodeError as error:
+        problem = f"label_tree: {uri} is not UTF-8 text."
+        raise ConfigError(problem, remedy="Save it as CSV.", key="label_tree") from error
 
 
 def _refuse_conditions(opened: OpenedModel) -> None:

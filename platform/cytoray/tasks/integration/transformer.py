@@ -49,7 +49,7 @@ def embed_cells(cells: BatchedCells, config: AssessIntegrationConfig) -> Embedde
             f"{cells.uri}: {config.model} knows none of the genes.",
             remedy="Name genes by symbols or Ensembl ids in the index of var, or leave the model out.",
         )
-    if bundle.model.config.needed_conditions:
+    if bundle.model.config.needed_to_embed:
         return EmbeddedCells(embed_by_batch(bundle, packed, cells), opened.digest)
     found = CellPredictor(bundle, empty_cells="nan").predict(packed).embeddings
     return EmbeddedCells(np.nan_to_num(found), opened.digest)

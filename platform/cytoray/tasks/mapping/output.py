@@ -78,7 +78,8 @@ def summary_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def draw_map(reference: Reference, rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw the map of a reference that has one in grey and the cells of the query upon it, by label."""
-    from cytoray.evaluation.plots import COLOURS, MARKERS
+    from cytoray.evaluation.plots import MARKERS
+    from cytoray.pages.charts import COLOURS
 
     figure = Figure(figsize=(8.0, 6.0), layout="constrained")
     axes = figure.add_subplot()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from cytoray.tasks.multiomic.paired import Float64, Int64, PairedCells, protein_
 from cytoray.tasks.multiomic.reading import read_paired
 from cytoray.tasks.multiomic.unseen import judge_unseen_proteins
 
+if TYPE_CHECKING:  # torch: only if a model is named
+    from cytoray.tasks.multiomic.embedding import UsedModel
+
 NUM_FOLDS = 5
 FEWEST_CELLS = 20
 MAX_CELLS = 20_000  # of each data set: their 4,000 genes take 320 MB
@@ -42,14 +45,14 @@ def run_assessment(config: AssessMultiomicConfig) -> AssessedTask:
     query = None
     if config.query is not None:
         query = read_paired(config.query, protein_key=config.protein_key, label_key=config.label_key)
+    used = None
     if config.model is not None:
-        from cytoray.tasks.multiomic.embedding import with_embeddings
+        from cytoray.tasks.multiomic.embedding import add_embeddings
 
-        cells = with_embeddings(cells, config)
-        query = None if query is None else with_embeddings(query, config)
+        cells, query, used = add_embeddings(cells, query, config)
     total = 1 if query is not None else num_splits(cells)
     with progress.stage("assess", total=total, unit="splits") as advance:
-        found = assess_proteins(cells, query=query, model=config.model, seed=config.seed, advance=advance)
+        found = assess_proteins(cells, query=query, model=used, seed=config.seed, advance=advance)
     return AssessedTask(found, multiomic_sections(found))
 
 
@@ -62,13 +65,13 @@ def assess_proteins(
     cells: PairedCells,
     *,
     query: PairedCells | None = None,
-    model: str | None = None,
+    model: UsedModel | None = None,
     seed: int = 0,
     advance: progress.Advance = progress.silent,
 ) -> Assessment:
     """Assess protein prediction on folds of ``cells``, or trained on them and scored on ``query``.
 
-    ``model`` names the transformer of the cells' embeddings. ``advance`` counts splits. Raises CorpusError for data
+    ``model`` is the transformer of the cells' embeddings. ``advance`` counts splits. Raises CorpusError for data
     that cannot be used.
     """
     started = time.monotonic()
@@ -94,7 +97,9 @@ def assess_proteins(
     details["splits"] = [_describe_split(split, fitted) for split, fitted in zip(splits, answers, strict=True)]
     details["weights"] = mean_weights(answers)
     details["unseen_proteins"] = judge_unseen_proteins(cells, seed=seed)
-    details["joint"] = judge_joint(cells, seed=seed)
+    transformer = None if model is None else model.transformer
+    embed = transformer.embed if transformer is not None and cells.proteins.are_counts else None
+    details["joint"] = judge_joint(cells, embed=embed, seed=seed)
     return Assessment(
         task="multiomic",
         data=_describe(cells, query),
@@ -104,7 +109,8 @@ def assess_proteins(
         why=tuple(f"{split.name}: {each.why}" for split, each in zip(splits, answers, strict=True)),
         seeds=(seed,),
         seconds=time.monotonic() - started,
-        model=model,
+        model=None if model is None else model.uri,
+        contamination=None if model is None else model.contamination,
         warnings=tuple(warnings),
         details=details,
     )
