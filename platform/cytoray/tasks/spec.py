@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cytoray.model.bundle import Attachment, ModelBundle
     from cytoray.tasks.assessing import AssessConfig
     from cytoray.tasks.endpoint import Endpoint
+    from cytoray.tasks.pieces import Pieces
 
 Value = TypeVar("Value")
 
@@ -48,7 +49,7 @@ class TaskAssessment:
 
     help: str  # of the command
     config: Lazy[type[AssessConfig]]  # of a module without heavy imports, with the kind ``assess-NAME``
-    run: Lazy[Callable[[Any], AssessedTask]]
+    run: Lazy[Callable[[Any, Pieces], AssessedTask]]  # finished pieces are kept, see ``Pieces``
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class TaskAttachment:
 
 
 @dataclass(frozen=True)
+class TaskOffline:
+    """Answers of a task's endpoint to the cells of files: a command and a kind of YAML files named ``kind``."""
+
+    kind: str
+    help: str  # of the command
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task; a part that it does not have is None."""
 
@@ -74,6 +83,7 @@ class TaskSpec:
     assessment: TaskAssessment | None = None
     endpoint: Lazy[Endpoint[Any, Any]] | None = None  # of a module without training libraries
     attachment: TaskAttachment | None = None
+    offline: TaskOffline | None = None  # of a task whose endpoint is about cells
 
     @property
     def stages(self) -> tuple[TaskStage, ...]:

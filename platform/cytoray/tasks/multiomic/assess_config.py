@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ PROTEIN_KEY = (
 
 class AssessMultiomicConfig(AssessConfig):
     """Configuration of the assessment of protein prediction."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data", "query")
 
     kind: Literal["assess-multiomic"] = Field("assess-multiomic", description="Which stage this file configures.")
     protein_key: str | None = Field(None, description=PROTEIN_KEY)
@@ -33,7 +35,8 @@ class AssessMultiomicConfig(AssessConfig):
     model: str | None = Field(
         None,
         description="Transformer whose embeddings are used as well (of a multi-omic one also predicted proteins and a "
-        "joint space): a bundle or public checkpoint, run:NAME or models:/NAME@ALIAS.",
+        "joint space): a bundle or public checkpoint, run:NAME or models:/NAME@ALIAS. "
+        "Default: $CYTORAY_MODEL.",
     )
 
     @model_validator(mode="after")
