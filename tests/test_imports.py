@@ -19,7 +19,7 @@ LIGHT = {
     "tasks": [
         "cytoray.tasks",
         *(f"cytoray.tasks.annotation.{name}" for name in ("config", "answers")),
-        "cytoray.tasks.embedding.answers",
+        *(f"cytoray.tasks.{name}.answers" for name in ("embedding", "genes", "mapping", "multiomic")),
     ],
     "the client": ["cytoray.serving.client"],
     "cluster": ["cytoray.cluster"],

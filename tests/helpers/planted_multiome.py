@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from small_corpus import write_corpus
 
 NUM_GENES, NUM_PEAKS = 16, 24
 FIRST_GENE = 100  # id in the default vocabulary
@@ -34,10 +35,16 @@ def links_GP() -> np.ndarray:
 
 
 def draw_cells(num_cells: int, *, seed: int = 0) -> PlantedMultiome:
-    """Draw cells: peaks are open by chance, each on its own; a gene has 8 times its rate for each open peak of its."""
+    """Draw cells: peaks are open by chance, each on its own; a gene has 6 times its rate for each open peak of its."""
     rng = np.random.default_rng(seed)
     is_open = rng.random((num_cells, NUM_PEAKS)) < 0.4
     rates = np.full((num_cells, NUM_GENES), 2.0)
     for gene, peaks in LINKS.items():
         rates[:, gene] *= np.prod(np.where(is_open[:, list(peaks)], 6.0, 1.0), axis=1)
     return PlantedMultiome(rng.poisson(rates), is_open.astype(np.int64))
+
+
+def write_corpus_of(cells: PlantedMultiome, store: str) -> None:
+    """Commit the cells as the corpus ``cells`` with the modality peaks."""
+    obs: dict[str, list[str | None]] = {"donor": [f"d{row % 4}" for row in range(len(cells.genes))]}
+    write_corpus(store, cells.genes, cells.gene_ids, obs, {"peaks": (cells.peaks, PEAKS)})

@@ -27,9 +27,9 @@ TYPES = ("B", "Mono", "NK")
 GENES = tuple(GeneVocabulary.load_default().tokens[1000 : 1000 + NUM_GENES])
 
 
-def build_bundle(*, seed: int = 0, labels: tuple[str, ...] = ()) -> ModelBundle:
-    """A model of random weights over sixty real genes."""
-    vocabulary = GeneVocabulary(GENES)
+def build_bundle(*, seed: int = 0, labels: tuple[str, ...] = (), genes: tuple[str, ...] = GENES) -> ModelBundle:
+    """A model of random weights, by default over sixty real genes."""
+    vocabulary = GeneVocabulary(genes)
     config = ModelConfig(
         vocabulary_size=vocabulary.size,
         width=8,

@@ -26,7 +26,7 @@ def main() -> None:
     from cytoray.serving.app import run_service, stop_service
     from cytoray.serving.client import Client
     from cytoray.serving.config import AppArgs
-    from cytoray.serving.offline import EmbedTask, embed_sources
+    from cytoray.serving.offline import OfflineTask, answer_sources
     from cytoray.tasks.messages import ModelInfo
 
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
@@ -34,7 +34,7 @@ def main() -> None:
     digest = hashlib.sha256((bundle / "digests.json").read_bytes()).hexdigest()
     model = ModelInfo(name="tiny", version="1", digest=digest)
     source = SourceConfig(uri=str(folder / "cells.h5ad"))
-    embed_sources(EmbedTask((source,), str(bundle), model, str(folder / "out"), num_gpus=1.0))
+    answer_sources(OfflineTask((source,), str(bundle), model, str(folder / "out"), num_gpus=1.0))
     table = pq.read_table(next((folder / "out").glob("part-*.parquet")))
     np.save(folder / "offline.npy", np.array(table["embedding"].to_pylist(), np.float32))
     url = run_service(AppArgs(model_uri=str(bundle), num_cpus=0.5, num_gpus=0.5, max_replicas=1), port=port)

@@ -9,6 +9,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
@@ -22,6 +23,8 @@ from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.serving.client import Client
 from cytoray.serving.offline import embed_cells
+from cytoray.stages.config import offline_config
+from cytoray.stages.run import answer_offline
 from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.messages import ModelInfo
 
@@ -84,6 +87,32 @@ def test_the_same_answers_everywhere(
     (table,) = embed_cells(build_predictor(carrying), [as_cells(counts)], model=info)
     assert (table["label"].to_pylist(), table["status"].to_pylist()) == (called, status)
     assert table["fitting"].to_pylist() == [" | ".join(labels) for labels in fitting]
+
+
+def test_files_are_annotated_offline_with_the_same_answers(
+    carrying: ModelBundle, build_service: Any, connect: Any, as_request: Any, tmp_path: Path
+) -> None:
+    counts, _ = counts_of_types(9, seed=2)
+    anndata.AnnData(counts, var=pd.DataFrame(index=list(GENES))).write_h5ad(tmp_path / "cells.h5ad")
+    service = build_service(carrying, predictor=build_predictor(carrying, empty_cells="nan"))
+    wanted = connect(service).post("/v1/annotate", json=as_request(counts, include_embedding=False)).json()["cells"]
+    config = offline_config("annotate")(
+        kind="annotate",
+        model=str(tmp_path / "bundle"),
+        data=[{"uri": str(tmp_path / "cells.h5ad")}],
+        out=str(tmp_path / "out"),
+        h5ad=True,
+    )
+    assert answer_offline(config).num_cells == 9
+    (path,) = (tmp_path / "out").glob("part-*")
+    rows = pq.read_table(path).to_pylist()
+    for row, cell in zip(rows, wanted, strict=True):
+        assert (row["label"], row["status"], row["fitting"]) == (cell["label"], cell["status"], cell["fitting"])
+        assert dict(row["probabilities"]) == pytest.approx(cell["probabilities"], abs=1e-5)
+        assert row["embedding"] is None
+    written = anndata.read_h5ad(tmp_path / "out" / "00000-cells.h5ad")
+    assert written.obs["label"].tolist() == [cell["label"] for cell in wanted]
+    assert written.obs["fitting"].tolist() == [" | ".join(cell["fitting"]) for cell in wanted]
 
 
 def test_embeddings_are_the_transformers_and_empty_cells_have_no_label(carrying: ModelBundle, as_cells: Any) -> None:

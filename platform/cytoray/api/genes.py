@@ -12,7 +12,6 @@ import anndata
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
 from cytoray.api.dataset import scGPTDataset
 from cytoray.api.inference import Inference
@@ -20,22 +19,15 @@ from cytoray.errors import ModelError
 from cytoray.evaluation.report import draft_of
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.fitting import MOST_TOKENS
+from cytoray.model.gene_embeddings import GeneEmbeddings, static_gene_embeddings
 
 Float32 = npt.NDArray[np.float32]
-_AT_A_TIME = 8_192
 
 
 def static_embeddings(bundle: ModelBundle) -> pd.DataFrame:
     """Return each gene's encoding by the model's first layer, float32 (G, D), by symbol, without special tokens."""
-    model = bundle.model.eval()
-    genes = [token for token in range(bundle.vocabulary.size) if not bundle.vocabulary.tokens[token].startswith("<")]
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(genes), _AT_A_TIME):
-            ids = torch.tensor(genes[start : start + _AT_A_TIME], device=model.device)
-            parts.append(model.encoder(ids).float().cpu().numpy())
-    names = [bundle.vocabulary.tokens[token] for token in genes]
-    return pd.DataFrame(np.concatenate(parts), index=pd.Index(names, name="gene"))
+    found = static_gene_embeddings(bundle)
+    return pd.DataFrame(found.values, index=pd.Index(found.names, name="gene"))
 
 
 def contextual_embeddings(
@@ -70,11 +62,9 @@ def nearest_genes(embeddings: pd.DataFrame, gene: str, *, num: int) -> pd.Series
         raise ModelError(
             f"Unknown gene {gene!r}.", remedy=f"Did you mean {', '.join(similar)}?" if similar else "Give a symbol."
         )
-    values = embeddings.to_numpy(np.float32)
-    values = values - values.mean(axis=0)
-    values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    cosines = pd.Series(values @ values[embeddings.index.get_loc(gene)], index=embeddings.index, name="cosine")
-    return cosines.drop(gene).sort_values(ascending=False, kind="stable").head(num)
+    genes = GeneEmbeddings(tuple(map(str, embeddings.index)), embeddings.to_numpy(np.float32))
+    found = genes.nearest(genes.rows[gene], num)
+    return pd.Series(dict(found), dtype=np.float64, name="cosine").rename_axis("gene")
 
 
 def write_embeddings(embeddings: pd.DataFrame, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -17,19 +16,17 @@ from typer.exceptions import TyperException
 from cytoray.cli import assess, corpora, genes, integrate, models, proteins, reference, train
 from cytoray.cli.common import (
     EXIT_CODES,
-    STORE,
-    TRACKING,
     AsJson,
     Overrides,
     TrackingUri,
     load_defaults,
-    place,
     print_answer,
     print_error,
     report_mistake,
 )
+from cytoray.cli.offline import offline_command
 from cytoray.errors import CytorayError
-from cytoray.tasks import task_endpoints, task_stages
+from cytoray.tasks import task_endpoints, task_offline, task_stages
 
 app = typer.Typer(
     name="cytoray",
@@ -128,39 +125,9 @@ for _name, _help in {
     app.command(_name)(_stage_command(_name, _help))
 
 
-@app.command()
-def embed(
-    uris: Annotated[list[str] | None, typer.Argument(help="Files, s3://… objects, or prefixes ending in '/'.")] = None,
-    out: Annotated[str | None, typer.Option(help="Folder or s3:// prefix for the parquet files.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Bundle or public checkpoint (folder or s3://), models:/NAME@ALIAS, or run:NAME."),
-    ] = None,
-    store: Annotated[str | None, typer.Option(help="Root of everything cytoray keeps, for run:NAME.")] = None,
-    uri: Annotated[str | None, typer.Option("--uri", help="MLflow, for models:/…: http(s)://… or sqlite:///…")] = None,
-    h5ad: Annotated[bool, typer.Option("--h5ad", help="Also write one h5ad per source, with obsm X_scGPT.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file; other options override it.")] = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
-    num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
-) -> None:
-    """Embed and annotate the cells of files offline; a killed run continues where it stopped."""
-    from cytoray.config import build_config, load_config
-    from cytoray.stages.config import EmbedConfig
-
-    given = {
-        "out": out,
-        "model": model,
-        "store": place(store, STORE, config=config),
-        "tracking.uri": place(uri, TRACKING, config=config),
-        "h5ad": h5ad or None,
-        "data": [{"uri": source} for source in uris or ()] or None,
-    }
-    sets = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None] + overrides
-    settings = load_config(EmbedConfig, config, overrides=sets) if config else build_config(EmbedConfig, overrides=sets)
-    from cytoray.stages.job import print_result, run_configured
-
-    print_result(run_configured("embed", settings, num_cpus=num_cpus))
-
+for _kind, _task in task_offline().items():
+    assert _task.offline is not None
+    app.command(_kind)(offline_command(_kind, _task.offline.help))
 
 app.command()(integrate.integrate)
 app.command()(genes.genes)

@@ -108,8 +108,8 @@ class Fit:
     def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig, *, below_KK: Tensor | None = None) -> None:
         """``below_KK`` (bool) of ``LabelTree.below``: classes may lie below others."""
         self._model, self._head, self._config, self._below_KK = bundle.model, head, config, below_KK
-        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config)
         self._answering = bundle.tokenizer()
+        self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config, panel=self._answering.panel)
 
     def run(self, train: Examples, validation: Examples | None, *, advance: progress.Advance) -> list[dict[str, Any]]:
         """Train and return one record per epoch; the model ends in eval mode with the weights of the best epoch.

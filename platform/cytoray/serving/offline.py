@@ -1,6 +1,6 @@
-"""Offline embedding and annotation: Ray Data over row ranges of files, with the predictor that the service uses."""
+"""Offline answers to the cells of files: Ray Data over row ranges, by the endpoints that the service uses."""
 
-# C cells, K labels, D width
+# C cells
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ from cytoray.corpus.readers.base import SourceDescription
 from cytoray.corpus.readers.finding import expand_sources
 from cytoray.corpus.readers.opening import open_source
 from cytoray.corpus.readers.ranges import RangeFile
-from cytoray.corpus.reading import read_cells
+from cytoray.corpus.reading import NamedCells, read_cells
+from cytoray.model.bundle import ModelBundle
 from cytoray.model.device import choose_reserved_device
-from cytoray.model.predictor import Predictions
 from cytoray.registry.opening import CACHE_FOLDER, open_model
-from cytoray.serving.embedding_files import LABEL_COLUMNS, write_h5ad
-from cytoray.tasks.annotation.answers import status_of
+from cytoray.serving.answer_files import write_h5ad
+from cytoray.tasks import find_endpoint
 from cytoray.tasks.annotation.product import build_predictor
-from cytoray.tasks.endpoint import Predictor
+from cytoray.tasks.embedding.table import to_table
+from cytoray.tasks.endpoint import Predictor, Question, ServedModel
 from cytoray.tasks.messages import ModelInfo
-from cytoray.tokens.cells import SparseCells, UInt64
+from cytoray.tokens.cells import SparseCells
 
 logger = logging.getLogger(__name__)
 _NUM_EMPTY, _EMPTY = b"cytoray.num_empty", b"cytoray.empty_cells"  # of a table: their number, names of the first
 _SHOWN = 5  # names in a warning
+FORMAT = 2  # of the tables: files of another one are written again
 
 
 def embed_cells(predictor: Predictor, batches: Iterable[SparseCells], *, model: ModelInfo) -> Iterator[pa.Table]:
@@ -48,59 +50,12 @@ def embed_cells(predictor: Predictor, batches: Iterable[SparseCells], *, model: 
         yield to_table(predictor.predict(cells), cell_ids=cells.cell_ids, model=model)
 
 
-def table_schema(width: int, *, model: ModelInfo) -> pa.Schema:
-    """Return the columns of the result; the metadata name the model that made the embeddings."""
-    fields = [
-        pa.field("cell_id", pa.uint64(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float32(), width), nullable=False),
-        pa.field("label", pa.string()),  # null, like probability, if the model has no labels
-        pa.field("probability", pa.float32()),
-        pa.field("status", pa.string()),  # null, like the next two, if the model does not measure how sure it is
-        pa.field("fitting", pa.string()),  # labels that fit the cell, separated by " | "
-        pa.field("unseen_p", pa.float32()),
-    ]
-    return pa.schema(fields, metadata={f"cytoray.model_{key}": value for key, value in model.model_dump().items()})
-
-
-def to_table(predictions: Predictions, *, cell_ids: UInt64, model: ModelInfo) -> pa.Table:
-    """Return the predictions for C cells as a table of C rows."""
-    num_cells, width = predictions.embeddings.shape
-    labels: list[str | None] = [None] * num_cells
-    best = pa.nulls(num_cells, pa.float32())
-    if predictions.probabilities is not None:
-        known = np.isfinite(predictions.embeddings[:, 0])
-        names = [predictions.labels[column] for column in predictions.probabilities.argmax(axis=1)]
-        labels = [name if there else None for name, there in zip(names, known, strict=True)]
-        best = pa.array(predictions.probabilities.max(axis=1), mask=~known)
-    columns = [
-        pa.array(cell_ids, pa.uint64()),
-        pa.FixedSizeListArray.from_arrays(pa.array(predictions.embeddings.ravel(), pa.float32()), width),
-        pa.array(labels, pa.string()),
-        best,
-        *_doubts(predictions),
-    ]
-    return pa.Table.from_arrays(columns, schema=table_schema(width, model=model))
-
-
-def _doubts(predictions: Predictions) -> list[pa.Array]:
-    """The columns status, fitting and unseen_p."""
-    num_cells, doubts = len(predictions.embeddings), predictions.doubts
-    if doubts is None:
-        return [pa.nulls(num_cells, kind) for kind in (pa.string(), pa.string(), pa.float32())]
-    empty = np.isnan(doubts.unseen_p)
-    fitting = [[predictions.labels[at] for at in np.flatnonzero(row)] for row in doubts.in_set]
-    status = [status_of(len(labels), p) for labels, p in zip(fitting, doubts.unseen_p.tolist(), strict=True)]
-    texts = [" | ".join(labels) for labels in fitting]
-    columns = ((status, pa.string()), (texts, pa.string()), (doubts.unseen_p, pa.float32()))
-    return [pa.array(values, kind, mask=empty) for values, kind in columns]
-
-
 @dataclass(frozen=True)
-class EmbedResult:
-    """Summary of the files that an offline embedding wrote."""
+class OfflineResult:
+    """Summary of the files that were written."""
 
     num_cells: int
-    num_empty: int  # cells without any gene that the model knows: their embeddings are NaN
+    num_empty: int  # cells without any gene that the model knows: they have no answer
     num_files: int
     skipped: bool
     h5ad: tuple[str, ...] = ()
@@ -108,13 +63,14 @@ class EmbedResult:
 
 
 @dataclass(frozen=True)
-class EmbedTask:
-    """Cells to embed, the model, and the destination of the tables."""
+class OfflineTask:
+    """Cells of files, the endpoint that answers them, the model, and the destination of the tables."""
 
     sources: tuple[SourceConfig, ...]
     bundle: str  # URI of the bundle's folder, readable from every worker
     model: ModelInfo
     out: str
+    endpoint: str = "embed"
     rows_per_file: int = 4_096
     num_actors: int = 1
     num_gpus: float = 0.0  # of each actor; 0: it uses the CPU
@@ -122,20 +78,25 @@ class EmbedTask:
     cache_folder: str = CACHE_FOLDER  # on each machine, for a bundle that is not local
 
 
-def embed_sources(task: EmbedTask, *, advance: progress.Advance = progress.silent) -> EmbedResult:
-    """Embed all cells of all sources into ``out/part-….parquet``, one file per row range; ``advance`` counts rows.
+def answer_sources(task: OfflineTask, *, advance: progress.Advance = progress.silent) -> OfflineResult:
+    """Answer all cells of all sources into ``out/part-….parquet``, one file per row range; ``advance`` counts rows.
 
-    Row ranges already written for the same model and file are kept; ``out/manifest.json`` is written last. Cells
-    without any gene that the model knows have NaN for an embedding and null for a label; a warning names them. With
-    ``h5ad`` each source becomes an h5ad file as well, with the embeddings in ``obsm["X_scGPT"]``.
+    Row ranges already written for the same endpoint, model and file are kept; ``out/manifest.json`` is written last.
+    Cells without any gene that the model knows have NaN or null for an answer; a warning names them. With ``h5ad`` each
+    source becomes an h5ad file as well, with arrays of numbers in obsm, such as embeddings in ``obsm["X_scGPT"]``.
     """
     opened = [_describe(source) for source in expand_sources(task.sources)]
     ranges = [item for number, (source, about) in enumerate(opened) for item in _ranges(task, number, source, about)]
-    identity = {"model_digest": task.model.digest, "files": [item.file for item in ranges], "h5ad": task.h5ad}
+    identity = {
+        "endpoint": task.endpoint,
+        "model_digest": task.model.digest,
+        "files": [item.file for item in ranges],
+        "h5ad": task.h5ad,
+    }
     done_uri = storage.join(task.out, "manifest.json")
     if storage.exists(done_uri) and (done := json.loads(storage.read_bytes(done_uri)))["identity"] == identity:
         return _result(done, skipped=True)
-    counts = _embed_ranges(task, ranges, advance)
+    counts = _answer_ranges(task, ranges, advance)
     made = tuple(_write_h5ad(task, opened, ranges)) if task.h5ad else ()
     record = {
         "identity": identity,
@@ -149,16 +110,16 @@ def embed_sources(task: EmbedTask, *, advance: progress.Advance = progress.silen
     return _result(record, skipped=False)
 
 
-def _result(record: dict[str, Any], *, skipped: bool) -> EmbedResult:
+def _result(record: dict[str, Any], *, skipped: bool) -> OfflineResult:
     """The summary of what ``manifest.json`` records; warns about cells without genes."""
     num_cells, num_empty, empty = record["num_cells"], record["num_empty"], tuple(record.get("empty_cells", ()))
     if num_empty:
         names = ", ".join([*empty, "…"] if num_empty > len(empty) else empty)
         logger.warning(
-            "%s of %s cells have no gene that the model knows: %s. Their embeddings are NaN, their labels null.",
+            "%s of %s cells have no gene that the model knows: %s. Their embeddings are NaN, other answers null.",
             f"{num_empty:,}", f"{num_cells:,}", names,
         )  # fmt: skip
-    return EmbedResult(num_cells, num_empty, len(record["files"]), skipped, tuple(record["h5ad"]), empty)
+    return OfflineResult(num_cells, num_empty, len(record["files"]), skipped, tuple(record["h5ad"]), empty)
 
 
 @dataclass(frozen=True)
@@ -176,10 +137,10 @@ def _describe(source: SourceConfig) -> tuple[SourceConfig, SourceDescription]:
         return source, reader.describe()
 
 
-def _ranges(task: EmbedTask, number: int, source: SourceConfig, about: SourceDescription) -> Iterator[_Range]:
+def _ranges(task: OfflineTask, number: int, source: SourceConfig, about: SourceDescription) -> Iterator[_Range]:
     """Yield the row ranges of one source; a file's name contains a digest of everything its content depends on."""
     made_of = hashlib.sha256(
-        f"{task.model.digest} {about.version} {source.fingerprint()} {LABEL_COLUMNS}".encode()
+        f"{task.endpoint} {task.model.digest} {about.version} {source.fingerprint()} {FORMAT}".encode()
     ).hexdigest()[:16]
     for start in range(0, about.num_cells, task.rows_per_file):
         stop = min(start + task.rows_per_file, about.num_cells)
@@ -195,29 +156,29 @@ class _Counts:
     empty_cells: list[str]  # names of the first of them
 
 
-def _embed_ranges(task: EmbedTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, _Counts]:
-    """Embed row ranges whose files are missing; return the numbers of cells, and of empty cells, by file."""
+def _answer_ranges(task: OfflineTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, _Counts]:
+    """Answer row ranges whose files are missing; return the numbers of cells, and of empty cells, by file."""
     there = {entry.uri.rpartition("/")[2]: entry for entry in storage.list_objects(task.out)}
     found = {item.file: _read_counts(there[item.file]) for item in ranges if item.file in there}
     counts = {file: count for file, count in found.items() if count is not None}
     missing = [item for item in ranges if item.file not in counts]
     advance(sum(item.stop - item.start for item in ranges if item.file in counts))
     if missing:
-        for row in _embed_missing(task, missing):
+        for row in _answer_missing(task, missing):
             counts[row["file"]] = _Counts(row["num_cells"], row["num_empty"], list(row["empty_cells"]))
             advance(row["num_rows"])
     return counts
 
 
-def _embed_missing(task: EmbedTask, missing: list[_Range]) -> Iterable[dict[str, Any]]:
-    """Embed row ranges: in this process if there are few cells and Ray is not running, else in Ray actors."""
+def _answer_missing(task: OfflineTask, missing: list[_Range]) -> Iterable[dict[str, Any]]:
+    """Answer row ranges: in this process if there are few cells and Ray is not running, else in Ray actors."""
     numbers = [{"number": number} for number in range(len(missing))]
     if cluster.is_small(sum(item.stop - item.start for item in missing)):
-        return map(_RangeEmbedder(task, missing), numbers)
+        return map(_RangeAnswerer(task, missing), numbers)
     cluster.start()
     dataset = ray.data.from_items(numbers, override_num_blocks=len(missing))
     compute = ray.data.ActorPoolStrategy(size=min(task.num_actors, len(missing)))
-    embedder: Any = _RangeEmbedder
+    embedder: Any = _RangeAnswerer
     embedded = dataset.map(
         embedder, fn_constructor_args=(task, missing), compute=compute, num_gpus=task.num_gpus or None
     )
@@ -236,27 +197,32 @@ def _read_counts(entry: storage.ObjectInfo) -> _Counts | None:
         return None
 
 
-class _RangeEmbedder:
+class _RangeAnswerer:
     """An actor that holds the model."""
 
-    def __init__(self, task: EmbedTask, ranges: list[_Range]) -> None:
-        self._bundle = open_model(task.bundle, cache_folder=task.cache_folder).bundle
-        assert self._bundle.digest == task.model.digest, "the bundle changed while it was in use"
-        self._bundle.model.to(choose_reserved_device(task.num_gpus))
+    def __init__(self, task: OfflineTask, ranges: list[_Range]) -> None:
+        bundle = open_model(task.bundle, cache_folder=task.cache_folder).bundle
+        assert bundle.digest == task.model.digest, "the bundle changed while it was in use"
+        bundle.model.to(choose_reserved_device(task.num_gpus))
         self._task, self._ranges = task, ranges
-        self._predictor = build_predictor(self._bundle, empty_cells="nan")
+        self._endpoint = find_endpoint(task.endpoint)
+        self._served = offline_model(bundle, task.model)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Embed one row range and write its table atomically."""
+        """Answer one row range and write its table atomically."""
         item = self._ranges[row["number"]]
-        vocabulary = self._bundle.vocabulary
+        vocabulary = self._served.bundle.vocabulary
         named = read_cells(item.source, start=item.start, stop=item.stop, vocabulary=vocabulary, keep_empty=True)
-        predictions = self._predictor.predict(named.cells)
         empty = np.flatnonzero(named.cells.num_genes_per_cell == 0)
         empty_cells = [named.names[row] for row in empty[:_SHOWN]]
-        table = to_table(predictions, cell_ids=named.cells.cell_ids, model=self._task.model)
+        table = self._answer(named)
         source = pa.array([item.source.identity] * table.num_rows, pa.string()).dictionary_encode()
-        table = table.add_column(1, "obs_name", pa.array(named.names, pa.string())).add_column(2, "source", source)
+        columns = {
+            "cell_id": pa.array(named.cells.cell_ids, pa.uint64()),
+            "obs_name": pa.array(named.names, pa.string()),
+        }
+        for place, (name, column) in enumerate({**columns, "source": source}.items()):
+            table = table.add_column(place, name, column)
         about = {_NUM_EMPTY: str(len(empty)), _EMPTY: json.dumps(empty_cells)}
         table = table.replace_schema_metadata({**table.schema.metadata, **about})
         sink = io.BytesIO()
@@ -270,9 +236,23 @@ class _RangeEmbedder:
             "empty_cells": empty_cells,
         }
 
+    def _answer(self, named: NamedCells) -> pa.Table:
+        """Ask the endpoint about some cells, as a service would."""
+        assert named.measured is not None, "read from a file"
+        request = self._endpoint.request.model_construct(**self._endpoint.offline_members)
+        question = Question(request, named.cells, named.names, named.measured)
+        (result,) = self._endpoint.run(self._served, [question])
+        table: pa.Table = self._endpoint.table.load()(self._endpoint, question, result, self._task.model)
+        return table
+
+
+def offline_model(bundle: ModelBundle, model: ModelInfo) -> ServedModel:
+    """Return a model that answers as in a service, and takes the time that it needs."""
+    return ServedModel(bundle, build_predictor(bundle, empty_cells="nan"), model, waits=True)
+
 
 def _write_h5ad(
-    task: EmbedTask, opened: list[tuple[SourceConfig, SourceDescription]], ranges: list[_Range]
+    task: OfflineTask, opened: list[tuple[SourceConfig, SourceDescription]], ranges: list[_Range]
 ) -> list[str]:
     """Write one h5ad file per source from its tables."""
     made = []
@@ -280,10 +260,10 @@ def _write_h5ad(
         stem = Path(source.uri.rstrip("/")).name.split(".")[0]
         target = storage.join(task.out, f"{number:05d}-{stem}.h5ad")
         files = [storage.join(task.out, item.file) for item in ranges if item.source == source]
-        with tempfile.TemporaryDirectory(prefix="cytoray-embed-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="cytoray-answers-") as scratch:
             local = Path(scratch) / "out" / Path(target).name
             local.parent.mkdir()
-            write_h5ad(local, files, model=task.model)
+            write_h5ad(local, files, model=task.model, obsm=find_endpoint(task.endpoint).obsm)
             storage.upload_folder(local.parent, task.out)
         made.append(target)
     return made

@@ -1,12 +1,13 @@
-"""Configurations of promote and embed, and the configuration class for each ``kind`` of YAML file."""
+"""Configurations of promote and of offline answers, and the configuration class for each ``kind`` of YAML file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from cytoray.config import Config, Location, read_tree, validate_tree
 from cytoray.corpus.config import IngestConfig, SourceConfig
@@ -14,7 +15,7 @@ from cytoray.errors import ConfigError
 from cytoray.registry.gate import AssessmentsConfig, GateConfig
 from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
-from cytoray.tasks import task_assessments, task_stages
+from cytoray.tasks import task_assessments, task_offline, task_stages
 from cytoray.tasks.assessing import CACHE_FOLDER
 from cytoray.tasks.config import CACHE, MODEL, ModelStageConfig
 from cytoray.tracking import TrackingConfig
@@ -52,10 +53,10 @@ class PromoteConfig(ModelStageConfig):
         return alias
 
 
-class EmbedConfig(Config):
-    """Configuration of embed: offline embedding and annotation."""
+class OfflineConfig(Config):
+    """Configuration of offline answers to the cells of files: embed, annotate and their siblings."""
 
-    kind: Literal["embed"] = Field("embed", description="Which stage this file configures.")
+    kind: str = Field(description="Which stage this file configures.")
     model: str = Field(min_length=1, description=MODEL)
     store: Location | None = Field(None, description="Root of all data of cytoray; required for run:NAME.")
     tracking: TrackingConfig | None = Field(None, description="MLflow and the run journal; required for models:/….")
@@ -64,7 +65,7 @@ class EmbedConfig(Config):
         min_length=1, description="One source of cells or a list; a uri that ends in / means all files below it."
     )
     out: Location = Field(description="Folder or s3:// prefix for the parquet files.")
-    h5ad: bool = Field(False, description="Also write one h5ad file per source, with embeddings in obsm[X_scGPT].")
+    h5ad: bool = Field(False, description="Also write one h5ad file per source, with arrays of numbers in obsm.")
     rows_per_task: int = Field(4_096, ge=1, description="Rows of a source per parquet file.")
     num_actors: int = Field(1, ge=1, description="Number of processes with a copy of the model.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs reserved for each process; 0 runs the model on the CPU.")
@@ -83,12 +84,28 @@ class EmbedConfig(Config):
         return self
 
 
+class EmbedConfig(OfflineConfig):
+    """Configuration of embed: offline embedding and annotation."""
+
+    kind: Literal["embed"] = Field("embed", description="Which stage this file configures.")
+
+
+@cache
+def offline_config(kind: str) -> type[OfflineConfig]:
+    """Return the class of configuration of one kind of offline answers."""
+    if kind == "embed":
+        return EmbedConfig
+    kind_field: Any = (Literal[kind], Field(kind, description="Which stage this file configures."))
+    return create_model("OfflineConfig", __base__=OfflineConfig, __doc__=f"Configuration of {kind}.", kind=kind_field)
+
+
 def stage_configs() -> dict[str, type[Config]]:
     """Return the class of configuration for each ``kind``: those of the tasks, and those of the other stages."""
     tasks = {kind: stage.config.load() for kind, stage in task_stages().items()}
     assessments = {f"assess-{name}": each.config.load() for name, each in task_assessments().items()}
-    others: dict[str, type[Config]] = {"promote": PromoteConfig, "embed": EmbedConfig, "serve": ServeConfig}
-    return {"ingest": IngestConfig, **tasks, **assessments, **others}
+    offline = {kind: offline_config(kind) for kind in task_offline()}
+    others: dict[str, type[Config]] = {"promote": PromoteConfig, "serve": ServeConfig}
+    return {"ingest": IngestConfig, **tasks, **assessments, **offline, **others}
 
 
 class ModelShapeConfig(ShapeConfig):

@@ -13,14 +13,14 @@ from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.models import Lineage, register
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.registry.promotion import promote_version
-from cytoray.serving.offline import EmbedResult, EmbedTask, embed_sources
+from cytoray.serving.offline import OfflineResult, OfflineTask, answer_sources, offline_model
 from cytoray.stages.assess import PREFIX, run_assessment
-from cytoray.stages.config import EmbedConfig, PromoteConfig
-from cytoray.tasks import task_stages
+from cytoray.stages.config import OfflineConfig, PromoteConfig
+from cytoray.tasks import task_offline, task_stages
 from cytoray.tasks.config import ModelStageConfig
 from cytoray.tasks.messages import ModelInfo
 
-__all__ = ["embed", "find_stage", "ingest", "open_configured", "promote"]
+__all__ = ["answer_offline", "find_stage", "ingest", "open_configured", "promote"]
 
 
 def promote(config: PromoteConfig) -> RegisteredVersion:
@@ -45,27 +45,33 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
     )
 
 
-def embed(config: EmbedConfig, *, advance: progress.Advance = progress.silent) -> EmbedResult:
-    """Cells of files to parquet files of embeddings and labels."""
+def answer_offline(config: OfflineConfig, *, advance: progress.Advance = progress.silent) -> OfflineResult:
+    """Cells of files to parquet files of the answers of an endpoint; RequestError if the model cannot give them."""
     opened = open_configured(config)
+    model = ModelInfo(name=opened.name, version=opened.version, digest=opened.digest)
+    task_endpoint = task_offline()[config.kind].endpoint
+    assert task_endpoint is not None, "a task with offline answers has an endpoint"
+    endpoint = task_endpoint.load()
+    endpoint.check(offline_model(opened.bundle, model))
     # A location that every worker can read, wherever the model comes from.
     bundle = storage.join(config.store or config.out, "bundles", opened.digest)
     opened.store_in(bundle)
-    task = EmbedTask(
+    task = OfflineTask(
         sources=config.data,
         bundle=bundle,
-        model=ModelInfo(name=opened.name, version=opened.version, digest=opened.digest),
+        model=model,
         out=config.out,
+        endpoint=endpoint.name,
         rows_per_file=config.rows_per_task,
         num_actors=config.num_actors,
         num_gpus=config.num_gpus,
         h5ad=config.h5ad,
         cache_folder=config.cache_folder,
     )
-    return embed_sources(task, advance=advance)
+    return answer_sources(task, advance=advance)
 
 
-def open_configured(config: ModelStageConfig | EmbedConfig) -> OpenedModel:
+def open_configured(config: ModelStageConfig | OfflineConfig) -> OpenedModel:
     """Open the model that a stage's configuration names."""
     return open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
 
@@ -102,9 +108,9 @@ def _summarise_promote(config: PromoteConfig) -> dict[str, Any]:
     }
 
 
-def _summarise_embed(config: EmbedConfig) -> dict[str, Any]:
-    with progress.stage("embed", total=0, unit="cells") as advance:
-        result = embed(config, advance=advance)
+def _summarise_offline(config: OfflineConfig) -> dict[str, Any]:
+    with progress.stage(config.kind, total=0, unit="cells") as advance:
+        result = answer_offline(config, advance=advance)
     return {
         "out": config.out,
         "num_cells": result.num_cells,
@@ -118,7 +124,6 @@ def _summarise_embed(config: EmbedConfig) -> dict[str, Any]:
 _OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "ingest": _summarise_ingest,
     "promote": _summarise_promote,
-    "embed": _summarise_embed,
 }
 
 
@@ -126,4 +131,6 @@ def find_stage(kind: str) -> Callable[[Any], dict[str, Any]]:
     """Return the function that runs the stage ``kind`` with its configuration and returns the result to print."""
     if kind.startswith(PREFIX):
         return lambda config: run_assessment(kind.removeprefix(PREFIX), config).assessment.as_dict()
+    if kind in task_offline():
+        return _summarise_offline
     return _OTHERS[kind] if kind in _OTHERS else task_stages()[kind].run.load()

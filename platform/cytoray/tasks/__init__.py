@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cytoray.errors import RequestError
-from cytoray.tasks.spec import Lazy, TaskAssessment, TaskAttachment, TaskSpec, TaskStage
+from cytoray.tasks.spec import Lazy, TaskAssessment, TaskAttachment, TaskOffline, TaskSpec, TaskStage
 
 if TYPE_CHECKING:
     from cytoray.tasks.endpoint import Endpoint
@@ -25,7 +25,11 @@ TASKS: dict[str, TaskSpec] = {
             from_card={"held_out": "scores"},
         ),
     ),
-    "embedding": TaskSpec("embedding", endpoint=Lazy("cytoray.tasks.embedding.answers", "ENDPOINT")),
+    "embedding": TaskSpec(
+        "embedding",
+        endpoint=Lazy("cytoray.tasks.embedding.answers", "ENDPOINT"),
+        offline=TaskOffline("embed", "Embed and annotate the cells of files offline; a killed run continues."),
+    ),
     "annotation": TaskSpec(
         "annotation",
         learning=TaskStage(
@@ -46,6 +50,7 @@ TASKS: dict[str, TaskSpec] = {
             run=Lazy("cytoray.tasks.annotation.assessment", "run_assessment"),
         ),
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
+        offline=TaskOffline("annotate", "Annotate the cells of files offline, as the service does."),
     ),
     "integration": TaskSpec(
         "integration",
@@ -69,12 +74,14 @@ TASKS: dict[str, TaskSpec] = {
             run=Lazy("cytoray.tasks.mapping.assessment", "run_assessment"),
         ),
         endpoint=Lazy("cytoray.tasks.mapping.answers", "ENDPOINT"),
+        offline=TaskOffline("map", "Map the cells of files by the reference that a model carries."),
         attachment=TaskAttachment(
             "reference",
             "Folder or s3:// prefix of a reference, as `cytoray reference build` writes it.",
             collect=Lazy("cytoray.tasks.mapping.attached", "collect_reference"),
         ),
     ),
+    "genes": TaskSpec("genes", endpoint=Lazy("cytoray.tasks.genes.answers", "ENDPOINT")),
     "multiomic": TaskSpec(
         "multiomic",
         learning=TaskStage(
@@ -87,6 +94,15 @@ TASKS: dict[str, TaskSpec] = {
             "Assess the prediction of proteins from RNA: the best simple method, and a blend that contains it.",
             config=Lazy("cytoray.tasks.multiomic.assess_config", "AssessMultiomicConfig"),
             run=Lazy("cytoray.tasks.multiomic.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.multiomic.answers", "ENDPOINT"),
+        offline=TaskOffline(
+            "predict-proteins", "Predict proteins of the cells of files, if a model carries a protein model."
+        ),
+        attachment=TaskAttachment(
+            "proteins",
+            "Folder or s3:// prefix of a protein model, as `cytoray proteins fit` writes it.",
+            collect=Lazy("cytoray.tasks.multiomic.attached", "collect_proteins"),
         ),
     ),
 }
@@ -105,6 +121,11 @@ def learning_stages() -> dict[str, TaskStage]:
 def task_assessments() -> dict[str, TaskAssessment]:
     """Return the assessments of all tasks by the name of the task."""
     return {name: task.assessment for name, task in TASKS.items() if task.assessment is not None}
+
+
+def task_offline() -> dict[str, TaskSpec]:
+    """Return the tasks whose endpoints answer the cells of files, by the ``kind`` of that."""
+    return {task.offline.kind: task for task in TASKS.values() if task.offline is not None}
 
 
 def task_attachments() -> dict[str, TaskAttachment]:

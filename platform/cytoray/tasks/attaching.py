@@ -6,11 +6,13 @@ digest = attach(opened.bundle, {"reference": "s3://bucket/reference"}, out=Path(
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from cytoray import storage
 from cytoray.errors import ConfigError, ConflictError
 from cytoray.model.bundle import Attachment, ModelBundle, save_bundle
 from cytoray.tasks import task_attachments
@@ -37,6 +39,17 @@ def attach(bundle: ModelBundle, places: Mapping[str, str], *, out: Path) -> str:
             attachments = kept | {f"{name}.{file}": one for file, one in files.items()}
             lineage[name] = _digest_of(files)
         return save_bundle(replace(bundle, attachments=attachments, lineage=lineage, digest=None), out)
+
+
+@contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """Give a folder or s3:// prefix as a local folder for the length of a ``with`` block."""
+    if not storage.is_remote(uri):
+        yield storage.local_path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="cytoray-attach-") as scratch:
+        storage.download_folder(uri, Path(scratch) / "copy")
+        yield Path(scratch) / "copy"
 
 
 def attached_files(bundle: ModelBundle, name: str) -> dict[str, Attachment]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cytoray.errors import ModelError
 from cytoray.tasks.messages import Message, ModelInfo, Response
+from cytoray.tasks.spec import Lazy
 from cytoray.tokens.cells import SparseCells
 
 if TYPE_CHECKING:  # a client has no torch
@@ -24,6 +25,8 @@ Asked = TypeVar("Asked", bound=Message)
 Result = TypeVar("Result")
 Part = TypeVar("Part")
 Int32 = npt.NDArray[np.int32]
+TableOf = Callable[..., Any]  # (endpoint, question, result, ModelInfo) -> pyarrow.Table with a row per cell
+TABLE: Lazy[TableOf] = Lazy("cytoray.tasks.tables", "table_of_answers")
 
 
 class Predictor(Protocol):
@@ -147,6 +150,9 @@ class Endpoint(Generic[Asked, Result]):
     admit: Callable[[ServedModel, Question[Asked]], None] = admit  # raises RequestError; outside the model's thread
     cost: Callable[[Question[Asked]], int] = num_tokens
     read: Callable[[Answers], Any] = read_cells  # what the client returns
+    table: Lazy[TableOf] = TABLE  # of the answers to cells of files
+    offline_members: Mapping[str, Any] = field(default_factory=dict)  # of requests about cells of files
+    obsm: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key of obsm: columns of the table in an h5ad
 
     @property
     def route(self) -> str:

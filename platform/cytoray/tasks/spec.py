@@ -66,6 +66,14 @@ class TaskAttachment:
 
 
 @dataclass(frozen=True)
+class TaskOffline:
+    """Answers of a task's endpoint to the cells of files: a command and a kind of YAML files named ``kind``."""
+
+    kind: str
+    help: str  # of the command
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A task; a part that it does not have is None."""
 
@@ -75,6 +83,7 @@ class TaskSpec:
     assessment: TaskAssessment | None = None
     endpoint: Lazy[Endpoint[Any, Any]] | None = None  # of a module without training libraries
     attachment: TaskAttachment | None = None
+    offline: TaskOffline | None = None  # of a task whose endpoint is about cells
 
     @property
     def stages(self) -> tuple[TaskStage, ...]:

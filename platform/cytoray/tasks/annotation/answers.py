@@ -151,4 +151,5 @@ ENDPOINT: Endpoint[AnnotateRequest, Predictions] = Endpoint(
     answer=annotate,
     check=check_labels,
     read=read_annotations,
+    offline_members={"include_embedding": False},
 )

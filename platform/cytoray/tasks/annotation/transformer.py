@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from cytoray import progress
-from cytoray.corpus.contamination import share_in_corpus
-from cytoray.corpus.manifest import load_manifest
-from cytoray.errors import CorpusError, ModelError, StorageError
+from cytoray.corpus.contamination import share_of_training
+from cytoray.errors import ModelError
 from cytoray.evaluation.annotator import Annotator, HeldOut, join_transformer
 from cytoray.evaluation.splits import Split, stratified_folds
 from cytoray.evaluation.voters import Expression, Float64, Int64
@@ -73,16 +72,7 @@ class Transformer:
 
     def contamination(self, cells: Expression) -> float | None:
         """Return the share of the cells that are in the model's pretraining corpus; None if that is not known."""
-        lineage = self.opened.bundle.lineage
-        if self.store is None or "corpus" not in lineage:
-            return None
-        try:
-            manifest = load_manifest(self.store, lineage["corpus"])
-        except (CorpusError, StorageError):  # of another store
-            return None
-        if manifest.digest != lineage.get("corpus_manifest_digest"):
-            return None
-        return share_in_corpus(self.store, manifest, as_cells(cells))
+        return share_of_training(self.store, self.opened.bundle.lineage, as_cells(cells))
 
     def _fold(self, unseen: HeldOut) -> Split:
         names = [str(code) for code in unseen.codes]

@@ -9,6 +9,7 @@ from pydantic import Field
 from cytoray.tasks.endpoint import Endpoint, Question
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
 from cytoray.tasks.prediction import predict_together, read_embeddings, without_answer
+from cytoray.tasks.spec import Lazy
 
 if TYPE_CHECKING:
     from cytoray.model.predictor import Predictions
@@ -47,4 +48,6 @@ ENDPOINT: Endpoint[EmbedRequest, Predictions] = Endpoint(
     run=predict_together,
     answer=embed,
     read=read_embeddings,
+    table=Lazy("cytoray.tasks.embedding.table", "table_of_embeddings"),
+    obsm={"X_scGPT": ("embedding",)},
 )

@@ -70,7 +70,7 @@ class MappedCell(Message):
 
 
 class Thresholds(Message):
-    """What decides about the status of a cell."""
+    """Limits that decide about the status of a cell."""
 
     unassigned: float = Field(description="`unseen_p` below which a cell is unassigned.")
     sets: float = Field(description="Share of cells whose true label is in their `set`.")
@@ -84,7 +84,7 @@ class MadeBy(Message):
 
 
 class MapHeader(Message):
-    """What holds for all cells of an answer."""
+    """The part of an answer that holds for all its cells."""
 
     reference: str = Field(description="SHA-256 that identifies the reference.")
     model: MadeBy | None = Field(description="Null if the reference was built by genes alone.")
@@ -128,7 +128,7 @@ class Mappings:
 
     @property
     def places(self) -> Float32:
-        """Places (C, 2) on the reference's map, NaN if there are none."""
+        """Places (C, 2) on the reference's map, NaN for cells without one."""
         return np.array([[cell["x"], cell["y"]] for cell in self.cells], np.float32).reshape(-1, 2)
 
     def to_obs(self, index: Sequence[str] | None = None) -> pd.DataFrame:
@@ -237,4 +237,5 @@ ENDPOINT: Endpoint[MapRequest, MappedQuery] = Endpoint(
     load=load_reference,
     admit=admit_query,
     read=read_mappings,
+    obsm={"X_reference_umap": ("x", "y")},
 )

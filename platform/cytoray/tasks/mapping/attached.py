@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from cytoray.errors import DigestError, ModelError
 from cytoray.model.bundle import Attachment, ModelBundle, compute_weights_digest
-from cytoray.tasks.attaching import attached_files
+from cytoray.tasks.attaching import attached_files, local_folder
 from cytoray.tasks.mapping.reference import (
     FILES,
     MAP,
@@ -18,7 +18,6 @@ from cytoray.tasks.mapping.reference import (
     parse_about,
     read_about,
     read_files,
-    reference_folder,
 )
 
 NAME = "reference"
@@ -32,7 +31,7 @@ def collect_reference(uri: str, bundle: ModelBundle) -> Iterator[Mapping[str, At
     """
     about, _ = read_about(uri)
     _check_fit(about, bundle)
-    with reference_folder(uri) as folder:
+    with local_folder(uri) as folder:
         load_reference(str(folder))  # what a service could not load is found now
         files = {name: Attachment(folder / name, about["files"][name]) for name in FILES}
         yield {**files, MAP: Attachment((folder / MAP).read_bytes())}

@@ -12,8 +12,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ from scipy import sparse
 from cytoray import failpoints, storage
 from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
 from cytoray.evaluation.voters import Expression
+from cytoray.tasks.attaching import local_folder
 from cytoray.tasks.mapping.index import NeighbourIndex, read_index, write_index
 from cytoray.tasks.mapping.mapper import Mapper
 from cytoray.tasks.mapping.packing import unpack_mapper
@@ -121,7 +121,7 @@ def load_reference(uri: str) -> Reference:
     Raises NotFoundError if the place has none, DigestError for changed or missing files, ModelError for another format.
     """
     about, digest = read_about(uri)
-    with reference_folder(uri) as folder:
+    with local_folder(uri) as folder:
         for name, expected in about["files"].items():
             _check_file(folder / name, expected)
         return read_files({name: folder / name for name in FILES}, about, digest)
@@ -197,17 +197,6 @@ def read_files(paths: Mapping[str, Path], about: dict[str, Any], digest: str) ->
         {key: about[key] for key in about.keys() - {"format", "index", "k", "label_counts", "mapper", "files"}},
         digest,
     )
-
-
-@contextmanager
-def reference_folder(uri: str) -> Iterator[Path]:
-    """Give the files of a reference as a local folder for the length of a ``with`` block."""
-    if not storage.is_remote(uri):
-        yield storage.local_path(uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="cytoray-reference-") as scratch:
-        storage.download_folder(uri, Path(scratch) / "reference")
-        yield Path(scratch) / "reference"
 
 
 def _hash(path: Path) -> str:

@@ -12,7 +12,7 @@ import functools
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from cytoray.tasks.multiomic.reading import read_paired
 from cytoray.tasks.multiomic.unseen import judge_unseen_proteins
 from cytoray.tasks.pieces import Pieces
 
+if TYPE_CHECKING:  # torch: only if a model is named
+    from cytoray.tasks.multiomic.embedding import UsedModel
+
 NUM_FOLDS = 5
 FEWEST_CELLS = 20
 MAX_CELLS = 20_000  # of each data set: their 4,000 genes take 320 MB
@@ -45,22 +48,15 @@ def run_assessment(config: AssessMultiomicConfig, pieces: Pieces) -> AssessedTas
     query = None
     if config.query is not None:
         query = read_paired(config.query, protein_key=config.protein_key, label_key=config.label_key)
+    used = None
     if config.model is not None:
-        cells = _embedded("data", cells, config, pieces)
-        query = None if query is None else _embedded("query", query, config, pieces)
+        from cytoray.tasks.multiomic.embedding import add_embeddings
+
+        cells, query, used = add_embeddings(cells, query, config)
     total = 1 if query is not None else num_splits(cells)
-    how = Options(config.model, config.seed)
     with progress.stage("assess", total=total, unit="splits") as advance:
-        found = assess_proteins(cells, how, query=query, pieces=pieces, advance=advance)
+        found = assess_proteins(cells, Options(used, config.seed), query=query, pieces=pieces, advance=advance)
     return AssessedTask(found, multiomic_sections(found))
-
-
-def _embedded(name: str, cells: PairedCells, config: AssessMultiomicConfig, pieces: Pieces) -> PairedCells:
-    """Return the cells with embeddings by the model, which are a piece."""
-    from cytoray.tasks.multiomic.embedding import with_embeddings
-
-    found, _ = pieces.compute(f"embeddings of {name}", lambda: with_embeddings(cells, config).embeddings)
-    return replace(cells, embeddings=found)
 
 
 def num_splits(cells: PairedCells) -> int:
@@ -70,9 +66,9 @@ def num_splits(cells: PairedCells) -> int:
 
 @dataclass(frozen=True)
 class Options:
-    """How protein prediction is assessed; ``model`` names the transformer of the cells' embeddings."""
+    """How protein prediction is assessed; ``model`` is the transformer of the cells' embeddings."""
 
-    model: str | None = None
+    model: UsedModel | None = None
     seed: int = 0
 
 
@@ -112,8 +108,10 @@ def assess_proteins(
     metrics, details = judge_proteins(scored, pooled, seed)
     details["splits"] = [_describe_split(split, found) for split, found in zip(splits, answers, strict=True)]
     details["weights"] = mean_weights(answers)
+    transformer = None if options.model is None else options.model.transformer
+    embed = transformer.embed if transformer is not None and cells.proteins.are_counts else None
     details["unseen_proteins"], _ = pieces.compute("unseen", lambda: judge_unseen_proteins(cells, seed=seed))
-    details["joint"], _ = pieces.compute("joint", lambda: judge_joint(cells, seed=seed))
+    details["joint"], _ = pieces.compute("joint", lambda: judge_joint(cells, embed=embed, seed=seed))
     return Assessment(
         task="multiomic",
         data=_describe(cells, query),
@@ -123,7 +121,8 @@ def assess_proteins(
         why=tuple(f"{split.name}: {each.why}" for split, each in zip(splits, answers, strict=True)),
         seeds=(seed,),
         seconds=time.monotonic() - started,
-        model=options.model,
+        model=None if options.model is None else options.model.uri,
+        contamination=None if options.model is None else options.model.contamination,
         warnings=tuple(warnings),
         details=details,
     )

@@ -1,13 +1,15 @@
 """A joint embedding of RNA and proteins: weighted nearest neighbours (WNN) beside concatenated components.
 
-Both are judged by what their nearest cells tell about a protein, or genes, that were kept out of them.
+These, and a transformer of both modalities if there is one, are judged by what their nearest cells tell about a
+protein, or genes, that were kept out of them.
 """
 
 # C cells, G genes, P proteins, N neighbours, D dimensions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from cytoray.tasks.multiomic.scoring import mean_correlation
 NUM_NEIGHBOURS, NUM_CANDIDATES = 20, 200
 NUM_COMPONENTS, NUM_GENES = 50, 4000
 MOST_CELLS, MOST_PROTEINS, NUM_HIDDEN_GENES = 3000, 8, 100
+EMBEDDED_CELLS, EMBEDDED_PROTEINS = 1000, 4  # if a transformer embeds the cells anew for each protein
 FEWEST_CELLS, FEWEST_GENES = 60, 20
 
 
@@ -83,45 +86,66 @@ def joint_embedding(cells: PairedCells, *, seed: int = 0) -> Float32:
     return concatenate(_rna_components(cells.rna, seed), _protein_components(cells.proteins.targets))
 
 
-def judge_joint(cells: PairedCells, *, seed: int = 0) -> dict[str, Any]:
-    """Judge how well neighbours in each space predict a protein, or genes, kept out of it; empty for too few cells."""
+def judge_joint(
+    cells: PairedCells, *, embed: Callable[[PairedCells], Float32] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Judge how well neighbours in each space predict a protein, or genes, kept out of it; empty for too few cells.
+
+    ``embed`` is a transformer's joint embedding (C, D) of cells, a further space.
+    """
     if cells.num_cells < FEWEST_CELLS or len(cells.proteins.names) < 3:
         return {}
     rng = np.random.default_rng(seed)
-    cells = cells.take(np.sort(rng.permutation(cells.num_cells)[:MOST_CELLS]))
+    most_cells, most_proteins = (MOST_CELLS, MOST_PROTEINS) if embed is None else (EMBEDDED_CELLS, EMBEDDED_PROTEINS)
+    cells = cells.take(np.sort(rng.permutation(cells.num_cells)[:most_cells]))
     with threadpool_limits(1):
         targets = cells.proteins.targets
         hidden_genes = _hidden_genes(cells.rna, rng)
         if not len(hidden_genes):
             return {}
-        shown = np.setdiff1d(np.arange(cells.rna.values.shape[1]), hidden_genes)
-        rna = _rna_components(Expression(cells.rna.values[:, shown], cells.rna.log_normalised), seed)
+        shown = _without_genes(cells, hidden_genes)
+        rna = _rna_components(shown.rna, seed)
         genes = cells.rna.expression[:, hidden_genes].toarray().astype(np.float64)
-        chosen = np.sort(rng.permutation(targets.shape[1])[:MOST_PROTEINS])
+        chosen = np.sort(rng.permutation(targets.shape[1])[:most_proteins])
         scores: dict[str, list[float]] = {}
         for protein in chosen:
             # Log-ratios of all proteins add up to 0: those of the others must be taken among themselves.
             shown_targets = np.delete(targets, protein, axis=1)
-            others = _protein_components(shown_targets - shown_targets.mean(axis=1, keepdims=True))
-            for name, places in _neighbours_of(rna, others).items():
+            spaces = _neighbours_of(rna, _protein_components(shown_targets - shown_targets.mean(axis=1, keepdims=True)))
+            if embed is not None:
+                others = [place for place in range(targets.shape[1]) if place != protein]
+                spaces["transformer"] = _nearest(embed(replace(shown, proteins=shown.proteins.select(others))))
+            for name, places in spaces.items():
                 value = mean_correlation(targets[:, [protein]], targets[places][:, :, protein].mean(axis=1)[:, None])
                 scores.setdefault(name, []).append(value)
-        on_genes = {
-            name: mean_correlation(genes, _mean_over(genes, places))
-            for name, places in _neighbours_of(rna, _protein_components(targets)).items()
-        }
-    spaces = [
+        spaces = _neighbours_of(rna, _protein_components(targets))
+        if embed is not None:
+            spaces["transformer"] = _nearest(embed(shown))
+        on_genes = {name: mean_correlation(genes, _mean_over(genes, places)) for name, places in spaces.items()}
+    rows = [
         {"space": name, "proteins": float(np.nanmean(values)), "genes": on_genes[name]}
         for name, values in scores.items()
     ]
-    return {"spaces": spaces, "num_proteins": len(chosen), "num_genes": len(hidden_genes)}
+    return {"spaces": rows, "num_proteins": len(chosen), "num_genes": len(hidden_genes)}
+
+
+def _without_genes(cells: PairedCells, hidden: Int64) -> PairedCells:
+    """The cells without some genes."""
+    kept = np.setdiff1d(np.arange(cells.rna.values.shape[1]), hidden)
+    rna = Expression(cells.rna.values[:, kept], cells.rna.log_normalised)
+    return replace(cells, rna=rna, genes=tuple(cells.genes[gene] for gene in kept))
+
+
+def _nearest(space: Float32) -> Int64:
+    """The nearest neighbours of all cells."""
+    return nearest_neighbours(unit_rows(space), num=NUM_NEIGHBOURS)[0]
 
 
 def _neighbours_of(rna: Float32, proteins: Float32) -> dict[str, Int64]:
     """The neighbours of all cells in each space, by its name."""
     return {
-        "RNA": nearest_neighbours(unit_rows(rna), num=NUM_NEIGHBOURS)[0],
-        "proteins": nearest_neighbours(unit_rows(proteins), num=NUM_NEIGHBOURS)[0],
+        "RNA": _nearest(rna),
+        "proteins": _nearest(proteins),
         "concatenation": nearest_neighbours(concatenate(rna, proteins), num=NUM_NEIGHBOURS)[0],
         "WNN": weighted_neighbours(rna, proteins).places,
     }

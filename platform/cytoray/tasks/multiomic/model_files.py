@@ -7,7 +7,7 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,16 @@ from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
 from cytoray.evaluation.voters import GeneFeatures
 from cytoray.tasks.multiomic.blending import Blend
 from cytoray.tasks.multiomic.members import Member
-from cytoray.tasks.multiomic.protein_model import ProteinModel
+from cytoray.tasks.multiomic.protein_predictor import ProteinPredictor
 from cytoray.tasks.multiomic.views import Views
 
 ARRAYS, MANIFEST, FORMAT = "arrays.safetensors", "model.json", "cytoray-proteins-1"
 _VIEWS = ("expression", "ranks", "panel")
 Arrays = dict[str, npt.NDArray[Any]]
+Model = TypeVar("Model", bound=ProteinPredictor)
 
 
-def save_model(model: ProteinModel, folder: Path) -> str:
+def save_model(model: ProteinPredictor, folder: Path) -> str:
     """Write a model as ``folder``, whole or not at all, and return its digest; ConflictError if it exists."""
     if folder.exists():
         raise ConflictError(f"{folder} already exists.", remedy="Choose another folder.")
@@ -67,30 +68,32 @@ def save_model(model: ProteinModel, folder: Path) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def load_model(folder: Path) -> ProteinModel:
+def load_model(folder: Path, kind: type[Model]) -> Model:
     """Load a model; NotFoundError without one, DigestError for changed arrays, ModelError for another format."""
     if not (folder / MANIFEST).is_file() or not (folder / ARRAYS).is_file():
         raise NotFoundError(
             f"{folder} is not a protein model: it has no {MANIFEST} or no {ARRAYS}.", remedy="Check the path."
         )
-    data = (folder / ARRAYS).read_bytes()
+    return read_model((folder / MANIFEST).read_bytes(), (folder / ARRAYS).read_bytes(), kind, name=str(folder))
+
+
+def read_model(listing: bytes, data: bytes, kind: type[Model], *, name: str) -> Model:
+    """Read a model from its two files, which messages call ``name``; raises as ``load_model``."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(listing)
     except ValueError as error:
-        raise ModelError(f"{folder / MANIFEST} is not JSON.", remedy="Copy the model again.") from error
+        raise ModelError(f"{MANIFEST} of {name} is not JSON.", remedy="Copy the model again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ModelError(
-            f"{folder} is not a protein model of format {FORMAT}.", remedy="Fit it again with this version."
-        )
+        raise ModelError(f"{name} is not a protein model of format {FORMAT}.", remedy="Fit it again with this version.")
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise DigestError(f"{folder / ARRAYS} was changed or damaged.", remedy="Copy the model again.")
+        raise DigestError(f"{ARRAYS} of {name} was changed or damaged.", remedy="Copy the model again.")
     try:
-        return _build(manifest, safetensors.numpy.load(data))
+        return _build(kind, manifest, safetensors.numpy.load(data))
     except (KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{folder} does not fit together ({error!r}).", remedy="Fit it again.") from error
+        raise ModelError(f"{name} does not fit together ({error!r}).", remedy="Fit it again.") from error
 
 
-def _build(manifest: dict[str, Any], arrays: Arrays) -> ProteinModel:
+def _build(kind: type[Model], manifest: dict[str, Any], arrays: Arrays) -> Model:
     features = {
         name: GeneFeatures("ranks" if name == "ranks" else "expression", **_below(arrays, f"views/{name}/"))
         for name in _VIEWS
@@ -100,7 +103,7 @@ def _build(manifest: dict[str, Any], arrays: Arrays) -> ProteinModel:
         for name, each in manifest["members"].items()
     }
     genes = tuple(manifest["genes"])
-    return ProteinModel(
+    return kind(
         genes,
         tuple(manifest["proteins"]),
         Views(features["expression"], features["ranks"], features["panel"], None, len(genes)),

@@ -91,6 +91,15 @@ class PairedCells:
         )
 
 
+@dataclass(frozen=True)
+class RnaCells:
+    """Cells with RNA alone, by the names of genes."""
+
+    rna: Expression
+    genes: tuple[str, ...]
+    names: tuple[str, ...]
+
+
 def centred_log_ratio(counts_CP: npt.NDArray[np.number]) -> Float64:
     """Return log1p of counts less its mean over the proteins of each cell; of one protein, log1p alone."""
     logged = np.log1p(np.asarray(counts_CP, np.float64))

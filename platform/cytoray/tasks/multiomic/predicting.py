@@ -12,7 +12,8 @@ from cytoray import storage
 from cytoray.errors import ConflictError
 from cytoray.evaluation.report import draft_of
 from cytoray.tasks.multiomic.joint import joint_embedding
-from cytoray.tasks.multiomic.protein_model import LEVEL, ProteinModel, ProteinPrediction
+from cytoray.tasks.multiomic.protein_model import ProteinModel
+from cytoray.tasks.multiomic.protein_predictor import LEVEL, ProteinPrediction
 from cytoray.tasks.multiomic.reading import PREDICTED, read_paired, read_rna
 
 JOINT = "X_joint"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from cytoray.corpus.readers.base import CellReader
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
 from cytoray.evaluation.voters import Expression
-from cytoray.tasks.multiomic.paired import PairedCells, build_proteins, build_rna, sum_columns
+from cytoray.tasks.multiomic.paired import PairedCells, RnaCells, build_proteins, build_rna, sum_columns
 
 ROWS_AT_A_TIME = 4_096
 LABEL_KEY = "cell_type"  # looked for if no column is named
@@ -26,15 +26,6 @@ _NAMES = (
     r"antibody.?capture", r"prot\w*[_ ]?(raw|counts?)", r"(adt|cite|antibody)\w*[_ ]?(raw|counts?)",
     r"prot(eins?)?", r"adt", r"\w*(prot|antibod|adt|cite)\w*",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RnaCells:
-    """Cells of a file with RNA alone, by the names of genes."""
-
-    rna: Expression
-    genes: tuple[str, ...]
-    names: tuple[str, ...]
 
 
 def read_paired(

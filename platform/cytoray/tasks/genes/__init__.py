@@ -1,0 +1,1 @@
+"""Gene embeddings: vectors of genes, and the genes nearest to one."""

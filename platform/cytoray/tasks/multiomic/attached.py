@@ -1,0 +1,82 @@
+"""The protein model that a bundle carries, used on cells over the bundle's vocabulary."""
+
+# C cells, V genes of the vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from cytoray.errors import ModelError
+from cytoray.model.bundle import Attachment, ModelBundle
+from cytoray.tasks.attaching import attached_files, local_folder
+from cytoray.tasks.multiomic.model_files import ARRAYS, MANIFEST, load_model, read_model
+from cytoray.tasks.multiomic.paired import RnaCells, build_rna
+from cytoray.tasks.multiomic.protein_predictor import FEWEST_KNOWN, ProteinPrediction, ProteinPredictor
+from cytoray.tokens.cells import SparseCells
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+NAME = "proteins"
+
+
+@dataclass(frozen=True, eq=False)
+class BundleProteins:
+    """A protein model whose genes were found in a vocabulary."""
+
+    predictor: ProteinPredictor
+    names: tuple[str, ...]  # (V,) of the vocabulary's genes, as the predictor calls those that it uses
+
+    def predict(self, cells: SparseCells, genes: npt.NDArray[np.int32]) -> ProteinPrediction:
+        """Predict the proteins of C cells over the vocabulary; ``genes`` are the ids of the genes that were measured.
+
+        Raises CorpusError if more than half of the predictor's genes were not.
+        """
+        shape = (cells.num_cells, len(self.names))
+        values = sparse.csr_matrix((cells.values, cells.gene_ids, cells.indptr), shape)[:, genes]
+        names = tuple(self.names[gene] for gene in genes)
+        called = tuple(map(str, range(cells.num_cells)))
+        rna = build_rna(values, uri="the request", genes=names, cells=called)
+        return self.predictor.predict_rna(RnaCells(rna, names, called))
+
+
+@contextmanager
+def collect_proteins(uri: str, bundle: ModelBundle) -> Iterator[Mapping[str, Attachment]]:
+    """Give the files of a protein model to be attached; ModelError if the vocabulary lacks most of its genes."""
+    with local_folder(uri) as folder:
+        find_names(load_model(folder, ProteinPredictor), bundle.vocabulary)
+        yield {name: Attachment(folder / name) for name in (ARRAYS, MANIFEST)}
+
+
+def attached_proteins(bundle: ModelBundle) -> BundleProteins | None:
+    """Load the protein model of a bundle; None if it has none. Raises ModelError if it does not fit the vocabulary."""
+    files = attached_files(bundle, NAME)
+    if MANIFEST not in files or ARRAYS not in files:
+        return None
+    predictor = read_model(files[MANIFEST].read(), files[ARRAYS].read(), ProteinPredictor, name="the protein model")
+    return BundleProteins(predictor, find_names(predictor, bundle.vocabulary))
+
+
+def find_names(predictor: ProteinPredictor, vocabulary: GeneVocabulary) -> tuple[str, ...]:
+    """Return the names (V,) of the vocabulary's genes, with the predictor's own names of those that it uses.
+
+    Raises ModelError if the vocabulary lacks most of the predictor's genes.
+    """
+    ids = vocabulary.map_genes(predictor.genes).ids
+    known = ids >= 0
+    if known.mean() < FEWEST_KNOWN:
+        some = ", ".join(np.array(predictor.genes)[~known][:3])
+        raise ModelError(
+            f"The vocabulary of this model has {int(known.sum()):,} of the {len(ids):,} genes of the protein model; it "
+            f"does not have {some}.",
+            remedy="Fit the protein model on human cells, named by symbols or Ensembl ids, or use another model.",
+        )
+    names = list(vocabulary.tokens)
+    for gene, token in zip(predictor.genes, ids.tolist(), strict=True):
+        if token >= 0:
+            names[token] = gene
+    return tuple(names)
