@@ -174,8 +174,8 @@ def test_a_damaged_record_neither_hides_a_loss_nor_stops_what_does_not_need_it(t
 
 def test_unknown_tasks_are_refused_in_the_configuration(tmp_path: Path):
     text = "kind: promote\nmodel: bundle\nname: x\ntracking: {uri: 'sqlite:////tmp/x.db'}\n"
-    (tmp_path / "promote.yaml").write_text(f"{text}assessments: {{require: [anotation]}}\n")
-    with pytest.raises(ConfigError, match=r"unknown task 'anotation'.*annotation, integration"):
+    (tmp_path / "promote.yaml").write_text(f"{text}assessments: {{require: [labelling]}}\n")
+    with pytest.raises(ConfigError, match=r"unknown task 'labelling'.*annotation, integration"):
         load_config(PromoteConfig, tmp_path / "promote.yaml")
 
 
