@@ -34,8 +34,9 @@ class AssessMultiomicConfig(AssessConfig):
     query: Location | None = Field(None, description="File that the protocol transfer is scored on.")
     model: str | None = Field(
         None,
-        description="Transformer whose embeddings are used as well: a bundle or public checkpoint, run:NAME or "
-        "models:/NAME@ALIAS. Default: $CYTORAY_MODEL.",
+        description="Transformer whose embeddings are used as well (of a multi-omic one also predicted proteins and a "
+        "joint space): a bundle or public checkpoint, run:NAME or models:/NAME@ALIAS. "
+        "Default: $CYTORAY_MODEL.",
     )
 
     @model_validator(mode="after")

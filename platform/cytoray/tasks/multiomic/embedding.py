@@ -1,4 +1,4 @@
-"""What a transformer adds to proteins and joint spaces: embeddings and, of a multi-omic one, predicted proteins.
+"""Parts that a transformer adds to proteins and joint spaces: embeddings and, of a multi-omic one, predicted proteins.
 
 A multi-omic model that was trained on the cells has seen their proteins: it is used only if it is known not to be.
 """
@@ -40,7 +40,8 @@ class ProteinTransformer:
         if not opened.bundle.features():
             return None
         model = MultiomicTransformer(opened.bundle)
-        shared = {name: len(_matched(proteins, model.names(name)).keys()) for name in model.modalities if name != RNA}
+        others = [name for name in model.modalities if name != RNA]
+        shared = {name: len(_matched(proteins, model.names(name))) for name in others}
         best = max(shared, key=lambda name: shared[name])
         return ProteinTransformer(model, best) if shared[best] else None
 
@@ -63,7 +64,7 @@ class ProteinTransformer:
 
 @dataclass(frozen=True, eq=False)
 class UsedModel:
-    """What an assessment uses of the model that was named."""
+    """The model that an assessment uses, and how far it has seen the cells."""
 
     uri: str
     transformer: ProteinTransformer | None = None  # None for a model of genes alone, or one that was left out
