@@ -17,6 +17,7 @@ from cytoray.cli.main import main
 from cytoray.errors import ConfigError, CytorayError
 from cytoray.stages.assess_key import content_digest
 from cytoray.tasks import task_assessments
+from cytoray.tasks.annotation.labelled import read_label_map
 from cytoray.tasks.assessing import MODEL_VARIABLE, WITHOUT_MODEL, AssessConfig, with_default_model
 from cytoray.tasks.multiomic import assessment, members
 from cytoray.tracking.places import JOB_VARIABLE, WORKING_DIRECTORIES
@@ -97,6 +98,17 @@ def test_the_digest_of_an_input_covers_all_that_is_read(tmp_path: Path, s3_uri: 
         storage.write_bytes(f"{place}/barcodes.tsv", b"changed")
         assert content_digest(f"{place}/matrix.mtx") != file
     assert content_digest(str(tmp_path / "nowhere.h5ad")) == "missing"
+
+
+def test_a_table_of_labels_may_be_in_a_bucket(tmp_path: Path, s3_uri: str):
+    from cytoray import storage
+
+    for uri in (str(tmp_path / "names.json"), f"{s3_uri}/names.json"):
+        storage.write_bytes(uri, b'{"CD14+ Mono": "mono"}')
+        assert read_label_map(uri) == {"CD14+ Mono": "mono"}
+        storage.write_bytes(uri, b'{"x": 3}')
+        with pytest.raises(ConfigError, match=r"names\.json: the name of 'x' is not text"):
+            read_label_map(uri)
 
 
 def test_a_rerun_finds_its_report_and_again_makes_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
