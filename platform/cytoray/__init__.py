@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from cytoray.stages.assess import assess
     from cytoray.stages.integrate import integrate
     from cytoray.tasks.multiomic.protein_model import ProteinModel
+    from cytoray.tasks.multiomic.transformer import MultiomicTransformer
 
 __version__ = "0.1.0"
 _OFFERED = {
+    "MultiomicTransformer": "cytoray.tasks.multiomic.transformer",
     "ProteinModel": "cytoray.tasks.multiomic.protein_model",
     "annotate": "cytoray.stages.annotate",
     "assess": "cytoray.stages.assess",
@@ -22,7 +24,16 @@ _OFFERED = {
     "scGPTConfig": "cytoray.api",
     "scGPTFineTuningModel": "cytoray.api",
 }
-__all__ = ["ProteinModel", "annotate", "assess", "integrate", "scGPT", "scGPTConfig", "scGPTFineTuningModel"]
+__all__ = [
+    "MultiomicTransformer",
+    "ProteinModel",
+    "annotate",
+    "assess",
+    "integrate",
+    "scGPT",
+    "scGPTConfig",
+    "scGPTFineTuningModel",
+]
 
 
 def __dir__() -> list[str]:

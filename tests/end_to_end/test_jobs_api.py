@@ -19,6 +19,7 @@ import boto3
 import httpx
 import pytest
 import yaml
+from planted_proteins import build
 from processes import started
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -155,6 +156,15 @@ def test_jobs_go_from_s3_to_s3_and_nothing_goes_without_the_token(
     manifest = load_manifest(store, "pbmc68k")
     assert ingested["manifest_digest"] == manifest.digest
     assert 500 < ingested["num_cells"] == manifest.num_cells < 600
+
+    cells, report = f"s3://{BUCKET}/raw/cite.h5ad", f"s3://{BUCKET}/report"
+    build().write_h5ad(tmp_path / "cite.h5ad")
+    storage.write_bytes(cells, (tmp_path / "cite.h5ad").read_bytes())
+    assess = f"python -m jobs.assess --config configs/assess/multiomic.yaml --set data={cells} --set out={report}"
+    assessed = _submit(head, clean_folder, s3, assess)
+    assert assessed["metrics"]["pearson"]["verdict"] in ("win", "tie", "loss")
+    assert json.loads(storage.read_bytes(f"{report}/report.json")) == assessed
+    assert sorted(storage.list_files(report)) == [f"{report}/report.html", f"{report}/report.json"]
     if last == "ingest":
         return
 

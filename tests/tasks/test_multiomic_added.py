@@ -20,7 +20,7 @@ from cytoray.model.conditions import Conditions
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.tasks.multiomic.assess_config import AssessMultiomicConfig
-from cytoray.tasks.multiomic.assessment import assess_proteins
+from cytoray.tasks.multiomic.assessment import Options, assess_proteins
 from cytoray.tasks.multiomic.embedding import add_embeddings
 from cytoray.tasks.multiomic.joint import judge_joint
 from cytoray.tasks.multiomic.reading import read_paired
@@ -112,7 +112,7 @@ def test_predicted_proteins_follow_the_embedding_and_the_joint_space_is_judged(
     assert [row["space"] for row in found["spaces"]] == ["RNA", "proteins", "concatenation", "WNN", "transformer"]
     assert all(np.isfinite(row["proteins"]) and np.isfinite(row["genes"]) for row in found["spaces"])
 
-    report = assess_proteins(cells, query=cells, model=used)
+    report = assess_proteins(cells, Options(model=used), query=cells)
     assert report.contamination == 0
     assert report.metrics["pearson"].model is not None
     assert {"transformer ridge", "transformer kernel"} <= {row["member"] for row in report.details["members"]}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from planted_multiome import NUM_GENES, NUM_PEAKS, PEAKS, PlantedMultiome, draw_cells, links_GP, write_corpus_of
@@ -13,6 +15,7 @@ from reference_training import train
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
+import cytoray
 from cytoray.corpus.stream import open_stream
 from cytoray.errors import ModelError
 from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
@@ -82,11 +85,11 @@ def cells() -> PlantedMultiome:
 
 
 def peaks_of(model: MultiomicTransformer, counts: np.ndarray) -> PackedCells:
-    return model.pack("peaks", sparse.csr_matrix(counts), PEAKS, np.arange(len(counts), dtype=np.uint64))
+    return model.pack("peaks", sparse.csr_matrix(counts), PEAKS)
 
 
 def genes_of(model: MultiomicTransformer, counts: np.ndarray) -> PackedCells:
-    return model.pack("rna", sparse.csr_matrix(counts), model.names("rna"), np.arange(len(counts), dtype=np.uint64))
+    return model.pack("rna", counts, model.names("rna"))
 
 
 def test_genes_follow_from_the_peaks_they_are_linked_to(model: MultiomicTransformer, cells: PlantedMultiome) -> None:
@@ -118,7 +121,7 @@ def test_predictions_do_not_depend_on_other_cells_or_the_order_of_names(
     order = np.random.default_rng(0).permutation(NUM_PEAKS)
     names = [PEAKS[peak] for peak in order] + ["chr9:1-2"]
     counts = np.hstack([cells.peaks[:, order], np.ones((150, 1), np.int64)])
-    mixed = model.pack("peaks", sparse.csr_matrix(counts), names, np.arange(150, dtype=np.uint64))
+    mixed = model.pack("peaks", counts, names)
     np.testing.assert_allclose(model.predict({"peaks": mixed}, "rna"), whole, atol=1e-4)
 
 
@@ -150,6 +153,9 @@ def test_cells_are_embedded_by_what_was_measured(
         np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
     assert np.abs(both - alone).max() > 1e-2
     np.testing.assert_allclose(CellPredictor(bundle).predict(genes).embeddings, alone, atol=1e-5)
+    adata = anndata.AnnData(cells.genes.astype(np.float32), var=pd.DataFrame(index=list(model.names("rna"))))
+    face = cytoray.scGPT.from_bundle(bundle, configurer=cytoray.scGPTConfig(emb_mode="cls"))
+    np.testing.assert_allclose(face.embed(adata), alone, atol=1e-5)
     unmeasured = cells.peaks.copy()
     unmeasured[5:] = 0
     mosaic = model.embed({"rna": genes, "peaks": peaks_of(model, unmeasured)})

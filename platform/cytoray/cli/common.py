@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cytoray.config import Config, Location
 from cytoray.errors import CytorayError
+from cytoray.tasks.assessing import MODEL_VARIABLE
 
 if TYPE_CHECKING:
     from cytoray.tracking import TrackingConfig
@@ -37,10 +38,11 @@ class Defaults(Config):
 
     store: Location | None = Field(None, description="Root of all data of cytoray.")
     tracking_uri: str | None = Field(None, description="MLflow: http(s)://host:port or sqlite:////path/mlflow.db.")
+    model: str | None = Field(None, min_length=1, description="Model of `cytoray assess` if none is named: any URI.")
 
 
 def load_defaults() -> None:
-    """Read store and MLflow from ``cytoray.yaml`` in the working folder, unless the environment sets them already.
+    """Read store, MLflow and model from ``cytoray.yaml`` in the working folder, unless the environment sets them.
 
     They are put into the environment: options override the environment, which overrides the file.
     """
@@ -49,7 +51,8 @@ def load_defaults() -> None:
     from cytoray.config import load_config
 
     found = load_config(Defaults, DEFAULTS_FILE)
-    for variable, value in {STORE: found.store, TRACKING: found.tracking_uri}.items():
+    defaults = {STORE: found.store, TRACKING: found.tracking_uri, MODEL_VARIABLE: found.model}
+    for variable, value in defaults.items():
         if value is not None:
             os.environ.setdefault(variable, value)
 

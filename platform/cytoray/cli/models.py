@@ -6,14 +6,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cytoray.cli.attach import MODEL, attach_command
 from cytoray.cli.common import STORE, TRACKING, AsJson, TrackingUri, print_answer, tracking_of
 
+if TYPE_CHECKING:
+    from cytoray.registry.artifacts import RegisteredVersion
+
 app = typer.Typer(help="Models: registered versions; import and export of scGPT's layout.", no_args_is_help=True)
+VersionArgument = Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS.", show_default=False)]
 RunStore = Annotated[str | None, typer.Option("--store", envvar=STORE, help="Root of everything, for run:NAME.")]
 
 
@@ -29,8 +33,48 @@ def list_(
     tracking = tracking_of(uri)
     names = [model] if model else list_models(tracking=tracking)
     found = [version for name in names for version in list_versions(name, tracking=tracking)]
-    lines = [f"{row.name}/{row.version}  {row.digest[:16]}  {' '.join(row.aliases)}" for row in found]
+    lines = [
+        "  ".join([f"{row.name}/{row.version}", row.digest[:16], " ".join(row.aliases), *_figures(row)]).rstrip()
+        for row in found
+    ]
     print_answer({"versions": found}, lines or ["No model has been registered yet."], as_json=as_json)
+
+
+@app.command()
+def show(version: VersionArgument, uri: TrackingUri, as_json: AsJson = False) -> None:
+    """Show a version: its digest, aliases, files, and the assessments that were recorded on it."""
+    from cytoray.registry.models import find_version
+
+    found = find_version(_version_uri(version), tracking=tracking_of(uri))
+    lines = [f"{found.name}/{found.version}  {found.digest}", f"aliases  {' '.join(found.aliases) or 'none'}"]
+    lines.append(f"files  {found.source_uri}")
+    for each in found.assessments:
+        lines += [each.line(), f"  {each.data}, {each.split}", f"  run {found.run_id}, {each.report}/report.html"]
+    print_answer(found, lines if found.assessments else [*lines, "No assessment is recorded."], as_json=as_json)
+
+
+@app.command()
+def record(
+    version: VersionArgument,
+    report: Annotated[str, typer.Argument(help="Folder or s3://… that `cytoray assess` wrote.", show_default=False)],
+    uri: TrackingUri,
+    as_json: AsJson = False,
+) -> None:
+    """Record the report of an assessment on the version that it was made with: figures as tags, files as artifacts."""
+    from cytoray.registry.assessments import record_assessment
+    from cytoray.registry.models import find_version
+
+    tracking = tracking_of(uri)
+    found = record_assessment(find_version(_version_uri(version), tracking=tracking), report, tracking=tracking)
+    print_answer(found, ["  ".join([f"{found.name}/{found.version}", *_figures(found)])], as_json=as_json)
+
+
+def _version_uri(version: str) -> str:
+    return version if version.startswith("models:/") else f"models:/{version}"
+
+
+def _figures(version: RegisteredVersion) -> list[str]:
+    return ["; ".join(each.line() for each in version.assessments)] if version.assessments else []
 
 
 @app.command()
@@ -39,10 +83,14 @@ def register(
     name: Annotated[str, typer.Option(help="Name of the registered model; created if missing.", show_default=False)],
     uri: TrackingUri,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the version, such as champion.")] = None,
+    allow_loss: Annotated[
+        list[str], typer.Option(metavar="TASK", help="Move it despite a recorded loss in this task; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default, nothing mutates it
     store: RunStore = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a bundle as a new model version and candidate; needs neither a training run nor scores."""
+    from cytoray.registry.gate import AssessmentsConfig
     from cytoray.registry.models import register as register_bundle
     from cytoray.registry.opening import open_model
     from cytoray.registry.promotion import promote_version
@@ -51,7 +99,8 @@ def register(
     with open_model(bundle, store=store, tracking=tracking).as_folder() as path:
         version = register_bundle(path, name=name, tracking=tracking, alias=None if alias else "candidate")
     if alias not in (None, "candidate"):
-        version = promote_version(version, tracking=tracking, alias=alias)
+        allowed = AssessmentsConfig(allow_loss=tuple(allow_loss))
+        version = promote_version(version, tracking=tracking, assessments=allowed, alias=alias)
     line = f"models:/{version.name}/{version.version}  {version.digest[:16]}  {' '.join(version.aliases)}"
     print_answer(version, [line], as_json=as_json)
 

@@ -1,10 +1,11 @@
 """The report of a task on labelled data: floor, simple baseline, model, product and ceiling of each metric.
 
     {task, data: {uri, digest}, split, metrics: {NAME: {floor, baseline, model, product, ceiling, interval, verdict}},
-     chosen, why, contamination, seeds, seconds, ...}
+     chosen, why, contamination, seeds, seconds, model, model_digest, key, ...}
 
-A column without a meaning is null. ``interval`` is that of product minus baseline on the same cells; the verdict is
-"win" above 0, "loss" below, else "tie".
+``key`` stands for data, model, settings and code: the report of an equal key need not be made again. A column without a
+meaning is null. ``interval`` is that of product minus baseline on the same cells; the verdict is "win" above 0, "loss"
+below, else "tie".
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cytoray import storage
 from cytoray.evaluation.intervals import Interval, Statistic, Verdict, compare
-from cytoray.evaluation.report import replace_file
+from cytoray.failpoints import failpoint
 
 Int64 = npt.NDArray[np.int64]
 COLUMNS = ("floor", "baseline", "model", "product", "ceiling")
+REPORT, PAGE = "report.json", "report.html"
+
+
+_TUPLES = ("why", "seeds", "warnings")  # fields that are lists in the report
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class MetricRow:
         row: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
         return row | {"interval": self.interval.as_list() if self.interval else None, "verdict": self.verdict}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetricRow:
+        """Make the row that ``as_dict`` described."""
+        interval = values["interval"]
+        return cls(**{**values, "interval": None if interval is None else Interval(*interval)})
+
 
 @dataclass(frozen=True)
 class Assessment:
@@ -58,6 +69,9 @@ class Assessment:
     seconds: float
     contamination: float | None = None  # share of scored cells that the model was pretrained on; None: not known
     model: str | None = None  # URI of the transformer, None without one
+    model_digest: str | None = None  # of its bundle
+    model_note: str = ""  # why this model, or none, if the user named none
+    key: str = ""  # digest of everything that the report depends on
     warnings: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)  # tables of the task, plain JSON
 
@@ -65,7 +79,13 @@ class Assessment:
         """Return the report as plain JSON values."""
         flat = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         flat |= {"metrics": {name: row.as_dict() for name, row in self.metrics.items()}}
-        return flat | {"why": list(self.why), "seeds": list(self.seeds), "warnings": list(self.warnings)}
+        return flat | {name: list(flat[name]) for name in _TUPLES}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Assessment:
+        """Make the assessment that ``as_dict`` described."""
+        metrics = {name: MetricRow.from_dict(row) for name, row in values["metrics"].items()}
+        return cls(**{**values, "metrics": metrics} | {name: tuple(values[name]) for name in _TUPLES})
 
 
 def measure(statistics: Mapping[str, Statistic], draws: list[Int64], *, num_rows: int) -> MetricRow:
@@ -87,12 +107,28 @@ def row_of(values: Mapping[str, float]) -> MetricRow:
     return MetricRow(known["floor"], known["baseline"], known["model"], known["product"], known["ceiling"])
 
 
-def write_report(
-    assessment: Assessment, folder: Path, *, page: bytes, others: Mapping[str, bytes] = {}
-) -> dict[str, Path]:
-    """Write ``others``, ``report.json`` and, last, ``report.html`` into ``folder``; return their paths by name."""
+def write_report(assessment: Assessment, uri: str, *, page: bytes, others: Mapping[str, bytes] = {}) -> dict[str, str]:
+    """Write ``others``, ``report.html`` and, last, ``report.json`` to a folder or prefix; return their URIs by name.
+
+    Each file is written whole, and report.json says that all are there: an older one is removed first.
+    """
     text = json.dumps(assessment.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    files = {**others, "report.json": text.encode(), "report.html": page}
+    files = {**others, PAGE: page, REPORT: text.encode()}
+    storage.delete(storage.join(uri, REPORT))
     for name, data in files.items():
-        replace_file(folder / name, data)
-    return {name: folder / name for name in files}
+        failpoint("assess.before_file")
+        storage.write_bytes(storage.join(uri, name), data)
+    failpoint("assess.after_report")
+    return {name: storage.join(uri, name) for name in files}
+
+
+def find_report(uri: str, *, key: str) -> Assessment | None:
+    """Return the assessment whose report is in a folder or prefix, or None if it has no report with this key."""
+    data = storage.find_bytes(storage.join(uri, REPORT))
+    try:
+        values = None if data is None else json.loads(data)
+    except ValueError:  # not ours: it will be replaced
+        return None
+    if not isinstance(values, dict) or values.get("key") != key:
+        return None
+    return Assessment.from_dict(values)

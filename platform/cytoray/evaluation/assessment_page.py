@@ -94,10 +94,11 @@ def _summary(assessment: Assessment) -> str:
 
 def _contamination(assessment: Assessment) -> str:
     if assessment.model is None:
-        return "No transformer was used."
+        return assessment.model_note or "No transformer was used."
+    note = f"{assessment.model_note} " if assessment.model_note else ""
     if assessment.contamination is None:
-        return "Whether the model was pretrained on these cells is not known."
-    return f"{100 * assessment.contamination:.1f} % of the scored cells are in the model's pretraining corpus."
+        return f"{note}Whether the model was pretrained on these cells is not known."
+    return f"{note}{100 * assessment.contamination:.1f} % of the scored cells are in the model's pretraining corpus."
 
 
 def _metric_rows(metrics: Mapping[str, MetricRow]) -> Rows:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cytoray.errors import RegistryError
 from cytoray.model.bundle import ModelBundle
 from cytoray.registry.cache import WantedBundle, load_cached
+from cytoray.registry.recorded import RecordedAssessment
 from cytoray.tracking.server import explained
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class RegisteredVersion:
     source_uri: str
     run_id: str | None
     aliases: tuple[str, ...] = ()
+    assessments: tuple[RecordedAssessment, ...] = ()
 
 
 def upload_bundle(client: MlflowClient, folder: Path, *, run_id: str, digest: str) -> str:

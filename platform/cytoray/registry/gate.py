@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.errors import RegistryError
+from cytoray.registry.recorded import RecordedAssessment
 
 Rows = Mapping[str, Mapping[str, float]]  # of a table of scores: the metrics of each model and baseline, by name
 # Metrics of cytoray for which lower is better.
@@ -50,6 +51,15 @@ class GateConfig(Config):
         return self
 
 
+class AssessmentsConfig(Config):
+    """Conditions on the assessments that were recorded on a version, which hold with and without a gate."""
+
+    require: tuple[str, ...] = Field((), description="Tasks whose assessment must have been recorded on the version.")
+    allow_loss: tuple[str, ...] = Field(
+        (), description="Tasks that may be below the simple method; otherwise a recorded loss refuses the promotion."
+    )
+
+
 @dataclass(frozen=True)
 class Champion:
     """The version that a candidate would replace; ``score`` is None if it was promoted without this metric."""
@@ -65,6 +75,24 @@ class Verdict:
     score: float
     beaten: Mapping[str, float]
     failed: tuple[str, ...]
+
+
+def judge_assessments(config: AssessmentsConfig, recorded: Sequence[RecordedAssessment]) -> list[str]:
+    """Return a sentence for each task that is missing or whose product is below the simple method; a tie passes."""
+    known = {each.task for each in recorded}
+    failed = [f"{task} has not been assessed" for task in config.require if task not in known]
+    for each in recorded:
+        if each.verdict == "loss" and each.task not in config.allow_loss:
+            assert each.product is not None, "a verdict compares two numbers"
+            assert each.baseline is not None, "a verdict compares two numbers"
+            interval = ""
+            if each.interval is not None:
+                interval = f", difference {each.interval[0]:+.4f} to {each.interval[1]:+.4f}"
+            failed.append(
+                f"{each.task}: {each.metric} {each.product:.4f} is below the simple method, which has "
+                f"{each.baseline:.4f}{interval} ({each.data}, {each.split})"
+            )
+    return failed
 
 
 def judge(gate: GateConfig, rows: Rows, *, champion: Champion | None) -> Verdict:

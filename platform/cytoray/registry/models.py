@@ -16,6 +16,7 @@ from cytoray.failpoints import failpoint
 from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.registry.aliases import CANDIDATE, mark_candidate, move_alias
 from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
+from cytoray.registry.recorded import read_recorded
 from cytoray.tracking.server import TrackingConfig, connect, experiment_id, explained
 
 if TYPE_CHECKING:
@@ -194,4 +195,5 @@ def describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion
         source_uri=str(version.source),
         run_id=version.run_id,
         aliases=aliases,
+        assessments=read_recorded(version.tags),
     )

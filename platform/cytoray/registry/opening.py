@@ -79,7 +79,7 @@ def open_model(
     """
     cache = Path(cache_folder).expanduser()
     if uri.startswith(REGISTERED):
-        return _open_registered(uri, _tracking_of(uri, tracking), cache)
+        return _open_registered(uri, resolve_tracking(uri, tracking), cache)
     if uri.startswith(RUN):
         return _open_run(uri, _store_of(uri, store), cache)
     if not storage.is_remote(uri):
@@ -107,7 +107,7 @@ def find_digest(
 ) -> str:
     """Return the digest of the bundle that ``uri`` names now; only a public checkpoint is loaded for that."""
     if uri.startswith(REGISTERED):
-        return find_version(uri, tracking=_tracking_of(uri, tracking)).digest
+        return find_version(uri, tracking=resolve_tracking(uri, tracking)).digest
     if uri.startswith(RUN):
         return find_bundle(_store_of(uri, store), uri.removeprefix(RUN)).digest
     listing = storage.find_bytes(storage.join(uri, DIGESTS))
@@ -165,8 +165,8 @@ def _open_public(uri: str, folder: Path, num_heads: int | None) -> OpenedModel:
     return OpenedModel(bundle, uri, _last_part(uri), UNREGISTERED, bundle.digest)
 
 
-def _tracking_of(uri: str, tracking: TrackingConfig | None) -> TrackingConfig:
-    """Return the MLflow that was given, or that of the environment."""
+def resolve_tracking(uri: str, tracking: TrackingConfig | None) -> TrackingConfig:
+    """Return the MLflow that was given, or that of the environment; ConfigError, which names ``uri``, without any."""
     if tracking is not None:
         return tracking
     server = os.environ.get("MLFLOW_TRACKING_URI")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cytoray.errors import RegistryError
 from cytoray.registry.aliases import CHAMPION, find_previous, holder, move_alias
 from cytoray.registry.artifacts import RegisteredVersion
-from cytoray.registry.gate import Champion, GateConfig, Verdict, judge
+from cytoray.registry.gate import AssessmentsConfig, Champion, GateConfig, Verdict, judge, judge_assessments
 from cytoray.registry.models import describe, find_model
+from cytoray.registry.recorded import read_recorded
 from cytoray.registry.scores import ScoresFile, load_scores
 from cytoray.tracking.server import TrackingConfig, connect, explained
 
@@ -23,21 +25,36 @@ _logger = logging.getLogger(__name__)
 
 
 def promote_version(
-    version: RegisteredVersion, *, tracking: TrackingConfig, gate: GateConfig | None = None, alias: str = CHAMPION
+    version: RegisteredVersion,
+    *,
+    tracking: TrackingConfig,
+    gate: GateConfig | None = None,
+    assessments: AssessmentsConfig | None = None,
+    alias: str = CHAMPION,
 ) -> RegisteredVersion:
     """Move ``alias`` to a registered version whose scores pass ``gate``, and record the scores as tags of the version.
 
-    The old champion becomes ``previous``. Raises RegistryError that lists every failed condition, or if the
-    scores belong to another bundle; the version then stays a candidate and no alias moves.
+    Whether there is a gate or not, no assessment that was recorded on the version may be a loss to the simple method,
+    except those that ``assessments`` allows. The old champion becomes ``previous``. Raises RegistryError that lists
+    every failed condition, or if the scores belong to another bundle; the version then stays a candidate and no alias
+    moves.
     """
     client, name, number = connect(tracking.uri), version.name, str(version.version)
+    with explained(tracking.uri):
+        tags = client.get_model_version(name, number).tags
+    failed = judge_assessments(assessments or AssessmentsConfig(), read_recorded(tags, strict=True))
+    passed: dict[str, str] = {}
     if gate is not None:
-        with explained(tracking.uri):
-            step = client.get_model_version(name, number).tags.get("cytoray.step", "")
+        step = tags.get("cytoray.step", "")
         scores = load_scores(gate.scores, model=gate.model, step=int(step) if step.isdecimal() else None)
         with explained(tracking.uri):
-            _pass_gate(client, version, gate, scores, alias=alias)
+            verdict = _judge(client, version, gate, scores, alias=alias)
+        passed, failed = _tags(gate, verdict, scores), [*verdict.failed, *failed]
     with explained(tracking.uri):
+        if failed:
+            raise _refusal(version, failed, alias=alias, before=holder(client, name, alias=alias))
+        for key, value in passed.items():
+            client.set_model_version_tag(name, number, key, value)
         move_alias(client, name, number, alias=alias)
         return describe(client.get_model_version(name, number), find_model(client, name))
 
@@ -63,10 +80,10 @@ def roll_back(name: str, *, tracking: TrackingConfig) -> tuple[RegisteredVersion
         return now, before
 
 
-def _pass_gate(
+def _judge(
     client: MlflowClient, version: RegisteredVersion, gate: GateConfig, scores: ScoresFile, *, alias: str
-) -> None:
-    """Check the version and tag it with its scores; raises RegistryError if it does not pass."""
+) -> Verdict:
+    """Check the version's scores; raises RegistryError if they belong to another bundle."""
     if scores.bundle_digest is not None and scores.bundle_digest != version.digest:
         raise RegistryError(
             f"{gate.scores} belongs to the bundle {scores.bundle_digest[:16]}, but {version.name} version "
@@ -78,11 +95,8 @@ def _pass_gate(
     before = holder(client, version.name, alias=alias)
     other = before if before != str(version.version) else None  # a version is not compared with itself
     verdict = judge(gate, scores.rows, champion=_champion(client, version.name, other, metric=gate.metric))
-    if verdict.failed:
-        raise _refusal(version, verdict, alias=alias, before=before)
-    _logger.info("%s version %d passed its gate: %s %.6g", version.name, version.version, gate.metric, verdict.score)
-    for key, value in _tags(gate, verdict, scores).items():
-        client.set_model_version_tag(version.name, str(version.version), key, value)
+    _logger.info("%s version %d: %s %.6g", version.name, version.version, gate.metric, verdict.score)
+    return verdict
 
 
 def _champion(client: MlflowClient, name: str, number: str | None, *, metric: str) -> Champion | None:
@@ -103,7 +117,7 @@ def _tags(gate: GateConfig, verdict: Verdict, scores: ScoresFile) -> dict[str, s
     return tags
 
 
-def _refusal(version: RegisteredVersion, verdict: Verdict, *, alias: str, before: str | None) -> RegistryError:
+def _refusal(version: RegisteredVersion, failed: Sequence[str], *, alias: str, before: str | None) -> RegistryError:
     """Describe every failed condition, and which version has the alias."""
     if before == str(version.version):
         standing = f"it already had the alias {alias} and keeps it"
@@ -112,8 +126,9 @@ def _refusal(version: RegisteredVersion, verdict: Verdict, *, alias: str, before
         standing = f"it stays a candidate, and {kept} the alias {alias}"
     return RegistryError(
         f"{version.name} version {version.version} does not pass its gate; {standing}:\n  "
-        + "\n  ".join(verdict.failed)
+        + "\n  ".join(failed)
         + "\n",
-        remedy="Promote a better model, or relax the section `gate` of the configuration.",
-        failed=list(verdict.failed),
+        remedy="Promote a better model, or relax the sections `gate` and `assessments` of the configuration (a loss in "
+        "an assessment passes if its task is in `assessments.allow_loss`, --allow-loss TASK).",
+        failed=list(failed),
     )

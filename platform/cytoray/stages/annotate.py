@@ -14,10 +14,11 @@ import pandas as pd
 
 from cytoray.api.config import scGPTConfig
 from cytoray.api.model import scGPT
-from cytoray.errors import ModelError
+from cytoray.errors import ConfigError, ModelError
 from cytoray.model.bundle import ModelBundle
 from cytoray.tasks.annotation.answers import status_of
 from cytoray.tasks.annotation.product import build_predictor
+from cytoray.tasks.assessing import MODEL_VARIABLE, default_model
 
 if TYPE_CHECKING:
     import anndata
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def annotate(
     adata: anndata.AnnData,
     *,
-    model: ModelBundle | str | Path,
+    model: ModelBundle | str | Path | None = None,
     store: str | Path | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
@@ -35,6 +36,7 @@ def annotate(
     Args:
         adata: C cells with raw counts, or any values that are not negative; only obs changes.
         model: A bundle, its folder or s3:// URI, run:NAME (of ``store``) or models:/NAME@ALIAS (of ``tracking_uri``).
+            Default: $CYTORAY_MODEL.
         store: Root of all data of cytoray.
         tracking_uri: MLflow.
 
@@ -45,9 +47,12 @@ def annotate(
         and ``cytoray_unseen_p``, as `/v1/annotate` answers them.
 
     Raises:
+        ConfigError: No model is named, and there is no default.
         ModelError: The model does not label cells, or knows none of the genes.
         CorpusError: Values that are no expression.
     """
+    if model is None and (model := default_model()) is None:
+        raise ConfigError("No model is named.", remedy=f"Give model=…, or set {MODEL_VARIABLE} to the URI of a model.")
     config = scGPTConfig(store=store, tracking_uri=tracking_uri, empty_cells="nan")
     if isinstance(model, ModelBundle):
         opened = scGPT.from_bundle(model, configurer=config)

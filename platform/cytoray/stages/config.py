@@ -12,7 +12,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 from cytoray.config import Config, Location, read_tree, validate_tree
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.errors import ConfigError
-from cytoray.registry.gate import GateConfig
+from cytoray.registry.gate import AssessmentsConfig, GateConfig
 from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
 from cytoray.tasks import task_assessments, task_offline, task_stages
@@ -32,7 +32,18 @@ class PromoteConfig(ModelStageConfig):
         pattern=r"^[A-Za-z][A-Za-z0-9_-]*$",
         description="Alias moved to the new version; `candidate` only registers it, without a gate.",
     )
-    gate: GateConfig | None = Field(None, description="Conditions on its scores; without a gate every version passes.")
+    gate: GateConfig | None = Field(None, description="Conditions on its scores; without a gate all scores pass.")
+    assessments: AssessmentsConfig = Field(
+        AssessmentsConfig(), description="Conditions on the assessments that were recorded on the version."
+    )
+
+    @field_validator("assessments")
+    @classmethod
+    def _tasks_are_known(cls, assessments: AssessmentsConfig) -> AssessmentsConfig:
+        known = task_assessments()
+        if unknown := sorted({*assessments.require, *assessments.allow_loss} - known.keys()):
+            raise ValueError(f"unknown task {unknown[0]!r}; tasks with an assessment are {', '.join(known)}")
+        return assessments
 
     @field_validator("alias")
     @classmethod

@@ -40,7 +40,9 @@ def promote(config: PromoteConfig) -> RegisteredVersion:
         registered = register(folder, name=config.name, tracking=config.tracking, lineage=lineage, alias=alias)
     if alias == CANDIDATE:
         return registered
-    return promote_version(registered, tracking=config.tracking, gate=config.gate, alias=config.alias)
+    return promote_version(
+        registered, tracking=config.tracking, gate=config.gate, assessments=config.assessments, alias=config.alias
+    )
 
 
 def answer_offline(config: OfflineConfig, *, advance: progress.Advance = progress.silent) -> OfflineResult:
@@ -128,7 +130,7 @@ _OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 def find_stage(kind: str) -> Callable[[Any], dict[str, Any]]:
     """Return the function that runs the stage ``kind`` with its configuration and returns the result to print."""
     if kind.startswith(PREFIX):
-        return lambda config: run_assessment(kind.removeprefix(PREFIX), config)[0].as_dict()
+        return lambda config: run_assessment(kind.removeprefix(PREFIX), config).assessment.as_dict()
     if kind in task_offline():
         return _summarise_offline
     return _OTHERS[kind] if kind in _OTHERS else task_stages()[kind].run.load()

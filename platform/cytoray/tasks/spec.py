@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cytoray.model.bundle import Attachment, ModelBundle
     from cytoray.tasks.assessing import AssessConfig
     from cytoray.tasks.endpoint import Endpoint
+    from cytoray.tasks.pieces import Pieces
 
 Value = TypeVar("Value")
 
@@ -48,7 +49,7 @@ class TaskAssessment:
 
     help: str  # of the command
     config: Lazy[type[AssessConfig]]  # of a module without heavy imports, with the kind ``assess-NAME``
-    run: Lazy[Callable[[Any], AssessedTask]]
+    run: Lazy[Callable[[Any, Pieces], AssessedTask]]  # finished pieces are kept, see ``Pieces``
 
 
 @dataclass(frozen=True)

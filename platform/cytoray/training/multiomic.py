@@ -42,7 +42,7 @@ from cytoray.training.objectives import (
 
 @dataclass(frozen=True)
 class MultiomicTokens:
-    """What the tokens of a multi-omic model are: a panel of genes, and the features of further modalities."""
+    """The tokens of a multi-omic model: a panel of genes, and the features of further modalities."""
 
     vocabulary: GeneVocabulary  # extended by the features
     panel: tuple[int, ...]

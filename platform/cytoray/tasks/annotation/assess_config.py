@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from cytoray.tasks.assessing import AssessConfig
 
 class AssessAnnotationConfig(AssessConfig):
     """Configuration of annotation's assessment."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data", "query", "label_map")
 
     kind: Literal["assess-annotation"] = Field("assess-annotation", description="Which stage this file configures.")
     label_key: str = Field("cell_type", description="Column of obs with the cell types.")
@@ -30,7 +32,7 @@ class AssessAnnotationConfig(AssessConfig):
         None,
         min_length=1,
         description="Transformer that is fine-tuned in each split and joins the blend if it helps: run:NAME, "
-        "models:/NAME@ALIAS, or a folder or s3:// URI of a bundle or a public scGPT checkpoint. None by default.",
+        "models:/NAME@ALIAS, or a folder or s3:// URI of a bundle or public scGPT checkpoint; default: $CYTORAY_MODEL.",
     )
     epochs: int = Field(8, ge=1, description="Maximum number of passes of fine-tuning over the training cells.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of fine-tuning.")
@@ -43,6 +45,4 @@ class AssessAnnotationConfig(AssessConfig):
         if (self.protocol == "transfer") != (self.query is not None):
             given = "and none was given" if self.query is None else f"but the protocol is {self.protocol}"
             raise ValueError(f"a query belongs to protocol transfer, {given}")
-        if self.random_start and self.model is None:
-            raise ValueError("random_start needs a model, whose shape it takes")
         return self

@@ -8,6 +8,7 @@ the cells that are scored: penalties, weights, adjustment and temperature come f
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -20,19 +21,27 @@ import numpy.typing as npt
 from scipy import sparse
 
 from cytoray import progress
-from cytoray.errors import CorpusError
+from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.annotator import NUM_FOLDS, fit_annotator
 from cytoray.evaluation.assessment import Assessment
 from cytoray.evaluation.assessment_page import AssessedTask
 from cytoray.evaluation.label_matching import Synonym, match_labels
 from cytoray.evaluation.splits import Split, few_labels, grouped_folds, leave_one_label_out, stratified_folds
+from cytoray.evaluation.stacking import Blend, Choice
 from cytoray.evaluation.voters import Expression
 from cytoray.tasks.annotation.annotator import Answers, LabelledCells, answer
 from cytoray.tasks.annotation.assess_config import AssessAnnotationConfig
 from cytoray.tasks.annotation.assessment_page import annotation_sections
 from cytoray.tasks.annotation.judging import judge_labels, judge_unseen
-from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map, read_labelled
+from cytoray.tasks.annotation.labelled import (
+    few_scored_warning,
+    gene_synonym,
+    label_warnings,
+    read_label_map,
+    read_labelled,
+)
 from cytoray.tasks.annotation.transformer import Transformer, open_transformer
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
 
 Protocol = Literal["5-fold", "few-labels", "transfer", "leave-type-out"]
@@ -99,15 +108,17 @@ class _Prepared:
         return self.cells if self.query is None else self.query
 
 
-def run_assessment(config: AssessAnnotationConfig) -> AssessedTask:
-    """Read the cells that ``config`` names and assess annotation on them."""
+def run_assessment(config: AssessAnnotationConfig, pieces: Pieces) -> AssessedTask:
+    """Read the cells that ``config`` names and assess annotation on them; each split is a piece."""
+    if config.random_start and config.model is None:
+        raise ConfigError("random_start needs a model, whose shape it takes.", remedy="Name it with --model.")
     label_map = None if config.label_map is None else read_label_map(Path(config.label_map))
     transformer = None if config.model is None else open_transformer(config)
     cells = read_labelled(config.data, config.label_key, batch_key=config.batch_key)
     query = None if config.query is None else read_labelled(config.query, config.label_key)
     options = Options(config.protocol, label_map, gene_synonym(), config.seed, transformer)
     with progress.stage("assess", total=num_splits(cells, config.protocol), unit="splits") as advance:
-        found = assess_annotation(cells, options, query=query, advance=advance)
+        found = assess_annotation(cells, options, query=query, pieces=pieces, advance=advance)
     return AssessedTask(found, annotation_sections(found))
 
 
@@ -116,11 +127,13 @@ def assess_annotation(
     options: Options,
     *,
     query: LabelledCells | None = None,
+    pieces: Pieces | None = None,
     advance: progress.Advance = progress.silent,
 ) -> Assessment:
     """Assess annotation on labelled cells by a protocol; ``query`` is what "transfer" is scored on.
 
-    ``advance`` counts splits. Raises CorpusError or ConfigError for data that the protocol cannot use.
+    Splits that are among the ``pieces`` are not computed again; ``advance`` counts splits. Raises CorpusError or
+    ConfigError for data that the protocol cannot use.
     """
     started = time.monotonic()
     assert (options.protocol == "transfer") == (query is not None), "a query belongs to protocol transfer"
@@ -132,10 +145,12 @@ def assess_annotation(
     else:
         splits = [Split("query", np.arange(len(cells.labels)), np.arange(len(query.labels)))]
         sentence = f"trained on {cells.uri}, scored on {query.uri}"
-    answers = []
+    answers, pieces = [], pieces or Pieces()
     for split in splits:
-        answers.append(_answer_split(ready, split, labels, options))
-        advance(1, f"{split.name}: {answers[-1].choice.chosen}")
+        work = functools.partial(_answer_split, ready, split, labels, options)
+        found, reused = pieces.compute(split.name, work, kinds=(Answers, Split, Choice, Blend))
+        answers.append(found)
+        advance(1, f"{split.name}: {found.choice.chosen}", already=reused)
     truth = np.searchsorted(np.asarray(labels, str), np.asarray(scored.labels, str)).astype(np.int64)
     if options.protocol == "leave-type-out":
         metrics, more = judge_unseen(answers, truth, labels, options.seed)
@@ -173,7 +188,10 @@ def _prepare(cells: LabelledCells, query: LabelledCells | None, options: Options
         cells, query = _common_genes(cells, query)
     elif options.label_map:
         cells = replace(cells, labels=tuple(options.label_map.get(label, label) for label in cells.labels))
-    return _Prepared(cells, query, whole, warnings + _check(cells), names)
+    warnings += _check(cells, options.protocol)
+    if query is not None:
+        warnings += few_scored_warning(len(query.labels))
+    return _Prepared(cells, query, whole, warnings, names)
 
 
 def _answer_split(ready: _Prepared, split: Split, labels: list[str], options: Options) -> Answers:
@@ -215,8 +233,8 @@ def _units(cells: LabelledCells) -> npt.NDArray[Any]:
     return np.arange(len(cells.labels))
 
 
-def _check(cells: LabelledCells) -> list[str]:
-    """Refuse labels that cannot be learned; return warnings about labels that are hard to score."""
+def _check(cells: LabelledCells, protocol: Protocol) -> list[str]:
+    """Refuse labels that cannot be learned and batches that cannot be left out; return warnings about hard labels."""
     counts = Counter(cells.labels)
     if len(counts) < 2:
         raise CorpusError(
@@ -228,14 +246,12 @@ def _check(cells: LabelledCells) -> list[str]:
             f"{cells.uri}: {len(cells.labels)} cells have {len(counts)} labels.",
             remedy="Set --label-key to a column with several cells per label.",
         )
-    warnings = [f"label {label!r} has one cell" for label, count in sorted(counts.items()) if count == 1]
-    if cells.batches is not None:
-        batch_of: dict[str, set[str]] = {}
-        for label, batch in zip(cells.labels, cells.batches, strict=True):
-            batch_of.setdefault(label, set()).add(batch)
-        if len(set(cells.batches)) > 1 and all(len(found) == 1 for found in batch_of.values()):
-            warnings.append("each label occurs in one batch only: labels and batches cannot be separated")
-    return warnings
+    if protocol == "5-fold" and cells.batches is not None and len(set(cells.batches)) < 2:
+        raise CorpusError(
+            f"{cells.uri}: all {len(cells.labels)} cells are of the batch {cells.batches[0]!r}.",
+            remedy="Name a column with several batches, or leave out --batch-key: folds are then of cells.",
+        )
+    return label_warnings(cells.labels, cells.batches)
 
 
 def _common_labels(

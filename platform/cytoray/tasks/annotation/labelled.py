@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from cytoray.evaluation.label_matching import Synonym
 from cytoray.evaluation.voters import Expression
 from cytoray.tasks.annotation.annotator import LabelledCells
 from cytoray.tokens.vocabulary import GeneVocabulary
+
+MOST_NAMED = 5  # labels that a warning lists
+FEW_SCORED = 20
 
 
 def read_labelled(uri: str, label_key: str, *, batch_key: str | None = None) -> LabelledCells:
@@ -30,6 +35,41 @@ def read_labelled(uri: str, label_key: str, *, batch_key: str | None = None) -> 
     batches = None if batch_key is None else tuple("missing" if batch is None else batch for batch in named.second)
     log_normalised = bool((values != np.round(values)).any())
     return LabelledCells(Expression(matrix, log_normalised), tuple(str(label) for label in named.labels), uri, batches)
+
+
+def label_warnings(labels: Sequence[str], batches: Sequence[str] | None = None) -> list[str]:
+    """Return warnings about labels that are hard to learn or to score, alone or by the batches that they occur in."""
+    counts = Counter(labels)
+    warnings = []
+    if len(counts) == 1:
+        warnings.append(
+            f"all {len(labels)} cells have the label {next(iter(counts))!r}: there is nothing to tell apart"
+        )
+    single = [label for label, count in sorted(counts.items()) if count == 1]
+    if len(single) > MOST_NAMED:
+        warnings.append(f"{len(single)} of {len(counts)} labels have one cell, such as {single[0]!r}")
+    else:
+        warnings += [f"label {label!r} has one cell" for label in single]
+    return warnings + confounding_warning(labels, batches)
+
+
+def confounding_warning(labels: Sequence[str], batches: Sequence[str] | None) -> list[str]:
+    """Return a warning if each label occurs in one of several batches only."""
+    if batches is None or len(set(batches)) < 2:
+        return []
+    batches_of: dict[str, set[str]] = {}
+    for label, batch in zip(labels, batches, strict=True):
+        batches_of.setdefault(label, set()).add(batch)
+    if any(len(found) > 1 for found in batches_of.values()):
+        return []
+    return ["each label occurs in one batch only: labels and batches cannot be separated"]
+
+
+def few_scored_warning(num_cells: int) -> list[str]:
+    """Return a warning if so few cells are scored that the figures say little."""
+    if num_cells >= FEW_SCORED:
+        return []
+    return [f"only {num_cells} cells are scored: figures of fewer than {FEW_SCORED} cells are not reliable"]
 
 
 def gene_synonym() -> Synonym:

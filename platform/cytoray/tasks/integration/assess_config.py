@@ -20,7 +20,9 @@ class AssessIntegrationConfig(AssessConfig):
         None, description="Column of obs with the cell types, which only score; without it, clusters stand in for them."
     )
     model: str | None = Field(
-        None, min_length=1, description="Transformer whose embeddings are scored and are a candidate: any model URI."
+        None,
+        min_length=1,
+        description="Transformer whose embeddings are scored and a candidate: any model URI. Default: $CYTORAY_MODEL.",
     )
     stress: Stress = Field(
         "none",

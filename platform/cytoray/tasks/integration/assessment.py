@@ -19,7 +19,12 @@ import numpy.typing as npt
 from cytoray import progress
 from cytoray.evaluation.assessment import Assessment, MetricRow, row_of
 from cytoray.evaluation.assessment_page import AssessedTask
-from cytoray.evaluation.integration import IntegrationOptions, IntegrationScores, neighbour_overlap
+from cytoray.evaluation.integration import (
+    IntegrationOptions,
+    IntegrationScores,
+    LabelIntegration,
+    neighbour_overlap,
+)
 from cytoray.tasks.integration.assess_config import AssessIntegrationConfig
 from cytoray.tasks.integration.assessment_page import Pictured, integration_sections
 from cytoray.tasks.integration.cells import BatchedCells, check_batches, read_batched, sample_batches
@@ -28,6 +33,7 @@ from cytoray.tasks.integration.features import components_of_all_genes
 from cytoray.tasks.integration.judging import NUM_DRAWS, Judged, labelled_rows, metric_rows
 from cytoray.tasks.integration.stress import stress_batch
 from cytoray.tasks.integration.transformer import EmbeddedCells, embed_cells
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
 
 Float64 = npt.NDArray[np.float64]
@@ -46,12 +52,12 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def run_assessment(config: AssessIntegrationConfig) -> AssessedTask:
-    """Read the cells that ``config`` names and assess integration on them."""
+def run_assessment(config: AssessIntegrationConfig, pieces: Pieces) -> AssessedTask:
+    """Read the cells that ``config`` names and assess integration on them; each candidate is a piece."""
     prepared = prepare(read_batched(config.data, config.batch_key, label_key=config.label_key), config)
     total = num_recipes(has_model=config.model is not None) + NUM_DRAWS
     with progress.stage("assess", total=total, unit="steps") as advance:
-        return assess_integration(prepared, config, advance=advance)
+        return assess_integration(prepared, config, pieces=pieces, advance=advance)
 
 
 def prepare(cells: BatchedCells, config: AssessIntegrationConfig) -> Prepared:
@@ -73,26 +79,33 @@ def prepare(cells: BatchedCells, config: AssessIntegrationConfig) -> Prepared:
 
 
 def assess_integration(
-    prepared: Prepared, config: AssessIntegrationConfig, *, advance: progress.Advance = progress.silent
+    prepared: Prepared,
+    config: AssessIntegrationConfig,
+    *,
+    pieces: Pieces,
+    advance: progress.Advance = progress.silent,
 ) -> AssessedTask:
     """Integrate prepared cells by all candidates and score them; ``advance`` counts recipes and draws."""
     started = time.monotonic()
     cells = prepared.cells
-    transformer = None if config.model is None else embed_cells(cells, config)
+    transformer = None
+    if config.model is not None:
+        transformer, _ = pieces.compute("embeddings", lambda: embed_cells(cells, config), kinds=(EmbeddedCells,))
     features = Features(cells, embeddings=None if transformer is None else transformer.embeddings)
-    choice = choose(features, seed=config.seed, advance=advance)
+    choice = choose(features, seed=config.seed, pieces=pieces, advance=advance)
     embeddings = _columns(choice, transformer)
     scored, rows, label_warnings = _scored(cells)
     some = {column: points[rows] for column, points in embeddings.items()}
     if choice.product is choice.baseline:
         some["product"] = some["baseline"]
-    scores = {column: scored.score(points) for column, points in some.items()}
-    metrics = metric_rows(scored, some, scores, seed=config.seed, advance=advance)
+    scores = {column: _score(column, scored, points, pieces) for column, points in some.items()}
+    metrics = metric_rows(scored, some, scores, seed=config.seed, pieces=pieces, advance=advance)
     overlap = neighbour_overlap(choice.product.corrected.uncorrected, choice.product.embedding, batches=cells.batches)
     metrics |= _label_free_rows(choice)
     if scores["product"].total is None:
         metrics = {"cluster_score": metrics.pop("cluster_score"), **metrics}
     warnings = (*prepared.warnings, *label_warnings, *scores["product"].warnings)
+    compared, _ = pieces.compute("candidates", lambda: _compare_candidates(choice, scored, rows))
     assessment = Assessment(
         task="integration",
         data={"uri": cells.uri, "digest": cells.digest, "num_cells": len(cells.batches)},
@@ -104,7 +117,7 @@ def assess_integration(
         seconds=time.monotonic() - started,
         model=config.model,
         warnings=(*warnings, *([overlap.warning] if overlap.warning else [])),
-        details=_details(cells, choice, scored, rows, scores) | {"neighbour_overlap": overlap.to_dict()},
+        details=_details(cells, choice, compared, scores) | {"neighbour_overlap": overlap.to_dict()},
     )
     pictured = Pictured(cells, choice.floor.embedding, choice.product.embedding, seed=config.seed)
     return AssessedTask(assessment, integration_sections(assessment, pictured))
@@ -154,22 +167,32 @@ def _label_free_rows(choice: Choice) -> dict[str, MetricRow]:
     return {"neighbour_overlap": row_of(overlaps), "cluster_score": row_of(scores)}
 
 
-def _details(
-    cells: BatchedCells,
-    choice: Choice,
-    scored: Judged,
-    rows: npt.NDArray[np.int64],
-    scores: Mapping[str, IntegrationScores],
-) -> dict[str, Any]:
-    """Return tables: candidates with their scores by labels, which were computed after the choice, and cell types."""
+def _score(column: str, cells: Judged, points: Float64, pieces: Pieces) -> IntegrationScores:
+    """Return the scores of a column of the report, which are a piece."""
+    kinds = (IntegrationScores, LabelIntegration)
+    return pieces.compute(f"scores of {column}", lambda: cells.score(points), kinds=kinds)[0]
+
+
+def _compare_candidates(choice: Choice, scored: Judged, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return the table of candidates with their scores by labels, which are computed after the choice."""
     table = candidate_rows(choice)
     some = sample_batches(scored.batches, COMPARED_CELLS, seed=0)
     compared, rows = scored.take(some), rows[some]
     for row, each in zip(table, (choice.floor, *choice.candidates), strict=True):
         found = compared.score(each.embedding[rows], CANDIDATE_OPTIONS)
         row |= {"total": found.total, "bio": found.bio, "batch": found.batch}
+    return table
+
+
+def _details(
+    cells: BatchedCells,
+    choice: Choice,
+    candidates: list[dict[str, Any]],
+    scores: Mapping[str, IntegrationScores],
+) -> dict[str, Any]:
+    """Return the tables of candidates, batches and cell types."""
     return {
-        "candidates": table,
+        "candidates": candidates,
         "recipe": choice.product.recipe.as_dict(),
         "batches": dict(sorted(Counter(cells.batches).items())),
         "per_label": scores["product"].to_dict()["per_label"],

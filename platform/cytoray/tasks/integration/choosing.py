@@ -10,6 +10,7 @@ than ``MARGIN``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ from cytoray.tasks.integration.recipe import (
     product_recipes,
     simple_recipes,
 )
+from cytoray.tasks.pieces import Pieces
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -79,6 +81,9 @@ class Choice:
     baseline: Candidate
     product: Candidate
     why: str
+
+
+CANDIDATE_KINDS = (Candidate, Recipe, Corrected, NeighbourOverlap)
 
 
 class Features:
@@ -126,19 +131,30 @@ class Features:
         return self._genes
 
 
-def choose(features: Features, *, seed: int = 0, advance: progress.Advance = progress.silent) -> Choice:
-    """Integrate the cells by every recipe and choose one without cell types; ``advance`` counts recipes."""
-    judge = _Judge(features, seed)
-    none = judge.candidate(floor())
-    advance(1, "none")
-    simple = []
-    for recipe in simple_recipes():
-        simple.append(judge.candidate(recipe))
-        advance(1, recipe.name)
-    others = []
-    for recipe in product_recipes(has_model=features.has_model):
-        others.append(judge.candidate(recipe))
-        advance(1, recipe.name)
+def choose(
+    features: Features,
+    *,
+    seed: int = 0,
+    pieces: Pieces | None = None,
+    advance: progress.Advance = progress.silent,
+) -> Choice:
+    """Integrate the cells by every recipe and choose one without cell types; ``advance`` counts recipes.
+
+    Candidates that are among the ``pieces`` are not computed again.
+    """
+    judge, pieces = _Judge(features, seed), pieces or Pieces()
+
+    def candidate(recipe: Recipe) -> Candidate:
+        """Integrate by a recipe, or return the piece."""
+        work = functools.partial(judge.candidate, recipe)
+        found, reused = pieces.compute(f"recipe {recipe.name}", work, kinds=CANDIDATE_KINDS)
+        judge.remember(found)
+        advance(1, recipe.name, already=reused)
+        return found
+
+    none = candidate(floor())
+    simple = [candidate(recipe) for recipe in simple_recipes()]
+    others = [candidate(recipe) for recipe in product_recipes(has_model=features.has_model)]
     baseline = _best(simple)
     product, why = _gate(baseline, others)
     return Choice(none, (*simple, *others), baseline, product, why)
@@ -184,10 +200,16 @@ class _Judge:
         found = correct(features, self._features.codes, recipe, harmonised=self._harmony(features, recipe))
         return Candidate(recipe, found, self._score(found.embedding), self._overlap(found))
 
+    def remember(self, candidate: Candidate) -> None:
+        """Keep the result of Harmony of a candidate for the recipes that begin with the same."""
+        recipe = candidate.recipe
+        if recipe.theta is not None and not recipe.alignments:
+            self._harmonised[_harmony_key(recipe)] = candidate.corrected.corrected
+
     def _harmony(self, features: Float64, recipe: Recipe) -> Float64 | None:
         if recipe.theta is None:
             return None
-        key = (recipe.views, recipe.num_components, recipe.theta)
+        key = _harmony_key(recipe)
         if key not in self._harmonised:
             self._harmonised[key] = harmonise_features(features, self._features.codes, recipe)
         return self._harmonised[key]
@@ -198,6 +220,10 @@ class _Judge:
     def _overlap(self, found: Corrected) -> NeighbourOverlap:
         before, after = found.uncorrected[self._rows], found.embedding[self._rows]
         return neighbour_overlap(before, after, batches=self._batches)
+
+
+def _harmony_key(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.views, recipe.num_components, recipe.theta
 
 
 def cluster_score(

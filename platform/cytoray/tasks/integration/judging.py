@@ -10,6 +10,7 @@ number of cells. It covers the choice of cells, not that of the embedding, which
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from cytoray.evaluation.assessment import MetricRow, row_of
 from cytoray.evaluation.integration import IntegrationOptions, IntegrationScores, score_integration
 from cytoray.evaluation.intervals import LEVEL, Interval, verdict_of
 from cytoray.tasks.integration.cells import sample_batches
+from cytoray.tasks.pieces import Pieces
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -77,18 +79,20 @@ def metric_rows(
     scores: Mapping[str, IntegrationScores],
     *,
     seed: int,
+    pieces: Pieces | None = None,
     advance: progress.Advance = progress.silent,
 ) -> dict[str, MetricRow]:
     """Return a row per metric of the embeddings by column (floor, baseline, model, product), with the comparison.
 
-    ``advance`` counts ``NUM_DRAWS`` draws. If product and baseline are one embedding, all differences are 0.
+    Draws that are among the ``pieces`` are not scored again; ``advance`` counts ``NUM_DRAWS`` draws. If product and
+    baseline are one embedding, all differences are 0.
     """
     rows = {name: _row(scores, field) for name, field in METRICS.items()}
     if embeddings["product"] is embeddings["baseline"]:
         advance(NUM_DRAWS, "")
         deviations: dict[str, Float64] = {name: np.zeros(NUM_DRAWS) for name in METRICS}
     else:
-        deviations = _deviations(cells, embeddings["product"], embeddings["baseline"], seed, advance)
+        deviations = _deviations(cells, embeddings, seed, pieces or Pieces(), advance)
     return {name: _compared(row, deviations[name]) for name, row in rows.items()}
 
 
@@ -109,21 +113,26 @@ def _compared(row: MetricRow, deviations: Float64) -> MetricRow:
 
 
 def _deviations(
-    cells: Judged, product: Float64, baseline: Float64, seed: int, advance: progress.Advance
+    cells: Judged, embeddings: Mapping[str, Float64], seed: int, pieces: Pieces, advance: progress.Advance
 ) -> dict[str, Float64]:
     """Return for each metric the differences on the draws, scaled to the variance of all cells; NaN if undefined."""
     num_cells = len(cells.batches)
     num_drawn = min(num_cells // 2, DRAWN_CELLS)
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
-    for draw in range(NUM_DRAWS):
+
+    def differences(draw: int) -> dict[str, float]:
+        """Return the difference of product and baseline in each metric on one draw."""
         rows = sample_batches(cells.batches, num_drawn, seed=seed + draw)
         some = cells.take(rows)
-        ours, theirs = (some.score(points[rows], _DRAW_OPTIONS) for points in (product, baseline))
-        for name, field in METRICS.items():
-            found[name].append(_difference(getattr(ours, field), getattr(theirs, field)))
-        advance(1, "interval")
+        ours, theirs = (some.score(embeddings[column][rows], _DRAW_OPTIONS) for column in ("product", "baseline"))
+        return {name: _difference(getattr(ours, field), getattr(theirs, field)) for name, field in METRICS.items()}
+
+    found = []
+    for draw in range(NUM_DRAWS):
+        each, reused = pieces.compute(f"draw {draw}", functools.partial(differences, draw))
+        found.append(each)
+        advance(1, "interval", already=reused)
     factor = np.sqrt(num_drawn / (num_cells - num_drawn))
-    return {name: np.array(values) * factor for name, values in found.items()}
+    return {name: np.array([each[name] for each in found]) * factor for name in METRICS}
 
 
 def _difference(ours: float | None, theirs: float | None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from cytoray.tasks.assessing import AssessConfig
 
 class AssessMappingConfig(AssessConfig):
     """Configuration of mapping's assessment: a reference is built of ``data``, and ``query`` is mapped and scored."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data", "query", "label_map")
 
     kind: Literal["assess-mapping"] = Field("assess-mapping", description="Which stage this file configures.")
     label_key: str = Field("cell_type", description="Column of obs with the cell types, of data and query.")
@@ -24,5 +26,5 @@ class AssessMappingConfig(AssessConfig):
         None,
         min_length=1,
         description="Model whose embeddings are a candidate for the space of neighbours: run:NAME, "
-        "models:/NAME@ALIAS, or a folder or s3:// URI of a bundle or a public scGPT checkpoint. None by default.",
+        "models:/NAME@ALIAS, or a folder or s3:// URI of a bundle or public scGPT checkpoint. Default: $CYTORAY_MODEL.",
     )

@@ -7,6 +7,7 @@ Labels of the query only score. The reference is fitted under its own labels; bo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -24,15 +25,18 @@ from cytoray.evaluation.classification import macro_f1, score_classification, sc
 from cytoray.evaluation.intervals import Statistic, draw_rows
 from cytoray.evaluation.label_matching import match_labels
 from cytoray.evaluation.plots import draw_confusion
+from cytoray.evaluation.stacking import Choice
 from cytoray.model.predictor import CellPredictor
 from cytoray.registry.opening import open_model
-from cytoray.tasks.annotation.labelled import gene_synonym, read_label_map
+from cytoray.tasks.annotation.labelled import few_scored_warning, gene_synonym, read_label_map
 from cytoray.tasks.mapping.assess_config import AssessMappingConfig
 from cytoray.tasks.mapping.building import build_reference
 from cytoray.tasks.mapping.cells import read_query, read_reference
-from cytoray.tasks.mapping.fitting import num_steps
+from cytoray.tasks.mapping.fitting import Fitted, fit_mapper, num_steps
 from cytoray.tasks.mapping.inputs import MapCells
-from cytoray.tasks.mapping.querying import MappedQuery, embed_with, map_query
+from cytoray.tasks.mapping.packing import KINDS
+from cytoray.tasks.mapping.querying import MappedQuery, Refits, check_common, embed_with, map_query
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -41,8 +45,26 @@ Names = npt.NDArray[np.str_]
 LABEL_COLUMNS = ("label", "precision", "recall", "f1", "num_true", "num_predicted")
 
 
-def run_assessment(config: AssessMappingConfig) -> AssessedTask:
-    """Build a reference of the cells that ``config`` names, map the query, and score its labels."""
+class KeptFits:
+    """``fit_mapper`` whose results are pieces, numbered in the order in which they are asked for."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        """Keep the fits among ``pieces``."""
+        self._pieces, self._num_fits = pieces, 0
+
+    def __call__(self, *cells: Any, advance: progress.Advance = progress.silent, **options: Any) -> Fitted:
+        """Fit a mapper as ``fit_mapper`` does, or return the piece."""
+        self._num_fits += 1
+        work = functools.partial(fit_mapper, *cells, advance=advance, **options)
+        kinds = (*KINDS.values(), Fitted, Choice)
+        found, reused = self._pieces.compute(f"fit {self._num_fits}", work, kinds=kinds)
+        if reused:
+            advance(num_steps(), "fit", already=True)
+        return found
+
+
+def run_assessment(config: AssessMappingConfig, pieces: Pieces) -> AssessedTask:
+    """Build a reference of the cells that ``config`` names, map the query, and score its labels; fits are pieces."""
     started = time.monotonic()
     opened = None
     if config.model is not None:
@@ -55,11 +77,14 @@ def run_assessment(config: AssessMappingConfig) -> AssessedTask:
     cells, warnings = read_reference([config.data], config.label_key, batch_key=config.batch_key, vocabulary=vocabulary)
     query = read_query(config.query, vocabulary=vocabulary, label_key=config.label_key)
     names = common_names(cells, query, table)
+    check_common(cells.expressed, query)  # as map_query does, but before the reference is fitted
+    warnings += few_scored_warning(_check_query(query, names, config))
+    fit = KeptFits(pieces)
     with progress.stage("assess", total=num_steps() + 3, unit="steps") as advance:
         reference = build_reference(
-            cells, embed=embed, about={"model": None}, seed=config.seed, with_map=False, advance=advance
+            cells, embed=embed, about={"model": None}, seed=config.seed, with_map=False, fit=fit, advance=advance
         )
-        found = map_query(reference, query, embed=embed)
+        found = map_query(reference, query, embed=embed, refits=Refits(reference, embed, fit=fit))
         advance(1, "query")
     metrics, details = judge_mapping(found, query, names, seed=config.seed)
     known = reference.about
@@ -79,12 +104,30 @@ def run_assessment(config: AssessMappingConfig) -> AssessedTask:
     return AssessedTask(assessment, _sections(assessment))
 
 
+def _check_query(query: MapCells, names: tuple[dict[str, str], dict[str, str]], config: AssessMappingConfig) -> int:
+    """Return how many cells of the query can be scored; CorpusError if there are none."""
+    learned = set(names[0].values())
+    known = np.array([label is not None and names[1].get(label) in learned for label in query.labels], bool)
+    num_scored = int((known & ~query.is_empty).sum())
+    if not num_scored:
+        raise CorpusError(
+            f"{config.query}: no cell with a label of the reference has a count of a known gene.",
+            remedy="Check the names of the genes and the counts of the query.",
+        )
+    return num_scored
+
+
 def common_names(
     cells: MapCells, query: MapCells, table: Mapping[str, str] | None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return common names of the labels of reference and query; CorpusError if they share none."""
     learned = sorted({str(label) for label in cells.labels})
     asked = sorted({label for label in query.labels if label is not None and not is_placeholder(label)})
+    if not asked:
+        raise CorpusError(
+            f"{query.sources[0] if query.sources else 'the query'}: no cell has a label to score.",
+            remedy="Set --label-key to a column that holds cell types in both files.",
+        )
     reference_names, query_names = match_labels(learned, asked, synonym=gene_synonym())
     if table:
         reference_names = {label: table.get(label, label) for label in reference_names}

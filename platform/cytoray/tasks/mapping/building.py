@@ -15,10 +15,11 @@ from cytoray import progress
 from cytoray.errors import CorpusError
 from cytoray.evaluation.plots import place_in_plane
 from cytoray.evaluation.splits import few_labels
-from cytoray.tasks.mapping.fitting import fit_mapper
+from cytoray.tasks.mapping.fitting import FitMapper, fit_mapper
 from cytoray.tasks.mapping.index import IndexKind, build_index
 from cytoray.tasks.mapping.inputs import MapCells
 from cytoray.tasks.mapping.mapper import Embed
+from cytoray.tasks.mapping.querying import FEWEST_GENES
 from cytoray.tasks.mapping.reference import Reference
 from cytoray.tasks.mapping.votes import num_neighbours, project
 
@@ -37,17 +38,23 @@ def build_reference(
     index: IndexKind | None = None,
     seed: int = 0,
     with_map: bool = True,
+    fit: FitMapper = fit_mapper,
     advance: progress.Advance = progress.silent,
 ) -> Reference:
     """Build a reference of labelled cells; space and blend are chosen on their folds, see ``fit_mapper``.
 
-    Raises CorpusError for fewer than ten cells.
+    Raises CorpusError for fewer than ten cells or genes.
     """
     cells = cells.take(np.flatnonzero(~cells.is_empty))
     if len(cells.names) < FEWEST_CELLS:
         raise CorpusError(
             f"{len(cells.names)} labelled cells have a gene that is known; a reference needs {FEWEST_CELLS}.",
             remedy="Give more cells, or check the names of the genes.",
+        )
+    if (num_genes := int(cells.expressed.sum())) < FEWEST_GENES:
+        raise CorpusError(
+            f"The cells express {num_genes} known genes; a reference needs {FEWEST_GENES}.",
+            remedy="Give the whole expression of the cells, or check the names of the genes.",
         )
     names = np.asarray([str(label) for label in cells.labels])
     labels = tuple(map(str, np.unique(names)))
@@ -56,7 +63,7 @@ def build_reference(
     if len(rows) > MOST_SAMPLED:
         rows = few_labels(list(names), fraction=MOST_SAMPLED / len(rows), seed=seed).train
     some = cells.take(rows)
-    fitted = fit_mapper(
+    fitted = fit(
         some.expression, codes[rows], labels,
         batches=some.batches, embed=embed, seed=seed, space=space, advance=advance,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from cytoray.corpus.readers.finding import find_sources
 from cytoray.corpus.reading import NamedCells, read_cells, read_labelled_cells
 from cytoray.errors import CorpusError
 from cytoray.evaluation.voters import Expression
+from cytoray.tasks.annotation.labelled import label_warnings
 from cytoray.tasks.mapping.inputs import MapCells, as_expression, keep_genes
 from cytoray.tokens.labels import is_placeholder
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -40,7 +41,8 @@ def read_reference(
             remedy="Set --label-key to the column of cell types.",
         )
     warnings = [f"{count} cells labelled {label!r} were left out" for label, count in sorted(placeholders.items())]
-    return cells.take(kept), warnings
+    cells = cells.take(kept)
+    return cells, [*warnings, *label_warnings([str(label) for label in cells.labels], cells.batches)]
 
 
 def read_query(uri: str, *, vocabulary: GeneVocabulary, label_key: str | None = None) -> MapCells:

@@ -9,7 +9,7 @@ error. With batches, folds are whole batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,6 +45,9 @@ class Fitted:
     choice: Choice
     space_scores: dict[str, float]  # macro-F1 of the neighbours' votes on held-out cells, by space
     why_space: str
+
+
+FitMapper = Callable[..., Fitted]  # ``fit_mapper``, or a function that keeps what it has fitted
 
 
 @dataclass(eq=False)

@@ -33,6 +33,13 @@ class MapCells:
         empty: npt.NDArray[np.bool_] = np.diff(self.expression.values.indptr) == 0
         return empty
 
+    @property
+    def expressed(self) -> npt.NDArray[np.bool_]:
+        """Genes (V,) that at least one cell expresses."""
+        values = self.expression.values
+        found: npt.NDArray[np.bool_] = np.bincount(values.indices[values.data != 0], minlength=values.shape[1]) > 0
+        return found
+
     def take(self, rows: Int64) -> MapCells:
         """Return some of the cells."""
         return replace(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cytoray import progress
 from cytoray.errors import ConfigError, CorpusError, CytorayError, RequestError
 from cytoray.evaluation.voters import Expression
-from cytoray.tasks.mapping.fitting import fit_mapper, num_steps
+from cytoray.tasks.mapping.fitting import FitMapper, fit_mapper, num_steps
 from cytoray.tasks.mapping.index import build_index
 from cytoray.tasks.mapping.inputs import MapCells, keep_genes
 from cytoray.tasks.mapping.mapper import Embed, Mapped
@@ -70,9 +70,9 @@ def embed_with(predict: Callable[[SparseCells], Predictions]) -> Embed:
 class Refits:
     """Mappers that were fitted to the genes of queries: the latest few, on one reference; safe for several threads."""
 
-    def __init__(self, reference: Reference, embed: Embed | None) -> None:
+    def __init__(self, reference: Reference, embed: Embed | None, *, fit: FitMapper = fit_mapper) -> None:
         """``embed`` is needed if the space of the reference uses embeddings."""
-        self._reference, self._embed = reference, embed
+        self._reference, self._embed, self._fit_mapper = reference, embed, fit
         self._fitted: OrderedDict[bytes, Reference] = OrderedDict()
         self._failed: dict[bytes, CytorayError] = {}
         self._running: bytes | None = None
@@ -93,7 +93,7 @@ class Refits:
                 raise failure
         if wait:
             with progress.stage("fit to the query's genes", total=num_steps(), unit="steps", brief=True) as advance:
-                return self._keep(key, refit(self._reference, common, embed=self._embed, advance=advance))
+                return self._keep(key, self._refit(common, advance))
         with self._lock:
             if self._running is None and key not in self._fitted:
                 self._running = key
@@ -110,7 +110,7 @@ class Refits:
 
     def _fit(self, key: bytes, common: Bool) -> None:
         try:
-            self._keep(key, refit(self._reference, common, embed=self._embed))
+            self._keep(key, self._refit(common, progress.silent))
         except CytorayError as error:
             logger.warning("the reference could not be fitted to the genes of a request: %s", error)
             with self._lock:
@@ -118,6 +118,9 @@ class Refits:
         finally:
             with self._lock:
                 self._running = None
+
+    def _refit(self, common: Bool, advance: progress.Advance) -> Reference:
+        return refit(self._reference, common, embed=self._embed, fit=self._fit_mapper, advance=advance)
 
     def _keep(self, key: bytes, fitted: Reference) -> Reference:
         with self._lock:
@@ -129,8 +132,12 @@ class Refits:
 
 def common_genes(reference: Reference, query: MapCells) -> Bool:
     """Return which genes (V,) query and reference measured; CorpusError if these are fewer than ten."""
-    measured = np.ones(len(reference.measured), bool) if query.measured is None else query.measured
-    common: Bool = measured & reference.measured & (reference.mapper.shares > 0)
+    return check_common(reference.measured & (reference.mapper.shares > 0), query)
+
+
+def check_common(genes: Bool, query: MapCells) -> Bool:
+    """Return which genes (V,) of a reference the query measured; CorpusError if these are fewer than ten."""
+    common: Bool = genes if query.measured is None else genes & query.measured
     if (num_common := int(common.sum())) < FEWEST_GENES:
         name = f" ({query.sources[0]})" if query.sources else ""
         raise CorpusError(
@@ -186,7 +193,12 @@ def map_query(
 
 
 def refit(
-    reference: Reference, common: Bool, *, embed: Embed | None, advance: progress.Advance = progress.silent
+    reference: Reference,
+    common: Bool,
+    *,
+    embed: Embed | None,
+    fit: FitMapper = fit_mapper,
+    advance: progress.Advance = progress.silent,
 ) -> Reference:
     """Return the sampled reference cells as a reference of their own, fitted to some genes; the map stays as it is."""
     cells = Expression(keep_genes(reference.sample.values, common))
@@ -195,7 +207,7 @@ def refit(
     meta = reference.meta.iloc[rows].reset_index(drop=True)
     labels = tuple(map(str, np.unique(meta["label"].to_numpy(str))))
     codes = np.searchsorted(np.asarray(labels), meta["label"].to_numpy(str)).astype(np.int64)
-    fitted = fit_mapper(
+    fitted = fit(
         cells,
         codes,
         labels,

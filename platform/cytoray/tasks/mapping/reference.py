@@ -31,7 +31,8 @@ from cytoray.evaluation.voters import Expression
 from cytoray.tasks.attaching import local_folder
 from cytoray.tasks.mapping.index import NeighbourIndex, read_index, write_index
 from cytoray.tasks.mapping.mapper import Mapper
-from cytoray.tasks.mapping.packing import pack, unpack
+from cytoray.tasks.mapping.packing import unpack_mapper
+from cytoray.tasks.packing import pack
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -187,7 +188,7 @@ def read_files(paths: Mapping[str, Path], about: dict[str, Any], digest: str) ->
     sample = sparse.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=shape)
     kind, recall = about["index"]["kind"], float(about["index"]["recall"])
     return Reference(
-        unpack(about["mapper"], arrays),
+        unpack_mapper(about["mapper"], arrays),
         read_index(paths[INDEX], kind=kind, recall=recall),
         pd.read_parquet(paths[META]),
         Expression(sample),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ PROTEIN_KEY = (
 class AssessMultiomicConfig(AssessConfig):
     """Configuration of the assessment of protein prediction."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("data", "query")
+
     kind: Literal["assess-multiomic"] = Field("assess-multiomic", description="Which stage this file configures.")
     protein_key: str | None = Field(None, description=PROTEIN_KEY)
     label_key: str | None = Field(
@@ -32,8 +34,9 @@ class AssessMultiomicConfig(AssessConfig):
     query: Location | None = Field(None, description="File that the protocol transfer is scored on.")
     model: str | None = Field(
         None,
-        description="Transformer whose embeddings are used as well: a bundle or public checkpoint, run:NAME or "
-        "models:/NAME@ALIAS.",
+        description="Transformer whose embeddings are used as well (of a multi-omic one also predicted proteins and a "
+        "joint space): a bundle or public checkpoint, run:NAME or models:/NAME@ALIAS. "
+        "Default: $CYTORAY_MODEL.",
     )
 
     @model_validator(mode="after")

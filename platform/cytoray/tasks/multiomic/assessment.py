@@ -8,9 +8,10 @@ scored: components, options and weights come from folds of the training cells.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +21,16 @@ from cytoray.errors import CorpusError
 from cytoray.evaluation.assessment import Assessment
 from cytoray.evaluation.assessment_page import AssessedTask
 from cytoray.evaluation.splits import Split, grouped_folds, stratified_folds
+from cytoray.tasks.annotation.labelled import confounding_warning
 from cytoray.tasks.multiomic.assess_config import AssessMultiomicConfig
 from cytoray.tasks.multiomic.assessment_page import multiomic_sections
-from cytoray.tasks.multiomic.blending import Fitted, Rounds, fit_proteins, folds_of
+from cytoray.tasks.multiomic.blending import Rounds, fit_proteins, folds_of
 from cytoray.tasks.multiomic.joint import judge_joint
-from cytoray.tasks.multiomic.judging import Pooled, judge_proteins
+from cytoray.tasks.multiomic.judging import Pooled, SplitAnswers, judge_proteins
 from cytoray.tasks.multiomic.paired import Float64, Int64, PairedCells, protein_word
 from cytoray.tasks.multiomic.reading import read_paired
 from cytoray.tasks.multiomic.unseen import judge_unseen_proteins
+from cytoray.tasks.pieces import Pieces
 
 if TYPE_CHECKING:  # torch: only if a model is named
     from cytoray.tasks.multiomic.embedding import UsedModel
@@ -37,8 +40,8 @@ FEWEST_CELLS = 20
 MAX_CELLS = 20_000  # of each data set: their 4,000 genes take 320 MB
 
 
-def run_assessment(config: AssessMultiomicConfig) -> AssessedTask:
-    """Read the cells that ``config`` names and assess the prediction of their proteins."""
+def run_assessment(config: AssessMultiomicConfig, pieces: Pieces) -> AssessedTask:
+    """Read the cells that ``config`` names and assess the prediction of their proteins; each split is a piece."""
     cells = read_paired(
         config.data, protein_key=config.protein_key, label_key=config.label_key, batch_key=config.batch_key
     )
@@ -49,10 +52,12 @@ def run_assessment(config: AssessMultiomicConfig) -> AssessedTask:
     if config.model is not None:
         from cytoray.tasks.multiomic.embedding import add_embeddings
 
-        cells, query, used = add_embeddings(cells, query, config)
+        for each in (cells, query) if query is not None else (cells,):
+            _check(each)  # before all of them are embedded
+        cells, query, used = add_embeddings(cells, query, config, pieces=pieces)
     total = 1 if query is not None else num_splits(cells)
     with progress.stage("assess", total=total, unit="splits") as advance:
-        found = assess_proteins(cells, query=query, model=used, seed=config.seed, advance=advance)
+        found = assess_proteins(cells, Options(used, config.seed), query=query, pieces=pieces, advance=advance)
     return AssessedTask(found, multiomic_sections(found))
 
 
@@ -61,45 +66,55 @@ def num_splits(cells: PairedCells) -> int:
     return min(NUM_FOLDS, len(set(cells.batches))) if cells.batches is not None else NUM_FOLDS
 
 
+@dataclass(frozen=True)
+class Options:
+    """How protein prediction is assessed; ``model`` is the transformer of the cells' embeddings."""
+
+    model: UsedModel | None = None
+    seed: int = 0
+
+
 def assess_proteins(
     cells: PairedCells,
+    options: Options,
     *,
     query: PairedCells | None = None,
-    model: UsedModel | None = None,
-    seed: int = 0,
+    pieces: Pieces | None = None,
     advance: progress.Advance = progress.silent,
 ) -> Assessment:
     """Assess protein prediction on folds of ``cells``, or trained on them and scored on ``query``.
 
-    ``model`` is the transformer of the cells' embeddings. ``advance`` counts splits. Raises CorpusError for data
+    Splits that are among the ``pieces`` are not computed again; ``advance`` counts splits. Raises CorpusError for data
     that cannot be used.
     """
-    started = time.monotonic()
+    started, seed, pieces = time.monotonic(), options.seed, pieces or Pieces()
     warnings = [*cells.warnings, *(f"query: {text}" for text in (query.warnings if query is not None else ()))]
     cells = _sample(cells, seed, warnings)
     if query is not None:
         query = _sample(query, seed, warnings)
         cells, query = common_features(cells, query, warnings)
-    _check(cells)
+    for each in (cells, query) if query is not None else (cells,):
+        _check(each)
+    if query is None and cells.batches is not None and cells.labels is not None:
+        warnings += confounding_warning(cells.labels, cells.batches)
     scored = cells if query is None else query
     splits, sentence = _plan(cells, query, seed)
     pooled = Pooled.empty(scored)
-    answers: list[Fitted] = []
+    answers: list[SplitAnswers] = []
+    inputs = ", RNA" if cells.embeddings is None else ", RNA and embeddings"  # a model may be left out
     for split in splits:
-        fitted = _fit(cells.take(split.train), elsewhere=query is not None or cells.batches is not None, seed=seed)
-        test = scored.take(split.test)
-        product, members = fitted.predict(test.rna, test.embeddings)
-        targets = cells.proteins.targets[split.train]
-        pooled.add(split, product, members, fitted, floor=targets.mean(axis=0))
-        answers.append(fitted)
-        advance(1, f"{split.name}: {fitted.chosen}")
+        work = functools.partial(_answer_split, cells, scored, split, seed)
+        found, reused = pieces.compute(f"{split.name}{inputs}", work, kinds=(SplitAnswers,))
+        pooled.add(split, found)
+        answers.append(found)
+        advance(1, f"{split.name}: {found.chosen}", already=reused)
     metrics, details = judge_proteins(scored, pooled, seed)
-    details["splits"] = [_describe_split(split, fitted) for split, fitted in zip(splits, answers, strict=True)]
+    details["splits"] = [_describe_split(split, found) for split, found in zip(splits, answers, strict=True)]
     details["weights"] = mean_weights(answers)
-    details["unseen_proteins"] = judge_unseen_proteins(cells, seed=seed)
-    transformer = None if model is None else model.transformer
+    transformer = None if options.model is None else options.model.transformer
     embed = transformer.embed if transformer is not None and cells.proteins.are_counts else None
-    details["joint"] = judge_joint(cells, embed=embed, seed=seed)
+    details["unseen_proteins"], _ = pieces.compute("unseen", lambda: judge_unseen_proteins(cells, seed=seed))
+    details["joint"], _ = pieces.compute("joint", lambda: judge_joint(cells, embed=embed, seed=seed))
     return Assessment(
         task="multiomic",
         data=_describe(cells, query),
@@ -109,8 +124,8 @@ def assess_proteins(
         why=tuple(f"{split.name}: {each.why}" for split, each in zip(splits, answers, strict=True)),
         seeds=(seed,),
         seconds=time.monotonic() - started,
-        model=None if model is None else model.uri,
-        contamination=None if model is None else model.contamination,
+        model=None if options.model is None else options.model.uri,
+        contamination=None if options.model is None else options.model.contamination,
         warnings=tuple(warnings),
         details=details,
     )
@@ -126,9 +141,25 @@ def inner_rounds(cells: PairedCells, *, elsewhere: bool, seed: int) -> Rounds:
     return Rounds(tuple(folds), is_disturbed=elsewhere)
 
 
-def _fit(cells: PairedCells, *, elsewhere: bool, seed: int) -> Fitted:
-    rounds = inner_rounds(cells, elsewhere=elsewhere, seed=seed)
-    return fit_proteins(cells.rna, cells.proteins.targets, rounds, embeddings=cells.embeddings, seed=seed)
+def _answer_split(cells: PairedCells, scored: PairedCells, split: Split, seed: int) -> SplitAnswers:
+    """Fit everything on the training cells of a split and predict the proteins of its test cells."""
+    training, test = cells.take(split.train), scored.take(split.test)
+    rounds = inner_rounds(training, elsewhere=scored is not cells or cells.batches is not None, seed=seed)
+    targets = training.proteins.targets
+    fitted = fit_proteins(training.rna, targets, rounds, embeddings=training.embeddings, seed=seed)
+    product, members = fitted.predict(test.rna, test.embeddings)
+    return SplitAnswers(
+        product=product,
+        members=members,
+        floor=targets.mean(axis=0),
+        weights=dict(fitted.blend.weights),
+        baseline=fitted.baseline,
+        transformer=fitted.transformer,
+        chosen=fitted.chosen,
+        why=fitted.why,
+        scores=dict(fitted.scores),
+        options={name: dict(option) for name, option in fitted.options.items()},
+    )
 
 
 def _plan(cells: PairedCells, query: PairedCells | None, seed: int) -> tuple[list[Split], str]:
@@ -147,6 +178,8 @@ def _check(cells: PairedCells) -> None:
             f"{cells.uri}: {cells.num_cells} cells with proteins; at least {FEWEST_CELLS} are needed.",
             remedy="Give more cells.",
         )
+    if cells.rna.values.nnz == 0:
+        raise CorpusError(f"{cells.uri}: no cell has a count of RNA.", remedy="Check which matrix holds the counts.")
     if cells.batches is not None and len(set(cells.batches)) < 2:
         raise CorpusError(
             f"{cells.uri}: all cells are of batch {cells.batches[0]!r}.",
@@ -207,11 +240,11 @@ def _places(names: tuple[str, ...], wanted: list[str]) -> Int64:
     return np.array([place[name] for name in wanted], np.int64)
 
 
-def mean_weights(answers: list[Fitted]) -> list[dict[str, Any]]:
+def mean_weights(answers: list[SplitAnswers]) -> list[dict[str, Any]]:
     """Return the weight of each member, averaged over proteins and splits, beside its score on cells not seen."""
     rows = []
     for name in answers[0].members:
-        weights: list[Float64] = [np.asarray(each.blend.weights.get(name, np.zeros(1)), np.float64) for each in answers]
+        weights: list[Float64] = [np.asarray(each.weights.get(name, np.zeros(1)), np.float64) for each in answers]
         score = float(np.mean([each.scores[name] for each in answers]))
         rows.append({"member": name, "weight": float(np.mean([w.mean() for w in weights])), "pearson": score})
     return rows
@@ -224,17 +257,17 @@ def _describe(cells: PairedCells, query: PairedCells | None) -> dict[str, Any]:
     return described
 
 
-def _describe_split(split: Split, fitted: Fitted) -> dict[str, Any]:
+def _describe_split(split: Split, found: SplitAnswers) -> dict[str, Any]:
     return {
         "name": split.name,
         "num_train": len(split.train),
         "num_test": len(split.test),
-        "baseline": _option_text(fitted, fitted.baseline),
-        "chosen": fitted.chosen,
-        "held_out": fitted.scores[fitted.chosen],
+        "baseline": _option_text(found, found.baseline),
+        "chosen": found.chosen,
+        "held_out": found.scores[found.chosen],
     }
 
 
-def _option_text(fitted: Fitted, name: str) -> str:
-    option = ", ".join(f"{key} {value:g}" for key, value in fitted.options[name].items())
+def _option_text(found: SplitAnswers, name: str) -> str:
+    option = ", ".join(f"{key} {value:g}" for key, value in found.options[name].items())
     return f"{name} ({option})" if option else name

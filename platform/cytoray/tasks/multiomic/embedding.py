@@ -1,4 +1,4 @@
-"""What a transformer adds to proteins and joint spaces: embeddings and, of a multi-omic one, predicted proteins.
+"""Parts that a transformer adds to proteins and joint spaces: embeddings and, of a multi-omic one, predicted proteins.
 
 A multi-omic model that was trained on the cells has seen their proteins: it is used only if it is known not to be.
 """
@@ -7,11 +7,11 @@ A multi-omic model that was trained on the cells has seen their proteins: it is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import sparse
 
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.contamination import share_of_training
@@ -21,8 +21,8 @@ from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.tasks.multiomic.assess_config import AssessMultiomicConfig
 from cytoray.tasks.multiomic.paired import Float32, PairedCells, protein_word
 from cytoray.tasks.multiomic.transformer import MultiomicTransformer
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.features import RNA
-from cytoray.tokens.keys import cell_id
 from cytoray.tokens.packed import PackedCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -40,7 +40,8 @@ class ProteinTransformer:
         if not opened.bundle.features():
             return None
         model = MultiomicTransformer(opened.bundle)
-        shared = {name: len(_matched(proteins, model.names(name)).keys()) for name in model.modalities if name != RNA}
+        others = [name for name in model.modalities if name != RNA]
+        shared = {name: len(_matched(proteins, model.names(name))) for name in others}
         best = max(shared, key=lambda name: shared[name])
         return ProteinTransformer(model, best) if shared[best] else None
 
@@ -54,17 +55,16 @@ class ProteinTransformer:
         """Return joint embeddings (C, D) of RNA and proteins, which must be counts."""
         names = _matched(cells.proteins.names, self.model.names(self.modality))
         places = [place for place, name in enumerate(cells.proteins.names) if name in names]
-        values = sparse.csr_matrix(cells.proteins.values[:, places])
-        packed = self.model.pack(self.modality, values, list(names.values()), cell_id("", cells.names))
+        packed = self.model.pack(self.modality, cells.proteins.values[:, places], list(names.values()))
         return self.model.embed({RNA: self._genes(cells), self.modality: packed})
 
     def _genes(self, cells: PairedCells) -> PackedCells:
-        return self.model.pack(RNA, cells.rna.values, cells.genes, cell_id("", cells.names))
+        return self.model.pack(RNA, cells.rna.values, cells.genes)
 
 
 @dataclass(frozen=True, eq=False)
 class UsedModel:
-    """What an assessment uses of the model that was named."""
+    """The model that an assessment uses, and how far it has seen the cells."""
 
     uri: str
     transformer: ProteinTransformer | None = None  # None for a model of genes alone, or one that was left out
@@ -72,13 +72,13 @@ class UsedModel:
 
 
 def add_embeddings(
-    cells: PairedCells, query: PairedCells | None, config: AssessMultiomicConfig
+    cells: PairedCells, query: PairedCells | None, config: AssessMultiomicConfig, *, pieces: Pieces | None = None
 ) -> tuple[PairedCells, PairedCells | None, UsedModel]:
     """Return the cells with their embeddings by the model that ``config`` names.
 
     Those of a multi-omic model are followed by the proteins that it predicts from RNA; it is left out, with a warning,
-    unless it is known not to have been trained on the cells. Cells without a gene that the model knows have the mean
-    embedding of the others.
+    unless it is known not to have been trained on the cells. Embeddings that are among the ``pieces`` are not computed
+    again. Cells without a gene that the model knows have the mean embedding of the others.
     """
     assert config.model is not None
     opened = open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
@@ -97,7 +97,9 @@ def add_embeddings(
             return replace(cells, warnings=(*cells.warnings, text)), query, replace(used, transformer=None)
     else:
         used = UsedModel(config.model)
-    found = [_embed(part, opened, transformer) for part in parts]
+    pieces = pieces or Pieces()
+    works = [functools.partial(_embed, part, opened, transformer) for part in parts]
+    found = [pieces.compute(f"embeddings {number}", work)[0] for number, work in enumerate(works)]
     if any(each is None for each in found):
         return cells, query, replace(used, transformer=None)
     return (

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from cytoray.evaluation.assessment import MetricRow
 from cytoray.evaluation.intervals import LEVEL, Interval, verdict_of
 from cytoray.evaluation.splits import Split
-from cytoray.tasks.multiomic.blending import Fitted
 from cytoray.tasks.multiomic.paired import Float64, PairedCells
 from cytoray.tasks.multiomic.scoring import (
     draw_weights,
@@ -30,6 +29,22 @@ from cytoray.tasks.multiomic.scoring import (
 
 NUM_DRAWS = 1000
 Score = Callable[[Float64, Float64 | None], Float64]  # of predictions (C, P), over all cells or each draw's
+
+
+@dataclass(frozen=True, eq=False)
+class SplitAnswers:
+    """Predictions of the T test cells of one split, and how they were chosen."""
+
+    product: Float64  # (T, P)
+    members: Mapping[str, Float64]  # (T, P) by member
+    floor: Float64  # (P,) the mean of the training cells
+    weights: Mapping[str, Float64]  # (P,) by member
+    baseline: str  # the best simple member
+    transformer: str | None  # the best member that sees the transformer alone
+    chosen: str
+    why: str
+    scores: Mapping[str, float]  # mean Pearson correlation on cells not seen, by candidate
+    options: Mapping[str, Mapping[str, float]]  # of each member
 
 
 @dataclass(eq=False)
@@ -49,15 +64,14 @@ class Pooled:
         model = np.full(shape, np.nan) if scored.embeddings is not None else None
         return cls(np.full(shape, np.nan), np.full(shape, np.nan), model, np.full(shape, np.nan))
 
-    def add(
-        self, split: Split, product: Float64, members: Mapping[str, Float64], fitted: Fitted, *, floor: Float64
-    ) -> None:
-        """Add the predictions of one split; ``floor`` (P,) is the mean of its training cells."""
+    def add(self, split: Split, found: SplitAnswers) -> None:
+        """Add the predictions of one split."""
         rows = split.test
-        self.product[rows], self.baseline[rows], self.floor[rows] = product, members[fitted.baseline], floor
-        if self.model is not None and fitted.transformer is not None:
-            self.model[rows] = members[fitted.transformer]
-        for name, values in members.items():
+        self.product[rows], self.baseline[rows] = found.product, found.members[found.baseline]
+        self.floor[rows] = found.floor
+        if self.model is not None and found.transformer is not None:
+            self.model[rows] = found.members[found.transformer]
+        for name, values in found.members.items():
             self.members.setdefault(name, np.full(self.product.shape, np.nan))[rows] = values
 
     @property

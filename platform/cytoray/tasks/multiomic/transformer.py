@@ -1,8 +1,9 @@
 """Answers of a transformer of several modalities: a joint embedding, and one modality predicted from the others.
 
-model = MultiomicTransformer(bundle)
-model.embed(cells)                   # (C, D), of the modalities that are given; genes alone are enough
-model.predict(cells, "protein")      # (C, F) bins of each protein, from the other modalities of the cells
+model = MultiomicTransformer.open("run:multiomic", store="s3://bucket/cytoray")
+rna = model.pack("rna", counts, gene_names)
+model.embed({"rna": rna})                      # (C, D), of the modalities that are given; genes alone are enough
+model.predict({"rna": rna}, "protein")         # (C, F) bins of each protein, from the other modalities of the cells
 """
 
 # C cells, B cells of one minibatch, D width, F features of a modality, T tokens
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +58,13 @@ class MultiomicTransformer:
             for part in self._features
         }
 
+    @classmethod
+    def open(cls, uri: str, **places: Any) -> Self:
+        """Open the model that ``uri`` names; ``places`` (store, tracking, cache_folder) are those of ``open_model``."""
+        from cytoray.registry.opening import open_model
+
+        return cls(open_model(uri, **places).bundle)
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities: rna, then the others."""
@@ -70,13 +79,12 @@ class MultiomicTransformer:
             raise ModelError(f"The model has no modality {modality!r}.", remedy=f"It has {', '.join(self.modalities)}.")
         return tuple(found)
 
-    def pack(
-        self, modality: str, values: sparse.csr_matrix, names: Sequence[str], cell_ids: npt.NDArray[np.uint64]
-    ) -> PackedCells:
-        """Convert counts (C, F) of named genes or features to cells; names that the model does not have are left out.
+    def pack(self, modality: str, counts: Any, names: Sequence[str]) -> PackedCells:
+        """Convert counts (C, F), sparse or dense, of named genes or features to cells; unknown names are left out.
 
         Raises ModelError for values below zero, whose counts are lost.
         """
+        values = sparse.csr_matrix(counts)
         if (values.data < 0).any():
             raise ModelError(
                 f"{modality} has values below zero, such as {values.data[values.data < 0][0]:g}.",
@@ -89,8 +97,8 @@ class MultiomicTransformer:
             tokens = [feature_token(modality, name) for name in names]
             index = self.bundle.vocabulary.index
             ids = np.array([index[token] if token in known else -1 for token in tokens], np.int32)
-        counts = bool((values.data == np.rint(values.data)).all())
-        return pack_rows(values, ids, cell_ids, counts=counts)
+        are_counts = bool((values.data == np.rint(values.data)).all())
+        return pack_rows(values, ids, np.arange(values.shape[0], dtype=np.uint64), counts=are_counts)
 
     def embed(self, cells: Cells) -> Float32:
         """Return the embeddings (C, D) of cells by all modalities that are given, each of length 1."""
