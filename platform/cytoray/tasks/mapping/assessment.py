@@ -105,7 +105,7 @@ def run_assessment(config: AssessMappingConfig, pieces: Pieces) -> AssessedTask:
 
 
 def _check_query(query: MapCells, names: tuple[dict[str, str], dict[str, str]], config: AssessMappingConfig) -> int:
-    """Return how many cells of the query can be scored; CorpusError if there are none."""
+    """Return how many cells of the query can be scored; CorpusError for none."""
     learned = set(names[0].values())
     known = np.array([label is not None and names[1].get(label) in learned for label in query.labels], bool)
     num_scored = int((known & ~query.is_empty).sum())
