@@ -56,8 +56,11 @@ def run_exact(kind: str) -> dict[str, Any]:
     """Search all queries exactly."""
     index = build_index(draw(NUM_VECTORS, kind, seed=0), kind="exact")
     queries = draw(NUM_QUERIES, kind, seed=1)
+    before = time.process_time()
     seconds, _ = _timed(lambda: index.search(queries, NUM_NEIGHBOURS))
-    return {"queries": NUM_QUERIES, "seconds": seconds, "goal": "<= 10 s on 2 cores", "met": seconds <= 10}
+    cpu_s = time.process_time() - before  # on a machine with other work, half of it is what two free cores take
+    goal = {"goal": "<= 10 s on 2 cores", "met": seconds <= 10}
+    return {"queries": NUM_QUERIES, "seconds": seconds, "cpu_s": cpu_s, **goal}
 
 
 def run_hnsw(kind: str) -> dict[str, Any]:
