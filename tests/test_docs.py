@@ -84,6 +84,9 @@ def check_command(words: list[str]) -> None:
             assert stage in stage_configs()
             assert (ROOT / "jobs" / f"{stage}.py").is_file()
             load_stage_config(ROOT / config)
+        case ["python", "-m", job, "--config", config]:
+            assert (ROOT / f"{job.replace('.', '/')}.py").is_file()
+            load_stage_config(ROOT / config)
         case ["ray", "start", "--head"] | ["export", *_]:
             pass
         case _:

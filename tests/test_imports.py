@@ -31,7 +31,7 @@ LIGHT = {
 @pytest.mark.parametrize("name", LIGHT)
 def test_importing_pulls_in_nothing_heavy(name: str):
     code = f"import sys, {', '.join(LIGHT[name])}\nprint(*({HEAVY} & sys.modules.keys()))"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.split() == []
 
@@ -44,5 +44,5 @@ def test_importing_changes_no_environment_and_starts_no_thread():
         "assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())\n"
         "assert threading.active_count() == 1, threading.enumerate()\n"
     )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert finished.returncode == 0, finished.stderr

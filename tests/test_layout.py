@@ -48,7 +48,7 @@ def test_with_the_root_first_the_standard_library_wins():
         "print(platform.__file__)\n"
         "print(platform.python_version())\n"
     )
-    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert finished.returncode == 0, finished.stderr
     file, version = finished.stdout.split()
     assert Path(file).resolve().parent == Path(sysconfig.get_path("stdlib")).resolve()
@@ -57,7 +57,7 @@ def test_with_the_root_first_the_standard_library_wins():
 
 def test_a_job_starts_from_the_root():
     command = [sys.executable, "-m", "jobs.ingest", "--help"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert finished.returncode == 0, finished.stderr
     assert "--config" in finished.stdout
 

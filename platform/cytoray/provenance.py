@@ -1,7 +1,8 @@
-"""The git revision of the code, for lineage tags."""
+"""The revision of the code for lineage tags, and a digest of the code itself."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from functools import cache
@@ -21,3 +22,14 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+@cache
+def source_digest() -> str:
+    """Return the SHA-256 of all files of the installed package, which differs for edits that are not committed."""
+    root, found = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            found.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()

@@ -653,7 +653,7 @@ def test_what_is_imported(code: str, absent: set[str]):
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*({absent} & sys.modules.keys()))"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.split() == []

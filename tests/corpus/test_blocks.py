@@ -64,7 +64,7 @@ print("read")
 
 def test_a_reader_does_not_deadlock_wherever_the_collector_runs(corpus):
     done = subprocess.run(
-        [sys.executable, "-c", COLLECT_ANYWHERE, corpus.store], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", COLLECT_ANYWHERE, corpus.store], capture_output=True, text=True, timeout=280, check=False
     )
     assert done.stdout == "read\n", done.stderr
 

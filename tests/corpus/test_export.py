@@ -153,7 +153,7 @@ def test_annbatch_reads_the_collection(made, tmp_path):
     store, adata = made
     export(store, "cells", ExportOptions(to=str(tmp_path / "c.zarr"), format="annbatch"))
     command = [str(ANNBATCH), "-c", READER, str(tmp_path / "c.zarr")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     back = read(tmp_path / "c.zarr" / "dataset_0", "zarr")
     assert json.loads(done.stdout) == [400, float(adata[:, back.var_names].X.sum())]

@@ -77,7 +77,7 @@ def clean(sources, tmp_path_factory) -> CorpusManifest:
 def run_with(failpoints: str, config: IngestConfig) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-c", DRIVER, config.model_dump_json()], env={**os.environ, "CYTORAY_FAILPOINTS": failpoints},
-        capture_output=True, timeout=120, check=False,
+        capture_output=True, timeout=280, check=False,
     )  # fmt: skip
 
 

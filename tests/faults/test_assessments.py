@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import assess_driver
 import pytest
 
 import cytoray
-from cytoray import failpoints, provenance
+from cytoray import failpoints
 from cytoray.failpoints import FailpointError
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -24,7 +23,7 @@ POINT = "assess.after_piece"
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small fits of the driver, undone at the end; failpoints count their hits."""
     from cytoray.evaluation import annotator
     from cytoray.tasks.annotation import assessment as annotation
@@ -37,10 +36,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, name, getattr(module, name))
     assess_driver.make_small()
     monkeypatch.setenv(failpoints.VARIABLE, "no.such_point=raise")
-    monkeypatch.setenv(provenance.VARIABLE, "one revision")  # files may be edited while the tests run
-    provenance.git_revision.cache_clear()
-    yield
-    provenance.git_revision.cache_clear()
 
 
 def assess(task: str, settings: dict[str, Any], out: Path) -> tuple[dict[str, Any], int]:

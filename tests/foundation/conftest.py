@@ -201,7 +201,7 @@ def juicefs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database, address = f"sqlite3://{folder}/meta.db", f"127.0.0.1:{_free_port()}"
     environment = {**os.environ, "MINIO_ROOT_USER": USER, "MINIO_ROOT_PASSWORD": SECRET}
     create = [binary, "format", "--storage", "file", "--bucket", f"{folder}/blobs", database, "cells"]
-    subprocess.run(create, check=True, capture_output=True, env=environment, timeout=60)
+    subprocess.run(create, check=True, capture_output=True, env=environment, timeout=280)
     options = ["--no-banner", "--multi-buckets", "--keep-etag", "--no-usage-report"]
     options += ["--log", f"{folder}/gateway.log", "--cache-dir", f"{folder}/cache"]
     command = [binary, "gateway", *options, database, address]

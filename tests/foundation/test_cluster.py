@@ -29,7 +29,7 @@ print(json.dumps({{name: os.environ[name] for name in {RAY_VARIABLES} if name in
 """
     clean = {name: value for name, value in os.environ.items() if name not in RAY_VARIABLES}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment, timeout=280
     )
 
 

@@ -18,7 +18,7 @@ def run(code: str, plan: str | None) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     environment |= {VARIABLE: plan} if plan is not None else {}
     code = f"from cytoray.failpoints import failpoint\n{code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=280)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_with_a_folder_a_point_fires_once_over_all_processes(tmp_path):
     command = [sys.executable, "-c", code]
     outputs = []
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
         outputs.append((done.returncode, done.stdout))
     assert outputs == [(-signal.SIGKILL, ""), (0, "1\n2\n3\n")]
     assert [path.name for path in tmp_path.iterdir()] == ["save.before_commit"]

@@ -75,7 +75,7 @@ def run_cytoray(*arguments: str) -> tuple[int, str, str, set[str]]:
     """Run the installed command; its exit code, stdout, stderr and the modules it imported."""
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     command = [str(CYTORAY), *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     errors, modules = [], set()
     for line in finished.stderr.splitlines():
         if line.startswith("import time:"):

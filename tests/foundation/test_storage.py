@@ -250,7 +250,7 @@ def test_a_writer_that_dies_leaves_the_old_bytes_and_nothing_in_listings(tmp_pat
     die = "os.replace = os.link = lambda *names: os.kill(os.getpid(), 9)"
     for write in ("write_bytes", "put_if_absent"):
         code = f"import os, sys\nfrom cytoray import storage\n{die}\nstorage.{write}(sys.argv[1], b'new')"
-        finished = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, timeout=60)
+        finished = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, timeout=280)
         assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert len(list((tmp_path / "store").iterdir())) == 3, "the writers died too early for this test"
     assert storage.read_bytes(uri) == b"old"

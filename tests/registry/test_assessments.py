@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from planted_batches import planted
+from planted_batches import write as write_cells
 from typer.testing import CliRunner
 
 from cytoray.cli.main import app
@@ -14,6 +17,9 @@ from cytoray.config import load_config
 from cytoray.errors import ConfigError, NotFoundError, RegistryError
 from cytoray.evaluation.assessment import Assessment, MetricRow, write_report
 from cytoray.evaluation.intervals import Interval
+from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.transformer import ScGPT
 from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.assessments import record_assessment
 from cytoray.registry.gate import AssessmentsConfig, GateConfig
@@ -21,6 +27,8 @@ from cytoray.registry.models import find_version, list_versions, register
 from cytoray.registry.promotion import promote_version, roll_back
 from cytoray.registry.recorded import RECORD_TAG
 from cytoray.stages.config import PromoteConfig
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking.server import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -166,8 +174,8 @@ def test_a_damaged_record_neither_hides_a_loss_nor_stops_what_does_not_need_it(t
 
 def test_unknown_tasks_are_refused_in_the_configuration(tmp_path: Path):
     text = "kind: promote\nmodel: bundle\nname: x\ntracking: {uri: 'sqlite:////tmp/x.db'}\n"
-    (tmp_path / "promote.yaml").write_text(f"{text}assessments: {{require: [anotation]}}\n")
-    with pytest.raises(ConfigError, match=r"unknown task 'anotation'.*annotation, integration"):
+    (tmp_path / "promote.yaml").write_text(f"{text}assessments: {{require: [labelling]}}\n")
+    with pytest.raises(ConfigError, match=r"unknown task 'labelling'.*annotation, integration"):
         load_config(PromoteConfig, tmp_path / "promote.yaml")
 
 
@@ -192,3 +200,30 @@ def test_commands(tracking, version, write: Report, tmp_path: Path, monkeypatch:
         run("register", tmp_path / "bundle-1", "--name", NAME, "--alias", "champion")
     run("register", tmp_path / "bundle-1", "--name", NAME, "--alias", "champion", "--allow-loss", "annotation")
     assert held(tracking) == {"champion": 1}
+
+
+def test_an_assessment_is_recorded_on_the_version_that_it_was_made_with(tracking, tmp_path: Path):
+    vocabulary = GeneVocabulary.load_default()
+    shape = ModelConfig(vocabulary_size=vocabulary.size, width=8, num_heads=2, feedforward_width=8, num_layers=1)
+    torch.manual_seed(0)
+    network = ScGPT(shape, pad_id=vocabulary.pad_id)
+    save_bundle(ModelBundle(network, vocabulary, TokenizerConfig(max_length=64)), tmp_path / "bundle")
+    version = register(tmp_path / "bundle", name=NAME, tracking=tracking)
+    cells, query = planted((30, 30)), planted((20,), seed=3)
+    words = ["--data", write_cells(tmp_path, cells), "--query", write_cells(tmp_path, query, "query.h5ad")]
+    words += ["--model", f"models:/{NAME}@candidate", "--uri", tracking.uri, "--cache-folder", tmp_path / "cache"]
+    words = ["assess", "mapping", *map(str, words), "--record", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert f"recorded on models:/{NAME}/1" in done.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["model"], report["model_digest"]) == (f"models:/{NAME}@candidate", version.digest)
+    assert report["model_note"] == ""
+    found = find_version(f"models:/{NAME}/1", tracking=tracking)
+    row = report["metrics"]["macro_f1"]
+    assert [(each.task, each.product, each.verdict) for each in found.assessments] == [
+        ("mapping", row["product"], row["verdict"])
+    ]
+    before = (tmp_path / "out" / "report.json").stat().st_mtime_ns
+    again = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert f"recorded on models:/{NAME}/1" in again.stdout
+    assert (tmp_path / "out" / "report.json").stat().st_mtime_ns == before, "found, not assessed again"

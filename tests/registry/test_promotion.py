@@ -39,7 +39,7 @@ def promote_until_killed(tracking, folder: Path, point: str) -> None:
     """Register and promote in a process that dies at the failpoint."""
     command = [sys.executable, "-c", PROMOTE, tracking.uri, tracking.journal_folder, str(folder)]
     environment = {**os.environ, VARIABLE: f"{point}=kill"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == -9, done.stderr[-3000:]
 
 

@@ -112,7 +112,9 @@ def test_files_are_mapped_offline_with_the_same_answers(
         wanted = client.map(adata)
     words = ["map", tmp_path / "cells.h5ad", "--model", folder / "bundle", "--out", tmp_path / "out", "--h5ad"]
     result = CliRunner().invoke(app, [*map(str, words), "--set", "rows_per_task=16"], catch_exceptions=False)
-    assert json.loads(result.stdout)["num_cells"] == 30
+    summary = json.loads(result.stdout)
+    assert summary["num_cells"] == 30
+    assert summary["warnings"] == ["cells without a gene of the reference, whose answers are null: 1"]
     parts = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("part-*"))]
     rows = [row for part in parts for row in part.to_pylist()]
     assert [part.num_rows for part in parts] == [16, 14]

@@ -174,7 +174,7 @@ def test_length_is_also_counted_while_reading(http: Any) -> None:
 def test_too_many_cells(post: Post) -> None:
     problem = _assert_problem(post("/v1/embed", _cells(*[GOOD] * 17)), status=413, code="use_jobs", pointer="/cells")
     assert (problem["seen"], problem["limit"]) == (17, 16)
-    assert "jobs.embed" in problem["detail"]
+    assert "jobs.answer" in problem["detail"]
 
 
 def test_too_many_values(post: Post) -> None:

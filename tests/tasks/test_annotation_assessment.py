@@ -97,11 +97,10 @@ def test_five_folds_on_a_file(write_cells: Write, tmp_path: Path) -> None:
 
 
 def test_equal_arguments_give_equal_reports(write_cells: Write, tmp_path: Path) -> None:
-    path = write_cells("cells.h5ad", num_cells=60)
+    files = ("--data", write_cells("cells.h5ad", num_cells=60), "--query", write_cells("query.h5ad", seed=5))
+    options = (*files, "--protocol", "transfer")
     seeds = enumerate((1, 1, 2))
-    first, again, other = (
-        assess("--data", path, "--seed", seed, "--out", tmp_path / f"out{number}") for number, seed in seeds
-    )
+    first, again, other = (assess(*options, "--seed", seed, "--out", tmp_path / f"out{n}") for n, seed in seeds)
     for report in (first, again, other):
         report.pop("seconds")
     assert first == again

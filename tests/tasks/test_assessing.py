@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from planted_proteins import build
 
 import cytoray
 from cytoray.cli.main import main
 from cytoray.errors import ConfigError, CytorayError
 from cytoray.stages.assess_key import content_digest
 from cytoray.tasks import task_assessments
+from cytoray.tasks.annotation.labelled import read_label_map
 from cytoray.tasks.assessing import MODEL_VARIABLE, WITHOUT_MODEL, AssessConfig, with_default_model
+from cytoray.tasks.multiomic import assessment, members
 from cytoray.tracking.places import JOB_VARIABLE, WORKING_DIRECTORIES
 
 
@@ -93,3 +98,47 @@ def test_the_digest_of_an_input_covers_all_that_is_read(tmp_path: Path, s3_uri: 
         storage.write_bytes(f"{place}/barcodes.tsv", b"changed")
         assert content_digest(f"{place}/matrix.mtx") != file
     assert content_digest(str(tmp_path / "nowhere.h5ad")) == "missing"
+
+
+def test_a_table_of_labels_may_be_in_a_bucket(tmp_path: Path, s3_uri: str):
+    from cytoray import storage
+
+    for uri in (str(tmp_path / "names.json"), f"{s3_uri}/names.json"):
+        storage.write_bytes(uri, b'{"CD14+ Mono": "mono"}')
+        assert read_label_map(uri) == {"CD14+ Mono": "mono"}
+        storage.write_bytes(uri, b'{"x": 3}')
+        with pytest.raises(ConfigError, match=r"names\.json: the name of 'x' is not text"):
+            read_label_map(uri)
+
+
+def test_a_rerun_finds_its_report_and_again_makes_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(assessment, "NUM_FOLDS", 2)
+    monkeypatch.setattr(members, "NUM_NETWORKS", 1)
+    monkeypatch.setattr(members, "LAYERS", (16,))
+    build().write_h5ad(tmp_path / "cells.h5ad")
+    report = tmp_path / "out" / "report.json"
+
+    def assess(**options: object) -> tuple[dict[str, Any], bool]:
+        """Assess, and say whether the report was written anew."""
+        before = report.stat().st_ino if report.exists() else None
+        found = cytoray.assess("multiomic", data="cells.h5ad", out="out", **options)
+        assert json.loads(report.read_text()) == found
+        return found, report.stat().st_ino != before
+
+    first, _ = assess()
+    assert first["model"] is first["model_digest"] is None
+    assert first["model_note"] == WITHOUT_MODEL
+    assert (
+        "No model was named: the product is a blend of statistical methods"
+        in (tmp_path / "out" / "report.html").read_text()
+    )
+    assert assess() == (first, False)
+    again, is_new = assess(again=True)
+    assert is_new
+    assert again | {"seconds": 0} == first | {"seconds": 0}
+    adata = build()
+    adata.obs["cell_type"] = "T"
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    changed, is_new = assess()
+    assert is_new, "the file has changed"
+    assert changed["key"] != first["key"]

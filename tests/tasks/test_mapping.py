@@ -23,6 +23,7 @@ from cytoray.failpoints import VARIABLE
 from cytoray.model.bundle import ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
+from cytoray.tasks.mapping import index as index_module
 from cytoray.tasks.mapping.index import build_index, measure_recall, read_index, write_index
 from cytoray.tasks.mapping.reference import load_reference, save_reference
 from cytoray.tasks.mapping.spaces import fit_discriminants, fit_whitening, unit
@@ -301,6 +302,22 @@ def test_exact_and_approximate_indexes(tmp_path: Path) -> None:
     again = read_index(tmp_path / "index.faiss", kind="hnsw", recall=graph.recall)
     np.testing.assert_array_equal(again.search(queries, 10)[0], graph.search(queries, 10)[0])
     assert exact.search(queries, 5000)[0].shape == (50, 3000)
+
+
+@pytest.mark.parametrize("size", [7, 40, 1000])
+def test_an_exact_search_does_not_depend_on_its_blocks(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equally near points the first is taken, in whatever block it lies."""
+    rng = np.random.default_rng(3)
+    points = unit(rng.integers(-1, 2, (300, 4)).astype(np.float32) + np.float32(0.25))
+    queries = points[::7]
+    cosines = np.round(queries @ points.T, 6)
+    monkeypatch.setattr(index_module, "POINTS_PER_BLOCK", size)
+    monkeypatch.setattr(index_module, "QUERIES_PER_BLOCK", 10)
+    places, distances = build_index(points).search(queries, 12)
+    found = np.take_along_axis(cosines, places, axis=1)
+    np.testing.assert_allclose(found, -np.sort(-cosines, axis=1)[:, :12], atol=1e-6)
+    assert (np.diff(distances, axis=1) >= -1e-6).all()
+    assert all(len(set(row)) == 12 for row in places)
 
 
 def test_votes_by_hand() -> None:

@@ -151,8 +151,8 @@ def serve(
 
         try:
             url = run_service(settings, host=settings.host, port=settings.port)
-            routes = " and ".join(f"{url}{endpoint.route}" for endpoint in task_endpoints().values())
-            typer.echo(f"Serving {routes}; OpenAPI at {url}/docs. Stop with Ctrl-C.")
+            routes = ", ".join(endpoint.route for endpoint in task_endpoints().values())
+            typer.echo(f"Serving {routes} at {url}; OpenAPI at {url}/docs. Stop with Ctrl-C.")
             threading.Event().wait()
         except KeyboardInterrupt:
             typer.echo("stopping", err=True)

@@ -123,7 +123,7 @@ def write_report(assessment: Assessment, uri: str, *, page: bytes, others: Mappi
 
 
 def find_report(uri: str, *, key: str) -> Assessment | None:
-    """Return the assessment whose report is in a folder or prefix, None if there is no report with this key."""
+    """Return the assessment whose report is in a folder or prefix, or None if it has no report with this key."""
     data = storage.find_bytes(storage.join(uri, REPORT))
     try:
         values = None if data is None else json.loads(data)

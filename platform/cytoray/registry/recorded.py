@@ -1,4 +1,4 @@
-"""What is recorded of a task's assessment on a model version: its headline figures, as a tag that the gate reads."""
+"""The record of a task's assessment on a model version: its headline figures, as a tag that the gate reads."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo, obsm: Map
     """Write the cells of the parquet files ``tables`` (URIs), in that order, one table at a time.
 
     obs has ``cell_id`` and the columns of numbers and texts that are not empty; lists of texts are joined by " | ".
-    ``obsm`` names the columns of each of its arrays: one of lists of numbers, or several of numbers. What is nested,
+    ``obsm`` names the columns of each of its arrays: one of lists of numbers, or several of numbers; an array without
+    any answer is left out. What is nested,
     such as neighbours, stays in the tables. uns has the model and, if there is one, the header. X is (C, 0).
     """
     columns = {name for group in obsm.values() for name in group}
@@ -45,6 +46,8 @@ def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo, obsm: Map
     anndata.AnnData(empty, obs=obs, uns=uns).write_h5ad(path)
     with h5py.File(path, "a") as file:
         for key, names in obsm.items():
+            if all(_read(table)[names[0]].null_count == len(_read(table)) for table in tables):
+                continue  # such as places on the map of a reference that has none
             width = max(_width(_read(table), names) for table in tables)
             target = file["obsm"].create_dataset(key, (len(obs), width), np.float32)
             target.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})

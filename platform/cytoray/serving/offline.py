@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,7 @@ from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.embedding.table import to_table
 from cytoray.tasks.endpoint import Predictor, Question, ServedModel
 from cytoray.tasks.messages import ModelInfo
+from cytoray.tasks.tables import HEADER
 from cytoray.tokens.cells import SparseCells
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class OfflineResult:
     skipped: bool
     h5ad: tuple[str, ...] = ()
     empty_cells: tuple[str, ...] = ()  # names of the first of them
+    warnings: tuple[str, ...] = ()  # of the endpoint, each once
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def answer_sources(task: OfflineTask, *, advance: progress.Advance = progress.si
         "num_cells": sum(count.num_cells for count in counts.values()),
         "num_empty": sum(count.num_empty for count in counts.values()),
         "empty_cells": list(chain.from_iterable(counts[item.file].empty_cells for item in ranges))[:_SHOWN],
+        "warnings": list(dict.fromkeys(chain.from_iterable(counts[item.file].warnings for item in ranges))),
         "files": {file: count.num_cells for file, count in sorted(counts.items())},
         "h5ad": made,
     }
@@ -111,7 +114,10 @@ def answer_sources(task: OfflineTask, *, advance: progress.Advance = progress.si
 
 
 def _result(record: dict[str, Any], *, skipped: bool) -> OfflineResult:
-    """The summary of what ``manifest.json`` records; warns about cells without genes."""
+    """The summary of what ``manifest.json`` records; logs its warnings, and that about cells without genes."""
+    warnings = tuple(record.get("warnings", ()))
+    for warning in warnings:
+        logger.warning(warning)
     num_cells, num_empty, empty = record["num_cells"], record["num_empty"], tuple(record.get("empty_cells", ()))
     if num_empty:
         names = ", ".join([*empty, "…"] if num_empty > len(empty) else empty)
@@ -119,7 +125,7 @@ def _result(record: dict[str, Any], *, skipped: bool) -> OfflineResult:
             "%s of %s cells have no gene that the model knows: %s. Their embeddings are NaN, other answers null.",
             f"{num_empty:,}", f"{num_cells:,}", names,
         )  # fmt: skip
-    return OfflineResult(num_cells, num_empty, len(record["files"]), skipped, tuple(record["h5ad"]), empty)
+    return OfflineResult(num_cells, num_empty, len(record["files"]), skipped, tuple(record["h5ad"]), empty, warnings)
 
 
 @dataclass(frozen=True)
@@ -149,11 +155,12 @@ def _ranges(task: OfflineTask, number: int, source: SourceConfig, about: SourceD
 
 @dataclass(frozen=True)
 class _Counts:
-    """Numbers of cells in one file."""
+    """Numbers of cells in one file, and the endpoint's warnings about them."""
 
     num_cells: int
     num_empty: int
     empty_cells: list[str]  # names of the first of them
+    warnings: list[str]
 
 
 def _answer_ranges(task: OfflineTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, _Counts]:
@@ -165,7 +172,8 @@ def _answer_ranges(task: OfflineTask, ranges: list[_Range], advance: progress.Ad
     advance(sum(item.stop - item.start for item in ranges if item.file in counts))
     if missing:
         for row in _answer_missing(task, missing):
-            counts[row["file"]] = _Counts(row["num_cells"], row["num_empty"], list(row["empty_cells"]))
+            lists = list(row["empty_cells"]), list(row["warnings"])
+            counts[row["file"]] = _Counts(row["num_cells"], row["num_empty"], *lists)
             advance(row["num_rows"])
     return counts
 
@@ -191,10 +199,17 @@ def _read_counts(entry: storage.ObjectInfo) -> _Counts | None:
     try:
         metadata = pq.read_metadata(RangeFile(entry.uri, entry.num_bytes))
         empty_cells = json.loads(metadata.metadata.get(_EMPTY, b"[]"))
-        return _Counts(metadata.num_rows, int(metadata.metadata[_NUM_EMPTY]), empty_cells)
+        num_empty = int(metadata.metadata[_NUM_EMPTY])
+        return _Counts(metadata.num_rows, num_empty, empty_cells, _warnings(metadata.metadata))
     except (pa.ArrowInvalid, KeyError, TypeError):
         logger.warning("%s is damaged and will be written again", entry.uri)
         return None
+
+
+def _warnings(metadata: Mapping[bytes, bytes]) -> list[str]:
+    """Return the warnings in the header of a table; empty if the endpoint writes none."""
+    warnings: list[str] = json.loads(metadata.get(HEADER, b"{}")).get("warnings", [])
+    return warnings
 
 
 class _RangeAnswerer:
@@ -234,6 +249,7 @@ class _RangeAnswerer:
             "num_cells": table.num_rows,
             "num_empty": len(empty),
             "empty_cells": empty_cells,
+            "warnings": _warnings(table.schema.metadata),
         }
 
     def _answer(self, named: NamedCells) -> pa.Table:

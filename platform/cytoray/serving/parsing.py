@@ -129,7 +129,7 @@ def _check_num_cells(seen: int, *, limit: int) -> None:
     if seen > limit:
         raise RequestError(
             f"The request has {seen} cells; the limit is {limit}.",
-            remedy="Split it into several requests, or embed the whole file with `python -m jobs.embed`.",
+            remedy="Split it into several requests, or answer whole files by a job: `python -m jobs.answer`.",
             code="use_jobs",
             pointer="/cells",
             what="cells",

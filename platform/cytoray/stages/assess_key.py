@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
-import cytoray
 from cytoray import provenance, storage
 from cytoray.corpus.readers.companions import find_parts, is_mtx
 from cytoray.corpus.readers.problems import UnreadableError
@@ -41,8 +41,7 @@ def find_key(task: str, config: AssessConfig) -> AssessmentKey:
         "settings": config.fingerprint(),
         "inputs": {name: content_digest(uri) for name, uri in named.items() if uri is not None},
         "model": model,
-        "version": cytoray.__version__,
-        "revision": provenance.git_revision(),
+        "code": provenance.source_digest(),
     }
     return AssessmentKey(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(), model)
 
@@ -53,36 +52,34 @@ def content_digest(uri: str) -> str:
     A MatrixMarket file includes its tables. A missing file has the digest ``missing``.
     """
     try:
-        storage.info(uri)
+        return _digest_all([storage.info(uri), *_companions(uri)])
     except NotFoundError:
         return "missing"
     except StorageError as error:
         if not error.details.get("is_folder"):
             raise
-        return _digest_all([entry.uri for entry in storage.list_objects(uri)])
-    return _digest_all([uri, *_companions(uri)])
+    return _digest_all(storage.list_objects(uri))
 
 
-def _companions(uri: str) -> list[str]:
+def _companions(uri: str) -> list[storage.ObjectInfo]:
     """Return the tables beside a MatrixMarket file."""
     if not is_mtx(uri):
         return []
     folder, _, name = uri.rpartition("/")
-    beside = {entry.uri.rpartition("/")[2]: entry.uri for entry in storage.list_objects(folder)}
+    beside = {entry.uri.rpartition("/")[2]: entry for entry in storage.list_objects(folder)}
     with contextlib.suppress(UnreadableError):  # the reader describes what is wrong with them
         return [beside[part] for part in sorted(find_parts(beside, name).values()) if part != name]
     return []
 
 
-def _digest_all(uris: list[str]) -> str:
+def _digest_all(files: list[storage.ObjectInfo]) -> str:
     found = hashlib.sha256()
-    for uri in uris:
-        found.update(f"{uri}\0{_digest_one(uri)}\0".encode())
+    for file in files:
+        content = file.version if storage.is_remote(file.uri) else _hash(storage.local_path(file.uri))
+        found.update(f"{file.uri}\0{content}\0".encode())
     return found.hexdigest()
 
 
-def _digest_one(uri: str) -> str:
-    if storage.is_remote(uri):
-        return storage.info(uri).version
-    with storage.local_path(uri).open("rb") as file:
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

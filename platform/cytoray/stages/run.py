@@ -117,6 +117,7 @@ def _summarise_offline(config: OfflineConfig) -> dict[str, Any]:
         "num_empty": result.num_empty,
         "files": result.num_files,
         "h5ad": list(result.h5ad),
+        "warnings": list(result.warnings),
         "skipped": result.skipped,
     }
 

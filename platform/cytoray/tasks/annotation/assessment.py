@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -112,7 +111,7 @@ def run_assessment(config: AssessAnnotationConfig, pieces: Pieces) -> AssessedTa
     """Read the cells that ``config`` names and assess annotation on them; each split is a piece."""
     if config.random_start and config.model is None:
         raise ConfigError("random_start needs a model, whose shape it takes.", remedy="Name it with --model.")
-    label_map = None if config.label_map is None else read_label_map(Path(config.label_map))
+    label_map = None if config.label_map is None else read_label_map(config.label_map)
     transformer = None if config.model is None else open_transformer(config)
     cells = read_labelled(config.data, config.label_key, batch_key=config.batch_key)
     query = None if config.query is None else read_labelled(config.query, config.label_key)

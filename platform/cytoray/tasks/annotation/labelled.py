@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
+from cytoray import storage
 from cytoray.config import read_tree
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.reading import read_labelled_cells
@@ -84,11 +86,17 @@ def gene_synonym() -> Synonym:
     return synonym
 
 
-def read_label_map(path: Path) -> dict[str, str]:
-    """Read a table of labels, {name in the data: name to assess}, from a JSON or YAML file."""
-    table = read_tree(path).data  # JSON is YAML as well
+def read_label_map(uri: str) -> dict[str, str]:
+    """Read a table of labels, {name in the data: name to assess}, from a JSON or YAML file, local or s3://."""
+    with tempfile.TemporaryDirectory(prefix="cytoray-labels-") as scratch:
+        path = Path(scratch) / "labels.yaml"
+        if storage.is_remote(uri):
+            path.write_bytes(storage.read_bytes(uri))
+        else:
+            path = storage.local_path(uri)
+        table = read_tree(path).data  # JSON is YAML as well
     if wrong := [label for label, name in table.items() if not isinstance(name, str)]:
         raise ConfigError(
-            f"{path}: the name of {wrong[0]!r} is not text.", remedy='Write {"name in the data": "name", ...}.'
+            f"{uri}: the name of {wrong[0]!r} is not text.", remedy='Write {"name in the data": "name", ...}.'
         )
     return {str(label): name for label, name in table.items()}

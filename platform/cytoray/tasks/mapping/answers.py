@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -175,8 +175,9 @@ def admit_query(model: ServedModel, question: Question[MapRequest]) -> None:
     from cytoray.tasks.mapping.querying import common_genes, needs_refit
 
     loaded = _loaded(model)
+    without_cells = replace(question, cells=question.cells.take(np.empty(0, np.int64)))
     try:
-        common = common_genes(loaded.reference, _as_query(model, question))
+        common = common_genes(loaded.reference, _as_query(model, without_cells))
         if needs_refit(loaded.reference, common):
             loaded.refits.get(common, wait=model.waits)
     except CorpusError as error:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,7 @@ def run_assessment(config: AssessMappingConfig, pieces: Pieces) -> AssessedTask:
         )
     vocabulary = GeneVocabulary.load_default() if opened is None else opened.bundle.vocabulary
     embed = None if opened is None else embed_with(CellPredictor(opened.bundle, empty_cells="nan").predict)
-    table = None if config.label_map is None else read_label_map(Path(config.label_map))
+    table = None if config.label_map is None else read_label_map(config.label_map)
     cells, warnings = read_reference([config.data], config.label_key, batch_key=config.batch_key, vocabulary=vocabulary)
     query = read_query(config.query, vocabulary=vocabulary, label_key=config.label_key)
     names = common_names(cells, query, table)
@@ -105,7 +104,7 @@ def run_assessment(config: AssessMappingConfig, pieces: Pieces) -> AssessedTask:
 
 
 def _check_query(query: MapCells, names: tuple[dict[str, str], dict[str, str]], config: AssessMappingConfig) -> int:
-    """Return how many cells of the query can be scored; CorpusError if there are none."""
+    """Return how many cells of the query can be scored; CorpusError for none."""
     learned = set(names[0].values())
     known = np.array([label is not None and names[1].get(label) in learned for label in query.labels], bool)
     num_scored = int((known & ~query.is_empty).sum())

@@ -45,17 +45,7 @@ def build_reference(
 
     Raises CorpusError for fewer than ten cells or genes.
     """
-    cells = cells.take(np.flatnonzero(~cells.is_empty))
-    if len(cells.names) < FEWEST_CELLS:
-        raise CorpusError(
-            f"{len(cells.names)} labelled cells have a gene that is known; a reference needs {FEWEST_CELLS}.",
-            remedy="Give more cells, or check the names of the genes.",
-        )
-    if (num_genes := int(cells.expressed.sum())) < FEWEST_GENES:
-        raise CorpusError(
-            f"The cells express {num_genes} known genes; a reference needs {FEWEST_GENES}.",
-            remedy="Give the whole expression of the cells, or check the names of the genes.",
-        )
+    cells = _usable(cells)
     names = np.asarray([str(label) for label in cells.labels])
     labels = tuple(map(str, np.unique(names)))
     codes = np.searchsorted(np.asarray(labels), names).astype(np.int64)
@@ -92,6 +82,22 @@ def build_reference(
     described |= {"space_scores": fitted.space_scores, "seed": seed}
     built = build_index(points, kind=index)
     return Reference(mapper, built, meta, some.expression, rows, measured, described)
+
+
+def _usable(cells: MapCells) -> MapCells:
+    """Return the cells that have a known gene; CorpusError if cells or genes are too few."""
+    cells = cells.take(np.flatnonzero(~cells.is_empty))
+    if len(cells.names) < FEWEST_CELLS:
+        raise CorpusError(
+            f"{len(cells.names)} labelled cells have a gene that is known; a reference needs {FEWEST_CELLS}.",
+            remedy="Give more cells, or check the names of the genes.",
+        )
+    if (num_genes := int(cells.expressed.sum())) < FEWEST_GENES:
+        raise CorpusError(
+            f"The cells express {num_genes} known genes; a reference needs {FEWEST_GENES}.",
+            remedy="Give the whole expression of the cells, or check the names of the genes.",
+        )
+    return cells
 
 
 def _plane(points: Float32, rows: npt.NDArray[np.int64]) -> Float64:

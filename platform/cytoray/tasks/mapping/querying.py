@@ -184,7 +184,7 @@ def map_query(
     )
     answered = np.diff(cells.values.indptr) > 0
     if (empty := int((~answered).sum())) > 0:
-        warnings.append(f"{empty} cells have no gene of the reference; their answers are null")
+        warnings.append(f"cells without a gene of the reference, whose answers are null: {empty}")
     if answered.any() and (share := float(mapped.unassigned[answered].mean())) > 0.3:
         warnings.append(
             f"{100 * share:.0f} % of the cells are unassigned: the query may be of another tissue or technology"

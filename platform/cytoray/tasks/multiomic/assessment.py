@@ -52,7 +52,9 @@ def run_assessment(config: AssessMultiomicConfig, pieces: Pieces) -> AssessedTas
     if config.model is not None:
         from cytoray.tasks.multiomic.embedding import add_embeddings
 
-        cells, query, used = add_embeddings(cells, query, config)
+        for each in (cells, query) if query is not None else (cells,):
+            _check(each)  # before all of them are embedded
+        cells, query, used = add_embeddings(cells, query, config, pieces=pieces)
     total = 1 if query is not None else num_splits(cells)
     with progress.stage("assess", total=total, unit="splits") as advance:
         found = assess_proteins(cells, Options(used, config.seed), query=query, pieces=pieces, advance=advance)
@@ -99,9 +101,10 @@ def assess_proteins(
     splits, sentence = _plan(cells, query, seed)
     pooled = Pooled.empty(scored)
     answers: list[SplitAnswers] = []
+    inputs = ", RNA" if cells.embeddings is None else ", RNA and embeddings"  # a model may be left out
     for split in splits:
         work = functools.partial(_answer_split, cells, scored, split, seed)
-        found, reused = pieces.compute(split.name, work, kinds=(SplitAnswers,))
+        found, reused = pieces.compute(f"{split.name}{inputs}", work, kinds=(SplitAnswers,))
         pooled.add(split, found)
         answers.append(found)
         advance(1, f"{split.name}: {found.chosen}", already=reused)

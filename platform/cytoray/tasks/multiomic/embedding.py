@@ -7,6 +7,7 @@ A multi-omic model that was trained on the cells has seen their proteins: it is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.tasks.multiomic.assess_config import AssessMultiomicConfig
 from cytoray.tasks.multiomic.paired import Float32, PairedCells, protein_word
 from cytoray.tasks.multiomic.transformer import MultiomicTransformer
+from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.features import RNA
 from cytoray.tokens.packed import PackedCells
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -70,13 +72,13 @@ class UsedModel:
 
 
 def add_embeddings(
-    cells: PairedCells, query: PairedCells | None, config: AssessMultiomicConfig
+    cells: PairedCells, query: PairedCells | None, config: AssessMultiomicConfig, *, pieces: Pieces | None = None
 ) -> tuple[PairedCells, PairedCells | None, UsedModel]:
     """Return the cells with their embeddings by the model that ``config`` names.
 
     Those of a multi-omic model are followed by the proteins that it predicts from RNA; it is left out, with a warning,
-    unless it is known not to have been trained on the cells. Cells without a gene that the model knows have the mean
-    embedding of the others.
+    unless it is known not to have been trained on the cells. Embeddings that are among the ``pieces`` are not computed
+    again. Cells without a gene that the model knows have the mean embedding of the others.
     """
     assert config.model is not None
     opened = open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
@@ -95,7 +97,9 @@ def add_embeddings(
             return replace(cells, warnings=(*cells.warnings, text)), query, replace(used, transformer=None)
     else:
         used = UsedModel(config.model)
-    found = [_embed(part, opened, transformer) for part in parts]
+    pieces = pieces or Pieces()
+    works = [functools.partial(_embed, part, opened, transformer) for part in parts]
+    found = [pieces.compute(f"embeddings {number}", work)[0] for number, work in enumerate(works)]
     if any(each is None for each in found):
         return cells, query, replace(used, transformer=None)
     return (
