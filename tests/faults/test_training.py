@@ -29,7 +29,7 @@ import cytoray
 from cytoray.training.checkpoint import latest_checkpoint
 from cytoray.training.commit import COMMIT, STATE
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(1500)]
 SOURCE = Path(cytoray.__file__).parent / "training"
 POINTS = sorted(
     {name for file in SOURCE.rglob("*.py") for name in re.findall(r'failpoint\("(\w+\.\w+)"\)', file.read_text())}

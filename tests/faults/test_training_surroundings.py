@@ -16,7 +16,7 @@ from training_process import EVERY, RUN, STEPS, Training, assert_equal
 from cytoray.tracking import sync
 from cytoray.training.checkpoint import latest_checkpoint
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(1500)]
 Start = Callable[..., Training]
 Outcome = Callable[[str, int, str], None]
 STORE_FAULTS = {

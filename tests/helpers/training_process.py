@@ -39,7 +39,7 @@ class Training:
 
     def result(self, code: int = 0) -> dict[str, Any]:
         """Wait for its end with this exit code; return its result."""
-        assert self.process.wait(240) == code, self.log[-3000:]
+        assert self.process.wait(900) == code, self.log[-3000:]
         found: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
         return found
 
