@@ -138,6 +138,22 @@ def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_th
         torch.testing.assert_close(average, (initial[name] + weights[name]) / 2)
 
 
+@pytest.mark.parametrize(("layers", "problem"), [(3, "this model has 2 layers"), (1, "starts from random weights")])
+def test_layers_that_cannot_be_frozen_are_refused_before_the_run_is_claimed(
+    layers: int, problem: str, pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream
+) -> None:
+    from cytoray.training.objectives import GenerativeObjective
+
+    config = pretrain_config("frozen", optimizer={"freeze_layers": layers})
+    vocabulary = GeneVocabulary.load_default()
+    model = config.model.build(vocabulary_size=vocabulary.size, num_labels=0)
+    objective = GenerativeObjective(config.objective, vocabulary.pad_id)
+    with pytest.raises(ConfigError, match=problem):
+        run_training(TrainingSpec(config, stream, model, vocabulary.pad_id, objective))
+    assert not storage.exists(storage.join(config.store, "runs", "frozen", "RUN.json"))
+    assert not (Path(config.store) / "runs" / "frozen").exists()
+
+
 def test_workers_must_be_able_to_share_the_minibatches_evenly(pretrain_config: Callable[..., PretrainConfig]) -> None:
     from mixed_objective import MixedObjective  # here: workers load this file, and not the helpers
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -140,9 +138,10 @@ def import_(
     """Convert a public scGPT checkpoint into a bundle; reports each tensor and runs no code from the files."""
     from cytoray.model.bundle import save_bundle
     from cytoray.model.public_checkpoint import load_public_checkpoint
+    from cytoray.tasks.attaching import local_folder
 
     fields, names = _fields(overrides), _names(label, labels)
-    with _local(folder) as path:
+    with local_folder(folder) as path:
         checkpoint = load_public_checkpoint(path, overrides=fields, allow_missing=allow_missing)
     digest = save_bundle(checkpoint.to_bundle(names), out)
     typer.echo(checkpoint.report.text())
@@ -173,19 +172,6 @@ def export(
     conditions = ["conditions.json"] if opened.bundle.conditions is not None else []
     if left_out := [*conditions, *opened.bundle.attachments]:
         typer.echo(f"scGPT's layout has no place for {', '.join(left_out)}: not written", err=True)
-
-
-@contextmanager
-def _local(uri: str) -> Iterator[Path]:
-    """Yield the folder itself, or a temporary local copy of it."""
-    from cytoray import storage
-
-    if not storage.is_remote(uri):
-        yield storage.local_path(uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="cytoray-") as folder:
-        storage.download_folder(uri, Path(folder) / "copy")
-        yield Path(folder) / "copy"
 
 
 def _fields(overrides: Sequence[str]) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class CorpusStream:
         uri = corpus_uri(self.store, self.manifest.name)
 
         def read(file: CellFileRecord) -> PackedCells:
+            """Read the group of one file of the shard."""
             return open_shard(storage.join(uri, file.key), file).read_group(group)
 
         cells, translation = read(record), self.options.translation

@@ -67,6 +67,7 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
     """
     config, digest = spec.config, spec.stream.manifest.digest
     _check_minibatches(spec)
+    _check_frozen(spec)
     record = claim_run(config, digest, initial_digest=spec.initial_digest)
     if (result := find_result(config, digest)) is not None:
         return result
@@ -91,6 +92,23 @@ def _check_minibatches(spec: TrainingSpec) -> None:
                 remedy=f"Use a multiple of {size * num_workers}, or change workers.num_workers.",
                 key="train.cells_per_step",
             )
+
+
+def _check_frozen(spec: TrainingSpec) -> None:
+    """Raise ConfigError if more layers are to be frozen than the model has, or layers of random weights."""
+    wanted, num_layers = spec.config.optimizer.freeze_layers, spec.model.num_layers
+    if wanted > num_layers:
+        raise ConfigError(
+            f"optimizer.freeze_layers is {wanted}, and this model has {num_layers} layers.",
+            remedy=f"Use {num_layers} or less.",
+            key="optimizer.freeze_layers",
+        )
+    if wanted and spec.initial is None:
+        raise ConfigError(
+            f"optimizer.freeze_layers is {wanted}, but the run starts from random weights.",
+            remedy="Leave it out: only layers of a trained model can be frozen.",
+            key="optimizer.freeze_layers",
+        )
 
 
 def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: progress.Advance) -> Done:
