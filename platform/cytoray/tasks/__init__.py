@@ -52,6 +52,15 @@ TASKS: dict[str, TaskSpec] = {
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
         offline=TaskOffline("annotate", "Annotate the cells of files offline, as the service does."),
     ),
+    "regression": TaskSpec(
+        "regression",
+        learning=TaskStage(
+            "finetune-regression",
+            "Fine-tune a model to predict a number of each cell.",
+            config=Lazy("cytoray.tasks.regression.config", "FinetuneRegressionConfig"),
+            run=Lazy("cytoray.tasks.regression.learning", "run_finetuning"),
+        ),
+    ),
     "integration": TaskSpec(
         "integration",
         learning=TaskStage(
