@@ -74,6 +74,12 @@ TASKS: dict[str, TaskSpec] = {
             config=Lazy("cytoray.tasks.integration.assess_config", "AssessIntegrationConfig"),
             run=Lazy("cytoray.tasks.integration.assessment", "run_assessment"),
         ),
+        endpoint=Lazy("cytoray.tasks.integration.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "integration",
+            "Folder or s3:// prefix of an integration, as `cytoray integrate --model-out` writes it.",
+            collect=Lazy("cytoray.tasks.integration.attached", "collect_integration"),
+        ),
     ),
     "mapping": TaskSpec(
         "mapping",
