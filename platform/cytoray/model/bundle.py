@@ -28,6 +28,7 @@ from cytoray.model.bundle_files import (
 )
 from cytoray.model.conditions import Conditions
 from cytoray.model.config import ModelConfig
+from cytoray.model.targets import HEAD, REGRESSION
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.features import FeatureTokens, feature_token, find_features
 from cytoray.tokens.inference import DRAWN, InferenceConfig
@@ -70,6 +71,11 @@ class ModelBundle:
     def __post_init__(self) -> None:
         _check_fit(self.model.config, vocabulary=self.vocabulary, labels=self.labels, conditions=self.conditions)
         check_attachment_names(self.attachments)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels that the model chooses among; empty if it has no head, or one that predicts numbers."""
+        return () if self.lineage.get(HEAD) == REGRESSION else self.labels
 
     def tokenizer(self) -> CellTokenizer:
         """Tokenizer of genes for inference: of the panel, if the model has one."""

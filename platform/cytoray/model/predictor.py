@@ -29,7 +29,7 @@ class Predictions:
     """Predictions for C cells, in their order."""
 
     embeddings: Float32  # (C, D), L2-normalised
-    probabilities: Float32 | None  # (C, K), rows sum to 1; None if the bundle has no labels
+    probabilities: Float32 | None  # (C, K), rows sum to 1; None if the bundle has no classes
     labels: tuple[str, ...]  # names of the K columns
     doubts: Doubts | None = None  # of a bundle with an annotator
 
@@ -95,7 +95,7 @@ class CellPredictor:
         """
         if self._empty_cells == "error":
             _refuse_empty_cells(cells)
-        model, labels, tokenizer = self._bundle.model.eval(), self._bundle.labels, self._tokenizer
+        model, labels, tokenizer = self._bundle.model.eval(), self._bundle.classes, self._tokenizer
         embeddings = np.full((cells.num_cells, model.config.width), np.nan, np.float32)
         probabilities = np.full((cells.num_cells, model.config.num_labels), np.nan, np.float32)
         packed = tokenizer.pack(cells)

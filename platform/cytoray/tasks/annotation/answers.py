@@ -77,7 +77,7 @@ class Annotations:
 
 def check_labels(model: ServedModel) -> None:
     """Raise RequestError if the model has no labels."""
-    if not model.bundle.labels:
+    if not model.bundle.classes:
         raise RequestError(
             f"Model {model.info.name} version {model.info.version} was not trained to label cells.",
             remedy="Use /v1/embed, or serve a model fine-tuned for annotation.",

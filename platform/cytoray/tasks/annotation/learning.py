@@ -9,13 +9,13 @@ from typing import Any
 from cytoray import progress, storage
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
-from cytoray.errors import ConfigError, CorpusError, ModelError
+from cytoray.errors import ConfigError, CorpusError
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tasks.annotation.evaluation import held_out_stability
 from cytoray.tasks.annotation.fitting import AttachAnnotator
-from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
+from cytoray.tasks.starting import inherited_tokenizer, refuse_conditions, translate_corpus
 from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.labels import missing_spellings_warning
 from cytoray.training.export import ExportSpec, export_bundles
@@ -49,7 +49,7 @@ def finetune(
         config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
     )
     pretrained = opened.bundle
-    _refuse_conditions(opened)
+    refuse_conditions(opened, purpose="fine-tuning for annotation")
     config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
     options = replace(options, translation=translate_corpus(opened))
@@ -94,15 +94,6 @@ def read_label_tree(uri: str) -> LabelTree:
     except UnicodeDecodeError as error:
         problem = f"label_tree: {uri} is not UTF-8 text."
         raise ConfigError(problem, remedy="Save it as CSV.", key="label_tree") from error
-
-
-def _refuse_conditions(opened: OpenedModel) -> None:
-    """Raise ModelError for a model whose tokens need more than genes and values."""
-    if needed := opened.bundle.model.config.needed_conditions:
-        raise ModelError(
-            f"{opened.uri} needs {' and '.join(needed)} for each cell, which fine-tuning for annotation does not give.",
-            remedy="Start from a model of genes and values, such as the pretrained ones.",
-        )
 
 
 def initial_weights(opened: OpenedModel, *, labels: tuple[str, ...]) -> InitialModel:
