@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cytoray.stages.annotate import annotate
     from cytoray.stages.assess import assess
     from cytoray.stages.integrate import integrate
+    from cytoray.stages.networks import infer_networks
     from cytoray.tasks.multiomic.protein_model import ProteinModel
     from cytoray.tasks.multiomic.transformer import MultiomicTransformer
 
@@ -19,6 +20,7 @@ _OFFERED = {
     "ProteinModel": "cytoray.tasks.multiomic.protein_model",
     "annotate": "cytoray.stages.annotate",
     "assess": "cytoray.stages.assess",
+    "infer_networks": "cytoray.stages.networks",
     "integrate": "cytoray.stages.integrate",
     "scGPT": "cytoray.api",
     "scGPTConfig": "cytoray.api",
@@ -29,6 +31,7 @@ __all__ = [
     "ProteinModel",
     "annotate",
     "assess",
+    "infer_networks",
     "integrate",
     "scGPT",
     "scGPTConfig",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import assess, corpora, genes, integrate, models, proteins, reference, train
+from cytoray.cli import assess, corpora, genes, integrate, models, networks, proteins, reference, train
 from cytoray.cli.common import (
     EXIT_CODES,
     AsJson,
@@ -43,6 +43,7 @@ _GROUPS = {
     "assess": assess.app,
     "proteins": proteins.app,
     "reference": reference.app,
+    "networks": networks.app,
     "config": config_app,
     "tracking": tracking_app,
 }

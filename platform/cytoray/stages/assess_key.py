@@ -14,6 +14,7 @@ from cytoray.corpus.readers.problems import UnreadableError
 from cytoray.errors import NotFoundError, StorageError
 from cytoray.registry.opening import find_digest
 from cytoray.tasks.assessing import AssessConfig
+from cytoray.tasks.networks.config import InferNetworksConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class AssessmentKey:
     model_digest: str | None
 
 
-def find_key(task: str, config: AssessConfig) -> AssessmentKey:
+def find_key(task: str, config: AssessConfig | InferNetworksConfig) -> AssessmentKey:
     """Read the inputs that ``config`` names and return the key; local files are hashed, which takes a second per GB.
 
     Raises NotFoundError, TrainingError or RegistryError for an unknown model. A missing file of cells is left to its
