@@ -19,6 +19,7 @@ from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import Pooling
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.collator import collate_cells
+from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.packed import PackedCells, unpack
 
 Float32 = npt.NDArray[np.float32]
@@ -32,6 +33,7 @@ class Predictions:
     probabilities: Float32 | None  # (C, K), rows sum to 1; None if the bundle has no classes
     labels: tuple[str, ...]  # names of the K columns
     doubts: Doubts | None = None  # of a bundle with an annotator
+    tree: LabelTree | None = None  # of the labels
 
     def take(self, rows: slice) -> Predictions:
         """Return the predictions for some of the cells."""
@@ -84,7 +86,7 @@ class CellPredictor:
         self._batch_tokens = batch_tokens
         self._pooling = pooling
         self._empty_cells = empty_cells
-        self._tokenizer = bundle.tokenizer()
+        self._tokenizer, self._tree = bundle.tokenizer(), bundle.label_tree
 
     def predict(
         self, cells: SparseCells | PackedCells, *, advance: Callable[[int], object] = lambda cells: None
@@ -115,7 +117,7 @@ class CellPredictor:
                 advance(len(rows))
         if not labels:
             return Predictions(embeddings, None, labels)
-        return self._labelled(Predictions(embeddings, probabilities, labels), cells, filled)
+        return self._labelled(Predictions(embeddings, probabilities, labels, tree=self._tree), cells, filled)
 
     def _labelled(
         self, found: Predictions, cells: SparseCells | PackedCells, filled: npt.NDArray[np.int64]

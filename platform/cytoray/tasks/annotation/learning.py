@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cytoray import progress, storage
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import ConfigError, CorpusError
+from cytoray.model.bundle import LABEL_TREE, Attachment, ModelBundle
+from cytoray.model.bundle_files import canonical
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.annotation.config import FinetuneConfig
@@ -63,23 +65,40 @@ def finetune(
         logger.warning(warning)
     model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
     pad_id = pretrained.vocabulary.pad_id
-    objective = ClassificationObjective(pad_id, below_labels(config, stream.labels))
+    tree = None if config.label_tree is None else read_label_tree(config.label_tree)
+    objective = ClassificationObjective(pad_id, below_labels(config, tree, stream.labels))
     held_out = open_held_out(options, config, like=stream)
     initial = initial_weights(opened, labels=stream.labels)
     result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
     spec = ExportSpec(model, pretrained.vocabulary, stream.labels, parent=opened.digest)
+    if tree is not None:
+        spec = replace(spec, convert=AttachTree(tree))
     if config.annotator:
         spec = replace(spec, complete=AttachAnnotator(config, stream.labels))
     return result, export_bundles(config, result, spec)
 
 
-def below_labels(config: FinetuneConfig, labels: tuple[str, ...]) -> tuple[tuple[bool, ...], ...] | None:
-    """Read which labels lie below others, (K, K) of ``LabelTree.below``; None without a tree of these labels."""
-    if config.label_tree is None:
+@dataclass(frozen=True)
+class AttachTree:
+    """Attaches the label tree to a bundle, so that its answers can name what several labels have in common."""
+
+    tree: LabelTree
+
+    def __call__(self, bundle: ModelBundle) -> ModelBundle:
+        """Return the bundle with the tree."""
+        attachment = Attachment(canonical(dict(self.tree.parents)))
+        return replace(bundle, attachments={**bundle.attachments, LABEL_TREE: attachment})
+
+
+def below_labels(
+    config: FinetuneConfig, tree: LabelTree | None, labels: tuple[str, ...]
+) -> tuple[tuple[bool, ...], ...] | None:
+    """Return which labels lie below others, (K, K) of ``LabelTree.below``; None without a tree of these labels."""
+    if tree is None:
         return None
-    below = read_label_tree(config.label_tree).below(labels)
+    below = tree.below(labels)
     if below.sum() == len(labels):
-        logger.warning("%s puts no label of the corpus below another, so it changes nothing", config.label_tree)
+        logger.warning("%s puts no label of the corpus below another, so training does not change", config.label_tree)
         return None
     return tuple(map(tuple, below.tolist()))
 
