@@ -105,6 +105,14 @@ TASKS: dict[str, TaskSpec] = {
             collect=Lazy("cytoray.tasks.multiomic.attached", "collect_proteins"),
         ),
     ),
+    "perturbation": TaskSpec(
+        "perturbation",
+        assessment=TaskAssessment(
+            "Assess the prediction of perturbations: the mean of the known ones, and an operator that contains it.",
+            config=Lazy("cytoray.tasks.perturbation.assess_config", "AssessPerturbationConfig"),
+            run=Lazy("cytoray.tasks.perturbation.assessment", "run_assessment"),
+        ),
+    ),
 }
 
 
