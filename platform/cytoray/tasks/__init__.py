@@ -112,6 +112,12 @@ TASKS: dict[str, TaskSpec] = {
             config=Lazy("cytoray.tasks.perturbation.assess_config", "AssessPerturbationConfig"),
             run=Lazy("cytoray.tasks.perturbation.assessment", "run_assessment"),
         ),
+        endpoint=Lazy("cytoray.tasks.perturbation.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "perturbations",
+            "Folder or s3:// prefix of a perturbation model, as `cytoray perturbations fit` writes it.",
+            collect=Lazy("cytoray.tasks.perturbation.attached", "collect_perturbations"),
+        ),
     ),
 }
 

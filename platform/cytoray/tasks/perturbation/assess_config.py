@@ -14,6 +14,7 @@ PERTURBATION_KEY = (
     "in obsm."
 )
 GENE_SETS = "A .gmt file (path or s3://…) of gene sets that are used beside the packaged ones; repeatable."
+SCREEN = "File of another screen with the same columns, whose effects are known; repeatable."
 
 
 class AssessPerturbationConfig(AssessConfig):
@@ -32,9 +33,7 @@ class AssessPerturbationConfig(AssessConfig):
         "leave-target-out", description="What is held out: perturbed genes, or cell types."
     )
     gene_sets: tuple[Location, ...] = Field((), description=GENE_SETS)
-    screen: tuple[Location, ...] = Field(
-        (), description="File of another screen with the same columns, whose effects are known; repeatable."
-    )
+    screen: tuple[Location, ...] = Field((), description=SCREEN)
     model: str | None = Field(
         None,
         description="Model whose vectors of genes are used as well: a bundle or public checkpoint, run:NAME or "
