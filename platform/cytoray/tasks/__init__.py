@@ -134,6 +134,20 @@ TASKS: dict[str, TaskSpec] = {
             collect=Lazy("cytoray.tasks.multiomic.attached", "collect_proteins"),
         ),
     ),
+    "perturbation": TaskSpec(
+        "perturbation",
+        assessment=TaskAssessment(
+            "Assess the prediction of perturbations: the mean of the known ones, and an operator that contains it.",
+            config=Lazy("cytoray.tasks.perturbation.assess_config", "AssessPerturbationConfig"),
+            run=Lazy("cytoray.tasks.perturbation.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.perturbation.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "perturbations",
+            "Folder or s3:// prefix of a perturbation model, as `cytoray perturbations fit` writes it.",
+            collect=Lazy("cytoray.tasks.perturbation.attached", "collect_perturbations"),
+        ),
+    ),
 }
 
 

@@ -47,7 +47,8 @@ def agreement(cells: PerturbedCells, mask: Bools, *, seed: int) -> Float64:
     for number in range(NUM_SPLITS):
         first, second = split_effects(cells, seed=seed + number)
         found.append(pearson_delta(first.deltas, second.deltas, mask))
-    return np.mean(found, axis=0)
+    means: Float64 = np.mean(found, axis=0)
+    return means
 
 
 def crossed_halves(cells: PerturbedCells, mask: Bools, *, seed: int) -> tuple[Half, Half]:

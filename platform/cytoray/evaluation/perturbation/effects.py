@@ -152,7 +152,8 @@ def _used(cells: PerturbedCells, num_batches: int) -> npt.NDArray[np.bool_]:
     counts = np.bincount(pairs[perturbed], minlength=len(cells.names) * num_batches).reshape(-1, num_batches)
     few_PB = counts < FEWEST_IN_BATCH
     few_PB[(few_PB | (counts == 0)).all(axis=1)] = False
-    return perturbed & ~few_PB[np.maximum(cells.codes, 0), cells.groups]
+    found: npt.NDArray[np.bool_] = perturbed & ~few_PB[np.maximum(cells.codes, 0), cells.groups]
+    return found
 
 
 def _means(values: sparse.csr_matrix, codes: Int64, num: int) -> tuple[Float64, npt.NDArray[np.bool_]]:

@@ -112,7 +112,7 @@ def choose(kernels: Kernels, effects: Effects, weights: Float64) -> Choice:
         held_out, confidence = search.predictions(setting)
         few = f"{len(effects.names)} perturbations are too few to choose" if views else "no view knows two targets"
         return Choice(setting, held_out, confidence, errors, f"{few}: {setting}")
-    tried = {(name,): search.best((name,)) for name in views}
+    tried: dict[tuple[str, ...], tuple[Setting, float]] = {(name,): search.best((name,)) for name in views}
     tried[tuple(views)] = search.best(tuple(views))
     errors |= {" + ".join(names): found[1] for names, found in tried.items()}
     setting, error = min(tried.values(), key=lambda found: found[1])
@@ -134,7 +134,8 @@ def fit(setting: Setting, kernels: Kernels, effects: Effects) -> Fitted:
     """Fit the operator to the known effects."""
     weights = effects.reliability
     mean = (weights[:, None] * effects.deltas).sum(axis=0) / weights.sum()
-    inverse = np.linalg.inv(_with_ridge(joined(kernels, setting.views, size=len(weights)), setting.ridge, weights))
+    kernel = joined(kernels, setting.views, size=len(weights))
+    inverse: Float64 = np.linalg.inv(_with_ridge(kernel, setting.ridge, weights)).astype(np.float64)
     centred = effects.deltas - mean
     basis = None if setting.rank is None else components(centred, setting.rank)
     return Fitted(setting, mean, inverse @ centred, inverse, basis)

@@ -102,7 +102,7 @@ def view_of_coexpression(name: str, genes: Sequence[str], expression: sparse.csr
     """
     values = np.asarray(expression.todense(), np.float64)
     spread = values.std(axis=0)
-    kept = np.flatnonzero(spread > _TINY)
+    kept = np.flatnonzero(spread > _TINY).tolist()
     if len(kept) < 2 or len(values) < 3:
         return View(name, (), sparse.csr_matrix((0, 0)))
     standard = (values[:, kept] - values[:, kept].mean(axis=0)) / spread[kept]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.evaluation.perturbation.effects import Effects
-from cytoray.evaluation.perturbation.operator import Choice, Fitted, Setting, choose, fit, joined
+from cytoray.evaluation.perturbation.operator import Choice, Fitted, Setting, choose, fit, joined, left_out_means
 from cytoray.evaluation.perturbation.significance import error_weights, t_scores
 from cytoray.evaluation.perturbation.views import View
 
@@ -160,7 +160,9 @@ def fit_targets(
     for row, target in enumerate(targets):
         mask[row, _columns(symbols, (target,))] = False
     kernels = {name: view.similarity(targets, targets) for name, view in views.items()}
-    choice = choose(kernels, some, error_weights(t_scores(some), mask))
+    # That a target is lost itself says nothing about others: its own gene is taken as in the others.
+    usual = replace(some, deltas=np.where(mask, some.deltas, left_out_means(some)))
+    choice = choose(kernels, usual, error_weights(t_scores(some), mask))
     weights = some.reliability[:, None]
     model = TargetModel(
         symbols=symbols,
@@ -169,11 +171,11 @@ def fit_targets(
         parts=tuple(parts),
         views=views,
         singles=singles,
-        fitted=fit(choice.setting, kernels, some),
+        fitted=fit(choice.setting, kernels, usual),
         half_width=_half_width(some.deltas - choice.held_out, mask),
         own_ratio=_own_ratio(some, symbols, targets),
         pairs=None,
-        estimates=weights * some.deltas + (1 - weights) * choice.held_out,
+        estimates=np.where(mask, weights * some.deltas + (1 - weights) * choice.held_out, some.deltas),
     )
     return FittedTargets(replace(model, pairs=_fit_pairs(model)), choice)
 

@@ -14,7 +14,8 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 
 # STAT2g1, STAT2_g1, sgSTAT2-1, STAT2_sg2, STAT2-1, STAT2.3, MRPL9_TSS, ATF4_P1P2
 _GUIDE = re.compile(
-    r"^(?:sg[-_]?)?(?P<stem>.+?)(?:[-_. ]?(?:sg|g|guide)[-_. ]?\d+|[-_.]\d{1,2}|[-_.](?:TSS\d?|P1P2|P1|P2))$",
+    r"^(?:sg[-_]?)?(?P<stem>.+?)"
+    r"(?:[-_. ]?(?:sgRNA|gRNA|sg|g|guide)[-_. ]?\d+|[-_.]\d{1,2}|[-_.](?:TSS\d?|P1P2|P1|P2))$",
     re.IGNORECASE,
 )
 _SEQUENCE = re.compile(r"[ACGT]{17,24}", re.IGNORECASE)

@@ -33,7 +33,7 @@ def read_screen(cells: Any, columns: Columns) -> Screen:
     uri = str(cells)
     with open_source(SourceConfig(uri=uri)) as reader:
         is_table = columns.perturbation not in reader.obs and f"obsm/{columns.perturbation}" in reader.modality_names
-        check_columns(columns, list(reader.obs), list(reader.modality_names), uri=uri)
+        check_columns(columns, list(map(str, reader.obs)), list(reader.modality_names), uri=uri)
     modalities = (ModalityConfig(name="guides", matrix=f"obsm/{columns.perturbation}"),) if is_table else ()
     with open_source(SourceConfig(uri=uri, modalities=modalities)) as reader:
         rna = read_rna_of(reader)

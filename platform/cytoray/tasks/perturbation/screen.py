@@ -144,7 +144,7 @@ def build_screen(
         frozenset(part for each in parts for part in each) & named.genes,
         uri,
         columns.control,
-        None if cell_types is None else tuple(cell_types[row] for row in kept),
+        None if cell_types is None else tuple(cell_types[row] for row in kept.tolist()),
         facts={"left_out": dict(named.left_out), "num_controls": num_controls},
     )
     return replace(found, warnings=(*notes, *_doubts(found)))
