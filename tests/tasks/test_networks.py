@@ -19,6 +19,7 @@ from cytoray import failpoints
 from cytoray.cli.main import app
 from cytoray.errors import ConfigError, ConflictError, CorpusError, DigestError, NotFoundError
 from cytoray.failpoints import FailpointError
+from cytoray.stages.job import run_stage
 from cytoray.tasks.networks.differences import compare_groups
 from cytoray.tasks.networks.network import GeneNetwork, load_network
 from cytoray.tasks.networks.reading import read_known_edges
@@ -215,3 +216,10 @@ def test_tables_of_known_edges(tmp_path: Path) -> None:
 def test_blocks_by_ray_are_the_same(data: Path, network: GeneNetwork, ray_cluster: None, tmp_path: Path) -> None:
     found = infer(data, tmp_path / "out", run_on="ray")
     pd.testing.assert_frame_equal(found.edges, network.edges)
+
+
+def test_a_job_infers(data: Path, network: GeneNetwork) -> None:
+    options = [f"{name}={value}" for name, value in {**SMALL, "out": data.parent / "network"}.items()]
+    config = Path(__file__).parents[2] / "configs" / "networks" / "infer.yaml"
+    found = run_stage("infer-networks", config, overrides=[f"data={data}", *options], num_cpus=1)
+    assert found["num_edges"] == len(network.edges)
