@@ -27,7 +27,7 @@ _INFER = (
 def _infer(config: InferNetworksConfig, as_json: bool) -> None:
     """Infer the network and print its size, its strongest edges and its warnings."""
     from cytoray import storage
-    from cytoray.stages.networks import run_inference
+    from cytoray.stages.networks import run_inference, summarise
     from cytoray.tasks.networks.network import PAGE, edge_rows
 
     network = run_inference(config)
@@ -35,9 +35,7 @@ def _infer(config: InferNetworksConfig, as_json: bool) -> None:
         f"{group}: {_text(edge)}" for group in network.groups for edge in edge_rows(network.group_edges(group).head(5))
     ]
     size = f"{len(network.tfs):,} factors, {len(network.targets):,} targets, {len(network.edges):,} edges"
-    about = {key: value for key, value in network.about.items() if key not in ("tfs", "targets", "programs", "files")}
-    answer = {**about, "out": config.out, "num_tfs": len(network.tfs), "num_targets": len(network.targets)}
-    answer |= {"num_edges": len(network.edges), "num_programs": len(network.programs)}
+    answer = summarise(network, config)
     found = [*lines, *network.about["warnings"], f"{size}, {len(network.programs)} programs"]
     print_answer(answer, [*found, storage.join(config.out, PAGE)], as_json=as_json)
 

@@ -53,3 +53,11 @@ def run_inference(config: InferNetworksConfig) -> GeneNetwork:
     save_network(network, config.out, page=render_network(network))
     pieces.remove()
     return network
+
+
+def summarise(network: GeneNetwork, config: InferNetworksConfig) -> dict[str, Any]:
+    """Return what is printed of a network: sizes, weights of evidence, settings and warnings."""
+    long = ("tfs", "targets", "programs", "files")
+    about = {key: value for key, value in network.about.items() if key not in long}
+    sizes = {"num_tfs": len(network.tfs), "num_targets": len(network.targets), "num_edges": len(network.edges)}
+    return {**about, "out": config.out, **sizes, "num_programs": len(network.programs)}

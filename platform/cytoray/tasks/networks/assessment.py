@@ -34,7 +34,7 @@ from cytoray.tasks.networks.candidates import CORRELATION, TREES
 from cytoray.tasks.networks.config import InferNetworksConfig
 from cytoray.tasks.networks.inference import prepare_work
 from cytoray.tasks.networks.judging import FEWEST_FACTORS, Product, judge_known, judge_screen, leave_factors_out
-from cytoray.tasks.networks.screen import read_screen
+from cytoray.tasks.networks.screen import read_screen, screen_genes
 from cytoray.tasks.networks.truth import known_of
 from cytoray.tasks.pieces import Pieces
 
@@ -49,7 +49,8 @@ def run_assessment(config: AssessNetworksConfig, pieces: Pieces) -> AssessedTask
     inference = config.inference()
     # Knocked-out cells of the screen itself are what is scored.
     is_own = config.screen is not None and config.screen == config.data
-    prepared = prepare(inference, only=(config.perturbation_key, config.control) if is_own else None)
+    also = [] if config.screen is None else screen_genes(config.screen)  # they are what can be scored
+    prepared = prepare(inference, only=(config.perturbation_key, config.control) if is_own else None, also=also)
     known = None if config.truth is None else known_of(config.truth, prepared.candidates, confidence=config.confidence)
     if known is not None and len(known.scored) < FEWEST_FACTORS:
         raise CorpusError(

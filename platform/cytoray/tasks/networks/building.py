@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,11 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(config: InferNetworksConfig, *, only: tuple[str, str] | None = None) -> Prepared:
+def prepare(config: InferNetworksConfig, *, only: tuple[str, str] | None = None, also: Sequence[str] = ()) -> Prepared:
     """Read the cells and choose the genes; raises CorpusError or ConfigError for what cannot be used.
 
-    ``only``: a column of obs and its value, such as perturbation and control, of the cells that are used.
+    ``only``: a column of obs and its value, such as perturbation and control, of the cells that are used. ``also``:
+    genes that are targets however little they vary.
     """
     key = config.groups if only is None else only[0]
     data = read_network_data(config.data, group_key=key, max_cells=config.max_cells, seed=config.seed)
@@ -64,7 +65,7 @@ def prepare(config: InferNetworksConfig, *, only: tuple[str, str] | None = None)
     tfs = read_factors(config.tfs, data.genes)
     cells = prepare_cells(data.values, log_normalised=data.log_normalised)
     candidates, warnings = choose_candidates(
-        data, cells, tfs, num_targets=config.num_targets, min_share=config.min_share
+        data, cells, tfs, num_targets=config.num_targets, min_share=config.min_share, also=also
     )
     return Prepared(data, cells, candidates, (*data.warnings, *warnings))
 

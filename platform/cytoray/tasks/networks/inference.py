@@ -94,11 +94,18 @@ class Work:
 
 
 def choose_candidates(
-    data: NetworkData, cells: NetworkCells, tfs: Sequence[str], *, num_targets: int, min_share: float
+    data: NetworkData,
+    cells: NetworkCells,
+    tfs: Sequence[str],
+    *,
+    num_targets: int,
+    min_share: float,
+    also: Sequence[str] = (),
 ) -> tuple[Candidates, list[str]]:
     """Choose the genes of a network: factors and targets that enough cells express, and warnings.
 
-    Targets are the most variable genes, given their mean. Raises CorpusError without any factor or without targets.
+    Targets are the most variable genes, given their mean, and those of ``also`` that are expressed. Raises CorpusError
+    without any factor or without targets.
     """
     expressed = cells.shares >= max(min_share, 3 / cells.num_cells)
     expressed &= cells.deviations > 0
@@ -110,12 +117,11 @@ def choose_candidates(
             "cells.",
             remedy="Lower --min-share, or name factors that are expressed with --tfs.",
         )
-    targets = np.flatnonzero(expressed)
+    targets = _most_variable(cells, np.flatnonzero(expressed), num_targets)
+    kept_too = set(also)
+    added = [column for column in np.flatnonzero(expressed).tolist() if data.genes[column] in kept_too]
+    targets = np.union1d(targets, added).astype(np.int64)
     warnings = []
-    if len(targets) > num_targets:
-        counts = sparse.csr_matrix(cells.expression[:, targets])
-        counts.data = np.expm1(counts.data)
-        targets = targets[most_variable(standardised_variances(counts), num_targets)]
     if len(targets) < FEWEST_TARGETS:
         raise CorpusError(
             f"{data.uri}: {len(targets)} genes are expressed by {100 * min_share:g} % of the cells.",
@@ -125,6 +131,15 @@ def choose_candidates(
         warnings.append(f"{len(tf_columns)} factors and {len(targets)} targets are few: ranks among them say little")
     names = [tuple(data.genes[column] for column in columns) for columns in (tf_columns, targets)]
     return Candidates(names[0], names[1], tf_columns, targets), warnings
+
+
+def _most_variable(cells: NetworkCells, columns: Int64, num: int) -> Int64:
+    """Return the ``num`` most variable genes of some, given their mean."""
+    if len(columns) <= num:
+        return columns
+    counts = sparse.csr_matrix(cells.expression[:, columns])
+    counts.data = np.expm1(counts.data)
+    return columns[most_variable(standardised_variances(counts), num)]
 
 
 def prepare_work(cells: NetworkCells, candidates: Candidates, options: WorkOptions) -> Work:

@@ -37,6 +37,12 @@ class KnockedOut:
         return np.asarray(np.abs(self.changes) > LARGE)
 
 
+def screen_genes(uri: str) -> list[str]:
+    """Return the names of the genes that a screen measured."""
+    with open_source(SourceConfig(uri=uri)) as reader:
+        return list(reader.gene_names)
+
+
 def read_screen(uri: str, candidates: Candidates, *, key: str, control: str) -> tuple[list[KnockedOut], list[str]]:
     """Return the effects of the knock-outs of factors of a network, and warnings about factors that say nothing.
 
