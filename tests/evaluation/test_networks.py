@@ -91,14 +91,13 @@ def test_trees_find_the_planted_factor_and_do_not_depend_on_the_block(cells: Net
     np.testing.assert_array_equal(part, whole[:, some])
 
 
-def test_percentiles_are_ranks_among_both_kinds_of_rivals() -> None:
+def test_percentiles_are_ranks_among_the_targets_of_a_factor() -> None:
     rng = np.random.default_rng(0)
     values, valid = rng.normal(size=(4, 6)).astype(np.float32), np.ones((4, 6), bool)
     valid[0, 1] = False
     found = percentiles(values, valid)
-    row, column = values[2], values[:, 3]
-    expected = ((stats.rankdata(row)[3] - 0.5) / 6 + (stats.rankdata(column)[2] - 0.5) / 4) / 2
-    assert found[2, 3] == pytest.approx(expected)
+    np.testing.assert_allclose(found[2], (stats.rankdata(values[2]) - 0.5) / 6, atol=1e-6)
+    np.testing.assert_allclose(found[0, 2:], (stats.rankdata(values[0][valid[0]])[1:] - 0.5) / 5, atol=1e-6)
     assert found[0, 1] == 0
     ties = percentiles(np.zeros((4, 6), np.float32), np.ones((4, 6), bool))
     np.testing.assert_allclose(ties, 0.5)

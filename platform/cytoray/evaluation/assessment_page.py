@@ -20,7 +20,7 @@ LEGEND = (
     "cytoray; ceiling: the best that the data allow, if it is known. The difference is product minus baseline on the "
     "same cells, a 90 % bootstrap interval: win if all of it is above 0, loss if below, otherwise tie."
 )
-TITLES = {"multiomic": "Proteins predicted from RNA"}
+TITLES = {"multiomic": "Proteins predicted from RNA", "networks": "Gene networks"}
 WORDS = {
     "macro_f1": "macro F1", "unseen_auroc": "AUROC of unseen types", "positive_auroc": "AUROC of positive cells",
     "avg_bio": "AvgBIO", "avg_batch": "AvgBATCH", "total": "Total", "bras": "BRAS", "ilisi": "iLISI", "clisi": "cLISI",
@@ -28,7 +28,9 @@ WORDS = {
     "asw_label": "ASW of labels", "asw_batch": "ASW of batches",
     "nmi_kmeans": "NMI of k-means", "ari_kmeans": "ARI of k-means", "pearson": "Pearson", "rmse": "RMSE",
     "within_type_pearson": "Pearson within types", "worst_protein_pearson": "Pearson of the worst protein",
-    "spearman": "Spearman",
+    "spearman": "Spearman", "factor_auroc": "AUROC of a factor's targets (median)",
+    "early_precision_ratio": "early precision / random", "precision_ratio": "AUPRC / random",
+    "half_overlap": "Jaccard of two halves", "knock_out_auroc": "AUROC of knock-outs",
 }  # fmt: skip
 _NONE = "-"
 

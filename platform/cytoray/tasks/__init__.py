@@ -97,6 +97,20 @@ TASKS: dict[str, TaskSpec] = {
         ),
     ),
     "genes": TaskSpec("genes", endpoint=Lazy("cytoray.tasks.genes.answers", "ENDPOINT")),
+    "networks": TaskSpec(
+        "networks",
+        assessment=TaskAssessment(
+            "Assess gene networks: depth-corrected correlation, and evidence of several kinds that contains it.",
+            config=Lazy("cytoray.tasks.networks.assess_config", "AssessNetworksConfig"),
+            run=Lazy("cytoray.tasks.networks.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.networks.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "networks",
+            "Folder or s3:// prefix of a gene network, as `cytoray networks infer` writes it.",
+            collect=Lazy("cytoray.tasks.networks.attached", "collect_networks"),
+        ),
+    ),
     "multiomic": TaskSpec(
         "multiomic",
         learning=TaskStage(

@@ -1,7 +1,8 @@
 """Join evidence of different scales: each becomes a percentile among its rivals, and an edge's weight is their mean.
 
-An edge has two kinds of rivals: other factors of its target, and other targets of its factor. The percentile of a piece
-of evidence is the mean of both, so neither a popular target nor a factor of many targets wins by that alone.
+The rivals of an edge are the other targets of its factor, so a factor of strong evidence does not win by that alone:
+its strongest targets are those on which the kinds of evidence agree. Ranks among the factors of a target, alone or
+averaged with these, found fewer known edges of factors that are no part of the figures in docs/networks.md.
 """
 
 # T transcription factors, G targets, E kinds of evidence
@@ -22,19 +23,14 @@ _ROWS_AT_A_TIME = 64
 
 
 def percentiles(evidence: Float32, valid: Bool) -> Float32:
-    """Return evidence (T, G) as percentiles in [0, 1], the mean of those within targets and within factors.
+    """Return evidence (T, G) as percentiles in [0, 1] among the targets of each factor.
 
     Ties share their mean rank; pairs that are not ``valid``, a factor with itself, are 0 and nobody's rivals.
     """
-    within_factor, within_target = _row_percentiles(evidence, valid), _row_percentiles(evidence.T, valid.T).T
-    return np.asarray((within_factor + within_target) / 2, np.float32)
-
-
-def _row_percentiles(values: Float32, valid: Bool) -> Float32:
-    found = np.zeros(values.shape, np.float32)
-    for start in range(0, len(values), _ROWS_AT_A_TIME):
+    found = np.zeros(evidence.shape, np.float32)
+    for start in range(0, len(evidence), _ROWS_AT_A_TIME):
         rows = slice(start, start + _ROWS_AT_A_TIME)
-        lowest = np.where(valid[rows], values[rows], -np.inf)
+        lowest = np.where(valid[rows], evidence[rows], -np.inf)
         ranks = rankdata(lowest, method="average", axis=1)
         missing = (~valid[rows]).sum(axis=1, keepdims=True)
         num = valid[rows].sum(axis=1, keepdims=True)

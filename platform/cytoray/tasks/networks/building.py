@@ -22,17 +22,11 @@ from cytoray.evaluation.networks.ranking import aggregate, equal_weights, learn_
 from cytoray.evaluation.networks.similarity import set_similarity
 from cytoray.evaluation.networks.trees import TreeOptions
 from cytoray.tasks.gene_sets import resolve_gene_sets
+from cytoray.tasks.networks.candidates import Candidates
 from cytoray.tasks.networks.config import InferNetworksConfig
-from cytoray.tasks.networks.inference import (
-    Candidates,
-    Work,
-    WorkOptions,
-    choose_candidates,
-    compute_blocks,
-    prepare_work,
-)
+from cytoray.tasks.networks.inference import Work, WorkOptions, choose_candidates, compute_blocks, prepare_work
 from cytoray.tasks.networks.network import GeneNetwork, build_edges, signed_regulons
-from cytoray.tasks.networks.reading import NetworkData, read_factors, read_network_data, usable_groups
+from cytoray.tasks.networks.reading import NetworkData, only_group, read_factors, read_network_data, usable_groups
 from cytoray.tasks.networks.truth import known_of
 from cytoray.tasks.pieces import Pieces
 
@@ -58,9 +52,15 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(config: InferNetworksConfig) -> Prepared:
-    """Read the cells and choose the genes; raises CorpusError or ConfigError for what cannot be used."""
-    data = read_network_data(config.data, group_key=config.groups, max_cells=config.max_cells, seed=config.seed)
+def prepare(config: InferNetworksConfig, *, only: tuple[str, str] | None = None) -> Prepared:
+    """Read the cells and choose the genes; raises CorpusError or ConfigError for what cannot be used.
+
+    ``only``: a column of obs and its value, such as perturbation and control, of the cells that are used.
+    """
+    key = config.groups if only is None else only[0]
+    data = read_network_data(config.data, group_key=key, max_cells=config.max_cells, seed=config.seed)
+    if only is not None:
+        data = only_group(data, *only)
     tfs = read_factors(config.tfs, data.genes)
     cells = prepare_cells(data.values, log_normalised=data.log_normalised)
     candidates, warnings = choose_candidates(
@@ -84,7 +84,7 @@ def build_network(config: InferNetworksConfig, pieces: Pieces, *, about: Mapping
     prepared = prepare(config)
     data, candidates = prepared.data, prepared.candidates
     groups, warnings = usable_groups(data, config.groups)
-    model = None if config.model is None else _open_evidence(config)
+    model = None if config.model is None else open_evidence(config)
     shared, notes = static_evidence(config, candidates, model)
     works = {
         name: prepare_work(prepared.cells.take(rows), candidates, work_options(config)) for name, rows in groups.items()
@@ -172,7 +172,8 @@ def _weights(config: InferNetworksConfig, ranked: Mapping[str, Float32], candida
     return learn_weights(ranked, known.edges, known.valid)
 
 
-def _open_evidence(config: InferNetworksConfig) -> ModelEvidence:
+def open_evidence(config: InferNetworksConfig) -> ModelEvidence:
+    """Open the model that ``config`` names."""
     from cytoray.registry.opening import open_model
     from cytoray.tasks.networks.model_evidence import ModelEvidence
 

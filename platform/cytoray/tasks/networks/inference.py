@@ -23,31 +23,14 @@ from cytoray import progress
 from cytoray.errors import CorpusError
 from cytoray.evaluation.networks.cells import Float32, Float64, Int64, NetworkCells, pools_of
 from cytoray.evaluation.networks.correlation import correlate
-from cytoray.evaluation.networks.ranking import Bool
 from cytoray.evaluation.networks.trees import Factors, TreeOptions
 from cytoray.evaluation.variable_genes import most_variable, standardised_variances
+from cytoray.tasks.networks.candidates import CORRELATION, POOLED, TREES, Candidates
 from cytoray.tasks.networks.reading import NetworkData
 from cytoray.tasks.pieces import Pieces
 
 FEWEST_TARGETS, FEW_TARGETS = 2, 50
-CORRELATION, POOLED, TREES = "correlation", "pooled_correlation", "trees"
 Block = dict[str, Float32]  # kind of evidence: (T, B)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """The genes of a network, by name and by column of the data."""
-
-    tfs: tuple[str, ...]  # (T,)
-    targets: tuple[str, ...]  # (G,)
-    tf_columns: Int64  # (T,)
-    target_columns: Int64  # (G,)
-
-    @cached_property
-    def valid(self) -> Bool:
-        """Whether a pair can be an edge, (T, G): a factor does not regulate itself here."""
-        found: Bool = np.asarray(self.tfs, object)[:, None] != np.asarray(self.targets, object)[None]
-        return found
 
 
 @dataclass(frozen=True)
@@ -166,31 +149,17 @@ def compute_blocks(
     """
     labels = [f"{name} block {number} of {work.num_blocks}" for number in range(work.num_blocks)]
     todo = [number for number, label in enumerate(labels) if not pieces.has(label)]
-    compute = _by_ray(work, todo) if with_ray and todo else work.compute
+    compute: Callable[[int], Block] = work.compute
+    if with_ray and todo:
+        from cytoray.tasks.networks.ray_blocks import start_blocks
+
+        compute = start_blocks(work, todo)
     blocks = []
     for number, label in enumerate(labels):
         found, reused = pieces.compute(label, lambda number=number: compute(number))  # type: ignore[misc]
         blocks.append(found)
         advance(1, label.strip(), already=reused)
     return {kind: np.concatenate([block[kind] for block in blocks], axis=1) for kind in blocks[0]}
-
-
-def _by_ray(work: Work, numbers: Sequence[int]) -> Callable[[int], Block]:
-    """Start a task for each block; the function that is returned waits for one of them."""
-    import ray
-
-    @ray.remote(num_cpus=1, max_retries=3)
-    def compute_block(shared: Work, number: int) -> Block:
-        return shared.compute(number)
-
-    shared = ray.put(work)
-    waiting = {number: compute_block.remote(shared, number) for number in numbers}
-
-    def result(number: int) -> Block:
-        found: Block = ray.get(waiting.pop(number)) if number in waiting else work.compute(number)
-        return found
-
-    return result
 
 
 def _pearson(first: Float32, second: Float32) -> Float32:

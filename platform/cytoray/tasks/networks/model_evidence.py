@@ -23,7 +23,7 @@ from cytoray.evaluation.networks.cells import SMALLEST, Float32, Float64, Int64
 from cytoray.evaluation.networks.programs import without_components
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.gene_embeddings import static_gene_embeddings
-from cytoray.tasks.networks.inference import Candidates
+from cytoray.tasks.networks.candidates import Candidates
 from cytoray.tasks.networks.reading import NetworkData
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.collator import PackedMinibatch, collate_packed

@@ -22,13 +22,13 @@ import pandas as pd
 
 from cytoray import storage
 from cytoray.errors import ConfigError, DigestError, ModelError, NotFoundError
-from cytoray.evaluation.networks.cells import Float32
 from cytoray.failpoints import failpoint
-from cytoray.tasks.networks.inference import CORRELATION, Candidates
+from cytoray.tasks.networks.candidates import CORRELATION, Candidates
 
 MANIFEST, EDGES, ACTIVITY, GRAPH, PAGE = (
     "network.json", "edges.parquet", "activity.parquet", "network.graphml", "report.html",
 )  # fmt: skip
+Float32 = npt.NDArray[np.float32]
 FORMAT = "cytoray-network-1"
 MOST_IN_GRAPH = 5_000  # edges of each group in the GraphML
 REGULON = 50  # strongest targets of a factor that its activity is judged by

@@ -10,7 +10,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +110,20 @@ def usable_groups(
     if missing := int((data.groups == "").sum()):
         warnings.append(f"{missing:,} cells without a group in {key!r} were left out")
     return found, warnings
+
+
+def only_group(data: NetworkData, key: str, name: str) -> NetworkData:
+    """Return the cells of one group, which are no longer grouped; CorpusError if it has fewer than twenty."""
+    assert data.groups is not None
+    rows = np.flatnonzero(data.groups == name)
+    if len(rows) < FEWEST_CELLS:
+        raise CorpusError(
+            f"{data.uri} has {len(rows)} cells of {name!r} in {key!r}; a network needs {FEWEST_CELLS}.",
+            remedy=f"Name another value; there are {', '.join(sorted(set(data.groups.tolist()) - {''})[:10])}.",
+        )
+    text = f"the network was inferred from the {len(rows):,} cells of {name!r} in {key!r} alone"
+    names = tuple(data.names[row] for row in rows)
+    return replace(data, values=data.values[rows], names=names, groups=None, warnings=(*data.warnings, text))
 
 
 def read_factors(uri: str | None, genes: Sequence[str]) -> tuple[str, ...]:

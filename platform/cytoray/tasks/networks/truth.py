@@ -10,7 +10,7 @@ import numpy as np
 
 from cytoray.errors import CorpusError
 from cytoray.evaluation.networks.scores import KnownEdges
-from cytoray.tasks.networks.inference import Candidates
+from cytoray.tasks.networks.candidates import Candidates
 from cytoray.tasks.networks.reading import match_edges, read_known_edges
 
 
