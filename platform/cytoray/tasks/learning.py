@@ -1,7 +1,7 @@
 """Fine-tune a model for a task: the steps that all tasks share.
 
-A task has a function ``prepare`` from its configuration to ``Learning``: its stream, model, objective and bundle. Opening
-the initial model, training through Ray Train, the bundles and the run card are the same for all.
+A task has a function ``prepare`` from its configuration to ``Learning``: its stream, model, objective and bundle.
+Opening the initial model, training through Ray Train, the bundles and the run card are the same for all.
 """
 
 from __future__ import annotations
