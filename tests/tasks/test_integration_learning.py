@@ -22,11 +22,12 @@ from cytoray.tasks.integration.assess_config import AssessIntegrationConfig
 from cytoray.tasks.integration.choosing import Features, candidate_rows, choose
 from cytoray.tasks.integration.config import FinetuneIntegrationConfig
 from cytoray.tasks.integration.embedding import BatchedEmbedder
-from cytoray.tasks.integration.learning import finetune, initial_weights
+from cytoray.tasks.integration.learning import initial_weights, prepare
 from cytoray.tasks.integration.model import IntegrationModel
 from cytoray.tasks.integration.reading import read_batched
 from cytoray.tasks.integration.recipe import Recipe
 from cytoray.tasks.integration.transformer import embed_cells
+from cytoray.tasks.learning import learn
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
@@ -135,7 +136,7 @@ def test_a_fine_tuned_model_embeds_cells_by_their_batches(base: Path, tmp_path: 
     adata = planted((40, 40))
     genes = GeneVocabulary.load_default().map_genes(list(adata.var_names)).ids
     write_corpus(str(tmp_path / "store"), adata.X.toarray(), genes, {"batch": adata.obs["batch"].tolist()})
-    result, record = finetune(build(base, tmp_path / "store"))
+    result, record = learn(prepare(build(base, tmp_path / "store")))
     assert [point["step"] for point in result.history] == [1, 2, 3, 4]
     assert np.isfinite([point["loss"] for point in result.history]).all()
     bundle = open_model(record.uri).bundle

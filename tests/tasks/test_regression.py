@@ -22,9 +22,10 @@ from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import open_model
 from cytoray.tasks.annotation.answers import check_labels
 from cytoray.tasks.endpoint import ServedModel
+from cytoray.tasks.learning import learn
 from cytoray.tasks.messages import ModelInfo
 from cytoray.tasks.regression.config import FinetuneRegressionConfig
-from cytoray.tasks.regression.learning import finetune, parse_numbers
+from cytoray.tasks.regression.learning import parse_numbers, prepare
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
@@ -83,7 +84,7 @@ def test_a_fine_tuned_model_predicts_numbers_in_their_own_units(tmp_path: Path):
     held = np.arange(NUM_CELLS) % 8 < 2
     held_column = ["yes" if each else "no" for each in held]
     adata = write(tmp_path, {"age": ages.tolist(), "held": held_column})
-    result, record = finetune(build(tmp_path))
+    result, record = learn(prepare(build(tmp_path)))
     point = result.checkpoint.state.validation[-1]
     assert point["pearson"] > 0.9
     assert point["r2"] > 0.8
@@ -104,7 +105,7 @@ def test_a_fine_tuned_model_predicts_numbers_in_their_own_units(tmp_path: Path):
 def test_a_column_of_other_values_is_refused_before_anything_starts(tmp_path: Path):
     write(tmp_path, {"age": ["young", "old"] * (NUM_CELLS // 2), "held": ["yes", "no"] * (NUM_CELLS // 2)})
     with pytest.raises(CorpusError, match=r"obs/age: 2 of 2 distinct values are not finite numbers: 'old', 'young'"):
-        finetune(build(tmp_path))
+        prepare(build(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from cytoray.errors import ConfigError, ModelError
+from cytoray.errors import ConfigError
 from cytoray.registry.opening import OpenedModel
 from cytoray.tasks.config import FromModelConfig
 from cytoray.tokens.cells import SparseCells
@@ -31,15 +31,6 @@ def inherited_tokenizer(config: FromModelConfig, parent: TokenizerConfig) -> Tok
                 key=f"tokenizer.{key}",
             )
     return parent.model_copy(update=own)
-
-
-def refuse_conditions(opened: OpenedModel, *, purpose: str) -> None:
-    """Raise ModelError for a model whose tokens need more of a cell than genes and values."""
-    if needed := opened.bundle.model.config.needed_conditions:
-        raise ModelError(
-            f"{opened.uri} needs {' and '.join(needed)} for each cell, which {purpose} does not give.",
-            remedy="Start from a model of genes and values, such as the pretrained ones.",
-        )
 
 
 def over_genes_of(vocabulary: GeneVocabulary, cells: SparseCells) -> SparseCells:

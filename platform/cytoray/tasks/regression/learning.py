@@ -11,46 +11,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from cytoray import progress
 from cytoray.corpus.stream import CorpusStream, open_stream
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.targets import HEAD, LABEL_TYPE, NUMBER, REGRESSION, Scale
-from cytoray.registry.opening import open_model
-from cytoray.runs import BundleRecord
+from cytoray.tasks.learning import Learning, open_initial, run_learning
 from cytoray.tasks.regression.config import FinetuneRegressionConfig
-from cytoray.tasks.starting import inherited_tokenizer, refuse_conditions, translate_corpus
+from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
 from cytoray.tokens.keys import Float64
-from cytoray.training.export import ExportSpec, export_bundles
+from cytoray.training.export import ExportSpec
 from cytoray.training.initial import InitialModel
 from cytoray.training.regression import RegressionObjective
-from cytoray.training.report import save_card
-from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
+from cytoray.training.trainer import TrainingSpec
 from cytoray.training.validation import held_in, open_held_out
 
 
 def run_finetuning(config: FinetuneRegressionConfig) -> dict[str, Any]:
     """Fine-tune as a stage; returns the result of the run, its bundle and its card as JSON data."""
-    with progress.stage("finetune-regression", total=config.train.num_steps, unit="steps") as advance:
-        result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle)
-    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
+    return run_learning(config, prepare)
 
 
-def finetune(
-    config: FinetuneRegressionConfig, *, advance: progress.Advance = progress.silent
-) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the model that ``config.initial`` names on the numbers of a corpus; ``advance`` counts steps.
+def prepare(config: FinetuneRegressionConfig) -> Learning:
+    """Prepare to fine-tune the model that ``config.initial`` names on the numbers of a corpus.
 
     They are standardised by the cells that are trained on; the bundle's head gives them as they are in obs. Raises
     CorpusError for a column that has other values than numbers, or one number only.
     """
-    opened = open_model(
-        config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
-    )
+    opened = open_initial(config)
     base = opened.bundle
-    refuse_conditions(opened, purpose="fine-tuning for regression")
     config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, base.tokenizer_config)})
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.target_key)
     options = replace(options, translation=translate_corpus(opened))
@@ -65,10 +54,10 @@ def finetune(
     body = {name: tensor for name, tensor in base.model.state_dict().items() if not name.startswith("cls_decoder.")}
     initial = InitialModel(opened.uri, opened.digest, body)
     held_out = open_held_out(options, config, like=every)
-    result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
+    training = TrainingSpec(config, stream, model, pad_id, objective, initial, held_out)
     labels, convert = (config.target_key,), GiveNumbers(scale)
     spec = ExportSpec(model, base.vocabulary, labels, parent=opened.digest, convert=convert)
-    return result, export_bundles(config, result, spec)
+    return Learning(training, spec)
 
 
 @dataclass(frozen=True)
