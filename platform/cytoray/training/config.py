@@ -288,6 +288,19 @@ class RunConfig(Config):
         return True
 
 
+class GeneTableConfig(Config):
+    """The table of gene embeddings of a new model."""
+
+    initial: Literal["random", "coexpression"] = Field(
+        "random", description="First rows: random, or of the genes of the corpus by which genes vary together in it."
+    )
+    freeze_unseen: bool = Field(
+        False,
+        description="Freeze the rows of genes that no training cell has, and keep no optimiser state for them; the "
+        "corpus is read once for it.",
+    )
+
+
 class SamplingConfig(Config):
     """How often cells come in an epoch, by the frequency of their cluster, cell type or data set."""
 
@@ -307,6 +320,11 @@ class PretrainConfig(RunConfig):
         None,
         exclude_if=lambda sampling: sampling is None,  # which leaves the fingerprints of older runs as they were
         description="How often cells come; null: each once per epoch.",
+    )
+    gene_table: GeneTableConfig | None = Field(
+        None,
+        exclude_if=lambda table: table is None,  # which leaves the fingerprints of older runs as they were
+        description="First rows of the gene table, and which are trained; null: random, and all.",
     )
 
     @property

@@ -16,6 +16,7 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import PretrainConfig
 from cytoray.training.export import ExportSpec, export_bundles
 from cytoray.training.gene_statistics import FILE, measure_genes
+from cytoray.training.gene_table import coexpression_model, used_rows
 from cytoray.training.objectives import Objective, build_pretraining_objective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
@@ -31,6 +32,10 @@ def pretrain(
     stream = open_stream(config.store, config.corpus, held_in(_sampled(options, config), config))
     held_out = open_held_out(options, config, like=stream)
     spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, held_out=held_out)
+    if config.gene_table is not None:
+        from_cells = config.gene_table.initial == "coexpression"
+        initial = coexpression_model(config, model) if from_cells else None
+        spec = replace(spec, initial=initial, rows=used_rows(stream) if config.gene_table.freeze_unseen else None)
     result = run_training(spec, advance=advance)
     attach = functools.partial(_attach, side_files) if side_files else None
     return result, export_bundles(config, result, ExportSpec(model, vocabulary, complete=attach))
