@@ -145,6 +145,18 @@ def test_a_loss_keeps_the_champion_and_names_figures_and_the_way_on(tracking, ve
     assert roll_back(NAME, tracking=tracking)[0].version == 2, "the way back is always open"
 
 
+def test_registering_with_an_alias_follows_the_rule_of_a_promotion(tracking, version, make_bundle, write: Report):
+    promote_version(version, tracking=tracking)
+    folder = make_bundle(2)
+    worse = register(folder, name=NAME, tracking=tracking)
+    record_assessment(worse, write(worse.digest, 0.75), tracking=tracking)
+    for alias, kept in (("champion", "version 1 keeps"), ("staging", "no version has")):
+        with pytest.raises(RegistryError, match=rf"{kept} the alias {alias}(.|\n)*annotation: macro_f1 0.75"):
+            register(folder, name=NAME, tracking=tracking, alias=alias)
+    assert register(folder, name=NAME, tracking=tracking, alias="candidate").version == worse.version
+    assert held(tracking) == {"champion": 1, "candidate": 2}
+
+
 @pytest.mark.parametrize("product", [0.8, 0.9])
 def test_a_tie_and_a_win_pass(tracking, version, write: Report, product: float):
     record_assessment(version, write(version.digest, product), tracking=tracking)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from cytoray.errors import TrainingError
 from cytoray.runs import find_bundle, run_folder
 from cytoray.stages.resume import load_resumed_config
+from cytoray.tasks import learning_stages
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.training.checkpoint import latest_checkpoint
@@ -142,6 +143,43 @@ def test_a_run_keeps_to_the_content_of_its_initial_model(config: PretrainConfig)
     record = claim_run(allowed, "digest", initial_digest="bbb")
     assert record_changes(allowed, record, initial_digest="bbb") == ["the initial model was changed from aaa to bbb"]
     assert claim_run(started, "digest", initial_digest="bbb").initial_digest == "bbb"
+
+
+def test_a_run_keeps_to_the_content_of_its_label_tree(config: PretrainConfig, tmp_path: Path):
+    table = tmp_path / "tree.csv"
+    table.write_text("label,parent\nCD4 T,T\n")
+    started = _finetuning(config, "run:base").model_copy(update={"label_tree": str(table)})
+    first = claim_run(started, "digest")
+    (tmp_path / "copy.csv").write_bytes(table.read_bytes())
+    moved = started.model_copy(update={"label_tree": str(tmp_path / "copy.csv")})
+    assert claim_run(moved, "digest").run_uuid == first.run_uuid, "the same table elsewhere"
+    table.write_text("label,parent\nCD4 T,T\nCD8 T,T\n")
+    with pytest.raises(TrainingError, match=r"has other settings: label_tree \(the content of the file\)") as refused:
+        claim_run(started, "digest")
+    assert "allow_changes: [label_tree]" in str(refused.value.remedy)
+    allowed = started.model_copy(update={"allow_changes": ("label_tree",)})
+    changes = record_changes(allowed, claim_run(allowed, "digest"))
+    assert changes == [f"the content of label_tree ({table}) was changed"]
+    assert claim_run(started, "digest").run_uuid == first.run_uuid
+    with pytest.raises(TrainingError, match=r"has other settings: label_tree\."):
+        claim_run(moved, "digest")
+
+
+def test_a_finished_run_does_not_need_the_files_that_it_was_made_with(config: PretrainConfig, tmp_path: Path):
+    (tmp_path / "tree.csv").write_text("label,parent\nCD4 T,T\n")
+    started = _finetuning(config, "run:base").model_copy(update={"label_tree": str(tmp_path / "tree.csv")})
+    first = claim_run(started, "digest")
+    (tmp_path / "tree.csv").unlink()
+    assert claim_run(started, "digest").run_uuid == first.run_uuid
+
+
+def test_every_key_of_a_run_that_names_a_file_is_a_place_or_an_input():
+    for stage in learning_stages().values():
+        config = stage.config.load()
+        hints = get_type_hints(config, include_extras=True)
+        named = {key for key, hint in hints.items() if "_absolute" in repr(hint)}  # cytoray.config.Location
+        assert "store" in named
+        assert named <= config.places | config.inputs
 
 
 def test_a_run_recorded_with_initial_run_is_the_same_run(config: PretrainConfig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,9 +12,12 @@ from cytoray.config import Config, Location
 from cytoray.errors import RegistryError
 from cytoray.registry.recorded import RecordedAssessment
 
+if TYPE_CHECKING:
+    from cytoray.registry.artifacts import RegisteredVersion
+
 Rows = Mapping[str, Mapping[str, float]]  # of a table of scores: the metrics of each model and baseline, by name
 # Metrics of cytoray for which lower is better.
-ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "masked", "classification"})
+ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "masked", "classification", "regression"})
 ROUNDING = 1e-12  # 0.8 - 0.7 is a little less than 0.1
 
 
@@ -117,6 +120,23 @@ def judge(gate: GateConfig, rows: Rows, *, champion: Champion | None) -> Verdict
     if gate.not_below_champion and champion is not None:
         failed += _compare(gate, score, champion, sign=sign)
     return Verdict(score, baselines, tuple(failed))
+
+
+def refusal(version: RegisteredVersion, failed: Sequence[str], *, alias: str, before: str | None) -> RegistryError:
+    """Describe every failed condition, and which version has the alias."""
+    if before == str(version.version):
+        standing = f"it already had the alias {alias} and keeps it"
+    else:
+        kept = "no version has" if before is None else f"version {before} keeps"
+        standing = f"it stays a candidate, and {kept} the alias {alias}"
+    return RegistryError(
+        f"{version.name} version {version.version} does not pass its gate; {standing}:\n  "
+        + "\n  ".join(failed)
+        + "\n",
+        remedy="Promote a better model, or relax the sections `gate` and `assessments` of the configuration (a loss in "
+        "an assessment passes if its task is in `assessments.allow_loss`, --allow-loss TASK).",
+        failed=list(failed),
+    )
 
 
 def _compare(gate: GateConfig, score: float, champion: Champion, *, sign: float) -> list[str]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from cytoray.errors import RegistryError
 from cytoray.failpoints import failpoint
 from cytoray.model.bundle import ModelBundle, load_bundle
-from cytoray.registry.aliases import CANDIDATE, mark_candidate, move_alias
+from cytoray.registry.aliases import CANDIDATE, holder, mark_candidate, move_alias
 from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
+from cytoray.registry.gate import AssessmentsConfig, judge_assessments, refusal
 from cytoray.registry.recorded import read_recorded
 from cytoray.tracking.server import TrackingConfig, connect, experiment_id, explained
 
@@ -55,7 +56,8 @@ def register(
     The files become artifacts of the MLflow run ``lineage.run_id`` (a separate run if that is None); the tags
     are the bundle's own lineage overlaid with ``lineage``. A bundle that is already a version is not registered twice,
     and an interrupted registration is continued: until ``alias`` moves, the version is ``candidate`` (unless it is the
-    champion). ``promotion.promote_version`` checks a gate before it moves an alias.
+    champion). As in ``promotion.promote_version`` without a gate, an alias does not move to a version with a recorded
+    loss to the simple method.
     Raises DigestError or ModelError for a bad bundle, RegistryError if MLflow does not answer or rejects the request.
     """
     if not _NAME.fullmatch(name):
@@ -75,8 +77,18 @@ def register(
         failpoint("register.before_candidate")
         mark_candidate(client, name, str(version.version), alias=alias)
         if alias not in (None, CANDIDATE):
+            _check_losses(client, name, str(version.version), alias=alias)
             move_alias(client, name, str(version.version), alias=alias)
         return describe(version, client.get_registered_model(name))
+
+
+def _check_losses(client: MlflowClient, name: str, number: str, *, alias: str) -> None:
+    """Raise RegistryError if a recorded assessment of the version is below the simple method."""
+    version = client.get_model_version(name, number)
+    failed = judge_assessments(AssessmentsConfig(), read_recorded(version.tags, strict=True))
+    if failed:
+        before = holder(client, name, alias=alias)
+        raise refusal(describe(version, find_model(client, name)), failed, alias=alias, before=before)
 
 
 def resolve(uri: str, *, tracking: TrackingConfig, cache_folder: Path) -> tuple[ModelBundle, RegisteredVersion]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cytoray.errors import RegistryError
 from cytoray.registry.aliases import CHAMPION, find_previous, holder, move_alias
 from cytoray.registry.artifacts import RegisteredVersion
-from cytoray.registry.gate import AssessmentsConfig, Champion, GateConfig, Verdict, judge, judge_assessments
+from cytoray.registry.gate import (
+    AssessmentsConfig,
+    Champion,
+    GateConfig,
+    Verdict,
+    judge,
+    judge_assessments,
+    refusal,
+)
 from cytoray.registry.models import describe, find_model
 from cytoray.registry.recorded import read_recorded
 from cytoray.registry.scores import ScoresFile, load_scores
@@ -52,7 +59,7 @@ def promote_version(
         passed, failed = _tags(gate, verdict, scores), [*verdict.failed, *failed]
     with explained(tracking.uri):
         if failed:
-            raise _refusal(version, failed, alias=alias, before=holder(client, name, alias=alias))
+            raise refusal(version, failed, alias=alias, before=holder(client, name, alias=alias))
         for key, value in passed.items():
             client.set_model_version_tag(name, number, key, value)
         move_alias(client, name, number, alias=alias)
@@ -115,20 +122,3 @@ def _tags(gate: GateConfig, verdict: Verdict, scores: ScoresFile) -> dict[str, s
             score
         )  # characters that MLflow allows
     return tags
-
-
-def _refusal(version: RegisteredVersion, failed: Sequence[str], *, alias: str, before: str | None) -> RegistryError:
-    """Describe every failed condition, and which version has the alias."""
-    if before == str(version.version):
-        standing = f"it already had the alias {alias} and keeps it"
-    else:
-        kept = "no version has" if before is None else f"version {before} keeps"
-        standing = f"it stays a candidate, and {kept} the alias {alias}"
-    return RegistryError(
-        f"{version.name} version {version.version} does not pass its gate; {standing}:\n  "
-        + "\n  ".join(failed)
-        + "\n",
-        remedy="Promote a better model, or relax the sections `gate` and `assessments` of the configuration (a loss in "
-        "an assessment passes if its task is in `assessments.allow_loss`, --allow-loss TASK).",
-        failed=list(failed),
-    )

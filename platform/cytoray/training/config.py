@@ -252,6 +252,9 @@ class RunConfig(Config):
         {"workers.num_workers", "train.accumulation", "train.micro_batch_tokens"}
     )
 
+    # Keys that name files; their content is part of what the run is, wherever the file is.
+    inputs: ClassVar[frozenset[str]] = frozenset()
+
     store: Location = Field(description="Root of everything cytoray keeps: s3://bucket/prefix or a local folder.")
     run: str = Field(pattern=NAME, description="Name of the run; the same name continues the same run.")
     corpus: str = Field(pattern=CORPUS, description="The committed corpus to train on: NAME, or NAME@VERSION.")

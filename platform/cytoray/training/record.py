@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cytoray import storage
 from cytoray.config import Config
@@ -22,6 +23,7 @@ class RunRecord(Config):
     manifest_digest: str
     config: dict[str, Any]
     initial_digest: str = ""  # of the model that it started from; empty without one, and in older records
+    input_digests: dict[str, str] = Field({}, description="SHA-256 of the file that each key of `inputs` names.")
 
 
 def load_run_record(store: str, run: str) -> RunRecord:
@@ -39,6 +41,7 @@ def claim_run(config: RunConfig, manifest_digest: str, *, initial_digest: str = 
         manifest_digest=manifest_digest,
         config=_settings(config),
         initial_digest=initial_digest,
+        input_digests=_input_digests(config),
     )
     try:
         storage.put_if_absent(_record_uri(config.store, config.run), mine.model_dump_json().encode())
@@ -58,12 +61,15 @@ def record_changes(config: RunConfig, record: RunRecord, *, initial_digest: str 
     differing = _differences(started_as, here, "")
     changed = [key for key in differing if _is_in(key, config.allow_changes)]
     replaced = _has_other_initial(record, initial_digest)
-    if changed or replaced:
-        update = {"config": here, "initial_digest": initial_digest or record.initial_digest}
+    inputs = _input_digests(config)
+    edited = [key for key in _edited(record.input_digests, inputs) if key not in changed]
+    if changed or replaced or edited:
+        update = {"config": here, "initial_digest": initial_digest or record.initial_digest, "input_digests": inputs}
         data = record.model_copy(update=update).model_dump_json().encode()
         storage.write_bytes(_record_uri(config.store, config.run), data)
     redrawn = [key for key in differing if _is_in(key, config.redrawing) and config.has_dropout]
     lines = [f"{key} was changed from {_value(started_as, key)} to {_value(here, key)}" for key in changed]
+    lines += [f"the content of {key} ({_value(here, key)}) was changed" for key in edited]
     if replaced:
         lines.append(f"the initial model was changed from {record.initial_digest} to {initial_digest}")
     return lines + [
@@ -83,6 +89,17 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json") | {"allow_changes": []}
 
 
+def _input_digests(config: RunConfig) -> dict[str, str]:
+    """Return the digest of each file that a key of ``inputs`` names; a missing file is left to its reader."""
+    files = {key: storage.find_bytes(uri) for key in sorted(config.inputs) if (uri := getattr(config, key)) is not None}
+    return {key: hashlib.sha256(data).hexdigest() for key, data in files.items() if data is not None}
+
+
+def _edited(there: dict[str, str], here: dict[str, str]) -> list[str]:
+    """Return the inputs whose digests are both known, and differ."""
+    return [key for key in sorted(there.keys() & here.keys()) if there[key] != here[key]]
+
+
 def _has_other_initial(record: RunRecord, digest: str) -> bool:
     """Whether both digests of the initial model are known, and differ."""
     return bool(record.initial_digest and digest and record.initial_digest != digest)
@@ -93,8 +110,10 @@ def _refuse_other_settings(config: RunConfig, there: RunRecord, mine: RunRecord)
     may_differ = config.places | config.free | config.redrawing | set(config.allow_changes)
     if mine.initial_digest and mine.initial_digest == there.initial_digest:
         may_differ |= {"initial"}  # another name of the same model
+    edited = _edited(there.input_digests, mine.input_digests)
+    may_differ |= there.input_digests.keys() & mine.input_digests.keys() - set(edited)  # another name of the same file
     keys = _differences(_complete(there.config, type(config)), _settings(config), "")
-    differing = [key for key in keys if not _is_in(key, may_differ) and key != "corpus"]
+    differing = [key for key in dict.fromkeys([*keys, *edited]) if not _is_in(key, may_differ) and key != "corpus"]
     names = ", ".join(differing)
     allowed = (
         f", or allow the change with `allow_changes: [{names}]` in the file, --set 'allow_changes=[{names}]', or "
@@ -109,8 +128,9 @@ def _refuse_other_settings(config: RunConfig, there: RunRecord, mine: RunRecord)
         differing.append("corpus (its manifest digest)")
         allowed = f"; earlier versions of a corpus that has grown are corpus: {config.corpus.partition('@')[0]}@VERSION"
     if differing:
+        shown = [f"{key} (the content of the file)" if key in edited and key not in keys else key for key in differing]
         raise TrainingError(
-            f"Run {config.run!r} has other settings: {', '.join(differing)}.",
+            f"Run {config.run!r} has other settings: {', '.join(shown)}.",
             remedy=f"Use another run name, or the settings it has{allowed}.",
             keys=differing,
         ) from None

@@ -12,6 +12,7 @@ from cytoray.corpus.stream import CorpusStream, open_stream
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
+from cytoray.model.targets import summarise
 from cytoray.training.config import RunConfig
 from cytoray.training.objectives import Objective
 
@@ -95,4 +96,4 @@ class Validator:
         if "target" in means:
             mean, square = means.pop("target"), means.pop("target_square")
             means["mean_bin"] = square - mean * mean
-        return means
+        return summarise(means)

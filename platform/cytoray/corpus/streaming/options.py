@@ -65,12 +65,20 @@ class StreamOptions:
             assert self.style != "generative", "pairs are not split"
             required = {column.name for column in self.members.columns if column.required}
             assert self.pairs.match is None or self.pairs.match in required, "pairs agree in a required column"
+            if self.pairs.perturbed is not None:
+                assert self.style == "plain", "all genes of perturbed cells are predicted"
+                assert self.pairs.column in required, "each cell has a perturbation"
         if self.whole_cells is not None:
             assert self.panel is None, "a thinned cell has the genes that are left"
             assert not self.features, "features are not thinned"
         if self.cells_per_minibatch is not None:
             assert self.token_budget is None, "fixed minibatches have no token budget"
             assert self.cells_per_step % self.cells_per_minibatch == 0, "a step is a whole number of minibatches"
+
+    @property
+    def is_expression(self) -> bool:
+        """Whether values are log-normalised expression rather than bins."""
+        return self.pairs is not None and self.pairs.perturbed is not None
 
     @property
     def max_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from cytoray.training.config import CORPUS
 
 class FinetuneConfig(FromModelConfig):
     """Fine-tuning a model for cell-type annotation."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"label_tree"})
 
     kind: Literal["finetune"] = Field("finetune", description="Which stage this file configures.")
     label_key: str = Field(description="Column of obs with the cell types; cells without one are skipped.")
