@@ -15,14 +15,17 @@ from small_corpus import write_corpus
 from cytoray.corpus.manifest import commit_manifest, corpus_uri, load_manifest
 from cytoray.corpus.stream import CorpusStream, load_cells, open_stream
 from cytoray.corpus.streaming.batches import StepBatch
+from cytoray.corpus.streaming.members import ObsWeights
 from cytoray.corpus.streaming.whole_cells import QUERIES
 from cytoray.errors import CorpusError
+from cytoray.model.losses import supervised_contrast_loss, view_contrast_loss
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import (
+    ContrastConfig,
     GenerativeConfig,
     OptimizerConfig,
     PretrainConfig,
@@ -82,7 +85,8 @@ def stream(config: PretrainConfig, objective: WholeCellObjective) -> CorpusStrea
 def build_model(config: PretrainConfig) -> Callable[[], ScGPT]:
     def build() -> ScGPT:
         torch.manual_seed(0)
-        shape = config.model.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=0)
+        pooled = config.model.model_copy(update={"cell_embedding": "mean"})  # <cls> needs longer training
+        shape = pooled.build(vocabulary_size=GeneVocabulary.load_default().size, num_labels=0)
         return ScGPT(shape, pad_id=PAD_ID)
 
     return build
@@ -211,3 +215,79 @@ def test_cells_without_counts_are_refused(
     commit_manifest(corpus_uri(str(tmp_path), "cells"), manifest)
     with pytest.raises(CorpusError, match="cannot be thinned"):
         open_stream(str(tmp_path), "cells", options)
+
+
+def _comparing(objective: WholeCellObjective, stream: CorpusStream) -> tuple[WholeCellObjective, CorpusStream]:
+    """The same with contrasts of types and views."""
+    contrast = ContrastConfig(
+        label_key="kind", batch_key="donor", cells_per_minibatch=12, label_weight=2.0, view_weight=2.0
+    )
+    whole = WHOLE.model_copy(update={"contrast": contrast})
+    chosen = replace(objective, config=objective.config.model_copy(update={"whole_cell": whole}))
+    options = replace(stream.options, select=None, whole_cells=None)
+    return chosen, open_stream(stream.store, "cells", whole_cell_stream(options, whole, objective.statistics))
+
+
+def test_contrasts_fall_and_their_counts_are_known_before_the_pass(
+    config: PretrainConfig, stream: CorpusStream, objective: WholeCellObjective, build_model: Callable[[], ScGPT]
+) -> None:
+    chosen, own = _comparing(objective, stream)
+    assert chosen.scope == "minibatch"
+    history = train(build_model(), chosen, own, config, 40)
+    for name in ("label_contrast", "view_contrast"):
+        first, last = (np.mean([losses[name] for losses in part]) for part in (history[:4], history[-4:]))
+        assert last < 0.9 * first, (name, first, last)
+    batch, totals = own.read_step(3, rank=0, world_size=1), dict.fromkeys(chosen.weights(0), 0)
+    for part in batch.split_minibatches():
+        for name, loss in chosen.losses(build_model(), chosen.prepare(part), 3).items():
+            totals[name] += int(loss.count)
+    assert totals == chosen.counts(batch)
+    assert 0 < totals["label_contrast"] < 24
+    assert totals["view_contrast"] == 48
+
+
+def test_two_workers_compare_the_same_cells(stream: CorpusStream, objective: WholeCellObjective) -> None:
+    chosen, own = _comparing(objective, stream)
+    parts = own.read_step(5, rank=0, world_size=1).split_minibatches()
+    halves = [own.read_step(5, rank=rank, world_size=2).split_minibatches() for rank in (0, 1)]
+    for one, other in zip(parts, [part for half in halves for part in half], strict=True):
+        left, right = chosen.prepare(one), chosen.prepare(other)
+        for name in ("labels", "batches", "gene_ids", "targets", "weights"):
+            assert torch.equal(getattr(left, name), getattr(right, name)), name
+        assert left.second_view is not None
+        assert right.second_view is not None
+        assert torch.equal(left.second_view.values, right.second_view.values)
+        assert left.second_view.values.shape != left.cells.known.values.shape
+
+
+def test_partners_are_cells_of_the_same_type_in_another_batch() -> None:
+    cells = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.0], [1.0, 0.2]])
+    labels, batches = torch.tensor([0, 0, 1, 0, -1]), torch.tensor([0, 1, 1, 0, 1])
+    found = supervised_contrast_loss(cells, labels, batches, temperature=0.5)
+    assert int(found.count) == 3  # the third is alone, the last has no label; the first and fourth share a batch
+    normed = cells / cells.norm(dim=1, keepdim=True)
+    cosines = (normed @ normed.T / 0.5).exp()
+    expected = 0.0
+    for anchor, partners in {0: [1], 1: [0, 3], 3: [1]}.items():
+        others = sum(cosines[anchor, other] for other in range(5) if other != anchor)
+        expected -= float(torch.stack([(cosines[anchor, one] / others).log() for one in partners]).mean())
+    assert float(found.total) == pytest.approx(expected, rel=1e-5)
+    alike = view_contrast_loss(torch.eye(3), torch.eye(3), temperature=0.5)
+    assert int(alike.count) == 6
+    assert float(alike.mean) == pytest.approx(np.log(np.exp(2) + 4) - 2, rel=1e-5)  # one partner, four at right angles
+    shuffled = view_contrast_loss(torch.eye(3), torch.eye(3)[[2, 0, 1]], temperature=0.5)
+    assert float(shuffled.mean) == pytest.approx(float(alike.mean) + 2, rel=1e-5)
+
+
+def test_rare_values_come_more_often_by_the_root_of_their_frequency(config: PretrainConfig) -> None:
+    weighted = replace(stream_options(config), weights=ObsWeights("donor", power=0.5))
+    found = open_stream(config.store, "cells", weighted)
+    drawn: dict[int, int] = {}
+    num_epochs = 20
+    for batch in found.read_steps(0, num_epochs * found.num_cells // 24):
+        for cell in batch.cell_ids.tolist():
+            drawn[cell] = drawn.get(cell, 0) + 1
+    assert found.num_cells == NUM_CELLS, "an epoch is as long as without weights"
+    rare, common = (np.mean([drawn.get(cell, 0) for cell in range(NUM_CELLS) if (cell % 4 == 0) == is_rare])
+                    for is_rare in (True, False))  # fmt: skip
+    assert rare / common == pytest.approx(3**0.5, rel=0.05)

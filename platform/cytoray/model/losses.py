@@ -76,6 +76,37 @@ def contrastive_loss(first_BD: Tensor, second_BD: Tensor, *, temperature: float 
     return classification_loss(cosines_BB / temperature, torch.arange(len(cosines_BB), device=cosines_BB.device))
 
 
+def supervised_contrast_loss(
+    cells_BD: Tensor, labels_B: Tensor, batches_B: Tensor, *, temperature: float
+) -> SummedLoss:
+    """Supervised contrast, summed over cells that have a positive: another cell of their label, of another batch.
+
+    Cells with a negative label or batch code have none. A term is the mean over a cell's positives of minus the log
+    probability of that cell among all others (Khosla et al. 2020). It depends on which cells share a minibatch.
+    """
+    known_B = (labels_B >= 0) & (batches_B >= 0)
+    positive_BB = (labels_B[:, None] == labels_B) & (batches_B[:, None] != batches_B) & known_B[:, None] & known_B
+    normed_BD = F.normalize(cells_BD.float(), dim=1)
+    logits_BB = (normed_BD @ normed_BD.T / temperature).masked_fill(_diagonal(len(cells_BD), cells_BD), -torch.inf)
+    log_shares_BB = logits_BB - logits_BB.logsumexp(dim=1, keepdim=True)
+    counts_B = positive_BB.sum(dim=1)
+    sums_B = torch.where(positive_BB, log_shares_BB, 0.0).sum(dim=1)
+    return SummedLoss(-(sums_B / counts_B.clamp(min=1)).sum(), (counts_B > 0).sum())
+
+
+def view_contrast_loss(first_BD: Tensor, second_BD: Tensor, *, temperature: float) -> SummedLoss:
+    """Contrast of two views of each of B cells (NT-Xent), summed over 2 B views: each is to be most like its other."""
+    normed_VD = F.normalize(torch.cat([first_BD, second_BD]).float(), dim=1)
+    logits_VV = normed_VD @ normed_VD.T / temperature
+    logits_VV = logits_VV.masked_fill(_diagonal(len(normed_VD), logits_VV), -torch.inf)
+    return classification_loss(logits_VV, torch.arange(len(normed_VD), device=logits_VV.device).roll(len(first_BD)))
+
+
+def _diagonal(size: int, like: Tensor) -> Tensor:
+    """Return a mask (N, N) of the diagonal."""
+    return torch.eye(size, dtype=torch.bool, device=like.device)
+
+
 def relative_error(predicted_BL: Tensor, target_BL: Tensor, *, counted_BL: Tensor) -> SummedLoss:
     """Sum of ``|predicted - target| / (target + 1e-6)`` where ``counted_BL`` is True; for logging, not for training."""
     terms_BL = (predicted_BL - target_BL).abs() / (target_BL + 1e-6)

@@ -133,12 +133,39 @@ class WorkersConfig(Config):
         return self.sizes[-1]
 
 
+class ContrastConfig(Config):
+    """Contrast of cell embeddings within minibatches: of cell types across batches, and of two views of a cell."""
+
+    label_key: str | None = Field(None, description="Column of obs with cell types; cells without one have no partner.")
+    batch_key: str = Field("batch", description="Column of obs with the experimental batch; partners differ in it.")
+    label_weight: float = Field(0.1, gt=0, description="Weight of the supervised contrast, if label_key is given.")
+    view_weight: float = Field(
+        0.05, ge=0, description="Weight of the contrast of two thinned views of each cell; 0: only one is made."
+    )
+    temperature: float = Field(0.1, gt=0, description="Divisor of the cosines.")
+    cells_per_minibatch: int = Field(
+        32,
+        gt=1,
+        description="Cells that are compared; train.cells_per_step must be a multiple of it times the number of "
+        "workers. train.accumulation and train.micro_batch_tokens have no effect.",
+    )
+
+    @model_validator(mode="after")
+    def _something_is_compared(self) -> Self:
+        if self.label_key is None and not self.view_weight:
+            raise ValueError("contrast needs label_key or a view_weight above 0")
+        return self
+
+
 class WholeCellConfig(Config):
     """Whole-cell decoding (WCED): the cell embedding of a thinned cell predicts the expression of the whole one."""
 
     weight: float = Field(1.0, gt=0, description="Weight of the loss.")
     masked_weight: float = Field(
-        1.0, ge=0, description="Weight of the masked expression beside it; 0: the hidden genes are not predicted."
+        0.01,
+        ge=0,
+        description="Weight of the masked expression beside it, whose squared errors are in bins and so some hundred "
+        "times larger; 0: the hidden genes are not predicted.",
     )
     num_queries: int = Field(512, ge=2, description="Genes to decode per cell: expressed ones, and as many zeros.")
     thinning: tuple[float, float] = Field(
@@ -150,6 +177,11 @@ class WholeCellConfig(Config):
     clip: float = Field(5.0, gt=0, description="Bound on the targets, in standard deviations of the gene.")
     statistics_cells: int = Field(
         20_000, gt=1, description="Maximum number of training cells from which means and deviations are computed."
+    )
+    contrast: ContrastConfig | None = Field(
+        None,
+        exclude_if=lambda contrast: contrast is None,  # which leaves the fingerprints of older runs as they were
+        description="Also compare cell embeddings within minibatches; null: do not.",
     )
 
     @model_validator(mode="after")
@@ -259,12 +291,44 @@ class RunConfig(Config):
         return True
 
 
+class GeneTableConfig(Config):
+    """The table of gene embeddings of a new model."""
+
+    initial: Literal["random", "coexpression"] = Field(
+        "random", description="First rows: random, or of the genes of the corpus by which genes vary together in it."
+    )
+    freeze_unseen: bool = Field(
+        False,
+        description="Freeze the rows of genes that no training cell has, and keep no optimiser state for them; the "
+        "corpus is read once for it.",
+    )
+
+
+class SamplingConfig(Config):
+    """How often cells come in an epoch, by the frequency of their cluster, cell type or data set."""
+
+    column: str = Field(description="Column of obs; cells with a missing value never come.")
+    power: float = Field(
+        0.5, gt=0, le=1, description="A cell comes in proportion to the frequency of its value to minus this power."
+    )
+
+
 class PretrainConfig(RunConfig):
     """Pretraining on a corpus."""
 
     kind: Literal["pretrain"] = Field("pretrain", description="Which stage this file configures.")
     model: ShapeConfig = Field(ShapeConfig(), description="Size of the transformer.")
     objective: GenerativeConfig = Field(GenerativeConfig(), description="Pretraining objective.")
+    sampling: SamplingConfig | None = Field(
+        None,
+        exclude_if=lambda sampling: sampling is None,  # which leaves the fingerprints of older runs as they were
+        description="How often cells come; null: each once per epoch.",
+    )
+    gene_table: GeneTableConfig | None = Field(
+        None,
+        exclude_if=lambda table: table is None,  # which leaves the fingerprints of older runs as they were
+        description="First rows of the gene table, and which are trained; null: random, and all.",
+    )
 
     @property
     def has_dropout(self) -> bool:

@@ -12,6 +12,7 @@ import cytoray
 from cytoray import cluster, provenance, storage
 from cytoray.model.bundle import DIGESTS, Conditions, ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
+from cytoray.model.gene_rows import merge_rows
 from cytoray.model.transformer import ScGPT
 from cytoray.runs import BundleRecord, Which, find_bundle, record_uri, run_folder
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -59,7 +60,7 @@ def export_bundle(
         return find_bundle(config.store, config.run, which=which)
     checkpoint = result.best if which == "best" else result.checkpoint
     network = ScGPT(spec.model, pad_id=spec.vocabulary.pad_id)
-    network.load_state_dict(checkpoint.load_best_weights())
+    network.load_state_dict(merge_rows(checkpoint.load_best_weights()))
     lineage = {
         "run": config.run,
         "corpus": config.corpus,

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 import ray.train
 import torch
@@ -24,6 +26,7 @@ from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.errors import TrainingError
 from cytoray.failpoints import failpoint
 from cytoray.model.config import ModelConfig
+from cytoray.model.gene_rows import train_rows
 from cytoray.model.groups import freeze
 from cytoray.model.transformer import ScGPT
 from cytoray.runs import run_folder
@@ -64,6 +67,7 @@ class WorkerSettings:
     initial: SharedWeights | None
     board: Any  # handle of the actor that receives each step
     held_out: CorpusStream | None = None
+    rows: npt.NDArray[np.int64] | None = None  # ids of the genes whose embeddings are trained; None: all
     lease: Lease | None = None  # None only in tests and tools that start no driver
 
 
@@ -293,6 +297,8 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
     """Build the model with its seeded initial weights, those of ``initial``, or those of ``saved``."""
     torch.manual_seed(settings.config.train.seed)
     model = ScGPT(settings.model, pad_id=settings.pad_id)
+    if saved is not None and settings.rows is not None:
+        train_rows(model, settings.rows)
     if saved is not None or settings.initial is not None:
         uri, weights = _first_weights(settings, saved)
         missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -302,6 +308,8 @@ def _build_module(settings: WorkerSettings, saved: checkpoints.Checkpoint | None
                 f"{uri} does not fit this model: missing {missing}, unexpected {unexpected}.",
                 remedy="Use the model settings of the run that made it.",
             )
+    if saved is None and settings.rows is not None:
+        train_rows(model, settings.rows)
     freeze(model, settings.config.optimizer.freeze_layers)
     return ObjectiveModule(model, settings.objective)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from cytoray import progress
 from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.members import ObsWeights
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.model.bundle import Attachment, ModelBundle
 from cytoray.model.config import ModelConfig
@@ -15,6 +16,7 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import PretrainConfig
 from cytoray.training.export import ExportSpec, export_bundles
 from cytoray.training.gene_statistics import FILE, measure_genes
+from cytoray.training.gene_table import coexpression_model, used_rows
 from cytoray.training.objectives import Objective, build_pretraining_objective
 from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
 from cytoray.training.validation import held_in, open_held_out
@@ -27,9 +29,13 @@ def pretrain(
     """Pretrain on a committed corpus; ``advance`` receives the steps. Returns the run and its best weights' bundle."""
     model, vocabulary = build_model(config), GeneVocabulary.load_default()
     options, objective, side_files = _build_objective(config, pad_id=vocabulary.pad_id)
-    stream = open_stream(config.store, config.corpus, held_in(options, config))
+    stream = open_stream(config.store, config.corpus, held_in(_sampled(options, config), config))
     held_out = open_held_out(options, config, like=stream)
     spec = TrainingSpec(config, stream, model, vocabulary.pad_id, objective, held_out=held_out)
+    if config.gene_table is not None:
+        from_cells = config.gene_table.initial == "coexpression"
+        initial = coexpression_model(config, model) if from_cells else None
+        spec = replace(spec, initial=initial, rows=used_rows(stream) if config.gene_table.freeze_unseen else None)
     result = run_training(spec, advance=advance)
     attach = functools.partial(_attach, side_files) if side_files else None
     return result, export_bundles(config, result, ExportSpec(model, vocabulary, complete=attach))
@@ -43,6 +49,14 @@ def _build_objective(config: PretrainConfig, *, pad_id: int) -> tuple[StreamOpti
     statistics = measure_genes(config)
     objective = WholeCellObjective(config.objective, pad_id, statistics)
     return whole_cell_stream(options, whole, statistics), objective, {FILE: Attachment(statistics.to_bytes())}
+
+
+def _sampled(options: StreamOptions, config: PretrainConfig) -> StreamOptions:
+    """Return the stream in which cells come as often as ``config.sampling`` says."""
+    sampling = config.sampling
+    if sampling is None:
+        return options
+    return replace(options, weights=ObsWeights(sampling.column, power=sampling.power))
 
 
 def _attach(side_files: dict[str, Attachment], bundle: ModelBundle) -> ModelBundle:

@@ -9,6 +9,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
@@ -51,6 +53,7 @@ class TrainingSpec:
     objective: Objective
     initial: InitialModel | None = None
     held_out: CorpusStream | None = None
+    rows: npt.NDArray[np.int64] | None = None  # ids of the genes whose embeddings are trained; None: all
 
     @property
     def initial_digest(self) -> str:
@@ -128,6 +131,7 @@ def _fit(spec: TrainingSpec, record: RunRecord, holder: lease.Holder, advance: p
         initial=None if spec.initial is None else spec.initial.share(),
         board=board,
         held_out=spec.held_out,
+        rows=spec.rows,
         lease=holder.lease,
     )
     with tempfile.TemporaryDirectory(prefix="cytoray-train-") as scratch:

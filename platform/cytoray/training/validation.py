@@ -49,6 +49,7 @@ def open_held_out(
         tokenizer=tokenizer,
         cells_per_step=1,
         cells_per_minibatch=None,
+        weights=None,
         whole_cells=None if options.whole_cells is None else options.whole_cells.undisturbed(),
     )
     assert not chosen.members.columns or like is not None, "the codes of the training stream"

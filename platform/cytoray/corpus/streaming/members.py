@@ -27,11 +27,13 @@ class ObsWeights:
     """How often cells come, by a column of obs; cells without a value never come.
 
     ``values`` gives the mean number of times per epoch for each value (1 for those not named). None balances: every
-    value comes equally often, and an epoch is as long as without weights.
+    value comes equally often, and an epoch is as long as without weights. With a ``power`` below 1 the balance is
+    partial: a cell comes in proportion to the frequency of its value to minus that power.
     """
 
     column: str
     values: Mapping[str, float] | None = None
+    power: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,10 @@ def _listed(values: tuple[str, ...]) -> str:
 def _class_weights(weights: ObsWeights, names: tuple[str, ...], counts: Int64) -> Float64:
     """Return the mean number of draws per epoch for a cell of each class (K,)."""
     if weights.values is None:
-        balanced: Float64 = counts.sum() / (len(names) * counts)
-        return balanced
+        if weights.power == 1:
+            return np.asarray(counts.sum() / (len(names) * counts))
+        rarity = counts.astype(np.float64) ** -weights.power
+        return np.asarray(rarity * (counts.sum() / (rarity * counts).sum()))
     unknown = sorted(set(weights.values) - set(names))
     if unknown or any(value < 0 for value in weights.values.values()):
         problem = f"has no value {unknown[0]!r}" if unknown else "has a negative weight"
