@@ -147,7 +147,7 @@ def empty(adata: anndata.AnnData) -> anndata.AnnData:
 
 
 BAD: list[tuple[Change, dict[str, Any], str]] = [
-    (lambda adata: adata, {"control": "contro"}, "no cell has the control value 'contro'.*'control'"),
+    (lambda adata: adata, {"control": "controls"}, "no cell has the control value 'controls'.*'control'"),
     (lambda adata: adata, {"perturbation_key": "perturb"}, "no column 'perturb'.*perturbation"),
     (lambda adata: adata, {"batch_key": "bach"}, "no column 'bach'.*--batch-key.*batch"),
     (take_controls, {}, "no cell has the control value 'control'"),

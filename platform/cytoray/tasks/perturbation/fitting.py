@@ -1,4 +1,4 @@
-"""Fit what predicts the effects of perturbations, and predict new ones: single genes, combinations, conditions.
+"""Fit a model of the effects of perturbations, and predict new ones: single genes, combinations, conditions.
 
 model = fit_targets(effects, parts, views, TargetGenes(symbols, means))
 predicted = model.predict([("IRF9",), ("IFNGR1", "STAT2")])
@@ -42,7 +42,7 @@ class Predicted:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """What combinations do beyond the sum of their parts: an operator on the residuals of known combinations."""
+    """An operator on the residuals of known combinations: their effects beyond the sum of their parts."""
 
     parts: tuple[Parts, ...]
     fitted: Fitted
@@ -147,7 +147,7 @@ class FittedTargets:
 def fit_targets(
     effects: Effects, parts: Sequence[Parts], views: Mapping[str, View], *, symbols: Parts, means: Float64
 ) -> FittedTargets:
-    """Fit the operator to the single perturbations, and to what combinations do beyond the sum of their parts.
+    """Fit the operator to the single perturbations, and another one to the residuals of combinations.
 
     If there are only combinations, each is taken as a perturbation of its first part.
     """
@@ -160,7 +160,7 @@ def fit_targets(
     for row, target in enumerate(targets):
         mask[row, _columns(symbols, (target,))] = False
     kernels = {name: view.similarity(targets, targets) for name, view in views.items()}
-    # That a target is lost itself says nothing about others: its own gene is taken as in the others.
+    # The loss of the target itself says nothing about other targets: its own gene has their mean instead.
     usual = replace(some, deltas=np.where(mask, some.deltas, left_out_means(some)))
     choice = choose(kernels, usual, error_weights(t_scores(some), mask))
     weights = some.reliability[:, None]
