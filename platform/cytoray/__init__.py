@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from cytoray.stages.networks import infer_networks
     from cytoray.tasks.multiomic.protein_model import ProteinModel
     from cytoray.tasks.multiomic.transformer import MultiomicTransformer
+    from cytoray.tasks.perturbation.perturbation_model import PerturbationModel
 
 __version__ = "0.1.0"
 _OFFERED = {
     "MultiomicTransformer": "cytoray.tasks.multiomic.transformer",
+    "PerturbationModel": "cytoray.tasks.perturbation.perturbation_model",
     "ProteinModel": "cytoray.tasks.multiomic.protein_model",
     "annotate": "cytoray.stages.annotate",
     "assess": "cytoray.stages.assess",
@@ -28,6 +30,7 @@ _OFFERED = {
 }
 __all__ = [
     "MultiomicTransformer",
+    "PerturbationModel",
     "ProteinModel",
     "annotate",
     "assess",

@@ -109,6 +109,7 @@ class _Exploding:
 
 
 @through_ray
+@pytest.mark.slow  # test_checkpoint_engine.py has the skipped updates without Ray
 def test_gradients_that_are_not_finite_are_left_out_and_then_end_the_run_with_the_cells_named(
     pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream
 ) -> None:

@@ -20,6 +20,7 @@ from cytoray import storage
 from cytoray.corpus.manifest import CellFileRecord, CorpusManifest, corpus_uri, load_manifest
 from cytoray.corpus.shards import open_shard, read_shard
 from cytoray.corpus.streaming.batches import StepBatch, StepChunk
+from cytoray.corpus.streaming.expression import log_normalised, total_counts
 from cytoray.corpus.streaming.filling import ChunkFiller, LoadedUnit
 from cytoray.corpus.streaming.members import MemberOptions, Members, ObsColumn, find_members
 from cytoray.corpus.streaming.options import StreamOptions
@@ -113,11 +114,13 @@ class CorpusStream:
             """Read the group of one file of the shard."""
             return open_shard(storage.join(uri, file.key), file).read_group(group)
 
-        cells, translation = read(record), self.options.translation
-        cells = cells if translation is None else translation.apply(cells)
+        stored, translation = read(record), self.options.translation
+        cells = self.filler.tokenizer.restrict(stored if translation is None else translation.apply(stored))
+        if self.options.is_expression:
+            cells = log_normalised(cells, total_counts(stored))
         modalities = {name: read(record.modalities[name]) for name in self.options.modalities}
         features = tuple(tokens.place(read(record.modalities[tokens.modality])) for tokens in self.options.features)
-        return LoadedUnit(self.filler.tokenizer.restrict(cells), modalities, features)
+        return LoadedUnit(cells, modalities, features)
 
     def _load_controls(self) -> Controls:
         """Load the control cells of a stream of pairs."""
@@ -157,6 +160,11 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
         raise CorpusError(
             f"Corpus {corpus!r} was ingested with another gene vocabulary than this version of cytoray has.",
             remedy="Ingest it again under another name.",
+        )
+    if options.whole_cells is not None and manifest.values != "counts":
+        raise CorpusError(
+            f"Corpus {corpus!r} holds {manifest.values}, not counts: its cells cannot be thinned.",
+            remedy="Ingest raw counts, or leave out objective.whole_cell.",
         )
     for name in (*options.modalities, *(tokens.modality for tokens in options.features)):
         if any(name not in shard.modalities for shard in manifest.shards):
@@ -218,6 +226,32 @@ def sample_cells(
     stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1), members)
     cells = SparseCells.concatenate([part for _, _, part in _sample_units(stream, max_cells)])
     return cells.take(np.arange(min(max_cells, cells.num_cells)))
+
+
+@dataclass(frozen=True, eq=False)
+class DescribedSample:
+    """Cells of a corpus with their values in some columns of obs, all cells or a sample."""
+
+    cells: SparseCells
+    columns: dict[str, tuple[str, ...]]  # by name, (C,)
+
+
+def sample_described_cells(
+    store: str, manifest: CorpusManifest, options: MemberOptions, *, max_cells: int, seed: int = 0
+) -> DescribedSample:
+    """Load the cells that ``options`` select, with their columns; of a large corpus ``max_cells``, in row groups drawn
+    at random. CorpusError if no cell is selected.
+    """
+    members = find_members(store, manifest, options, seed=seed)
+    stream = CorpusStream(store, manifest, StreamOptions(TokenizerConfig(), seed, 1), members)
+    parts = list(_sample_units(stream, max_cells))
+    cells = SparseCells.concatenate([part for _, _, part in parts])
+    kept = np.arange(min(max_cells, cells.num_cells))
+    columns = {}
+    for name, column in members.columns.items():
+        codes = np.concatenate([members.codes(name, unit, rows) for unit, rows, _ in parts])[kept]
+        columns[name] = tuple(column.values[code] for code in codes.tolist())
+    return DescribedSample(cells.take(kept), columns)
 
 
 def _sample_units(stream: CorpusStream, max_cells: int) -> Iterator[tuple[int, Int64, SparseCells]]:

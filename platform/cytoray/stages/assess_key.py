@@ -40,11 +40,16 @@ def find_key(task: str, config: AssessConfig | InferNetworksConfig) -> Assessmen
     identity = {
         "task": task,
         "settings": config.fingerprint(),
-        "inputs": {name: content_digest(uri) for name, uri in named.items() if uri is not None},
+        "inputs": {name: _digests(value) for name, value in named.items() if value is not None},
         "model": model,
         "code": provenance.source_digest(),
     }
     return AssessmentKey(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(), model)
+
+
+def _digests(value: str | tuple[str, ...]) -> str | list[str]:
+    """Return the digest of the content of a file, or of each of several."""
+    return content_digest(value) if isinstance(value, str) else [content_digest(uri) for uri in value]
 
 
 def content_digest(uri: str) -> str:

@@ -52,6 +52,15 @@ TASKS: dict[str, TaskSpec] = {
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
         offline=TaskOffline("annotate", "Annotate the cells of files offline, as the service does."),
     ),
+    "regression": TaskSpec(
+        "regression",
+        learning=TaskStage(
+            "finetune-regression",
+            "Fine-tune a model to predict a number of each cell.",
+            config=Lazy("cytoray.tasks.regression.config", "FinetuneRegressionConfig"),
+            run=Lazy("cytoray.tasks.regression.learning", "run_finetuning"),
+        ),
+    ),
     "integration": TaskSpec(
         "integration",
         learning=TaskStage(
@@ -64,6 +73,12 @@ TASKS: dict[str, TaskSpec] = {
             "Assess batch integration: tuned Harmony, and the best of several methods, chosen without cell types.",
             config=Lazy("cytoray.tasks.integration.assess_config", "AssessIntegrationConfig"),
             run=Lazy("cytoray.tasks.integration.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.integration.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "integration",
+            "Folder or s3:// prefix of an integration, as `cytoray integrate --model-out` writes it.",
+            collect=Lazy("cytoray.tasks.integration.attached", "collect_integration"),
         ),
     ),
     "mapping": TaskSpec(
@@ -117,6 +132,20 @@ TASKS: dict[str, TaskSpec] = {
             "proteins",
             "Folder or s3:// prefix of a protein model, as `cytoray proteins fit` writes it.",
             collect=Lazy("cytoray.tasks.multiomic.attached", "collect_proteins"),
+        ),
+    ),
+    "perturbation": TaskSpec(
+        "perturbation",
+        assessment=TaskAssessment(
+            "Assess the prediction of perturbations: the mean of the known ones, and an operator that contains it.",
+            config=Lazy("cytoray.tasks.perturbation.assess_config", "AssessPerturbationConfig"),
+            run=Lazy("cytoray.tasks.perturbation.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.perturbation.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "perturbations",
+            "Folder or s3:// prefix of a perturbation model, as `cytoray perturbations fit` writes it.",
+            collect=Lazy("cytoray.tasks.perturbation.attached", "collect_perturbations"),
         ),
     ),
 }

@@ -20,7 +20,7 @@ from cytoray.tokens.cells import Int64, UInt64
 Layout = Literal["padded", "packed"]
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
-TOKENS = ("gene_ids", "values", "masked", "source_values")
+TOKENS = ("gene_ids", "values", "masked", "source_values", "perturbations")
 UNKNOWN = ("unknown_gene_ids", "unknown_values")
 PER_CELL = ("lengths", "cell_ids", "epochs", "labels", "unknown_lengths", "minibatches", "source_cell_ids")
 
@@ -32,7 +32,7 @@ class StepBatch:
     With ``cells_per_minibatch`` cells stand minibatch by minibatch, shorter ones first in each.
 
     Padded: token arrays are (B, L) and (B, G). Packed: they are flat, cell after cell, cut at ``indptr``. Gene ids are
-    uint16 or int32; values int8 or int16 (float32 where special values are not whole).
+    uint16 or int32; values int8 or int16 (float32 if special values are not whole, or if values are expression).
     """
 
     step: int
@@ -48,10 +48,11 @@ class StepBatch:
     unknown_gene_ids: Array | None = None  # style "generative"
     unknown_values: Array | None = None
     unknown_lengths: Int32 | None = None  # (B,)
-    modalities: dict[str, dict[str, Array]] | None = None  # feature_ids (E,), values (E,), lengths (B,)
+    modalities: dict[str, dict[str, Array]] | None = None  # by name feature_ids (E,), values (E,), lengths (B,), ...
     minibatches: Int32 | None = None  # (B,) ascending, number in the step of each cell's minibatch
     source_values: Array | None = None  # like values, of the control cell with which each cell is paired
     source_cell_ids: UInt64 | None = None  # (B,)
+    perturbations: Array | None = None  # int8, 1 for perturbed genes, of pairs with ``perturbed``
     columns: dict[str, Int32] = field(default_factory=dict)  # (B,) codes by name of the column, -1 without a value
 
     @property

@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from cytoray.corpus.streaming.batches import UNKNOWN, Array, Int32, Ragged, StepChunk
 from cytoray.corpus.streaming.blocks import empty_arrays
+from cytoray.corpus.streaming.expression import ExpressionArrays, ExpressionView
 from cytoray.corpus.streaming.members import Members
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells
 from cytoray.corpus.streaming.pairs import Controls, pair_keys
 from cytoray.corpus.streaming.shares import Team
+from cytoray.corpus.streaming.whole_cells import WholeCells
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine, uniform
 from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
@@ -47,6 +49,23 @@ class _Group:
     where: Int64  # among the C cells
     rows: Int64  # in the unit
     repeats: Int64
+    thinned: PackedCells | None = None  # the cells at ``rows`` of which tokens are made, if not of the unit's own
+
+    @property
+    def source(self) -> tuple[PackedCells, Int64]:
+        """Return the cells of which tokens are made, and their rows."""
+        return (self.unit.cells, self.rows) if self.thinned is None else (self.thinned, np.arange(len(self.rows)))
+
+    @property
+    def num_genes(self) -> Int64:
+        """Return the number of genes of each cell of which tokens are made."""
+        cells, rows = self.source
+        return cells.num_genes_per_cell[rows]
+
+    def at(self, where: Int64, here: npt.NDArray[np.bool_]) -> _Group:
+        """Return the cells ``here``, at other places among the C cells."""
+        thinned = None if self.thinned is None else take(self.thinned, np.flatnonzero(here))
+        return replace(self, where=where, rows=self.rows[here], repeats=self.repeats[here], thinned=thinned)
 
     def values_of(self, number: int) -> Int64:
         """Return the number of values above zero that each cell has in a further modality."""
@@ -90,7 +109,25 @@ class ChunkFiller:
         """The tokenizer of the options."""
         translation = self.options.translation
         vocabulary = GeneVocabulary.load_default() if translation is None else translation.vocabulary
-        return CellTokenizer(vocabulary, self.options.tokenizer, panel=self.options.panel)
+        config = self.options.tokenizer
+        if self.options.is_expression:  # of the panel, which ``expression`` samples
+            config = config.model_copy(update={"max_length": len(self.options.panel or ()) + 1})
+        return CellTokenizer(vocabulary, config, panel=self.options.panel)
+
+    @functools.cached_property
+    def expression(self) -> ExpressionView | None:
+        """The view of pairs with flags of perturbed genes."""
+        pairs = self.options.pairs
+        if pairs is None or pairs.perturbed is None:
+            return None
+        assert self.options.panel is not None, "pairs share a panel"
+        return ExpressionView.of(
+            self.options.panel,
+            pairs.perturbed,
+            self.members.columns[pairs.column].values,
+            max_tokens=self.options.tokenizer.max_length,
+            seed=self.options.tokenizer.seed,
+        )
 
     @functools.cached_property
     def feature_tokenizers(self) -> tuple[CellTokenizer, ...]:
@@ -101,6 +138,8 @@ class ChunkFiller:
     @property
     def bytes_per_cell(self) -> int:
         """Maximum number of bytes of a cell's tokens."""
+        if self.expression is not None:
+            return 16 * len(self.expression.panel)  # while it is filled: dense values of both cells, and keys
         copies = 2 if self.options.style == "masked" else 1
         item_bytes = self.tokenizer.id_dtype.itemsize + copies * self.tokenizer.value_dtype.itemsize
         return self.options.max_tokens * item_bytes
@@ -112,9 +151,7 @@ class ChunkFiller:
         ratios = None
         if self.options.style != "plain":
             ratios = np.repeat(self.options.ratios_at(steps), share[1])
-        known, unknown = self.tokenizer.num_tokens(
-            sizes[0].ravel(), ratios if self.options.style == "generative" else None
-        )
+        known, unknown = self._num_tokens(sizes[0].ravel(), ratios if self.options.style == "generative" else None)
         parts = np.concatenate([known[None], sizes[1:].reshape(-1, known.size)])
         known = parts.sum(axis=0)
         order = np.lexsort((known, minibatches, np.repeat(steps, share[1])))
@@ -123,7 +160,7 @@ class ChunkFiller:
         places[order] = np.arange(len(order))
         slots, unknown_slots = self._slots(known[order], borders), self._slots(unknown[order], borders)
         buffers = self._buffers(slots, unknown_slots)
-        for group in groups:
+        for group in groups if self.expression is None else ():
             at, hidden = places[group.where], None if ratios is None else ratios[group.where]
             if self.options.features:
                 self._fill_modalities(group, slots.at(at), parts[:, group.where], hidden, buffers)
@@ -131,7 +168,7 @@ class ChunkFiller:
             plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden, exact=self.options.panel is not None)
             if self.options.style == "generative":
                 plan = TokenPlan(plan.starts, plan.widths, unknown_slots.starts[at], unknown_slots.widths[at], hidden)
-            self.tokenizer.fill(group.unit.cells, group.rows, group.draws, plan, buffers)
+            self.tokenizer.fill(*group.source, group.draws, plan, buffers)
         fields = {
             name: Ragged(array, unknown_slots.borders if name in UNKNOWN else slots.borders)
             for name, array in vars(buffers).items()
@@ -141,9 +178,12 @@ class ChunkFiller:
         if self.options.style == "generative":
             fields["unknown_lengths"] = Ragged(unknown[order].astype(np.int32), borders)
         if self.options.pairs is not None:
-            fields |= self._sources(groups, places, slots, borders)
+            fields |= self._sources(groups, places, slots, buffers) | self._source_ids(groups, places, borders)
         if self.options.cells_per_minibatch is not None:
             fields["minibatches"] = Ragged(minibatches[order], borders)
+        if self.options.whole_cells is not None:
+            wholes = [WholeCells(take(g.unit.cells, g.rows), g.draws, places[g.where]) for g in groups]
+            fields |= self.options.whole_cells.fields(wholes, borders, self.tokenizer)
         fields |= self._describe(groups, order, borders) | self._modalities(groups, places, borders)
         return StepChunk(self.options.layout, heads, fields)
 
@@ -158,7 +198,12 @@ class ChunkFiller:
         for where in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
             unit, epoch = int(units[where[0]]), int(epochs[where[0]])
             rows, repeats = self.members.draws(unit, epoch)
-            groups.append(_Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]]))
+            group = _Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]])
+            whole = self.options.whole_cells
+            if whole is not None and whole.thinning is not None:
+                own = take(group.unit.cells, group.rows)
+                group = replace(group, thinned=whole.thin(own, group.draws, seed=self.options.tokenizer.seed))
+            groups.append(group)
         return groups
 
     def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64, Int32]:
@@ -166,7 +211,7 @@ class ChunkFiller:
         sizes = self._sizes(groups)
         num_steps, num_cells = cells.units.shape
         if self.options.cells_per_minibatch is None:
-            known = self.tokenizer.num_tokens(sizes[0])[0] + sizes[1:].sum(axis=0)
+            known = self._num_tokens(sizes[0])[0] + sizes[1:].sum(axis=0)
             mine = team.pick(known.reshape(cells.units.shape))
             minibatches = np.zeros(mine.size, np.int32)
         else:
@@ -180,12 +225,18 @@ class ChunkFiller:
             here = places[group.where] >= 0
             if here.any():
                 where = places[group.where[here]]
-                dealt.append(replace(group, where=where, rows=group.rows[here], repeats=group.repeats[here]))
+                dealt.append(group.at(where, here))
         return dealt, sizes[:, mine], minibatches
+
+    def _num_tokens(self, num_genes: Int64, ratios: Float64 | None = None) -> tuple[Int64, Int64]:
+        """Return the numbers of known tokens and unknown genes of cells with ``num_genes`` genes, in its shape."""
+        if self.expression is None:
+            return self.tokenizer.num_tokens(num_genes, ratios)
+        return np.full_like(num_genes, self.expression.num_tokens), np.zeros_like(num_genes)
 
     def _sizes(self, groups: list[_Group]) -> Int64:
         """Return the cells' numbers of genes, and of their tokens in each further modality, (1 + F, C)."""
-        rows = [_gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)]
+        rows = [_gather(groups, lambda group: group.num_genes, np.int64)]
         for number, features in enumerate(self.options.features):
             values = functools.partial(_Group.values_of, number=number)
             rows.append(features.num_tokens(_gather(groups, values, np.int64)))
@@ -279,6 +330,7 @@ class ChunkFiller:
     def _buffers(self, known: _Slots, unknown: _Slots) -> TokenBuffers:
         """Room for the tokens; the kernel writes all of it."""
         ids, values = self.tokenizer.id_dtype, self.tokenizer.value_dtype
+        values = values if self.expression is None else np.dtype(np.float32)
         size, hidden = int(known.borders[-1]), int(unknown.borders[-1])
         wanted = {"gene_ids": (size, ids), "values": (size, values)}
         if self.options.style == "masked":
@@ -287,24 +339,45 @@ class ChunkFiller:
             wanted |= {"unknown_gene_ids": (hidden, ids), "unknown_values": (hidden, values)}
         return TokenBuffers(**dict(zip(wanted, empty_arrays(list(wanted.values())), strict=True)))
 
-    def _sources(self, groups: list[_Group], places: Int64, slots: _Slots, borders: Int64) -> dict[str, Ragged]:
-        """Values of each cell's control, which has the tokens that it has in that epoch itself, and its id."""
+    def _sources(self, groups: list[_Group], places: Int64, slots: _Slots, own: TokenBuffers) -> dict[str, Ragged]:
+        """Values of each cell's control, which has the tokens that it has in that epoch itself.
+
+        With flags of perturbed genes it has the cell's tokens, and ``own``, the buffers of the cells, is filled too.
+        """
+        ids, size = self.tokenizer.id_dtype, int(slots.borders[-1])
+        view = self.expression
+        if view is None:
+            buffers = TokenBuffers(*empty_arrays([(size, ids), (size, self.tokenizer.value_dtype)]))
+            for group in groups:
+                at, rows = slots.at(places[group.where]), self._control_rows(group)
+                plan = TokenPlan(at.starts, at.widths)
+                self.tokenizer.fill(self.controls.cells, rows, group.draws, plan, buffers)
+            return {"source_values": Ragged(buffers.values, slots.borders)}
+        values, flags = empty_arrays([(size, np.dtype(np.float32)), (size, np.dtype(np.int8))])
+        arrays = ExpressionArrays(own.gene_ids, own.values, flags, values)
         assert self.options.pairs is not None
-        match, size = self.options.pairs.match, int(slots.borders[-1])
-        buffers = TokenBuffers(*empty_arrays([(size, self.tokenizer.id_dtype), (size, self.tokenizer.value_dtype)]))
+        for group in groups:
+            pair = take(group.unit.cells, group.rows), take(self.controls.cells, self._control_rows(group))
+            codes = self.members.codes(self.options.pairs.column, group.number, group.rows)
+            view.fill(pair, codes, group.draws, slots.starts[places[group.where]], arrays)
+        return {"source_values": Ragged(values, slots.borders), "perturbations": Ragged(flags, slots.borders)}
+
+    def _source_ids(self, groups: list[_Group], places: Int64, borders: Int64) -> dict[str, Ragged]:
+        """Ids of the cells' controls."""
         cell_ids = np.empty(len(places), np.uint64)
         for group in groups:
-            at, epochs = places[group.where], group.draws
-            keys = pair_keys(self.options.seed, epochs, group.unit.cells.cell_ids[group.rows])
-            codes = np.zeros(len(at), np.int32)
-            if match is not None:
-                codes = self.members.codes(match, group.number, group.rows)
-            rows = self.controls.draw(keys, codes)
-            self.tokenizer.fill(
-                self.controls.cells, rows, epochs, TokenPlan(slots.starts[at], slots.widths[at]), buffers
-            )
-            cell_ids[at] = self.controls.cells.cell_ids[rows]
-        return {"source_values": Ragged(buffers.values, slots.borders), "source_cell_ids": Ragged(cell_ids, borders)}
+            cell_ids[places[group.where]] = self.controls.cells.cell_ids[self._control_rows(group)]
+        return {"source_cell_ids": Ragged(cell_ids, borders)}
+
+    def _control_rows(self, group: _Group) -> Int64:
+        """The control that each cell of a group is paired with, among all controls."""
+        assert self.options.pairs is not None
+        match, codes = self.options.pairs.match, np.zeros(len(group.rows), np.int32)
+        if match is not None:
+            codes = self.members.codes(match, group.number, group.rows)
+        return self.controls.draw(
+            pair_keys(self.options.seed, group.draws, group.unit.cells.cell_ids[group.rows]), codes
+        )
 
     def _describe(self, groups: list[_Group], order: Int64, borders: Int64) -> dict[str, Ragged]:
         """Collect ids, epochs and codes of the cells."""

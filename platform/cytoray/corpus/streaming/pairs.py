@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ class PairOptions:
     control: str  # its value in control cells
     match: str | None = None  # a column of the stream, such as the experimental batch, in which both must agree
     select: str | None = None  # expression over obs that control cells satisfy, such as "donor != 'D7'"
+    perturbed: Mapping[str, tuple[int, ...]] | None = None  # by value of the column: ids of the genes that it hits;
+    # values are then log-normalised expression, without <cls>, and these genes are flagged (see streaming.expression)
 
 
 @dataclass(frozen=True, eq=False)

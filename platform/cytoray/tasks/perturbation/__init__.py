@@ -1,0 +1,1 @@
+"""Perturbations: what cells do when genes are perturbed."""
