@@ -134,7 +134,7 @@ def test_leaving_out_in_closed_form_is_leaving_out() -> None:
         some = known.take(rest)
         some = type(some)(**{**some.__dict__, "equal_cells": known.equal_cells})
         fitted = fit(Setting(("v",), 0.3, 1.0), {"v": kernel[np.ix_(rest, rest)]}, some)
-        predicted, confidence = fitted.predict({"v": kernel[[row]][:, rest]})
+        predicted, confidence = fitted.predict({"v": kernel[[row]][:, rest]}, 1)
         np.testing.assert_allclose(found.means[row] + found.deviations[row], predicted[0], atol=1e-10)
         np.testing.assert_allclose(found.confidence[row], confidence[0], atol=1e-10)
 

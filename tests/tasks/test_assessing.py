@@ -33,7 +33,8 @@ def no_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def settings_of(task: str) -> dict[str, str]:
-    return {"data": "cells.h5ad"} | ({"query": "query.h5ad"} if task == "mapping" else {})
+    more = {"mapping": {"query": "query.h5ad"}, "networks": {"truth": "edges.tsv"}}
+    return {"data": "cells.h5ad"} | more.get(task, {})
 
 
 def test_the_model_is_the_named_one_else_the_default_else_none(monkeypatch: pytest.MonkeyPatch):

@@ -70,6 +70,19 @@ def test_planted_edges_are_found_and_reported(files: Path) -> None:
         assert title in page
 
 
+def test_a_kept_network_is_evaluated(files: Path, tmp_path: Path) -> None:
+    settings = {**SMALL, "out": str(tmp_path / "network")}
+    cytoray.infer_networks(str(files / "cells.h5ad"), **settings)
+    command = ["networks", "evaluate", settings["out"], "--truth", str(files / "truth.tsv")]
+    screen = ["--screen", str(files / "screen.h5ad")]
+    found = json.loads(CliRunner().invoke(app, [*command, *screen, "--json"], catch_exceptions=False).stdout)
+    assert found["metrics"]["factor_auroc"]["product"] > 0.95
+    assert found["metrics"]["knock_out_auroc"]["product"] > 0.9
+    text = CliRunner().invoke(app, command, catch_exceptions=False).stdout
+    assert "early_precision_ratio" in text
+    assert CliRunner().invoke(app, command[:3]).exception is not None, "nothing is known"
+
+
 def test_a_screen_is_not_inferred_from_its_knock_outs(files: Path) -> None:
     screen = str(files / "screen.h5ad")
     found = cytoray.assess("networks", data=screen, screen=screen, out=str(files / "own"), **SMALL)

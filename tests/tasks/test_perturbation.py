@@ -147,7 +147,7 @@ def empty(adata: anndata.AnnData) -> anndata.AnnData:
 
 
 BAD: list[tuple[Change, dict[str, Any], str]] = [
-    (lambda adata: adata, {"control": "contrl"}, "no cell has the control value 'contrl'.*'control'"),
+    (lambda adata: adata, {"control": "controls"}, "no cell has the control value 'controls'.*'control'"),
     (lambda adata: adata, {"perturbation_key": "perturb"}, "no column 'perturb'.*perturbation"),
     (lambda adata: adata, {"batch_key": "bach"}, "no column 'bach'.*--batch-key.*batch"),
     (take_controls, {}, "no cell has the control value 'control'"),
@@ -218,6 +218,21 @@ def test_targets_left_out(folder: Path, tmp_path: Path) -> None:
     for report in (found, again):
         report.pop("seconds")
     assert found == again
+
+
+def test_conditions_that_are_no_genes_are_predicted_as_the_mean(tmp_path: Path) -> None:
+    adata = screen(10)
+    adata.obs["perturbation"] = [
+        value if value == "control" else f"drug {value}" for value in adata.obs["perturbation"]
+    ]
+    adata.write_h5ad(tmp_path / "s.h5ad")
+    found = run("assess", "perturbation", "--data", tmp_path / "s.h5ad", "--out", tmp_path / "out")
+    assert found["chosen"] == {"mean of the others": 12}
+    assert found["metrics"]["wmse"]["product"] <= 1.02 * found["metrics"]["wmse"]["baseline"]
+    model = cytoray.PerturbationModel.fit(adata)
+    assert model.predict("drug SMO").confidence[0] > 0, "known"
+    with pytest.raises(RequestError, match="drug"):
+        model.predict("drug of nobody")
 
 
 def test_cell_types_left_out(tmp_path: Path) -> None:

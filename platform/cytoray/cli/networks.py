@@ -67,6 +67,33 @@ def show(
 
 
 @app.command()
+def evaluate(
+    network: Folder,
+    truth: Annotated[str | None, typer.Option(help="Table of known edges: tsv or csv with tf and target.")] = None,
+    confidence: Annotated[list[str], typer.Option(help="Level of confidence that counts; repeatable.")] = ["A", "B"],  # noqa: B006
+    screen: Annotated[str | None, typer.Option(help="File of cells in which factors were knocked out.")] = None,
+    perturbation_key: Annotated[str, typer.Option(help="Column of obs with the knocked-out gene.")] = "perturbation",
+    control: Annotated[str, typer.Option(help="Its value for cells without a knock-out.")] = "control",
+    group: Group = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a network beside known edges and a screen, beside correlation alone; nothing is learned from them."""
+    from cytoray.tasks.networks.evaluating import Known, evaluate_network
+    from cytoray.tasks.networks.network import load_network
+
+    known = Known(truth, tuple(confidence), screen, perturbation_key, control)
+    found = evaluate_network(load_network(network), known, group=group)
+    lines = [
+        f"{name}: {row['product']:.3f}"
+        + (f", correlation {row['baseline']:.3f} ({row['verdict']})" if row["baseline"] is not None else "")
+        + (f", floor {row['floor']:.3f}" if row["floor"] is not None else "")
+        for name, row in found["metrics"].items()
+    ]
+    lines += [f"  {row['member']}: AUROC {row['factor_auroc']:.3f}" for row in found["details"].get("members", [])]
+    print_answer(found, [*lines, *found["warnings"]], as_json=as_json)
+
+
+@app.command()
 def compare(
     network: Folder,
     first: Annotated[str, typer.Option(help="Group of cells.", show_default=False)],

@@ -17,6 +17,7 @@ from cytoray.evaluation.networks.cells import SMALLEST, Float64, Int64
 
 NUM_NEIGHBOURS = 15
 FEWEST_GENES = 5  # of a program
+RESOLUTION = 3.0  # of Leiden: programs of some tens of genes
 MOST_DISCOVERIES = 0.05  # false discovery rate of enrichment
 
 
@@ -31,7 +32,7 @@ class Enrichment:
     q_value: float  # Benjamini-Hochberg over all sets
 
 
-def find_programs(points: npt.NDArray[np.floating], *, resolution: float = 1.0, seed: int = 0) -> Int64:
+def find_programs(points: npt.NDArray[np.floating], *, resolution: float = RESOLUTION, seed: int = 0) -> Int64:
     """Group G genes by Leiden on the cosine of their vectors (G, D); -1 for genes of groups with fewer than five."""
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     units = np.asarray(points / np.maximum(lengths, SMALLEST), np.float64)

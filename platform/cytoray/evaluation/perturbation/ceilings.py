@@ -1,4 +1,4 @@
-"""What the data allow: agreement of two halves of the cells, and predictions that another half would make.
+"""Limits that the data set: agreement of two halves of the cells, and predictions that another half would make.
 
 A perturbation is measurable if the effects of its two halves correlate; of those, it is saturated if the mean of the
 others comes close to what a half of its own cells predicts. All others are resistant.
@@ -28,7 +28,7 @@ NUM_SPLITS = 5
 
 @dataclass(frozen=True, eq=False)
 class Half:
-    """The effects of one half, and what the other half tells: weights of genes and a prediction."""
+    """The effects of one half, with weights of genes and a prediction that come from the other half."""
 
     truth: Float64  # (P, G)
     weights: Float64  # (P, G) of squared errors, from the other half
@@ -52,7 +52,7 @@ def agreement(cells: PerturbedCells, mask: Bools, *, seed: int) -> Float64:
 
 
 def crossed_halves(cells: PerturbedCells, mask: Bools, *, seed: int) -> tuple[Half, Half]:
-    """Return each half of the cells with what the other one tells of it."""
+    """Return each half of the cells, with weights and a prediction from the other one."""
     first, second = split_effects(cells, seed=seed)
     return _against(first, second, mask), _against(second, first, mask)
 
@@ -89,7 +89,7 @@ def dynamic_range(mean: float, ceiling: float, perfect: float) -> float:
 
 
 def finite_mean(values: Sequence[float] | Float64) -> float:
-    """Return the mean of the finite values; NaN if there is none."""
+    """Return the mean of the finite values; NaN without any."""
     array = np.asarray(values, np.float64)
     array = array[np.isfinite(array)]
     return float(array.mean()) if len(array) else float("nan")

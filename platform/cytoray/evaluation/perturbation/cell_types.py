@@ -3,8 +3,8 @@
     setting, errors = choose_for_type(known)  # by leaving out each known type
     predict_type(known, control, setting)  # (G,) for a type with the mean expression ``control`` in its controls
 
-Known types count more the more their control cells resemble the new type's. What a gene does also depends on how much
-it is expressed: a ridge regression over genes, fitted on the known types, corrects for that.
+Known types count more the more their control cells resemble the new type's. The effect on a gene also depends on how
+much it is expressed: a ridge regression over genes, fitted on the known types, corrects for that.
 """
 
 # T known cell types, G genes, F features
@@ -118,7 +118,7 @@ def _left_out_error(known: KnownTypes, setting: TypeSetting) -> float:
 
 
 def _features(known: KnownTypes, control: Float64, setting: TypeSetting) -> Float64:
-    """What is known of each gene in a type (G, F): the effect in similar types, and expression here and there."""
+    """Features of each gene in a type (G, F): the effect in similar types, and expression here and there."""
     effect = shares(known, control, replace(setting, corrected=False)) @ known.deltas
     usual = known.controls.mean(axis=0)
     return np.stack(

@@ -63,9 +63,9 @@ class Fitted:
     inverse: Float64  # (P, P) of the kernel with its ridge
     basis: Float64 | None  # (G, R) components that predictions are restricted to
 
-    def predict(self, rows: Kernels) -> tuple[Float64, Float64]:
-        """Return effects (Q, G) and confidence (Q,) of targets with the similarities ``rows`` (Q, P) by view."""
-        row = joined(rows, self.setting.views)
+    def predict(self, rows: Kernels, num: int) -> tuple[Float64, Float64]:
+        """Return effects (Q, G) and confidence (Q,) of Q = ``num`` targets, by their similarities (Q, P) by view."""
+        row = joined(rows, self.setting.views, shape=(num, len(self.inverse)))
         confidence = np.maximum(np.einsum("qp,pr,qr->q", row, self.inverse, row), 0)
         deviations = row @ self.dual
         if self.basis is not None:
@@ -134,7 +134,7 @@ def fit(setting: Setting, kernels: Kernels, effects: Effects) -> Fitted:
     """Fit the operator to the known effects."""
     weights = effects.reliability
     mean = (weights[:, None] * effects.deltas).sum(axis=0) / weights.sum()
-    kernel = joined(kernels, setting.views, size=len(weights))
+    kernel = joined(kernels, setting.views, shape=(len(weights), len(weights)))
     inverse: Float64 = np.linalg.inv(_with_ridge(kernel, setting.ridge, weights)).astype(np.float64)
     centred = effects.deltas - mean
     basis = None if setting.rank is None else components(centred, setting.rank)
@@ -162,11 +162,10 @@ def left_out_means(effects: Effects) -> Float64:
     return np.where(rest > _TINY, found, 0.0)
 
 
-def joined(kernels: Kernels, views: tuple[str, ...], *, size: int | None = None) -> Float64:
-    """Return the mean of the kernels of some views; zeros (size, size) for none."""
+def joined(kernels: Kernels, views: tuple[str, ...], *, shape: tuple[int, int]) -> Float64:
+    """Return the mean of the kernels of some views; zeros of ``shape`` for none."""
     if not views:
-        some = next(iter(kernels.values()), None)
-        return np.zeros((size or 0, size or 0)) if some is None else np.zeros_like(some)
+        return np.zeros(shape)
     found: Float64 = np.mean([kernels[name] for name in views], axis=0)
     return found
 
@@ -206,11 +205,12 @@ class _Search:
         self._means = left_out_means(effects)
         self._missed = effects.deltas - self._means
         self.mean_error = _mean_by_cells((weights * self._missed**2).sum(axis=1), effects)
+        self._shape = (len(self._means), len(self._means))
         self._bases: dict[int, list[Float64]] = {}
 
     def best(self, views: tuple[str, ...]) -> tuple[Setting, float]:
         """The setting of these views with the lowest error."""
-        kernel, found = joined(self._kernels, views), []
+        kernel, found = joined(self._kernels, views, shape=self._shape), []
         for ridge in RIDGES:
             left = leave_out(kernel, self._effects, ridge)
             for rank in self._ranks:
@@ -227,7 +227,7 @@ class _Search:
         """Predictions of the effects left out, and the confidence in each."""
         if not setting.views or not setting.strength:
             return self._means, np.zeros(len(self._means))
-        left = leave_out(joined(self._kernels, setting.views), self._effects, setting.ridge)
+        left = leave_out(joined(self._kernels, setting.views, shape=self._shape), self._effects, setting.ridge)
         factor = setting.strength * trusted(left.confidence, setting.trust)
         deviations = self._restricted(left.deviations, setting.rank)
         return self._means + factor[:, None] * deviations, left.confidence * setting.strength

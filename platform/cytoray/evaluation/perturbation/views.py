@@ -1,4 +1,4 @@
-"""Views of genes: what is known of them apart from the screen, from which the similarity of two targets follows.
+"""Views of genes: knowledge from outside the screen, from which the similarity of two targets follows.
 
 view = view_of_sets("GO", {"interferon response": frozenset({"IFNGR1", "STAT1"})})
 view.similarity(["IFNGR1"], ["STAT1", "MYC"])  # cosines (1, 2); a gene that the view does not know has 0

@@ -205,7 +205,9 @@ def _programs(config: InferNetworksConfig, prepared: Prepared, model: ModelEvide
     background = frozenset(names)
     found = []
     for number in range(int(numbers.max(initial=-1)) + 1):
-        genes = [name for name, own in zip(names, numbers.tolist(), strict=True) if own == number]
+        own = np.flatnonzero(numbers == number)
+        likeness = points[own] @ points[own].mean(axis=0)
+        genes = [names[place] for place in own[np.argsort(-likeness, kind="stable")]]  # the most typical first
         rows = [vars(each) for each in enrich(genes, sets, background)[:MOST_SETS]] if sets else []
         found.append({"program": number, "genes": genes, "gene_sets": rows})
     return found

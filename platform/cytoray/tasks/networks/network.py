@@ -74,17 +74,14 @@ class GeneNetwork:
             raise ConfigError(f"The network has no group {name!r}.", remedy=f"Its groups are {', '.join(self.groups)}.")
         return self.edges[self.edges["group"] == name]
 
-    def weights(self, group: str | None = None) -> tuple[Float32, Float32]:
-        """Return weights and correlations of all pairs of a group, (T, G) each; 0 for pairs that were not kept."""
+    def matrix(self, column: str, group: str | None = None) -> Float32:
+        """Return a column of the edges of a group as a matrix, (T, G); 0 for pairs that were not kept."""
         edges = self.group_edges(group)
         rows = pd.Index(self.tfs).get_indexer(pd.Index(edges["tf"]))
         columns = pd.Index(self.targets).get_indexer(pd.Index(edges["target"]))
-        found = []
-        for column in ("weight", CORRELATION):
-            values = np.zeros((len(self.tfs), len(self.targets)), np.float32)
-            values[rows, columns] = edges[column].to_numpy(np.float32)
-            found.append(values)
-        return found[0], found[1]
+        found = np.zeros((len(self.tfs), len(self.targets)), np.float32)
+        found[rows, columns] = edges[column].to_numpy(np.float32)
+        return found
 
     def neighbourhood(self, gene: str, *, num: int = 20, group: str | None = None) -> pd.DataFrame:
         """Return the strongest edges of a gene, as regulator and as target: at most ``num`` of each kind.

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from cytoray.evaluation.assessment_page import png
 from cytoray.pages.charts import COLOURS, FAINT, INK, page_style
+from cytoray.tasks.networks.candidates import CORRELATION
 from cytoray.tasks.networks.network import GeneNetwork, edge_rows
 
 MOST_DRAWN, MOST_NAMED = 120, 60  # edges, genes with a name
@@ -79,7 +80,7 @@ def draw_edges(network: GeneNetwork, *, group: str | None = None, gene: str | No
 
 def draw_programs(network: GeneNetwork) -> Figure:
     """Draw the mean correlation of the factors of most edges with each program's genes, a heat map."""
-    _, correlations = network.weights()
+    correlations = network.matrix(CORRELATION)
     programs = network.programs[:MOST_PROGRAMS]
     columns = {gene: column for column, gene in enumerate(network.targets)}
     means = np.stack(

@@ -20,6 +20,7 @@ from cytoray.tasks.networks.candidates import Candidates
 
 FEWEST_CELLS = 20  # with a knock-out, and controls
 LARGE = 3.0  # |t| of a gene that changes
+FEWEST_CHANGES = 5  # genes that change by a knock-out that is scored, and genes that do not
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def read_screen(uri: str, candidates: Candidates, *, key: str, control: str) -> 
         own = columns != -1 if tf not in candidates.targets else columns != candidates.targets.index(tf)
         changes = _welch(expression[labels == tf][:, genes[own]], expression[labels == control][:, genes[own]])
         effect = KnockedOut(tf, row, columns[own], changes)
-        if 0 < effect.hits.sum() < len(effect.hits):
+        if min(effect.hits.sum(), (~effect.hits).sum()) >= FEWEST_CHANGES:
             found.append(effect)
         else:
             warnings.append(f"the knock-out of {tf} changes {int(effect.hits.sum())} targets: it is not scored")

@@ -1,4 +1,4 @@
-"""Fit what predicts the effects of perturbations, and predict new ones: single genes, combinations, conditions.
+"""Fit a model of the effects of perturbations, and predict new ones: single genes, combinations, conditions.
 
 model = fit_targets(effects, parts, views, TargetGenes(symbols, means))
 predicted = model.predict([("IRF9",), ("IFNGR1", "STAT2")])
@@ -42,7 +42,7 @@ class Predicted:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """What combinations do beyond the sum of their parts: an operator on the residuals of known combinations."""
+    """An operator on the residuals of known combinations: their effects beyond the sum of their parts."""
 
     parts: tuple[Parts, ...]
     fitted: Fitted
@@ -73,7 +73,7 @@ class TargetModel:
         """Predict the effects of perturbations, each the parts of one; a known single one has its own estimate."""
         targets = sorted({part for parts in wanted for part in parts})
         rows = self.kernels(targets)
-        predicted, confidence = self.fitted.predict(rows)
+        predicted, confidence = self.fitted.predict(rows, len(targets))
         place = {target: row for row, target in enumerate(targets)}
         known = {self.parts[row][0]: number for number, row in enumerate(self.singles)}
         for target, row in place.items():
@@ -87,7 +87,7 @@ class TargetModel:
         if self.pairs is not None:
             deltas = deltas + self._beyond_sum(wanted)
         widths = np.stack([np.sqrt(len(parts)) * self.half_width for parts in wanted])
-        row_of = joined(rows, self.fitted.setting.views, size=len(self.singles))
+        row_of = joined(rows, self.fitted.setting.views, shape=(len(targets), len(self.singles)))
         reasons = tuple(self._reason(parts, {part: row_of[place[part]] for part in parts}) for parts in wanted)
         return Predicted(deltas, np.clip(trust, 0, 1), widths, reasons)
 
@@ -104,7 +104,7 @@ class TargetModel:
         rows = [row for row, parts in enumerate(wanted) if len(parts) > 1]
         if rows:
             kernel = pair_kernel(self.views, self.pairs.fitted.setting, [wanted[row] for row in rows], self.pairs.parts)
-            found[rows] = self.pairs.fitted.predict({"pairs": kernel})[0]
+            found[rows] = self.pairs.fitted.predict({"pairs": kernel}, len(rows))[0]
         return found
 
     def _reason(self, parts: Parts, similarity: Mapping[str, Float64]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class FittedTargets:
 def fit_targets(
     effects: Effects, parts: Sequence[Parts], views: Mapping[str, View], *, symbols: Parts, means: Float64
 ) -> FittedTargets:
-    """Fit the operator to the single perturbations, and to what combinations do beyond the sum of their parts.
+    """Fit the operator to the single perturbations, and another one to the residuals of combinations.
 
     If there are only combinations, each is taken as a perturbation of its first part.
     """
@@ -160,7 +160,7 @@ def fit_targets(
     for row, target in enumerate(targets):
         mask[row, _columns(symbols, (target,))] = False
     kernels = {name: view.similarity(targets, targets) for name, view in views.items()}
-    # That a target is lost itself says nothing about others: its own gene is taken as in the others.
+    # The loss of the target itself says nothing about other targets: its own gene has their mean instead.
     usual = replace(some, deltas=np.where(mask, some.deltas, left_out_means(some)))
     choice = choose(kernels, usual, error_weights(t_scores(some), mask))
     weights = some.reliability[:, None]
@@ -186,7 +186,9 @@ def pair_kernel(
     """Return the similarity of two lists of combinations: the mean over their parts, a part being its own likeness."""
     targets = sorted({part for parts in (*first, *second) for part in parts})
     names = setting.views or tuple(views)
-    between = joined({name: views[name].similarity(targets, targets) for name in names}, names, size=len(targets))
+    between = joined(
+        {name: views[name].similarity(targets, targets) for name in names}, names, shape=(len(targets), len(targets))
+    )
     np.fill_diagonal(between, 1.0)
     place = {target: row for row, target in enumerate(targets)}
 

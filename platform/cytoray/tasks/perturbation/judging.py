@@ -36,7 +36,7 @@ class Truth:
     num_cells: Float64  # (U,)
     agreement: Float64  # (U,) correlation of two halves
     halves: tuple[Half, Half]
-    groups: tuple[str, ...]  # (U,) units among which effects are told apart
+    groups: tuple[str, ...]  # (U,) the discrimination score ranks the units of a group
 
     @property
     def measurable(self) -> Bools:
@@ -64,7 +64,7 @@ class Answers:
 def judge(truth: Truth, answers: Answers, *, seed: int) -> tuple[dict[str, MetricRow], dict[str, Any], list[str]]:
     """Return the metrics of the report, the deciding ones first, its tables, and warnings.
 
-    Metrics are of the measurable units; if there are none, of all, with a warning.
+    Metrics are of the measurable units; without any, of all units, with a warning.
     """
     warnings = []
     scored = np.flatnonzero(truth.measurable)

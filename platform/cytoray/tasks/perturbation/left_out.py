@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,6 @@ from cytoray.tokens.labels import is_placeholder
 Float64 = npt.NDArray[np.float64]
 FEWEST_TARGETS, MOST_FOLDS = 3, 30
 FEWEST_OF_TYPE, FEWEST_TYPES = 10, 3  # cells with and without a condition, types with it
-NEXT_TO_NOTHING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What is scored, the predictions of all folds, and the rows of the cells of each unit and of its controls."""
+    """The scored units, the predictions of all folds, and the rows of the cells of each unit and of its controls."""
 
     truth: Truth
     folds: list[LeftOut]
@@ -100,7 +99,8 @@ def leave_targets_out(
     sentence = f"each of {len(targets)} targets left out" + (
         f", in {num_folds} folds" if num_folds < len(targets) else ""
     )
-    return Units(_once(truth, found), found, perturbed, [controls] * len(perturbed), sentence)
+    assert set(range(len(truth.names))) == {int(row) for fold in found for row in fold.rows}, "all are predicted"
+    return Units(truth, found, perturbed, [controls] * len(perturbed), sentence)
 
 
 def _fold(screen: Screen, effects: Effects, views: Mapping[str, View], means: Float64, held: frozenset[str]) -> LeftOut:
@@ -191,8 +191,6 @@ class _TypeUnit:
 def _unit(
     screen: Screen, rows: npt.NDArray[np.int64], condition: int, mask: npt.NDArray[np.bool_], seed: int
 ) -> _TypeUnit:
-    from dataclasses import replace
-
     some = screen.cells.take(rows)
     cells = replace(some, codes=np.where(some.codes == CONTROL, CONTROL, 0), names=(screen.names[condition],))
     effects = measure_effects(cells)
@@ -245,12 +243,6 @@ def _crossed_types(units: Sequence[_TypeUnit], conditions: Sequence[int]) -> tup
             mean[row] = deltas[rest].mean(axis=0)
         halves.append(Half(truth, weights, (1 - p_values) * other + p_values * mean))
     return halves[0], halves[1]
-
-
-def _once(truth: Truth, folds: Sequence[LeftOut]) -> Truth:
-    """Check that every unit was predicted; one of several targets is predicted by the last fold that holds it."""
-    assert set(range(len(truth.names))) == {int(row) for fold in folds for row in fold.rows}
-    return truth
 
 
 def reason_text(reason: Mapping[str, object]) -> str:

@@ -27,7 +27,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class NamedPerturbations:
-    """The perturbation of each cell, and what its names mean."""
+    """The perturbation of each cell, and the meaning of its names."""
 
     names: tuple[str, ...]  # (P,) parts joined by +
     parts: tuple[tuple[str, ...], ...]  # (P,) genes, or other conditions

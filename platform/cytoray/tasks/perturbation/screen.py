@@ -1,4 +1,4 @@
-"""A perturbation screen: expression of cells, the perturbation of each, and what was left out or is doubtful."""
+"""A perturbation screen: expression of cells, the perturbation of each, with counts of cells left out, and warnings."""
 
 # C cells, G genes, P perturbations
 
