@@ -45,6 +45,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "whole": (WHOLE,),
     "whole_alone": (WHOLE, "objective.whole_cell.masked_weight=0.0"),
     "whole_soft": (WHOLE, *SOFT),
+    "whole_views": (WHOLE, "objective.whole_cell.contrast={}"),
+    "genes": ("gene_table={initial: coexpression, freeze_unseen: true}",),
 }
 HELD_OUT = "_source.str.endswith('pbmc_donor_a.h5ad') or _source.str.endswith('pbmc10k_cite.h5ad')"
 DONOR_A = "_source.str.endswith('pbmc_donor_a.h5ad')"

@@ -16,7 +16,7 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 Scalar = Any  # a number: compiled code mixes NumPy's and Python's
 
-_SOURCES = ("binning.py", "coding.py", "kernels.py")
+_SOURCES = ("binning.py", "coding.py", "kernels.py", "thinning.py")
 
 
 def compiled(function: Kernel) -> Kernel:
