@@ -105,6 +105,15 @@ TASKS: dict[str, TaskSpec] = {
             collect=Lazy("cytoray.tasks.multiomic.attached", "collect_proteins"),
         ),
     ),
+    "perturbation": TaskSpec(
+        "perturbation",
+        learning=TaskStage(
+            "finetune-perturbation",
+            "Fine-tune a model to predict perturbed cells from control cells.",
+            config=Lazy("cytoray.tasks.perturbation.config", "FinetunePerturbationConfig"),
+            run=Lazy("cytoray.tasks.perturbation.learning", "run_finetuning"),
+        ),
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""The response of cells to perturbations, predicted from control cells."""
