@@ -35,7 +35,8 @@ from cytoray.model.predictor import CellPredictor
 from cytoray.stages.config import load_stage_config
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tasks.annotation.evaluation import Baseline
-from cytoray.tasks.annotation.learning import finetune
+from cytoray.tasks.annotation.learning import prepare
+from cytoray.tasks.learning import learn
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import PretrainConfig
 from cytoray.training.pretraining import pretrain
@@ -80,7 +81,7 @@ def _compare(options: argparse.Namespace, seed: int, scratch: Path) -> dict[str,
     answers = {}
     for name, initial in (("pretrained", options.run), ("random", start)):
         config = _finetune_config(options, seed, f"{corpus}-{name}", initial, scratch)
-        _, record = finetune(config)
+        _, record = learn(prepare(config))
         folder = scratch / config.run
         storage.download_folder(record.uri, folder)
         bundle = load_bundle(folder)

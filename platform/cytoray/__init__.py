@@ -10,15 +10,19 @@ if TYPE_CHECKING:
     from cytoray.stages.annotate import annotate
     from cytoray.stages.assess import assess
     from cytoray.stages.integrate import integrate
+    from cytoray.stages.networks import infer_networks
     from cytoray.tasks.multiomic.protein_model import ProteinModel
     from cytoray.tasks.multiomic.transformer import MultiomicTransformer
+    from cytoray.tasks.perturbation.perturbation_model import PerturbationModel
 
 __version__ = "0.1.0"
 _OFFERED = {
     "MultiomicTransformer": "cytoray.tasks.multiomic.transformer",
+    "PerturbationModel": "cytoray.tasks.perturbation.perturbation_model",
     "ProteinModel": "cytoray.tasks.multiomic.protein_model",
     "annotate": "cytoray.stages.annotate",
     "assess": "cytoray.stages.assess",
+    "infer_networks": "cytoray.stages.networks",
     "integrate": "cytoray.stages.integrate",
     "scGPT": "cytoray.api",
     "scGPTConfig": "cytoray.api",
@@ -26,9 +30,11 @@ _OFFERED = {
 }
 __all__ = [
     "MultiomicTransformer",
+    "PerturbationModel",
     "ProteinModel",
     "annotate",
     "assess",
+    "infer_networks",
     "integrate",
     "scGPT",
     "scGPTConfig",

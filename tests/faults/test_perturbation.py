@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from planted_screen import build_settings, save_base, write_screen
+from planted_generator import build_settings, save_base, write_screen
 from training_process import EVERY, RUN, STEPS, Training, assert_equal, begun_at, start_run, wait_for_commit
 
 from cytoray.tasks.perturbation.config import FinetunePerturbationConfig

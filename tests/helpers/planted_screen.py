@@ -1,65 +1,63 @@
-"""A planted screen: cells of two batches, control and perturbed, whose perturbations change known genes."""
+"""Small screens in which perturbed genes of one pathway have about the same effect."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import anndata
 import numpy as np
-import torch
-from small_corpus import write_corpus
+import pandas as pd
+from scipy import sparse
 
-from cytoray.model.bundle import ModelBundle, save_bundle
-from cytoray.model.config import ModelConfig
-from cytoray.model.transformer import ScGPT
-from cytoray.tokens.tokenizer import TokenizerConfig
-from cytoray.tokens.vocabulary import GeneVocabulary
-
-DEFAULT = GeneVocabulary.load_default()
-GENES = ("STAT1", "IRF1", *DEFAULT.tokens[500:518])  # SMAD4 and BRD4 are hit, but were not measured
-TARGETS = ("STAT1", "IRF1", "SMAD4", "BRD4", "STAT1+BRD4")
-CHANGED = {"STAT1": (4, 5, 6), "IRF1": (5, 6, 7), "SMAD4": (10, 11), "BRD4": (12, 13)}  # columns
-CELLS_PER_KIND = 16  # in each of two batches
-
-
-def write_screen(store: str, *, others: tuple[str, ...] = ("unassigned",)) -> dict[str, Any]:
-    """Write the corpus ``cells``; its counts and obs."""
-    rng = np.random.default_rng(0)
-    kinds = [kind for kind in ("control", *TARGETS, *others) for _ in range(2 * CELLS_PER_KIND)]
-    batches = ["one", "two"] * (len(kinds) // 2)
-    means = np.full((len(kinds), len(GENES)), 20.0)
-    for row, (kind, batch) in enumerate(zip(kinds, batches, strict=True)):
-        means[row, -2:] *= 3.0 if batch == "two" else 1.0
-        for target in kind.split("+"):
-            means[row, list(CHANGED.get(target, ()))] *= 4.0
-            if target in GENES:
-                means[row, GENES.index(target)] *= 0.2
-    counts = rng.poisson(means).astype(np.float32)
-    obs: dict[str, list[str | None]] = {"perturbation": list(kinds), "batch": list(batches)}
-    write_corpus(store, counts, np.array([DEFAULT.index[gene] for gene in GENES]), obs)
-    return {"counts": counts, **obs}
+PATHWAYS = {
+    "interferon": ("IFNGR1", "IFNGR2", "JAK1", "STAT1"),
+    "hedgehog": ("SMO", "GLI1", "GLI2", "SUFU"),
+    "autophagy": ("ATG5", "ATG7", "ATG12", "ULK1"),
+}
+NEW = "JAK2"  # of the interferon pathway, without cells
+TARGETS = tuple(gene for genes in PATHWAYS.values() for gene in genes)
+NUM_GENES = 120
+GENES = (*TARGETS[:6], *(f"GENE{number}" for number in range(NUM_GENES - 6)))
+DOUBLE = "IFNGR1+SMO"
 
 
-def save_base(folder: Path, **shape: Any) -> Path:
-    """A random model of genes and values."""
-    torch.manual_seed(0)
-    size: dict[str, Any] = {"width": 16, "num_heads": 2, "feedforward_width": 16, "num_layers": 1, "dropout": 0.0}
-    config = ModelConfig(vocabulary_size=DEFAULT.size, num_labels=0, **(size | shape))
-    save_bundle(ModelBundle(ScGPT(config, pad_id=DEFAULT.pad_id), DEFAULT, TokenizerConfig()), folder / "base")
-    return folder / "base"
+def screen(
+    cells_each: int = 40, *, targets: tuple[str, ...] = TARGETS, doubles: bool = False, seed: int = 0
+) -> anndata.AnnData:
+    """Draw control cells and cells of each target in two batches that differ."""
+    rng = np.random.default_rng(3)
+    base = rng.gamma(0.8, 1.5, NUM_GENES) + 0.3
+    programs = {name: np.where(rng.random(NUM_GENES) < 0.2, rng.normal(0, 1.3, NUM_GENES), 0) for name in PATHWAYS}
+    own = {target: rng.normal(0, 0.15, NUM_GENES) for target in TARGETS}
+    batch_effect = np.exp(rng.normal(0, 0.4, (2, NUM_GENES)))
+    path_of = {gene: name for name, genes in PATHWAYS.items() for gene in genes}
+    names = ["control"] * (3 * cells_each) + [name for name in targets for _ in range(cells_each)]
+    names += [DOUBLE] * cells_each if doubles else []
+    draw = np.random.default_rng(seed)
+    counts, batches = [], draw.integers(0, 2, len(names))
+    for name, batch in zip(names, batches, strict=True):
+        effect = np.zeros(NUM_GENES)
+        for part in name.split("+") if name != "control" else []:
+            effect += programs[path_of[part]] + own[part]
+            if part in GENES:
+                effect[GENES.index(part)] = -3
+        counts.append(draw.poisson(base * np.exp(effect) * batch_effect[batch] * draw.uniform(0.7, 1.4)))
+    obs = pd.DataFrame(
+        {
+            "perturbation": pd.Categorical(names),
+            "batch": [f"b{batch}" for batch in batches],
+            "cell_type": np.array(["T", "B", "NK", "Mono"])[np.arange(len(names)) % 4],
+        },
+        index=[f"c{row}" for row in range(len(names))],
+    )
+    matrix = sparse.csr_matrix(np.array(counts, np.float32))
+    return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=list(GENES)))
 
 
-def build_settings(store: str, base: Path, journal: Path) -> dict[str, Any]:
-    """The smallest run over the screen, in which one perturbation is held out."""
-    return {
-        "store": store,
-        "run": "run",
-        "corpus": "cells",
-        "initial": str(base),
-        "perturbation": {"batch_key": "batch"},
-        "train": {"num_steps": 12, "cells_per_step": 16, "checkpoint_every": 4},
-        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "epsilon": 1e-3},
-        "validation": {"select": "perturbation == 'IRF1'"},
-        "workers": {"num_workers": 2},
-        "tracking": {"uri": "http://127.0.0.1:9", "journal_folder": str(journal)},
-    }
+def write_sets(folder: Path) -> Path:
+    """Write the pathways as gene sets."""
+    lines = [f"{name}\tplanted\t" + "\t".join((*genes, NEW) if name == "interferon" else genes) for name, genes in
+             PATHWAYS.items()]  # fmt: skip
+    path = folder / "pathways.gmt"
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ def write_corpus(
     store: str,
     counts_CG: np.ndarray,
     gene_ids: np.ndarray,
-    obs: dict[str, list[str | None]],
+    obs: Mapping[str, Sequence[str | float | None]],
     modalities: dict[str, tuple[np.ndarray, tuple[str, ...]]] | None = None,
 ) -> None:
     """Commit the corpus ``cells`` of one shard; column g of the counts is gene ``gene_ids[g]``.
@@ -31,7 +32,10 @@ def write_corpus(
     packed = pack_rows(sparse.csr_matrix(counts_CG), gene_ids.astype(np.int32), ids, counts=True)
     encoded, table = encode_shard(packed, values="counts"), io.BytesIO()
     storage.write_bytes(f"{uri}/shard", encoded.data)
-    columns = {name: pa.array(values, pa.string()) for name, values in obs.items()}
+    columns = {
+        name: pa.array(values, None if isinstance(values[0], float) else pa.string()) for name, values in obs.items()
+    }
+    kinds = {name: str(column.type) for name, column in columns.items()}
     pq.write_table(pa.table({"_cell_id": pa.array(ids), **columns}), table)
     digest = storage.write_digested(f"{uri}/obs", table.getvalue())
     files = {}
@@ -49,7 +53,7 @@ def write_corpus(
     names = {name: features for name, (_, features) in (modalities or {}).items()}
     manifest = CorpusManifest(
         name="cells", vocabulary_digest=GeneVocabulary.load_default().digest(), values="counts", binning="on_read",
-        n_bins=51, seed=0, obs_columns=dict.fromkeys(obs, "string"), sources=(), shards=(shard,),
+        n_bins=51, seed=0, obs_columns=kinds, sources=(), shards=(shard,),
         modalities=names, modality_values=dict.fromkeys(names, "counts"),
     )  # fmt: skip
     commit_manifest(uri, manifest)

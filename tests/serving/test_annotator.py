@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cytoray.errors import ModelError
 from cytoray.evaluation.annotator import Annotator, fit_annotator
 from cytoray.evaluation.annotator_file import FILE, to_bytes
 from cytoray.evaluation.voters import Expression
-from cytoray.model.bundle import Attachment, ModelBundle, load_bundle, save_bundle
+from cytoray.model.bundle import LABEL_TREE, Attachment, ModelBundle, load_bundle, save_bundle
 from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.serving.client import Client
@@ -128,6 +129,41 @@ def test_embeddings_are_the_transformers_and_empty_cells_have_no_label(carrying:
     assert found.doubts is not None
     assert np.isnan(found.doubts.unseen_p[4])
     assert not found.doubts.in_set[4].any()
+
+
+def test_an_ambiguous_cell_has_the_name_above_all_labels_that_fit(
+    carrying: ModelBundle, annotator: Annotator, build_service: Any, connect: Any, listen: Any, as_request: Any,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    parents = {"NK": "T or NK", "T": "T or NK", "T or NK": "lymphocyte", "B": "lymphocyte"}
+    doubtful = replace(annotator, sets=replace(annotator.sets, limits=np.full(3, 0.9)))
+    carrying.attachments = {
+        FILE: Attachment(to_bytes(doubtful)),
+        LABEL_TREE: Attachment(json.dumps(parents).encode()),
+    }
+    save_bundle(carrying, tmp_path / "with-tree")
+    bundle = load_bundle(tmp_path / "with-tree")
+    above = {
+        ("NK", "T"): "T or NK",
+        ("B", "NK"): "lymphocyte",
+        ("B", "T"): "lymphocyte",
+        ("B", "NK", "T"): "lymphocyte",
+    }
+    rates = np.ones((12, 40))
+    for row in range(12):  # a mixture of two types
+        for kind in (row % 3, (row + 1) % 3):
+            rates[row, 8 * kind : 8 * kind + 8] = 3
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(rates).astype(np.float32))
+    service = build_service(bundle, predictor=build_predictor(bundle, empty_cells="nan"))
+    cells = connect(service).post("/v1/annotate", json=as_request(counts)).json()["cells"]
+    assert "ambiguous" in {cell["status"] for cell in cells}
+    wanted = [above.get(tuple(cell["fitting"]), cell["fitting"][0]) for cell in cells]
+    assert [cell["common_ancestor"] for cell in cells] == wanted
+    with Client(listen(build_service(bundle, predictor=build_predictor(bundle, empty_cells="nan")))) as client:
+        assert list(client.annotate(as_request(counts)["genes"], counts).common_ancestors) == wanted
+    adata = anndata.AnnData(counts, var=pd.DataFrame(index=list(GENES)))
+    cytoray.annotate(adata, model=bundle)
+    assert adata.obs["cytoray_common_ancestor"].tolist() == wanted
 
 
 def test_without_an_annotator_nothing_is_said_of_doubts(http: Any, make_counts: Any, as_request: Any) -> None:

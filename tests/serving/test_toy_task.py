@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from pydantic import Field
+from ray import cloudpickle
+from small_corpus import write_corpus
 
 from cytoray.config import Config
+from cytoray.corpus.stream import open_stream
+from cytoray.corpus.streaming.batches import StepBatch
+from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import ConfigError, RequestError
+from cytoray.model.bundle import ModelBundle, save_bundle
+from cytoray.model.config import ModelConfig
+from cytoray.model.losses import SummedLoss
+from cytoray.model.transformer import ScGPT
+from cytoray.registry.opening import open_model
 from cytoray.serving.client import Client
 from cytoray.serving.sending import check_cells
 from cytoray.stages.config import load_stage_config, stage_configs
@@ -22,8 +35,16 @@ from cytoray.stages.job import run_job
 from cytoray.tasks import TASKS, find_endpoint, learning_stages
 from cytoray.tasks.config import FromModelConfig
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
+from cytoray.tasks.learning import Learning, open_initial, run_learning
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message, Response
 from cytoray.tasks.spec import Lazy, TaskSpec, TaskStage
+from cytoray.tokens.collator import PackedMinibatch, widen
+from cytoray.tokens.tokenizer import TokenizerConfig
+from cytoray.tokens.vocabulary import GeneVocabulary
+from cytoray.training.export import ExportSpec
+from cytoray.training.initial import InitialModel
+from cytoray.training.objectives import Amounts, measure_embedding
+from cytoray.training.trainer import TrainingSpec
 
 GENES = [f"GENE{number:02d}" for number in range(40)]
 
@@ -49,6 +70,65 @@ class LearnConfig(FromModelConfig):
 class CountConfig(Config):
     kind: Literal["count"] = Field("count", description="Which stage this file configures.")
     numbers: tuple[int, ...] = Field(description="Numbers to add.")
+
+
+@dataclass(frozen=True)
+class TotalsMinibatch:
+    cells: PackedMinibatch
+    totals: torch.Tensor  # float32 (B,)
+
+    def to(self, device: Any) -> TotalsMinibatch:
+        return TotalsMinibatch(self.cells.to(device), self.totals.to(device))
+
+
+@dataclass(frozen=True)
+class TotalsObjective:
+    """The logarithm of a cell's number of genes, in the first dimension of its embedding."""
+
+    pad_id: int
+    power: float
+    scope: Literal["cell"] = "cell"
+
+    def prepare(self, batch: StepBatch) -> TotalsMinibatch:
+        cells = widen(batch.gene_ids, batch.values, pad_id=self.pad_id, cell_ids=batch.cell_ids)
+        totals = np.log1p(batch.lengths.astype(np.float32)) ** self.power
+        return TotalsMinibatch(cells.packed(), torch.from_numpy(totals))
+
+    def weights(self, step: int) -> dict[str, float]:
+        return {"totals": 1.0}
+
+    def counts(self, batch: StepBatch) -> dict[str, int]:
+        return {"totals": batch.num_cells}
+
+    def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
+        return measure_embedding(model, batch)
+
+    def losses(self, model: ScGPT, prepared: TotalsMinibatch, step: int) -> dict[str, SummedLoss]:
+        return self.judge(model, prepared)
+
+    def judge(self, model: ScGPT, prepared: TotalsMinibatch) -> dict[str, SummedLoss]:
+        error = model.embed(prepared.cells)[:, 0].float() - prepared.totals
+        return {"totals": SummedLoss(error.square().sum(), torch.tensor(len(error)))}
+
+
+def prepare_totals(config: LearnConfig) -> Learning:
+    opened = open_initial(config)
+    base = opened.bundle
+    config = config.model_copy(update={"tokenizer": base.tokenizer_config})
+    options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step)
+    training = TrainingSpec(
+        config,
+        open_stream(config.store, config.corpus, options),
+        base.model.config,
+        base.vocabulary.pad_id,
+        TotalsObjective(base.vocabulary.pad_id, config.power),
+        InitialModel(opened.uri, opened.digest, base.model.state_dict()),
+    )
+    return Learning(training, ExportSpec(base.model.config, base.vocabulary, parent=opened.digest))
+
+
+def learn_totals(config: LearnConfig) -> dict[str, Any]:
+    return run_learning(config, prepare_totals)
 
 
 def count(config: CountConfig) -> dict[str, Any]:
@@ -116,7 +196,7 @@ NAMES = Endpoint(
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows in the table: a task with stages and an endpoint, and one with an endpoint that is not about cells."""
     here = __name__
-    learning = TaskStage("learn-counts", "Learn.", Lazy(here, "LearnConfig"), run=Lazy(here, "count"))
+    learning = TaskStage("learn-counts", "Learn.", Lazy(here, "LearnConfig"), run=Lazy(here, "learn_totals"))
     counting = TaskStage("count", "Count.", Lazy(here, "CountConfig"), run=Lazy(here, "count"))
     toy = TaskSpec("counts", learning=learning, evaluation=counting, endpoint=Lazy(here, "COUNTS"))
     monkeypatch.setitem(TASKS, "counts", toy)
@@ -219,3 +299,34 @@ def test_its_training_starts_from_any_model(tmp_path: Path) -> None:
     assert isinstance(config, LearnConfig)
     assert (config.initial_uri, config.power) == ("run:base", 2.0)
     assert learning_stages().keys() >= {"pretrain", "finetune", "learn-counts"}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_it_trains_by_an_objective_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vocabulary = GeneVocabulary.load_default()
+    shape = ModelConfig(
+        vocabulary_size=vocabulary.size, width=16, num_heads=2, feedforward_width=16, num_layers=1, dropout=0.0
+    )
+    torch.manual_seed(0)
+    network = ScGPT(shape, pad_id=vocabulary.pad_id)
+    save_bundle(ModelBundle(network, vocabulary, TokenizerConfig(max_length=41)), tmp_path / "base")
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.uniform(0.1, 2, (64, 1)), (64, 40))
+    write_corpus(str(tmp_path / "store"), counts, np.arange(500, 540), {"kind": ["x"] * 64})
+    file = tmp_path / "learn.yaml"
+    file.write_text(
+        f"kind: learn-counts\nstore: {tmp_path}/store\nrun: toy\ncorpus: cells\ninitial: {tmp_path}/base\n"
+        "train: {num_steps: 12, cells_per_step: 32, checkpoint_every: 6}\noptimizer: {learning_rate: 0.01}\n"
+        "workers: {num_workers: 1}\n"
+        f"tracking: {{uri: 'http://127.0.0.1:9', journal_folder: {tmp_path}/journal}}\n"
+    )
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    try:
+        assert run_job("learn-counts", description=None, argv=["--config", str(file)]) == 0
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    told = json.loads(capsys.readouterr().out)
+    assert told["last_loss"] < 0.5 * told["first_loss"]
+    assert open_model(told["bundle"]).digest == told["bundle_digest"]

@@ -21,7 +21,7 @@ from cytoray.model.transformer import ScGPT
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tasks.annotation.evaluation import Baseline, evaluate, held_out_stability
 from cytoray.tasks.annotation.fitting import AttachAnnotator
-from cytoray.tasks.annotation.learning import below_labels
+from cytoray.tasks.annotation.learning import below_labels, read_label_tree
 from cytoray.tasks.annotation.product import load_annotator
 from cytoray.tasks.starting import inherited_tokenizer
 from cytoray.tokens.cells import SparseCells
@@ -57,15 +57,16 @@ def test_a_tokenizer_that_contradicts_the_pretrained_run_is_refused(key: str, va
 def test_a_label_tree_is_read_from_a_table(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "tree.csv").write_text("label,parent\nB,lymphoid\nT,lymphoid\n")
     config = _finetune_config().model_copy(update={"label_tree": str(tmp_path / "tree.csv")})
-    assert below_labels(config, ("B", "lymphoid")) == ((True, False), (True, True))
-    assert below_labels(config, ("B", "T")) is None
+    tree = read_label_tree(str(tmp_path / "tree.csv"))
+    assert below_labels(config, tree, ("B", "lymphoid")) == ((True, False), (True, True))
+    assert below_labels(config, tree, ("B", "T")) is None
     assert "puts no label of the corpus below another" in caplog.text
-    assert below_labels(_finetune_config(), ("B", "lymphoid")) is None
+    assert below_labels(_finetune_config(), None, ("B", "lymphoid")) is None
     for name, content in {"none.csv": None, "picture.csv": b"\x89PNG\xff"}.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=r"does not exist|not UTF-8"):
-            below_labels(config.model_copy(update={"label_tree": str(tmp_path / name)}), ("B",))
+            read_label_tree(str(tmp_path / name))
 
 
 def test_labels_that_the_model_does_not_know_are_refused(tmp_path: Path):

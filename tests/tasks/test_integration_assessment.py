@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cytoray.cli.main import app
 from cytoray.errors import CorpusError
 from cytoray.tasks.integration import judging
-from cytoray.tasks.integration.cells import read_batched
+from cytoray.tasks.integration.reading import read_batched
 from cytoray.tasks.integration.stress import stress_batch
 
 

@@ -19,11 +19,15 @@ from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import open_model
 from cytoray.tasks.integration.assess_config import AssessIntegrationConfig
-from cytoray.tasks.integration.cells import read_batched
 from cytoray.tasks.integration.choosing import Features, candidate_rows, choose
 from cytoray.tasks.integration.config import FinetuneIntegrationConfig
-from cytoray.tasks.integration.learning import finetune, initial_weights
+from cytoray.tasks.integration.embedding import BatchedEmbedder
+from cytoray.tasks.integration.learning import initial_weights, prepare
+from cytoray.tasks.integration.model import IntegrationModel
+from cytoray.tasks.integration.reading import read_batched
+from cytoray.tasks.integration.recipe import Recipe
 from cytoray.tasks.integration.transformer import embed_cells
+from cytoray.tasks.learning import learn
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
@@ -116,6 +120,15 @@ def test_a_model_of_batches_embeds_cells_by_theirs(base: Path, tmp_path: Path) -
     np.testing.assert_allclose(embed_cells(cells.take(reordered), config).embeddings, embedded[reordered], atol=1e-5)
     with pytest.raises(CorpusError, match="does not know batch 3"):
         embed_cells(replace(cells, batches=("batch 3", *cells.batches[1:])), config)
+    # An integration maps it: as if it were of each batch in turn.
+    embedder = BatchedEmbedder(open_model(config.model).bundle, "batches", maps_new=True)
+    new = embedder.embed(replace(cells, batches=("batch 3",) * 80))
+    every = [embedder.embed(replace(cells, batches=(name,) * 80)) for name in ("batch 0", "batch 1")]
+    mean = (every[0] + every[1]) / 2
+    np.testing.assert_allclose(new, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5)
+    recipe = Recipe("with transformer", views=("expression", "model"))
+    model = IntegrationModel.fit(cells, recipe=recipe, embedder=BatchedEmbedder(embedder.bundle, "batches"))
+    assert np.isfinite(model.transform(replace(cells, batches=("batch 3",) * 80))).all()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -123,7 +136,7 @@ def test_a_fine_tuned_model_embeds_cells_by_their_batches(base: Path, tmp_path: 
     adata = planted((40, 40))
     genes = GeneVocabulary.load_default().map_genes(list(adata.var_names)).ids
     write_corpus(str(tmp_path / "store"), adata.X.toarray(), genes, {"batch": adata.obs["batch"].tolist()})
-    result, record = finetune(build(base, tmp_path / "store"))
+    result, record = learn(prepare(build(base, tmp_path / "store")))
     assert [point["step"] for point in result.history] == [1, 2, 3, 4]
     assert np.isfinite([point["loss"] for point in result.history]).all()
     bundle = open_model(record.uri).bundle

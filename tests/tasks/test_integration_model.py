@@ -18,8 +18,9 @@ from cytoray.api.sources import open_cells
 from cytoray.cli.main import app
 from cytoray.errors import ConfigError, CorpusError, DigestError, ModelError
 from cytoray.tasks.integration import model as model_module
-from cytoray.tasks.integration.cells import BatchedCells, read_from
+from cytoray.tasks.integration.cells import BatchedCells
 from cytoray.tasks.integration.model import ARRAYS, IntegrationModel
+from cytoray.tasks.integration.reading import read_from
 from cytoray.tasks.integration.recipe import Recipe, product_recipes
 
 RECIPES = {recipe.name: recipe for recipe in (Recipe("harmony"), *product_recipes())}

@@ -16,8 +16,9 @@ from cytoray.model.config import ModelConfig
 from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import open_model
+from cytoray.tasks.learning import learn
 from cytoray.tasks.multiomic.config import FinetuneMultiomicConfig
-from cytoray.tasks.multiomic.learning import choose_panel, coding_id, finetune, initial_weights
+from cytoray.tasks.multiomic.learning import choose_panel, coding_id, initial_weights, prepare
 from cytoray.tasks.multiomic.transformer import MultiomicTransformer
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.collator import PackedMinibatch
@@ -116,11 +117,13 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path)
     missing = MultiomicConfig(modalities=(ModalityTokensConfig(name="atac"),))
     with pytest.raises(CorpusError, match=r"no modality 'atac'") as caught:
-        finetune(build(base, tmp_path, multiomic=missing))
+        prepare(build(base, tmp_path, multiomic=missing))
     assert "Modalities there: protein" in caught.value.remedy
     other = save_base(tmp_path / "other", num_modalities=5)
-    with pytest.raises(ModelError, match=r"needs modalities for each cell already"):
-        finetune(build(other, tmp_path))
+    with pytest.raises(
+        ModelError, match=r"needs modalities for each cell; finetune-multiomic starts from a model of genes"
+    ):
+        prepare(build(other, tmp_path))
     with pytest.raises(ValueError, match=r"modality 'rna' occurs twice"):
         MultiomicConfig(modalities=(ModalityTokensConfig(name="rna"),))
 
@@ -129,7 +132,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_a_fine_tuned_model_embeds_and_predicts(counts: dict[str, np.ndarray], tmp_path: Path) -> None:
     recipe = MULTIOMIC.model_copy(update={"batch_key": "donor"})
-    result, record = finetune(build(save_base(tmp_path), tmp_path, multiomic=recipe))
+    result, record = learn(prepare(build(save_base(tmp_path), tmp_path, multiomic=recipe)))
     assert [point["step"] for point in result.history] == [1, 2, 3, 4]
     assert {"masked_rna", "masked_protein", "cell_conditioned_protein", "adversarial"} <= result.history[0].keys()
     assert np.isfinite([point["loss"] for point in result.history]).all()

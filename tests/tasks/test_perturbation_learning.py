@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted_screen import CHANGED, DEFAULT, GENES, TARGETS, build_settings, save_base, write_screen
+from planted_generator import CHANGED, DEFAULT, GENES, TARGETS, build_settings, save_base, write_screen
 from reference_training import train
 
 from cytoray.corpus.manifest import load_manifest
@@ -19,6 +19,7 @@ from cytoray.model.bundle import Conditions, ModelBundle
 from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import open_model
 from cytoray.tasks.perturbation.config import FinetunePerturbationConfig
+from cytoray.tasks.perturbation.corpus_screen import Screen, read_screen
 from cytoray.tasks.perturbation.generator import predict_deltas
 from cytoray.tasks.perturbation.learning import (
     Measured,
@@ -29,7 +30,6 @@ from cytoray.tasks.perturbation.learning import (
     perturbation_stream,
     targets_of,
 )
-from cytoray.tasks.perturbation.screen import Screen, read_screen
 from cytoray.tokens.features import extend_vocabulary
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -82,7 +82,7 @@ def test_unassigned_cells_are_left_out_and_counted(store: str) -> None:
 def test_screens_that_cannot_be_used_are_refused(store: str, tmp_path: Path) -> None:
     manifest = load_manifest(store, "cells")
     with pytest.raises(CorpusError, match="no control cells") as caught:
-        read_screen(store, manifest, PerturbationConfig(control="contrl"), DEFAULT)
+        read_screen(store, manifest, PerturbationConfig(control="controls"), DEFAULT)
     assert "Values there: control" in caught.value.remedy
     with pytest.raises(CorpusError, match="obs has no column 'guide'"):
         read_screen(store, manifest, PerturbationConfig(perturbation_key="guide"), DEFAULT)

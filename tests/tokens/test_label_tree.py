@@ -41,3 +41,18 @@ def test_tabs_do_as_well() -> None:
 def test_what_is_not_a_tree_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LabelTree.parse(text, source="tree.csv")
+
+
+@pytest.mark.parametrize(
+    ("labels", "ancestor"),
+    [
+        (["CD4 T cell", "CD8 T cell"], "T cell"),
+        (["CD4 T cell", "B cell", "CD8 T cell"], "lymphocyte"),
+        (["CD4 T cell", "T cell"], "T cell"),
+        (["CD4 T cell"], "CD4 T cell"),
+        (["CD4 T cell", "Mono"], None),
+        ([], None),
+    ],
+)
+def test_the_lowest_name_above_all_of_several_labels(labels: list[str], ancestor: str | None) -> None:
+    assert LabelTree.parse(TABLE, source="tree.csv").common_ancestor(labels) == ancestor

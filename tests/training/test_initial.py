@@ -18,7 +18,8 @@ from cytoray.registry.opening import open_model
 from cytoray.runs import run_folder
 from cytoray.stages.resume import summarise_finished
 from cytoray.tasks.annotation.config import FinetuneConfig
-from cytoray.tasks.annotation.learning import finetune, initial_weights
+from cytoray.tasks.annotation.learning import initial_weights, prepare
+from cytoray.tasks.learning import learn
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
@@ -58,7 +59,7 @@ def test_fine_tuning_a_public_checkpoint_with_its_own_vocabulary(store: Path, tm
     original = _bundle()
     export_bundle(original, tmp_path / "public")
     config = _config(store, tmp_path, str(tmp_path / "public"))
-    result, record = finetune(config)
+    result, record = learn(prepare(config))
     tuned = load_bundle(Path(record.uri))
     assert tuned.vocabulary == original.vocabulary
     assert tuned.tokenizer_config == original.tokenizer_config
@@ -75,22 +76,22 @@ def test_fine_tuning_a_public_checkpoint_with_its_own_vocabulary(store: Path, tm
     shutil.rmtree(tmp_path / "public")
     assert summarise_finished(config) is not None, "a result does not need the model that it was made of"
     export_bundle(_bundle(seed=1), tmp_path / "public")
-    for again in (finetune, summarise_finished):
+    for again in (lambda: learn(prepare(config)), lambda: summarise_finished(config)):
         with pytest.raises(TrainingError, match=rf"initial \(the run started from the model {kept['initial_digest']}"):
-            again(config)
+            again()
 
 
 def test_a_contradiction_of_the_model_names_both_sides(tmp_path: Path) -> None:
     save_bundle(_bundle(), tmp_path / "bundle")
     config = _config(tmp_path, tmp_path, str(tmp_path / "bundle"), tokenizer=TokenizerConfig(n_bins=51))
     with pytest.raises(ConfigError, match=r"tokenizer\.n_bins is 51, but '.*bundle' was trained with 21"):
-        finetune(config)
+        prepare(config)
 
 
 def test_a_model_that_needs_more_than_genes_and_values_is_refused(tmp_path: Path) -> None:
     save_bundle(_bundle(num_modalities=5), tmp_path / "bundle")
     with pytest.raises(ModelError, match=r"bundle needs modalities for each cell"):
-        finetune(_config(tmp_path, tmp_path, str(tmp_path / "bundle")))
+        prepare(_config(tmp_path, tmp_path, str(tmp_path / "bundle")))
 
 
 @pytest.mark.parametrize(("labels", "kept"), [(("B", "T"), True), (("T", "B"), False), (("B", "NK", "T"), False)])

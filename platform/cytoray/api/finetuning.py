@@ -21,14 +21,14 @@ from cytoray.api.model import scGPT
 from cytoray.api.weights import refuse_conditions
 from cytoray.errors import ConfigError, ModelError
 from cytoray.model.bundle import ModelBundle
-from cytoray.model.config import ModelConfig
+from cytoray.model.config import ModelConfig, NumberLoss
 from cytoray.model.fitting import Examples, Fit, FitConfig, Head, hold_out, with_head
+from cytoray.model.targets import HEAD, LABEL_TYPE, NUMBER, REGRESSION
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.labels import missing_spellings_warning
 
 Float32 = npt.NDArray[np.float32]
-_HEAD, _KIND = "head", "label_type"  # keys of the lineage
 
 
 class scGPTFineTuningModel(scGPT):
@@ -79,6 +79,7 @@ class scGPTFineTuningModel(scGPT):
         patience: int | None = None,
         freeze_layers: int = 0,
         layer_decay: float = 1.0,
+        number_loss: NumberLoss = "squared",
         label_tree: Mapping[str, str] | None = None,
         seed: int | None = None,
     ) -> list[dict[str, Any]]:
@@ -90,16 +91,24 @@ class scGPTFineTuningModel(scGPT):
         ``validation_input_data``, or on ``validation_fraction`` of the cells, of each class its share; with neither,
         the last epoch stays. ``layer_decay`` below 1 lowers the learning rate per layer below the head. With
         ``label_tree``, the parent of each label, a cell labelled "T cell" is not taught that it is no "CD4 T cell".
+        Numbers are standardised for training, so their losses are in units of their variance; ``number_loss`` "huber"
+        gives outliers less weight.
         Cells without a known gene are left out, with a warning.
 
         Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
         TrainingError if the loss is not finite. The model always ends in eval mode.
         """
-        settings = {"epochs": epochs, "learning_rate": learning_rate, "patience": patience, "seed": seed}
-        settings |= {"batch_size": batch_size, "validation_fraction": validation_fraction}
+        settings: dict[str, Any] = {
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "patience": patience,
+            "seed": seed,
+        }
+        settings |= {"batch_size": batch_size, "validation_fraction": validation_fraction, "number_loss": number_loss}
+        settings |= {"freeze_layers": freeze_layers, "layer_decay": layer_decay}
         defaults = {"batch_size": self.config.batch_size, "seed": self.config.seed}
         given = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
-        config = checked(FitConfig, given | {"freeze_layers": freeze_layers, "layer_decay": layer_decay})
+        config = checked(FitConfig, given)
         if (validation_input_data is None) != (validation_labels is None):
             raise ConfigError("validation_input_data and validation_labels go together.", remedy="Give both or none.")
         targets = self._learn_labels(aligned(train_labels, train_input_data, what="train_labels"), config)
@@ -112,8 +121,11 @@ class scGPTFineTuningModel(scGPT):
         if patience is not None and validation is None:
             raise ConfigError("patience needs validation.", remedy="Set validation_fraction above 0, or leave it out.")
         with watched("train", total=config.epochs * len(train.targets)) as advance:
-            fit = Fit(self.bundle, self.head, config, below_KK=self._below(label_tree))
+            is_trained = self.bundle.lineage.get(LABEL_TYPE) == NUMBER
+            fit = Fit(self.bundle, self.head, config, below_KK=self._below(label_tree), is_trained=is_trained)
             self.history = fit.run(train, validation, advance=advance)
+        if self.head == REGRESSION:
+            self.bundle = replace(self.bundle, lineage={**self.bundle.lineage, LABEL_TYPE: NUMBER})
         return self.history
 
     def get_outputs(self, dataset: scGPTDataset) -> Float32:
@@ -136,7 +148,7 @@ class scGPTFineTuningModel(scGPT):
 
     @property
     def _classes(self) -> Classes:
-        return Classes(self.bundle.labels, numbers=self.bundle.lineage.get(_KIND) == "int")
+        return Classes(self.bundle.labels, numbers=self.bundle.lineage.get(LABEL_TYPE) == "int")
 
     def _give_head(self, head: Head, output_size: int | None) -> None:
         """Replace the bundle by a copy with a head."""
@@ -144,7 +156,7 @@ class scGPTFineTuningModel(scGPT):
             raise ConfigError(f"fine_tuning_head is {head!r}.", remedy=f"Choose one of {', '.join(get_args(Head))}.")
         self.head, self.history = head, list[dict[str, Any]]()
         bundle = self.bundle
-        there = len(bundle.labels) if bundle.lineage.get(_HEAD, "classification") == head else 0
+        there = len(bundle.labels) if bundle.lineage.get(HEAD, "classification") == head else 0
         size = there if output_size is None else output_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigError(
@@ -157,7 +169,7 @@ class scGPTFineTuningModel(scGPT):
             return
         name = UNUSED if head == "classification" else "value_{}"
         names = tuple(name.format(number + (head == "classification")) for number in range(size))
-        self._replace_head(names, {_HEAD: head}, seed=self.config.seed)
+        self._replace_head(names, {HEAD: head, LABEL_TYPE: ""}, seed=self.config.seed)
 
     def _with_head(self, size: int, *, seed: int, keep: bool) -> ScGPT:
         """A copy of the model with a head of ``size`` outputs."""
@@ -189,7 +201,7 @@ class scGPTFineTuningModel(scGPT):
         classes = Classes.of(labels, size)
         if warning := missing_spellings_warning(classes.names, where="train_labels"):
             warnings.warn(warning, UserWarning, stacklevel=3)
-        lineage = {_HEAD: self.head, _KIND: "int" if classes.numbers else "str"}
+        lineage = {HEAD: self.head, LABEL_TYPE: "int" if classes.numbers else "str"}
         if classes.names != self.bundle.labels:
             trained = not all(map(is_unused, self.bundle.labels))
             if trained or config.seed != self.config.seed:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cytoray.cli.common import AsJson, print_answer
+from cytoray.cli.common import STORE, AsJson, print_answer
 
 
 def integrate(
@@ -20,16 +20,22 @@ def integrate(
     fitted: Annotated[
         Path | None, typer.Option("--with", help="Folder of a kept integration: embed the cells beside its own.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Bundle, run:NAME or models:/…: its embeddings are one more candidate.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(envvar=STORE, help="Root of everything, for run:NAME.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of samples.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Integrate the batches of a file without cell types, or embed its cells by an integration that was kept."""
     from cytoray.errors import ConfigError
-    from cytoray.stages.integrate import OBSM_KEY, integrate_file
+    from cytoray.stages.integrate import OBSM_KEY, Using, integrate_file, open_embedder
+    from cytoray.tasks.integration.model import IntegrationModel
 
     if fitted is not None and model_out is not None:
         raise ConfigError("--with uses a kept integration and --model-out keeps a new one.", remedy="Give one of them.")
-    found = integrate_file(data, out, batch_key=batch_key, model=fitted, seed=seed)
+    using = Using(None if fitted is None else IntegrationModel.load(fitted), open_embedder(model, store=store))
+    found = integrate_file(data, out, batch_key=batch_key, using=using, seed=seed)
     digest = found.model.save(model_out) if model_out is not None else None
     answer = {
         "out": str(out),

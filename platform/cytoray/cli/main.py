@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import assess, corpora, genes, integrate, models, proteins, reference, train
+from cytoray.cli import assess, corpora, genes, integrate, models, networks, perturb, proteins, reference, train
 from cytoray.cli.common import (
     EXIT_CODES,
     AsJson,
@@ -41,8 +41,10 @@ _GROUPS = {
     "train": train.app,
     "models": models.app,
     "assess": assess.app,
+    "perturbations": perturb.app,
     "proteins": proteins.app,
     "reference": reference.app,
+    "networks": networks.app,
     "config": config_app,
     "tracking": tracking_app,
 }
@@ -131,6 +133,7 @@ for _kind, _task in task_offline().items():
 
 app.command()(integrate.integrate)
 app.command()(genes.genes)
+app.command()(perturb.perturb)
 
 
 @app.command()

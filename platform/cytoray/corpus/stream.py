@@ -161,6 +161,11 @@ def open_stream(store: str, corpus: str, options: StreamOptions) -> CorpusStream
             f"Corpus {corpus!r} was ingested with another gene vocabulary than this version of cytoray has.",
             remedy="Ingest it again under another name.",
         )
+    if options.whole_cells is not None and manifest.values != "counts":
+        raise CorpusError(
+            f"Corpus {corpus!r} holds {manifest.values}, not counts: its cells cannot be thinned.",
+            remedy="Ingest raw counts, or leave out objective.whole_cell.",
+        )
     for name in (*options.modalities, *(tokens.modality for tokens in options.features)):
         if any(name not in shard.modalities for shard in manifest.shards):
             raise CorpusError(

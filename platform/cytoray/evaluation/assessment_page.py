@@ -14,13 +14,17 @@ from cytoray.pages.charts import encode_figure
 from cytoray.pages.frame import load_template
 
 Rows = Sequence[Sequence[str]]  # the first row names the columns
-ERRORS = frozenset({"calibration_error", "negative_log_likelihood", "brier", "rmse"})  # less is better
+ERRORS = frozenset({"calibration_error", "negative_log_likelihood", "brier", "rmse", "wmse", "mae"})  # less is better
 LEGEND = (
     "floor: no learning; baseline: the tuned simple method; model: the transformer alone; product: the answer of "
     "cytoray; ceiling: the best that the data allow, if it is known. The difference is product minus baseline on the "
     "same cells, a 90 % bootstrap interval: win if all of it is above 0, loss if below, otherwise tie."
 )
-TITLES = {"multiomic": "Proteins predicted from RNA"}
+TITLES = {
+    "multiomic": "Proteins predicted from RNA",
+    "networks": "Gene networks",
+    "perturbation": "Response to perturbations",
+}
 WORDS = {
     "macro_f1": "macro F1", "unseen_auroc": "AUROC of unseen types", "positive_auroc": "AUROC of positive cells",
     "avg_bio": "AvgBIO", "avg_batch": "AvgBATCH", "total": "Total", "bras": "BRAS", "ilisi": "iLISI", "clisi": "cLISI",
@@ -28,7 +32,12 @@ WORDS = {
     "asw_label": "ASW of labels", "asw_batch": "ASW of batches",
     "nmi_kmeans": "NMI of k-means", "ari_kmeans": "ARI of k-means", "pearson": "Pearson", "rmse": "RMSE",
     "within_type_pearson": "Pearson within types", "worst_protein_pearson": "Pearson of the worst protein",
-    "spearman": "Spearman",
+    "factor_auroc": "AUROC of a factor's targets (median)",
+    "early_precision_ratio": "early precision / random", "precision_ratio": "AUPRC / random",
+    "half_overlap": "Jaccard of two halves", "knock_out_auroc": "AUROC of knock-outs",
+    "spearman": "Spearman", "wmse": "WMSE", "r2w": "R2W", "pds": "PDS", "pds_cosine": "PDS by cosine", "mae": "MAE",
+    "pearson_delta": "Pearson delta", "pearson_delta_pert": "Pearson delta-pert", "spearman_lfc": "Spearman of changes",
+    "top20_overlap": "top-20 overlap", "changed_overlap": "overlap of significant genes",
 }  # fmt: skip
 _NONE = "-"
 

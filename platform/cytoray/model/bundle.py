@@ -28,9 +28,11 @@ from cytoray.model.bundle_files import (
 )
 from cytoray.model.conditions import Conditions
 from cytoray.model.config import ModelConfig
+from cytoray.model.targets import HEAD, REGRESSION
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.features import FeatureTokens, feature_token, find_features
 from cytoray.tokens.inference import DRAWN, InferenceConfig
+from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.tokenizer import CellTokenizer, TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -46,6 +48,7 @@ __all__ = [
     "save_bundle",
 ]
 Value = TypeVar("Value")
+LABEL_TREE = "label_tree.json"  # an attachment: the parent of each label
 
 
 @dataclass
@@ -70,6 +73,19 @@ class ModelBundle:
     def __post_init__(self) -> None:
         _check_fit(self.model.config, vocabulary=self.vocabulary, labels=self.labels, conditions=self.conditions)
         check_attachment_names(self.attachments)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels that the model chooses among; empty if it has no head, or one that predicts numbers."""
+        return () if self.lineage.get(HEAD) == REGRESSION else self.labels
+
+    @property
+    def label_tree(self) -> LabelTree | None:
+        """The tree of labels that the model was trained with, read from its attachment; None without one."""
+        if LABEL_TREE not in self.attachments:
+            return None
+        parents = _parse(dict[str, str], self.attachments[LABEL_TREE].read(), file=Path(LABEL_TREE))
+        return LabelTree(parents)
 
     def tokenizer(self) -> CellTokenizer:
         """Tokenizer of genes for inference: of the panel, if the model has one."""

@@ -10,6 +10,7 @@ from cytoray.config import Config
 
 AttentionBackend = Literal["auto", "cell", "sdpa", "varlen", "flex"]
 Pooling = Literal["cls", "mean", "weighted"]
+NumberLoss = Literal["squared", "huber"]  # of a head that predicts numbers
 # The original takes any class of torch.nn by name; these are its element-wise ones that need no arguments.
 DecoderActivation = Literal[
     "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid",

@@ -15,16 +15,16 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from cytoray import progress
 from cytoray.config import Config
 from cytoray.errors import TrainingError
 from cytoray.model.bundle import ModelBundle
-from cytoray.model.config import ModelConfig
+from cytoray.model.config import ModelConfig, NumberLoss
 from cytoray.model.groups import freeze, parameter_groups
-from cytoray.model.losses import classification_loss, hierarchical_loss
+from cytoray.model.losses import SummedLoss
 from cytoray.model.predictor import group_by_length
+from cytoray.model.targets import ClassTarget, HeadTarget, NumberTarget, Scale, points_since_best, summarise
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedMinibatch, collate_packed
 from cytoray.tokens.keys import Purpose, combine
@@ -52,6 +52,9 @@ class FitConfig(Config):
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate per layer below the heads, which have the full one."
     )
+    number_loss: NumberLoss = Field(
+        "squared", description="Loss of numbers: squared error, or huber, which large errors change less."
+    )
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of cells held out to select the best epoch.")
     seed: int = Field(0, ge=0, description="Seed of the hold-out, the order of cells, ties and dropout.")
 
@@ -66,6 +69,10 @@ class Examples:
     def take(self, rows: Int64) -> Examples:
         """The examples at ``rows``."""
         return Examples(take(self.cells, rows), self.targets[torch.from_numpy(rows)])
+
+    def standardised(self, scale: Scale) -> Examples:
+        """The same cells with their numbers standardised."""
+        return Examples(self.cells, scale.standardise(self.targets))
 
 
 def hold_out(strata: Int64, *, fraction: float, seed: int) -> tuple[Int64, Int64]:
@@ -105,9 +112,23 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 class Fit:
     """Fitting of a bundle's model, in place."""
 
-    def __init__(self, bundle: ModelBundle, head: Head, config: FitConfig, *, below_KK: Tensor | None = None) -> None:
-        """``below_KK`` (bool) of ``LabelTree.below``: classes may lie below others."""
-        self._model, self._head, self._config, self._below_KK = bundle.model, head, config, below_KK
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        head: Head,
+        config: FitConfig,
+        *,
+        below_KK: Tensor | None = None,
+        is_trained: bool = False,
+    ) -> None:
+        """``below_KK`` (bool) of ``LabelTree.below``: classes may lie below others.
+
+        ``is_trained``: the head has learned numbers before, and starts from them.
+        """
+        self._model, self._head, self._config, self._is_trained = bundle.model, head, config, is_trained
+        self._target: HeadTarget = (
+            ClassTarget(below_KK) if head == "classification" else NumberTarget(config.number_loss)
+        )
         self._answering = bundle.tokenizer()
         self._drawing = CellTokenizer(bundle.vocabulary, bundle.tokenizer_config, panel=self._answering.panel)
 
@@ -115,10 +136,21 @@ class Fit:
         """Train and return one record per epoch; the model ends in eval mode with the weights of the best epoch.
 
         The best epoch has the lowest validation loss; without validation it is the last. Raises TrainingError if a
-        loss is not finite, ConfigError if more layers are to be frozen than the model has.
+        loss is not finite, ConfigError if more layers are to be frozen than the model has. Numbers are standardised
+        by those of ``train``, so losses are in units of their variance.
         """
+        if self._head == "classification":
+            return self._run(train, validation, advance)
+        scale = Scale.of(train.targets)
+        train = train.standardised(scale)
+        validation = None if validation is None else validation.standardised(scale)
+        assert self._model.cls_decoder is not None, "a model with a head"
+        with scale.within(self._model.cls_decoder, is_trained=self._is_trained):
+            return self._run(train, validation, advance)
+
+    def _run(self, train: Examples, validation: Examples | None, advance: progress.Advance) -> list[dict[str, Any]]:
         history: list[dict[str, Any]] = []
-        best: tuple[int, dict[str, Tensor]] | None = None
+        best: dict[str, Tensor] | None = None
         with _trained(self._model, self._config.freeze_layers), seeded(self._config.seed, self._model.device):
             optimizer = self._optimizer()
             for epoch in range(self._config.epochs):
@@ -126,13 +158,13 @@ class Fit:
                 if validation is None:
                     continue
                 history[-1] |= self.judge(validation)
-                losses = [record["validation_loss"] for record in history]
-                if losses[-1] < min(losses[:-1], default=math.inf):
-                    best = epoch, _snapshot(self._model)
-                if best is not None and self._config.patience and epoch - best[0] >= self._config.patience:
+                num_worse = points_since_best([record["validation_loss"] for record in history])
+                if num_worse == 0:
+                    best = _snapshot(self._model)
+                if self._config.patience and num_worse >= self._config.patience:
                     break
         if best is not None:
-            self._model.load_state_dict(best[1])
+            self._model.load_state_dict(best)
         return history
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -142,23 +174,17 @@ class Fit:
         return torch.optim.AdamW(settings)
 
     def judge(self, examples: Examples) -> dict[str, float]:
-        """Return ``validation_loss`` and, for classes, ``accuracy``."""
+        """Return ``validation_loss``, and the ``accuracy`` of classes or ``r2`` and ``pearson`` of numbers."""
         self._model.eval()
         rows = np.arange(len(examples.targets))
-        loss, right = 0.0, 0
+        sums: dict[str, float] = {}
         with torch.inference_mode():
             for places, batch in self._micro_batches(examples, rows, epoch=None):
-                outputs_BK, targets = self._outputs(batch), self._targets(examples, places)
-                loss += self._loss(outputs_BK, targets).item()
-                right += self._num_right(outputs_BK, targets) if self._head == "classification" else 0
-        found = {"validation_loss": _finite(loss / len(rows), self._config)}
-        return found | ({"accuracy": right / len(rows)} if self._head == "classification" else {})
-
-    def _num_right(self, outputs_BK: Tensor, targets: Tensor) -> int:
-        """Number of cells whose likeliest class is their own, or below it."""
-        best = outputs_BK.argmax(dim=1)
-        right = best == targets if self._below_KK is None else self._below_KK.to(best.device)[targets, best]
-        return int(right.sum())
+                for name, found in self._figures(examples, places, batch).items():
+                    sums[name] = sums.get(name, 0.0) + found.total.item()
+        means = {name: total / len(rows) for name, total in sums.items()}
+        loss = _finite(means.pop(next(iter(means))), self._config)
+        return {"validation_loss": loss} | summarise(means)
 
     def _epoch(self, train: Examples, epoch: int, optimizer: torch.optim.Optimizer, advance: progress.Advance) -> float:
         """Train on all cells once, in a new order; return the mean loss per cell."""
@@ -178,7 +204,7 @@ class Fit:
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for places, batch in self._micro_batches(train, rows, epoch=epoch):
-            loss = self._loss(self._outputs(batch), self._targets(train, places)) / len(rows)
+            loss = next(iter(self._figures(train, places, batch).values())).total / len(rows)
             loss.backward()
             total += loss.item()
         _finite(total, self._config)
@@ -197,20 +223,10 @@ class Fit:
             for places in group_by_length(tokens.lengths, batch_tokens=MOST_TOKENS):
                 yield some[places], collate_packed(tokens.take(places)).to(self._model.device)
 
-    def _outputs(self, batch: PackedMinibatch) -> Tensor:
-        return self._model.classify(self._model.embed(batch))
-
-    def _targets(self, examples: Examples, rows: Int64) -> Tensor:
-        return examples.targets[torch.from_numpy(rows)].to(self._model.device)
-
-    def _loss(self, outputs_BK: Tensor, targets: Tensor) -> Tensor:
-        """Summed over cells: cross-entropy, or squared error averaged over outputs."""
-        if self._head == "classification":
-            if self._below_KK is None:
-                return classification_loss(outputs_BK, targets).total
-            below_KK = self._below_KK.to(outputs_BK.device)
-            return hierarchical_loss(outputs_BK, targets, below_KK=below_KK).total
-        return F.mse_loss(outputs_BK.float(), targets, reduction="sum") / outputs_BK.shape[1]
+    def _figures(self, examples: Examples, rows: Int64, batch: PackedMinibatch) -> dict[str, SummedLoss]:
+        """Return the figures of the cells at ``rows``, whose tokens are ``batch``; the loss first."""
+        targets = examples.targets[torch.from_numpy(rows)].to(self._model.device)
+        return self._target.judge(self._model.classify(self._model.embed(batch)), targets)
 
 
 @contextmanager

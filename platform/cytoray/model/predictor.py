@@ -19,6 +19,7 @@ from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import Pooling
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.collator import collate_cells
+from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.packed import PackedCells, unpack
 
 Float32 = npt.NDArray[np.float32]
@@ -29,9 +30,10 @@ class Predictions:
     """Predictions for C cells, in their order."""
 
     embeddings: Float32  # (C, D), L2-normalised
-    probabilities: Float32 | None  # (C, K), rows sum to 1; None if the bundle has no labels
+    probabilities: Float32 | None  # (C, K), rows sum to 1; None if the bundle has no classes
     labels: tuple[str, ...]  # names of the K columns
     doubts: Doubts | None = None  # of a bundle with an annotator
+    tree: LabelTree | None = None  # of the labels
 
     def take(self, rows: slice) -> Predictions:
         """Return the predictions for some of the cells."""
@@ -84,7 +86,7 @@ class CellPredictor:
         self._batch_tokens = batch_tokens
         self._pooling = pooling
         self._empty_cells = empty_cells
-        self._tokenizer = bundle.tokenizer()
+        self._tokenizer, self._tree = bundle.tokenizer(), bundle.label_tree
 
     def predict(
         self, cells: SparseCells | PackedCells, *, advance: Callable[[int], object] = lambda cells: None
@@ -95,7 +97,7 @@ class CellPredictor:
         """
         if self._empty_cells == "error":
             _refuse_empty_cells(cells)
-        model, labels, tokenizer = self._bundle.model.eval(), self._bundle.labels, self._tokenizer
+        model, labels, tokenizer = self._bundle.model.eval(), self._bundle.classes, self._tokenizer
         embeddings = np.full((cells.num_cells, model.config.width), np.nan, np.float32)
         probabilities = np.full((cells.num_cells, model.config.num_labels), np.nan, np.float32)
         packed = tokenizer.pack(cells)
@@ -115,7 +117,7 @@ class CellPredictor:
                 advance(len(rows))
         if not labels:
             return Predictions(embeddings, None, labels)
-        return self._labelled(Predictions(embeddings, probabilities, labels), cells, filled)
+        return self._labelled(Predictions(embeddings, probabilities, labels, tree=self._tree), cells, filled)
 
     def _labelled(
         self, found: Predictions, cells: SparseCells | PackedCells, filled: npt.NDArray[np.int64]

@@ -25,7 +25,7 @@ from cytoray.model.heads import (
     Expression,
     ExpressionDecoder,
 )
-from cytoray.model.layout import Layout
+from cytoray.model.layout import Layout, Segments
 from cytoray.model.parts import Part, known_part, restore, restore_expression, spread, unknown_part
 
 if TYPE_CHECKING:
@@ -183,6 +183,13 @@ class ScGPT(nn.Module):
         """Return each token's predicted expression (B, L) or (T,); hide a gene by giving it the mask value."""
         part = known_part(batch)
         return restore(self._decode(self._encode(part, batch), part).value, batch)
+
+    def decode_cells(self, cells_BD: Tensor, gene_ids_U: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Return the expression (U,) of genes from cell embeddings alone; ``lengths`` (B,) are genes per cell."""
+        part = Part(gene_ids_U, Segments(lengths, gene_ids_U.device))
+        conditioned = self._decode_cells(cells_BD, part, self.encoder(gene_ids_U))
+        assert conditioned is not None, "this model has no decoder of genes from the cell embedding"
+        return conditioned.value
 
     def generate(
         self, cells_BD: Tensor, batch: Minibatch | PackedMinibatch, *, with_values: bool = False

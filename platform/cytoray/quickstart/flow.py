@@ -21,7 +21,8 @@ from cytoray.quickstart.plan import Plan, build_plan
 from cytoray.quickstart.report import StageLog, show_summary
 from cytoray.stages import run
 from cytoray.tasks.annotation.evaluation import AnnotationReport, evaluate_configured, held_out_stability
-from cytoray.tasks.annotation.learning import finetune
+from cytoray.tasks.annotation.learning import prepare
+from cytoray.tasks.learning import learn
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.config import RunConfig
@@ -111,7 +112,7 @@ def _train(plan: Plan, split: SplitData, log: StageLog) -> None:
         row.fill(_cells(plan.pretrain), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)
     steps = plan.finetune.train.num_steps
     with log.stage("finetune") as row, progress.stage("finetune", total=steps, unit="steps") as advance:
-        result, bundle = finetune(plan.finetune, advance=advance)
+        result, bundle = learn(prepare(plan.finetune), advance=advance)
         stability = held_out_stability(plan.finetune, bundle)
         save_card(plan.finetune, result, bundle=bundle, stability=stability)
         row.fill(_cells(plan.finetune), result.checkpoint.uri, note=_learned(result), skipped=result.skipped)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.errors import RegistryError
-from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.recorded import RecordedAssessment
+
+if TYPE_CHECKING:
+    from cytoray.registry.artifacts import RegisteredVersion
 
 Rows = Mapping[str, Mapping[str, float]]  # of a table of scores: the metrics of each model and baseline, by name
 # Metrics of cytoray for which lower is better.
-ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "masked", "classification"})
+ERRORS = frozenset({"mse", "mae", "mre", "mean_bin", "masked", "classification", "regression"})
 ROUNDING = 1e-12  # 0.8 - 0.7 is a little less than 0.1
 
 

@@ -35,6 +35,8 @@ CASES = {
     "unsupported_media_type": Case(415, "Unsupported media type of the body"),
     "unknown_genes": Case(422, "The model does not know the genes of this request"),
     "unknown_proteins": Case(422, "The model does not predict these proteins"),
+    "unknown_group": Case(422, "The network does not have this group of cells"),
+    "unknown_perturbations": Case(422, "The model does not know these perturbations"),
     "bad_values": Case(422, "Some values are negative or not finite"),
     "bad_matrix": Case(422, "Genes, indices and values are inconsistent"),
     "http_error": Case(400, "The request could not be handled"),

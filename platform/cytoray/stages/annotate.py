@@ -16,7 +16,7 @@ from cytoray.api.config import scGPTConfig
 from cytoray.api.model import scGPT
 from cytoray.errors import ConfigError, ModelError
 from cytoray.model.bundle import ModelBundle
-from cytoray.tasks.annotation.answers import status_of
+from cytoray.tasks.annotation.answers import common_ancestors, status_of
 from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.assessing import MODEL_VARIABLE, default_model
 
@@ -44,7 +44,7 @@ def annotate(
         Probabilities (C, K) by cell and label; NaN for a cell without a gene that the model knows.
         obs gets ``cytoray_label`` and ``cytoray_probability``. If the model carries an annotator also
         ``cytoray_status`` (assigned, ambiguous, unassigned), ``cytoray_fitting`` (labels that fit, separated by " | ")
-        and ``cytoray_unseen_p``, as `/v1/annotate` answers them.
+        and ``cytoray_unseen_p``, as `/v1/annotate` answers them; ``cytoray_common_ancestor`` if it has a label tree.
 
     Raises:
         ConfigError: No model is named, and there is no default.
@@ -58,7 +58,7 @@ def annotate(
         opened = scGPT.from_bundle(model, configurer=config)
     else:
         opened = scGPT(config.model_copy(update={"model": model}))
-    if not opened.bundle.labels:
+    if not opened.bundle.classes:
         raise ModelError("This model does not label cells.", remedy="Use one that was fine-tuned for annotation.")
     cells = opened.process_data(adata, use_raw_counts=False).cells
     found = build_predictor(opened.bundle, empty_cells="nan").predict(cells)
@@ -72,10 +72,12 @@ def annotate(
         status = [status_of(len(row), p) for row, p in zip(fitting, found.doubts.unseen_p.tolist(), strict=True)]
         adata.obs["cytoray_status"] = _texts(status, empty)
         adata.obs["cytoray_fitting"] = _texts([" | ".join(row) for row in fitting], empty)
+        if found.tree is not None:
+            adata.obs["cytoray_common_ancestor"] = _texts(common_ancestors(found.tree, fitting), empty)
         adata.obs["cytoray_unseen_p"] = found.doubts.unseen_p
     return pd.DataFrame(found.probabilities, index=adata.obs_names, columns=list(found.labels))
 
 
-def _texts(values: Sequence[str], empty: npt.NDArray[np.bool_]) -> list[str | None]:
+def _texts(values: Sequence[str | None], empty: npt.NDArray[np.bool_]) -> list[str | None]:
     """The values, None for cells without an answer."""
     return [None if skipped else value for value, skipped in zip(values, empty.tolist(), strict=True)]

@@ -59,7 +59,7 @@ def run_assessment(task: str, config: AssessConfig) -> Assessed:
     Finished pieces are kept in ``out`` until the report is written. With ``record`` the report is also recorded on the
     model version, which raises RegistryError if the alias has moved to another version meanwhile.
     """
-    _check_out(config.out)  # before anything is read
+    check_out(config.out)  # before anything is read
     config, note = with_default_model(config)
     tracking, version = _find_version(config) if config.record else (None, None)
     assessed = _assess(task, config, note)
@@ -99,7 +99,7 @@ def _assess(task: str, config: AssessConfig, model_note: str) -> Assessed:
     return Assessed(assessment, files)
 
 
-def _check_out(uri: str) -> None:
+def check_out(uri: str) -> None:
     """Check that a place for results can be written; raises ConfigError or StorageError."""
     if storage.is_remote(uri):
         probe = storage.join(uri, PIECES, "probe")

@@ -14,6 +14,7 @@ from cytoray.corpus.readers.problems import UnreadableError
 from cytoray.errors import NotFoundError, StorageError
 from cytoray.registry.opening import find_digest
 from cytoray.tasks.assessing import AssessConfig
+from cytoray.tasks.networks.config import InferNetworksConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class AssessmentKey:
     model_digest: str | None
 
 
-def find_key(task: str, config: AssessConfig) -> AssessmentKey:
+def find_key(task: str, config: AssessConfig | InferNetworksConfig) -> AssessmentKey:
     """Read the inputs that ``config`` names and return the key; local files are hashed, which takes a second per GB.
 
     Raises NotFoundError, TrainingError or RegistryError for an unknown model. A missing file of cells is left to its
@@ -39,11 +40,16 @@ def find_key(task: str, config: AssessConfig) -> AssessmentKey:
     identity = {
         "task": task,
         "settings": config.fingerprint(),
-        "inputs": {name: content_digest(uri) for name, uri in named.items() if uri is not None},
+        "inputs": {name: _digests(value) for name, value in named.items() if value is not None},
         "model": model,
         "code": provenance.source_digest(),
     }
     return AssessmentKey(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(), model)
+
+
+def _digests(value: str | tuple[str, ...]) -> str | list[str]:
+    """Return the digest of the content of a file, or of each of several."""
+    return content_digest(value) if isinstance(value, str) else [content_digest(uri) for uri in value]
 
 
 def content_digest(uri: str) -> str:

@@ -18,6 +18,7 @@ from cytoray.serving.config import ServeConfig
 from cytoray.tasks import task_assessments, task_offline, task_stages
 from cytoray.tasks.assessing import CACHE_FOLDER
 from cytoray.tasks.config import CACHE, MODEL, ModelStageConfig
+from cytoray.tasks.networks.config import InferNetworksConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import ShapeConfig
 
@@ -104,7 +105,11 @@ def stage_configs() -> dict[str, type[Config]]:
     tasks = {kind: stage.config.load() for kind, stage in task_stages().items()}
     assessments = {f"assess-{name}": each.config.load() for name, each in task_assessments().items()}
     offline = {kind: offline_config(kind) for kind in task_offline()}
-    others: dict[str, type[Config]] = {"promote": PromoteConfig, "serve": ServeConfig}
+    others: dict[str, type[Config]] = {
+        "infer-networks": InferNetworksConfig,
+        "promote": PromoteConfig,
+        "serve": ServeConfig,
+    }
     return {"ingest": IngestConfig, **tasks, **assessments, **offline, **others}
 
 

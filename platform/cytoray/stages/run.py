@@ -16,9 +16,11 @@ from cytoray.registry.promotion import promote_version
 from cytoray.serving.offline import OfflineResult, OfflineTask, answer_sources, offline_model
 from cytoray.stages.assess import PREFIX, run_assessment
 from cytoray.stages.config import OfflineConfig, PromoteConfig
+from cytoray.stages.networks import run_inference, summarise
 from cytoray.tasks import task_offline, task_stages
 from cytoray.tasks.config import ModelStageConfig
 from cytoray.tasks.messages import ModelInfo
+from cytoray.tasks.networks.config import InferNetworksConfig
 
 __all__ = ["answer_offline", "find_stage", "ingest", "open_configured", "promote"]
 
@@ -122,8 +124,13 @@ def _summarise_offline(config: OfflineConfig) -> dict[str, Any]:
     }
 
 
+def _summarise_inference(config: InferNetworksConfig) -> dict[str, Any]:
+    return summarise(run_inference(config), config)
+
+
 _OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "ingest": _summarise_ingest,
+    "infer-networks": _summarise_inference,
     "promote": _summarise_promote,
 }
 

@@ -52,6 +52,15 @@ TASKS: dict[str, TaskSpec] = {
         endpoint=Lazy("cytoray.tasks.annotation.answers", "ENDPOINT"),
         offline=TaskOffline("annotate", "Annotate the cells of files offline, as the service does."),
     ),
+    "regression": TaskSpec(
+        "regression",
+        learning=TaskStage(
+            "finetune-regression",
+            "Fine-tune a model to predict a number of each cell.",
+            config=Lazy("cytoray.tasks.regression.config", "FinetuneRegressionConfig"),
+            run=Lazy("cytoray.tasks.regression.learning", "run_finetuning"),
+        ),
+    ),
     "integration": TaskSpec(
         "integration",
         learning=TaskStage(
@@ -64,6 +73,12 @@ TASKS: dict[str, TaskSpec] = {
             "Assess batch integration: tuned Harmony, and the best of several methods, chosen without cell types.",
             config=Lazy("cytoray.tasks.integration.assess_config", "AssessIntegrationConfig"),
             run=Lazy("cytoray.tasks.integration.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.integration.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "integration",
+            "Folder or s3:// prefix of an integration, as `cytoray integrate --model-out` writes it.",
+            collect=Lazy("cytoray.tasks.integration.attached", "collect_integration"),
         ),
     ),
     "mapping": TaskSpec(
@@ -82,6 +97,20 @@ TASKS: dict[str, TaskSpec] = {
         ),
     ),
     "genes": TaskSpec("genes", endpoint=Lazy("cytoray.tasks.genes.answers", "ENDPOINT")),
+    "networks": TaskSpec(
+        "networks",
+        assessment=TaskAssessment(
+            "Assess gene networks: depth-corrected correlation, and evidence of several kinds that contains it.",
+            config=Lazy("cytoray.tasks.networks.assess_config", "AssessNetworksConfig"),
+            run=Lazy("cytoray.tasks.networks.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.networks.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "networks",
+            "Folder or s3:// prefix of a gene network, as `cytoray networks infer` writes it.",
+            collect=Lazy("cytoray.tasks.networks.attached", "collect_networks"),
+        ),
+    ),
     "multiomic": TaskSpec(
         "multiomic",
         learning=TaskStage(
@@ -112,6 +141,17 @@ TASKS: dict[str, TaskSpec] = {
             "Fine-tune a model to predict perturbed cells from control cells.",
             config=Lazy("cytoray.tasks.perturbation.config", "FinetunePerturbationConfig"),
             run=Lazy("cytoray.tasks.perturbation.learning", "run_finetuning"),
+        ),
+        assessment=TaskAssessment(
+            "Assess the prediction of perturbations: the mean of the known ones, and an operator that contains it.",
+            config=Lazy("cytoray.tasks.perturbation.assess_config", "AssessPerturbationConfig"),
+            run=Lazy("cytoray.tasks.perturbation.assessment", "run_assessment"),
+        ),
+        endpoint=Lazy("cytoray.tasks.perturbation.answers", "ENDPOINT"),
+        attachment=TaskAttachment(
+            "perturbations",
+            "Folder or s3:// prefix of a perturbation model, as `cytoray perturbations fit` writes it.",
+            collect=Lazy("cytoray.tasks.perturbation.attached", "collect_perturbations"),
         ),
     ),
 }

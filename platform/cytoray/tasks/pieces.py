@@ -61,6 +61,11 @@ class Pieces:
             failpoint("assess.after_piece")
         return _decode(body, kinds)[0], False
 
+    def has(self, name: str) -> bool:
+        """Return whether the piece ``name`` is kept; it may still be damaged."""
+        place = self._place(name)
+        return place is not None and storage.exists(place)
+
     def remove(self) -> None:
         """Remove all pieces in the folder, those of other settings as well."""
         if self._folder is not None:

@@ -14,7 +14,7 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 
 logger = logging.getLogger(__name__)
 # What a value means to the weights; max_length, seed and ties may differ.
-TRAINED_KEYS = ("n_bins", "cls_value", "pad_value", "mask_value")
+TRAINED_KEYS = ("n_bins", "cls_value", "pad_value", "mask_value", "values", "depth_token")
 
 
 def inherited_tokenizer(config: FromModelConfig, parent: TokenizerConfig) -> TokenizerConfig:

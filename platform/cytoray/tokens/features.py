@@ -52,8 +52,9 @@ class FeatureTokens:
     ) -> CellTokenizer:
         """Return the tokenizer of this modality alone; its ``<cls>`` is not part of a cell's tokens."""
         limit = {"max_length": self.max_tokens + 1}
+        own = config.model_copy(update={**limit, "depth_token": None})
         panel = tuple(self.ids.tolist()) if self.includes_zeros else None
-        return CellTokenizer(vocabulary, config.model_copy(update=limit), inference.model_copy(update=limit), panel)
+        return CellTokenizer(vocabulary, own, inference.model_copy(update=limit), panel)
 
     def num_tokens(self, num_values: Int64) -> Int64:
         """Return the number of tokens of cells with so many values above zero; none if nothing was measured."""

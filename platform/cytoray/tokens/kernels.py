@@ -62,6 +62,8 @@ class Rules(NamedTuple):
     max_genes: int
     style: int  # PLAIN, MASKED, MASKED_EXACTLY or SPLIT
     panel: Int32  # (P,) ascending ids of all genes that a cell's tokens have, zeros included; or empty
+    grain: int  # 0, or the number of edges per bin of soft bins: values are in units of 1 / (2 * grain)
+    depth_scale: float  # 0, or the factor on the logarithm of a cell's total, the value of its second token
 
 
 class Outputs(NamedTuple):
@@ -72,8 +74,9 @@ class Outputs(NamedTuple):
     masked: Array
     unknown_gene_ids: Array
     unknown_values: Array
-    specials: Array  # gene ids of <cls> and <pad>
+    specials: Array  # gene ids of <cls>, <pad> and <eoc>
     special_values: Array  # values of <cls>, padding and mask
+    unit: float  # 0, or the size of the unit of soft bins
 
 
 @compiled
@@ -92,16 +95,19 @@ def fill_tokens(streams: Streams, request: Request, rules: Rules, outputs: Outpu
             return row
         _spread(streams, row, rules.quantiles, work)
         _draw(request.identities[place], gene_ids[:size], work.spreads[:size], tokens[:size], ranks[:size])
+        if rules.grain > 0:
+            _soften(work.spreads[:size], tokens[:size], rules.grain)
+        depth = _depth(streams, row) * rules.depth_scale if rules.depth_scale > 0 else 0.0
         if rules.panel.size > 0:
             if not _include_zeros(request.identities[place], tokens[:size], rules.panel, full):
                 return row
-            _emit(place, full, spare, request, rules.style, outputs)
+            _emit(place, full, spare, request, rules, depth, outputs)
             continue
         kept = size
         if size > rules.max_genes:
             kept = rules.max_genes
             _select(tokens[:size], ranks[:size], kept)
-        _emit(place, tokens[:kept], spare, request, rules.style, outputs)
+        _emit(place, tokens[:kept], spare, request, rules, depth, outputs)
     return -1
 
 
@@ -168,6 +174,31 @@ def _draw(identity: Scalar, gene_ids: Int32, spreads: UInt32, tokens: UInt64, ra
 
 
 @compiled
+def _soften(spreads: UInt32, tokens: UInt64, grain: int) -> None:
+    """Replace the bin of each gene by the middle of its possible fine bins, as a number of half ones."""
+    for gene in range(tokens.size):
+        spread = np.uint64(spreads[gene])
+        value = np.uint64(2) * (spread & _BIN_MASK) - (spread >> np.uint64(16)) + np.uint64(2 * grain - 1)
+        tokens[gene] = (tokens[gene] & ~(_BIN_MASK << _GENE_BITS)) | value << _GENE_BITS
+
+
+@compiled
+def _depth(streams: Streams, row: int) -> Scalar:
+    """Return the decimal logarithm of a cell's total."""
+    start, stop = streams.indptr[row], streams.indptr[row + 1]
+    total = 0.0
+    if streams.kind == EXPRESSION:
+        for value in streams.expression[start:stop]:
+            total += value
+    else:
+        for count in streams.counts[start:stop]:
+            total += count
+        for count in streams.large[streams.large_starts[row] : streams.large_starts[row + 1]]:
+            total += count - 255.0
+    return np.log10(max(total, 1.0))
+
+
+@compiled
 def _include_zeros(identity: Scalar, tokens: UInt64, panel: Int32, full: UInt64) -> Scalar:
     """Write a token for each gene of ``panel`` (P,), bin 0 unless it is among ``tokens``; False if others are."""
     place = 0
@@ -197,8 +228,11 @@ def _select(tokens: UInt64, ranks: UInt32, num_kept: int) -> None:
 
 
 @compiled
-def _emit(place: int, tokens: UInt64, spare: UInt64, request: Request, style: int, outputs: Outputs) -> None:
+def _emit(
+    place: int, tokens: UInt64, spare: UInt64, request: Request, rules: Rules, depth: float, outputs: Outputs
+) -> None:
     """Write one cell's tokens in the requested style, and pad them."""
+    style = rules.style
     start, stop = request.starts[place], request.starts[place] + request.widths[place]
     gene_ids, values = outputs.gene_ids[start:stop], outputs.values[start:stop]
     num_known: Scalar = tokens.size
@@ -209,11 +243,19 @@ def _emit(place: int, tokens: UInt64, spare: UInt64, request: Request, style: in
         low, high = request.unknown_starts[place], request.unknown_starts[place] + request.unknown_widths[place]
         _write(spare[:num_hidden], outputs.unknown_gene_ids[low:high], outputs.unknown_values[low:high], outputs)
     gene_ids[0], values[0] = outputs.specials[0], outputs.special_values[0]
-    _write(tokens[:num_known], gene_ids[1:], values[1:], outputs)
+    last = 0  # of the special tokens
+    if rules.depth_scale > 0:
+        last = 1
+        gene_ids[1], values[1] = outputs.specials[2], depth
+    _write(tokens[:num_known], gene_ids[last + 1 :], values[last + 1 :], outputs)
+    if style != MASKED and style != MASKED_EXACTLY:
+        return
+    masked = outputs.masked[start:stop]
+    masked[0] = values[0]
     if style == MASKED:
-        _mask(tokens, values, outputs.masked[start:stop], request.ratios[place], outputs.special_values[2])
-    elif style == MASKED_EXACTLY:
-        _mask_exactly(tokens, values, outputs.masked[start:stop], request.ratios[place], outputs.special_values[2])
+        _mask(tokens, values[last:], masked[last:], request.ratios[place], outputs.special_values[2])
+    else:
+        _mask_exactly(tokens, values[last:], masked[last:], request.ratios[place], outputs.special_values[2])
 
 
 @compiled
@@ -223,6 +265,9 @@ def _write(tokens: UInt64, gene_ids: Array, values: Array, outputs: Outputs) -> 
     for gene in range(size):
         gene_ids[gene] = tokens[gene] & _GENE_MASK
         values[gene] = (tokens[gene] >> _GENE_BITS) & _BIN_MASK
+    if outputs.unit > 0:
+        for gene in range(size):
+            values[gene] *= outputs.unit
     for gene in range(size, gene_ids.size):
         gene_ids[gene] = pad
         values[gene] = pad_value

@@ -32,6 +32,9 @@ class Purpose(IntEnum):
     WEIGHTS = 7
     PAIRS = 8
     MODALITIES = 9
+    THINNING = 10
+    QUERIES = 11
+    VIEWS = 12
 
 
 def mix64(values: UInt64) -> UInt64:

@@ -63,6 +63,11 @@ class LabelTree:
                 break
         return path
 
+    def common_ancestor(self, labels: Sequence[str]) -> str | None:
+        """Return the lowest name that each of the labels is or lies below; None if they share no name."""
+        shared = set.intersection(*(set(self.path(label)) for label in labels)) if labels else set()
+        return next((name for name in self.path(labels[0]) if name in shared), None) if labels else None
+
     def below(self, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Whether label j is label i or lies below it, bool (K, K) by ``[i, j]``."""
         paths = [set(self.path(label)) for label in labels]

@@ -13,15 +13,14 @@ them in order of their ids and takes gene j if ``number * (n - j) < need << 20``
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from cytoray.config import Config
 from cytoray.tokens import kernels
 from cytoray.tokens.binning import bin_rows
 from cytoray.tokens.cells import Float32, Int32, Int64, SparseCells, UInt64
@@ -29,29 +28,14 @@ from cytoray.tokens.compiling import as_input
 from cytoray.tokens.inference import DRAWN, InferenceConfig
 from cytoray.tokens.keys import Float64, combine
 from cytoray.tokens.packed import PackedCells, content_hashes, only_genes, pack, packed_counts, with_bins
+from cytoray.tokens.tokenizer_config import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
+__all__ = ["CellTokenizer", "TokenBuffers", "TokenPlan", "TokenizedCells", "TokenizerConfig"]
 Int16 = npt.NDArray[np.int16]
+GRAIN = 64  # edges per bin of soft bins, whose values are multiples of 1 / 128
 BY_GENE = combine(0)  # the key of every cell if a gene has the same word in all of them
 Array = npt.NDArray[Any]
-
-
-class TokenizerConfig(Config):
-    """Settings that convert counts to tokens; saved with every model as its ``preprocessing.json``."""
-
-    n_bins: int = Field(51, gt=1, lt=2**15, description="Number of expression bins; bin 0 means not expressed.")
-    max_length: int = Field(
-        1200, gt=1, description="Maximum number of tokens per cell, <cls> included; longer cells are sampled."
-    )
-    cls_value: float = Field(-2.0, description="Value of the <cls> token.")
-    pad_value: float = Field(-2.0, description="Value of padding.")
-    mask_value: float = Field(-1.0, description="Value that replaces a hidden expression value.")
-    seed: int = Field(0, ge=0, description="Seed of tie-breaking and sampling.")
-    ties: Literal["keyed", "global_rng"] = Field(
-        "keyed",
-        description="How ties between bins are broken: keyed: by (seed, cell); global_rng: by NumPy's global "
-        "generator, in the order of cells and of their genes (ascending ids), as in the original.",
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +132,7 @@ class CellTokenizer:
             special = {self.vocabulary.cls_id, self.vocabulary.pad_id}
             assert len(set(self.panel) - special) == len(self.panel) > 0, "a panel is distinct genes"
             assert 0 <= min(self.panel) <= max(self.panel) < self.vocabulary.size, "a panel is genes of the vocabulary"
-            assert len(self.panel) < self.max_length, "a panel is not sampled"
+            assert len(self.panel) + self.config.num_special <= self.max_length, "a panel is not sampled"
 
     @property
     def max_length(self) -> int:
@@ -170,9 +154,16 @@ class CellTokenizer:
         """The narrowest type that holds every bin and special value: int8, int16, or float32 if one is a fraction."""
         config = self.config
         values = (config.n_bins - 1, config.cls_value, config.pad_value, config.mask_value)
+        if self.is_fractional:
+            return np.dtype(np.float32)
         return next(
             np.dtype(kind) for kind in (np.int8, np.int16, np.float32) if kind == np.float32 or _fit(values, kind)
         )
+
+    @property
+    def is_fractional(self) -> bool:
+        """Whether values are not whole numbers."""
+        return self.config.values == "soft" or self.config.depth_token is not None
 
     def __call__(
         self, cells: SparseCells | PackedCells, *, epoch: int | None = None, bins: Int16 | None = None
@@ -183,6 +174,7 @@ class CellTokenizer:
         applies, and the same cell always gets the same tokens.
         """
         assert bins is None or self.panel is None, "a panel's bins are those among its genes"
+        assert bins is None or self.config.values == "hard", "soft bins are not given"
         packed = self.pack(cells) if bins is None else with_bins(_packed(cells), bins)
         known, _ = self.num_tokens(packed.num_genes_per_cell)
         num_tokens = int(known.sum())
@@ -232,11 +224,11 @@ class CellTokenizer:
 
         ``ratios`` is the share of unknown genes; a masked gene stays a known token.
         """
-        kept = np.minimum(num_genes, self.max_length - 1)
+        kept = np.minimum(num_genes, self.max_length - self.config.num_special)
         if self.panel is not None:
             kept = np.full_like(kept, len(self.panel))
         unknown = np.zeros_like(kept) if ratios is None else (kept * ratios).astype(np.int64)
-        return kept - unknown + 1, unknown
+        return kept - unknown + self.config.num_special, unknown
 
     def fill(self, packed: PackedCells, rows: Int64, epochs: Int64, plan: TokenPlan, buffers: TokenBuffers) -> None:
         """Write the tokens of the cells at ``rows`` (shape (R,)), each in its epoch of ``epochs`` (R,).
@@ -265,13 +257,28 @@ class CellTokenizer:
             _input_or_none(plan.unknown_starts, np.int64),
             _input_or_none(plan.unknown_widths, np.int64),
         )
-        rules = kernels.Rules(self._quantiles, self.max_length - 1, _style(plan), as_input(self._panel, np.int32))
+        soft, depth = self.config.values == "soft", self.config.depth_token
+        if soft and packed.bins is not None:
+            packed = replace(packed, bins=None)
+        rules = kernels.Rules(
+            self._soft_quantiles if soft else self._quantiles,
+            self.max_length - self.config.num_special,
+            _style(plan),
+            as_input(self._panel, np.int32),
+            GRAIN if soft else 0,
+            0.0 if depth is None else 1 / math.log10(depth),
+        )
         bad = kernels.fill_tokens(_streams(packed), request, rules, self._outputs(buffers))
         assert bad < 0, f"the streams of cell {bad} disagree, or have genes outside the panel"
 
     @functools.cached_property
     def _quantiles(self) -> Float64:
         return np.linspace(0, 1, self.config.n_bins - 1)
+
+    @functools.cached_property
+    def _soft_quantiles(self) -> Float64:
+        """Quantiles of the edges of soft bins, ``GRAIN`` for each of the others."""
+        return np.linspace(0, 1, (self.config.n_bins - 2) * GRAIN + 1)
 
     @functools.cached_property
     def _panel(self) -> Int32:
@@ -286,8 +293,9 @@ class CellTokenizer:
             np.empty(0, values) if buffers.masked is None else buffers.masked,
             np.empty(0, ids) if buffers.unknown_gene_ids is None else buffers.unknown_gene_ids,
             np.empty(0, values) if buffers.unknown_values is None else buffers.unknown_values,
-            np.array([self.vocabulary.cls_id, self.vocabulary.pad_id], ids),
+            np.array([self.vocabulary.cls_id, self.vocabulary.pad_id, self.vocabulary.eoc_id], ids),
             np.array([config.cls_value, config.pad_value, config.mask_value], values),
+            0.5 / GRAIN if config.values == "soft" else 0.0,
         )
 
     def _check(self, num_genes: Int64, plan: TokenPlan, buffers: TokenBuffers) -> None:
@@ -298,6 +306,7 @@ class CellTokenizer:
         assert _fit((self.vocabulary.size - 1,), ids), "gene ids do not fit"
         specials = (config.n_bins - 1, config.cls_value, config.pad_value, config.mask_value)
         assert _fit(specials, values), "values do not fit"
+        assert not self.is_fractional or issubclass(values, np.floating), "values do not fit"
         assert buffers.unknown_gene_ids is None or buffers.unknown_gene_ids.dtype == ids, "ids of one type"
         others = (buffers.masked, buffers.unknown_values)
         assert all(array is None or array.dtype == values for array in others), "values of one type"

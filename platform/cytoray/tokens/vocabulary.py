@@ -16,7 +16,7 @@ from cytoray.tokens.mapping import GeneMapping, NameResolver
 
 __all__ = ["SPECIAL_TOKENS", "GeneMapping", "GeneVocabulary"]
 
-SPECIAL_TOKENS = ("<pad>", "<cls>", "<eoc>")  # <eoc> is never used; released models have a row for it
+SPECIAL_TOKENS = ("<pad>", "<cls>", "<eoc>")  # <eoc> is used only by models with a token for depth
 
 
 class GeneVocabulary:
@@ -75,6 +75,11 @@ class GeneVocabulary:
     def cls_id(self) -> int:
         """Id of ``<cls>``."""
         return self.index["<cls>"]
+
+    @property
+    def eoc_id(self) -> int:
+        """Id of ``<eoc>``."""
+        return self.index["<eoc>"]
 
     def map_genes(
         self,

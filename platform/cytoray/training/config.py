@@ -133,6 +133,33 @@ class WorkersConfig(Config):
         return self.sizes[-1]
 
 
+class WholeCellConfig(Config):
+    """Whole-cell decoding (WCED): the cell embedding of a thinned cell predicts the expression of the whole one."""
+
+    weight: float = Field(1.0, gt=0, description="Weight of the loss.")
+    masked_weight: float = Field(
+        1.0, ge=0, description="Weight of the masked expression beside it; 0: the hidden genes are not predicted."
+    )
+    num_queries: int = Field(512, ge=2, description="Genes to decode per cell: expressed ones, and as many zeros.")
+    thinning: tuple[float, float] = Field(
+        (0.2, 0.8), description="Smallest and largest share of a cell's molecules that the encoder sees."
+    )
+    min_share: float = Field(
+        0.005, ge=0, lt=1, description="Genes that a smaller share of cells expresses are not decoded."
+    )
+    clip: float = Field(5.0, gt=0, description="Bound on the targets, in standard deviations of the gene.")
+    statistics_cells: int = Field(
+        20_000, gt=1, description="Maximum number of training cells from which means and deviations are computed."
+    )
+
+    @model_validator(mode="after")
+    def _thinning_is_a_range(self) -> Self:
+        low, high = self.thinning
+        if not 0 < low <= high <= 1:
+            raise ValueError("thinning must be two shares above 0 and up to 1, the smaller one first")
+        return self
+
+
 class GenerativeConfig(Config):
     """The pretraining objective: predict the expression of hidden genes from the rest of their cell."""
 
@@ -148,6 +175,12 @@ class GenerativeConfig(Config):
         ge=0,
         description="From this step, also predict the genes from the cell embedding alone (second pass); null: never.",
     )
+    whole_cell: WholeCellConfig | None = Field(
+        None,
+        exclude_if=lambda whole_cell: whole_cell is None,  # which leaves the fingerprints of older runs as they were
+        description="Decode whole cells from the embeddings of thinned ones, in place of the prediction of hidden "
+        "genes from the cell embedding and of the second pass; null: do not.",
+    )
 
     def has_second_pass(self, step: int) -> bool:
         """Whether the objective has two passes at this step."""
@@ -157,6 +190,8 @@ class GenerativeConfig(Config):
     def _ratios_are_shares(self) -> Self:
         if any(not 0 < ratio < 1 for ratio in self.unknown_ratios):
             raise ValueError("unknown_ratios must lie between 0 and 1")
+        if self.whole_cell is not None and self.style != "generative":
+            raise ValueError("whole_cell needs style generative")
         return self
 
 

@@ -28,6 +28,7 @@ class ExportSpec:
     labels: tuple[str, ...] = ()
     parent: str = ""  # digest of the model that the run started from
     conditions: Conditions | None = None
+    convert: Callable[[ModelBundle], ModelBundle] | None = None  # from how the model was trained to how it answers
     complete: Callable[[ModelBundle], ModelBundle] | None = None  # adds parts to the bundle of the best checkpoint
 
 
@@ -71,6 +72,8 @@ def export_bundle(
         "parent_bundle_digest": spec.parent,
     }
     bundle = ModelBundle(network, spec.vocabulary, config.tokenizer, spec.labels, lineage, conditions=spec.conditions)
+    if spec.convert is not None:
+        bundle = spec.convert(bundle)
     if spec.complete is not None and which == "best":
         bundle = spec.complete(bundle)
     with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:

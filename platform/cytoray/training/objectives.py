@@ -15,7 +15,8 @@ from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.model.config import ModelConfig
 from cytoray.model.flops import embedding_flops, generative_flops
 from cytoray.model.groups import ParameterGroup, parameter_groups
-from cytoray.model.losses import SummedLoss, classification_loss, expression_loss, hierarchical_loss
+from cytoray.model.losses import SummedLoss, expression_loss
+from cytoray.model.targets import ClassTarget
 from cytoray.model.transformer import ScGPT
 from cytoray.tokens.collator import PackedGenerativeMinibatch, PackedMinibatch, widen
 from cytoray.training.config import GenerativeConfig
@@ -233,8 +234,7 @@ class ClassificationObjective:
 
     def measure(self, model: ModelConfig, batch: StepBatch) -> Amounts:
         """Cells, tokens, and operations of embedding them with backward."""
-        lengths = batch.lengths.tolist()
-        return Amounts(len(lengths), sum(lengths), 3 * embedding_flops(model, lengths).total)
+        return measure_embedding(model, batch)
 
     def losses(self, model: ScGPT, prepared: Prepared, step: int) -> dict[str, SummedLoss]:
         """Summed cross-entropy: ``classification``."""
@@ -244,15 +244,8 @@ class ClassificationObjective:
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
         """Summed cross-entropy, and the number of correct cells (their label or one below): ``accuracy`` if divided."""
         assert isinstance(prepared, LabelledMinibatch)
-        logits_BK = model.classify(model.embed(prepared.cells))
-        best_B = logits_BK.argmax(dim=1)
-        if self.below is None:
-            loss, right_B = classification_loss(logits_BK, prepared.labels), best_B == prepared.labels
-        else:
-            below_KK = torch.tensor(self.below, device=logits_BK.device)
-            loss = hierarchical_loss(logits_BK, prepared.labels, below_KK=below_KK)
-            right_B = below_KK[prepared.labels, best_B]
-        return {"classification": loss, "accuracy": SummedLoss(right_B.sum(), loss.count)}
+        target = ClassTarget(None if self.below is None else torch.tensor(self.below))
+        return target.judge(model.classify(model.embed(prepared.cells)), prepared.labels)
 
 
 def hide(batch: StepBatch, *, pad_id: int) -> MaskedMinibatch:
@@ -268,6 +261,12 @@ def count_hidden(batch: StepBatch) -> int:
     """Number of genes that ``hide`` hides."""
     assert batch.masked is not None, "the stream must be masked"
     return int((batch.masked != batch.values).sum())
+
+
+def measure_embedding(model: ModelConfig, batch: StepBatch) -> Amounts:
+    """Amounts of work if cells are embedded, backward included."""
+    lengths = batch.lengths.tolist()
+    return Amounts(len(lengths), sum(lengths), 3 * embedding_flops(model, lengths).total)
 
 
 def measure_every_token(model: ModelConfig, batch: StepBatch) -> Amounts:

@@ -10,6 +10,7 @@ from typing import Any
 from cytoray import storage
 from cytoray.config import Config
 from cytoray.errors import TrainingError, TrainingStoppedError
+from cytoray.model.targets import points_since_best
 from cytoray.runs import run_folder
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training.config import RunConfig
@@ -67,7 +68,7 @@ def is_finished(config: RunConfig, step: int, validation: Sequence[Mapping[str, 
     if config.validation is None or config.validation.patience is None or not selected_by:
         return False
     errors = [point.get(selected_by, math.inf) for point in validation]
-    return len(errors) - 1 - errors.index(min(errors)) >= config.validation.patience
+    return points_since_best(errors) >= config.validation.patience
 
 
 def _has_finished(config: RunConfig, state: checkpoints.TrainerState) -> bool:

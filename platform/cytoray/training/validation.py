@@ -12,6 +12,7 @@ from cytoray.corpus.stream import CorpusStream, open_stream
 from cytoray.corpus.streaming.batches import StepBatch
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
+from cytoray.model.targets import summarise
 from cytoray.training.config import RunConfig
 from cytoray.training.objectives import Objective, Summarising
 
@@ -48,6 +49,7 @@ def open_held_out(
         tokenizer=tokenizer,
         cells_per_step=1,
         cells_per_minibatch=None,
+        whole_cells=None if options.whole_cells is None else options.whole_cells.undisturbed(),
     )
     assert not chosen.members.columns or like is not None, "the codes of the training stream"
     num_cells = min(open_stream(config.store, config.corpus, chosen).num_cells, held_out.max_cells)
@@ -96,4 +98,4 @@ class Validator:
         if "target" in means:
             mean, square = means.pop("target"), means.pop("target_square")
             means["mean_bin"] = square - mean * mean
-        return means
+        return summarise(means)

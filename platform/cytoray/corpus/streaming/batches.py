@@ -48,7 +48,7 @@ class StepBatch:
     unknown_gene_ids: Array | None = None  # style "generative"
     unknown_values: Array | None = None
     unknown_lengths: Int32 | None = None  # (B,)
-    modalities: dict[str, dict[str, Array]] | None = None  # feature_ids (E,), values (E,), lengths (B,)
+    modalities: dict[str, dict[str, Array]] | None = None  # by name feature_ids (E,), values (E,), lengths (B,), ...
     minibatches: Int32 | None = None  # (B,) ascending, number in the step of each cell's minibatch
     source_values: Array | None = None  # like values, of the control cell with which each cell is paired
     source_cell_ids: UInt64 | None = None  # (B,)

@@ -20,6 +20,7 @@ from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells
 from cytoray.corpus.streaming.pairs import Controls, pair_keys
 from cytoray.corpus.streaming.shares import Team
+from cytoray.corpus.streaming.whole_cells import WholeCells
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine, uniform
 from cytoray.tokens.packed import PackedCells, concatenate, packed_counts, packed_gene_ids, take
@@ -48,6 +49,23 @@ class _Group:
     where: Int64  # among the C cells
     rows: Int64  # in the unit
     repeats: Int64
+    thinned: PackedCells | None = None  # the cells at ``rows`` of which tokens are made, if not of the unit's own
+
+    @property
+    def source(self) -> tuple[PackedCells, Int64]:
+        """Return the cells of which tokens are made, and their rows."""
+        return (self.unit.cells, self.rows) if self.thinned is None else (self.thinned, np.arange(len(self.rows)))
+
+    @property
+    def num_genes(self) -> Int64:
+        """Return the number of genes of each cell of which tokens are made."""
+        cells, rows = self.source
+        return cells.num_genes_per_cell[rows]
+
+    def at(self, where: Int64, here: npt.NDArray[np.bool_]) -> _Group:
+        """Return the cells ``here``, at other places among the C cells."""
+        thinned = None if self.thinned is None else take(self.thinned, np.flatnonzero(here))
+        return replace(self, where=where, rows=self.rows[here], repeats=self.repeats[here], thinned=thinned)
 
     def values_of(self, number: int) -> Int64:
         """Return the number of values above zero that each cell has in a further modality."""
@@ -150,7 +168,7 @@ class ChunkFiller:
             plan = TokenPlan(slots.starts[at], slots.widths[at], ratios=hidden, exact=self.options.panel is not None)
             if self.options.style == "generative":
                 plan = TokenPlan(plan.starts, plan.widths, unknown_slots.starts[at], unknown_slots.widths[at], hidden)
-            self.tokenizer.fill(group.unit.cells, group.rows, group.draws, plan, buffers)
+            self.tokenizer.fill(*group.source, group.draws, plan, buffers)
         fields = {
             name: Ragged(array, unknown_slots.borders if name in UNKNOWN else slots.borders)
             for name, array in vars(buffers).items()
@@ -163,6 +181,9 @@ class ChunkFiller:
             fields |= self._sources(groups, places, slots, buffers) | self._source_ids(groups, places, borders)
         if self.options.cells_per_minibatch is not None:
             fields["minibatches"] = Ragged(minibatches[order], borders)
+        if self.options.whole_cells is not None:
+            wholes = [WholeCells(take(g.unit.cells, g.rows), g.draws, places[g.where]) for g in groups]
+            fields |= self.options.whole_cells.fields(wholes, borders, self.tokenizer)
         fields |= self._describe(groups, order, borders) | self._modalities(groups, places, borders)
         return StepChunk(self.options.layout, heads, fields)
 
@@ -177,7 +198,12 @@ class ChunkFiller:
         for where in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
             unit, epoch = int(units[where[0]]), int(epochs[where[0]])
             rows, repeats = self.members.draws(unit, epoch)
-            groups.append(_Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]]))
+            group = _Group(load(unit), unit, epoch, where, rows[places[where]], repeats[places[where]])
+            whole = self.options.whole_cells
+            if whole is not None and whole.thinning is not None:
+                own = take(group.unit.cells, group.rows)
+                group = replace(group, thinned=whole.thin(own, group.draws, seed=self.options.tokenizer.seed))
+            groups.append(group)
         return groups
 
     def _deal(self, groups: list[_Group], cells: OrderedCells, team: Team) -> tuple[list[_Group], Int64, Int32]:
@@ -199,7 +225,7 @@ class ChunkFiller:
             here = places[group.where] >= 0
             if here.any():
                 where = places[group.where[here]]
-                dealt.append(replace(group, where=where, rows=group.rows[here], repeats=group.repeats[here]))
+                dealt.append(group.at(where, here))
         return dealt, sizes[:, mine], minibatches
 
     def _num_tokens(self, num_genes: Int64, ratios: Float64 | None = None) -> tuple[Int64, Int64]:
@@ -210,7 +236,7 @@ class ChunkFiller:
 
     def _sizes(self, groups: list[_Group]) -> Int64:
         """Return the cells' numbers of genes, and of their tokens in each further modality, (1 + F, C)."""
-        rows = [_gather(groups, lambda group: group.unit.cells.num_genes_per_cell[group.rows], np.int64)]
+        rows = [_gather(groups, lambda group: group.num_genes, np.int64)]
         for number, features in enumerate(self.options.features):
             values = functools.partial(_Group.values_of, number=number)
             rows.append(features.num_tokens(_gather(groups, values, np.int64)))

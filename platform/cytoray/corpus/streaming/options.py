@@ -10,6 +10,7 @@ import numpy as np
 from cytoray.corpus.streaming.batches import Layout
 from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, ObsWeights
 from cytoray.corpus.streaming.pairs import PairOptions
+from cytoray.corpus.streaming.whole_cells import WholeCellOptions
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.features import FeatureTokens
 from cytoray.tokens.keys import Float64, Purpose, combine
@@ -49,6 +50,7 @@ class StreamOptions:
     columns: tuple[ObsColumn, ...] = ()  # further columns of obs to code
     labels: tuple[str, ...] | None = None  # the values of label_key to number them by; cells with others are left out
     cells_per_minibatch: int | None = None  # fixed minibatches for losses that depend on which cells share one
+    whole_cells: WholeCellOptions | None = None  # tokens of thinned cells, with genes of the whole cell to decode
     translation: Translation | None = None  # to the model's genes, if its vocabulary is not the default one
 
     def __post_init__(self) -> None:
@@ -66,6 +68,9 @@ class StreamOptions:
             if self.pairs.perturbed is not None:
                 assert self.style == "plain", "all genes of perturbed cells are predicted"
                 assert self.pairs.column in required, "each cell has a perturbation"
+        if self.whole_cells is not None:
+            assert self.panel is None, "a thinned cell has the genes that are left"
+            assert not self.features, "features are not thinned"
         if self.cells_per_minibatch is not None:
             assert self.token_budget is None, "fixed minibatches have no token budget"
             assert self.cells_per_step % self.cells_per_minibatch == 0, "a step is a whole number of minibatches"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ from cytoray.tasks.prediction import predict_together, read_embeddings, without_
 
 if TYPE_CHECKING:
     from cytoray.model.predictor import Predictions
+    from cytoray.tokens.label_tree import LabelTree
 
 Float32 = npt.NDArray[np.float32]
 Status = Literal["assigned", "ambiguous", "unassigned"]
@@ -47,6 +49,11 @@ class AnnotatedCell(Message):
         None,
         description="Labels that fit the cell: of cells like the training cells 90 % have the true one among them.",
     )
+    common_ancestor: str | None = Field(
+        None,
+        description="Lowest name in the model's label tree that each of `fitting` is or lies below: the answer for an "
+        "`ambiguous` cell. Null if they share none; absent if the model has no tree.",
+    )
     unseen_p: float | None = Field(
         None, description="Share of cells of the label that are as far from its training cells as this one."
     )
@@ -73,11 +80,12 @@ class Annotations:
     status: tuple[str | None, ...] = ()  # (C,) "assigned", "ambiguous", "unassigned"; None if it is not measured
     fitting: tuple[tuple[str, ...], ...] = ()  # (C,) labels that fit the cell
     unseen_p: Float32 | None = None  # (C,) NaN if it is not measured
+    common_ancestors: tuple[str | None, ...] = ()  # (C,) names of the label tree above all that fit, None without any
 
 
 def check_labels(model: ServedModel) -> None:
     """Raise RequestError if the model has no labels."""
-    if not model.bundle.labels:
+    if not model.bundle.classes:
         raise RequestError(
             f"Model {model.info.name} version {model.info.version} was not trained to label cells.",
             remedy="Use /v1/embed, or serve a model fine-tuned for annotation.",
@@ -110,7 +118,14 @@ def _doubts(predictions: Predictions) -> dict[str, list[Any]]:
         "status": [status_of(len(labels), p) for labels, p in zip(fitting, doubts.unseen_p.tolist(), strict=True)],
         "fitting": fitting,
         "unseen_p": doubts.unseen_p.tolist(),
+        **({} if predictions.tree is None else {"common_ancestor": common_ancestors(predictions.tree, fitting)}),
     }
+
+
+def common_ancestors(tree: LabelTree, fitting: Sequence[Sequence[str]]) -> list[str | None]:
+    """Return the lowest name of the tree above all labels that fit each of C cells; None for a cell without any."""
+    found = {labels: tree.common_ancestor(labels) for labels in set(map(tuple, fitting))}
+    return [found[tuple(labels)] for labels in fitting]
 
 
 def status_of(num_fitting: int, unseen_p: float) -> Status:
@@ -137,6 +152,7 @@ def read_annotations(answers: Answers) -> Annotations:
         num_genes=answers.num_genes,
         status=tuple(cell.get("status") for cell in cells),
         fitting=tuple(tuple(cell.get("fitting") or ()) for cell in cells),
+        common_ancestors=tuple(cell.get("common_ancestor") for cell in cells),
         unseen_p=np.array([np.nan if cell.get("unseen_p") is None else cell["unseen_p"] for cell in cells], np.float32),
     )
 

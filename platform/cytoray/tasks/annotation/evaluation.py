@@ -122,7 +122,7 @@ def evaluate(
 
     Raises ModelError if the model has no classifier, or shares no label with the cells.
     """
-    if not bundle.labels:
+    if not bundle.classes:
         raise ModelError("This bundle has no classifier and cannot annotate.", remedy="Evaluate a fine-tuned run.")
     truth = [str(label) for label in held_out.labels]
     _check_labels(truth, bundle.labels)

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cytoray import progress, storage
+from cytoray import storage
 from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
-from cytoray.errors import ConfigError, CorpusError, ModelError
-from cytoray.registry.opening import OpenedModel, open_model
-from cytoray.runs import BundleRecord
+from cytoray.errors import ConfigError, CorpusError
+from cytoray.model.bundle import LABEL_TREE, Attachment, ModelBundle
+from cytoray.model.bundle_files import canonical
+from cytoray.registry.opening import OpenedModel
 from cytoray.tasks.annotation.config import FinetuneConfig
 from cytoray.tasks.annotation.evaluation import held_out_stability
 from cytoray.tasks.annotation.fitting import AttachAnnotator
+from cytoray.tasks.learning import Learning, open_initial, run_learning
 from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
 from cytoray.tokens.label_tree import LabelTree
 from cytoray.tokens.labels import missing_spellings_warning
-from cytoray.training.export import ExportSpec, export_bundles
+from cytoray.training.export import ExportSpec
 from cytoray.training.initial import InitialModel
 from cytoray.training.objectives import ClassificationObjective
-from cytoray.training.report import save_card
-from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
+from cytoray.training.trainer import TrainingSpec
 from cytoray.training.validation import held_in, open_held_out
 
 logger = logging.getLogger(__name__)
@@ -30,26 +31,18 @@ logger = logging.getLogger(__name__)
 
 def run_finetuning(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune as a stage; returns the result of the run, its bundle and its card as JSON data."""
-    with progress.stage("finetune", total=config.train.num_steps, unit="steps") as advance:
-        result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle, stability=held_out_stability(config, bundle))
-    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
+    return run_learning(config, prepare)
 
 
-def finetune(
-    config: FinetuneConfig, *, advance: progress.Advance = progress.silent
-) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the model that ``config.initial`` names on the labelled cells of a corpus; ``advance`` counts steps.
+def prepare(config: FinetuneConfig) -> Learning:
+    """Prepare to fine-tune the model that ``config.initial`` names on the labelled cells of a corpus.
 
     Vocabulary and tokenizer are the model's: keys of ``config.tokenizer`` that are not set are inherited, and genes of
     the corpus that the model does not have are left out. Raises ConfigError if a key contradicts the model's,
     ModelError if it needs more of a cell than genes and values.
     """
-    opened = open_model(
-        config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
-    )
+    opened = open_initial(config)
     pretrained = opened.bundle
-    _refuse_conditions(opened)
     config = config.model_copy(update={"tokenizer": inherited_tokenizer(config, pretrained.tokenizer_config)})
     options = StreamOptions(config.tokenizer, config.train.seed, config.train.cells_per_step, config.label_key)
     options = replace(options, translation=translate_corpus(opened))
@@ -63,23 +56,40 @@ def finetune(
         logger.warning(warning)
     model = pretrained.model.config.model_copy(update={"num_labels": len(stream.labels)})
     pad_id = pretrained.vocabulary.pad_id
-    objective = ClassificationObjective(pad_id, below_labels(config, stream.labels))
+    tree = None if config.label_tree is None else read_label_tree(config.label_tree)
+    objective = ClassificationObjective(pad_id, below_labels(config, tree, stream.labels))
     held_out = open_held_out(options, config, like=stream)
     initial = initial_weights(opened, labels=stream.labels)
-    result = run_training(TrainingSpec(config, stream, model, pad_id, objective, initial, held_out), advance=advance)
+    training = TrainingSpec(config, stream, model, pad_id, objective, initial, held_out)
     spec = ExportSpec(model, pretrained.vocabulary, stream.labels, parent=opened.digest)
+    if tree is not None:
+        spec = replace(spec, convert=AttachTree(tree))
     if config.annotator:
         spec = replace(spec, complete=AttachAnnotator(config, stream.labels))
-    return result, export_bundles(config, result, spec)
+    return Learning(training, spec, stability=lambda bundle: held_out_stability(config, bundle))
 
 
-def below_labels(config: FinetuneConfig, labels: tuple[str, ...]) -> tuple[tuple[bool, ...], ...] | None:
-    """Read which labels lie below others, (K, K) of ``LabelTree.below``; None without a tree of these labels."""
-    if config.label_tree is None:
+@dataclass(frozen=True)
+class AttachTree:
+    """Attaches the label tree to a bundle, so that its answers can name what several labels have in common."""
+
+    tree: LabelTree
+
+    def __call__(self, bundle: ModelBundle) -> ModelBundle:
+        """Return the bundle with the tree."""
+        attachment = Attachment(canonical(dict(self.tree.parents)))
+        return replace(bundle, attachments={**bundle.attachments, LABEL_TREE: attachment})
+
+
+def below_labels(
+    config: FinetuneConfig, tree: LabelTree | None, labels: tuple[str, ...]
+) -> tuple[tuple[bool, ...], ...] | None:
+    """Return which labels lie below others, (K, K) of ``LabelTree.below``; None without a tree of these labels."""
+    if tree is None:
         return None
-    below = read_label_tree(config.label_tree).below(labels)
+    below = tree.below(labels)
     if below.sum() == len(labels):
-        logger.warning("%s puts no label of the corpus below another, so it changes nothing", config.label_tree)
+        logger.warning("%s puts no label of the corpus below another, so training does not change", config.label_tree)
         return None
     return tuple(map(tuple, below.tolist()))
 
@@ -94,15 +104,6 @@ def read_label_tree(uri: str) -> LabelTree:
     except UnicodeDecodeError as error:
         problem = f"label_tree: {uri} is not UTF-8 text."
         raise ConfigError(problem, remedy="Save it as CSV.", key="label_tree") from error
-
-
-def _refuse_conditions(opened: OpenedModel) -> None:
-    """Raise ModelError for a model whose tokens need more than genes and values."""
-    if needed := opened.bundle.model.config.needed_conditions:
-        raise ModelError(
-            f"{opened.uri} needs {' and '.join(needed)} for each cell, which fine-tuning for annotation does not give.",
-            remedy="Start from a model of genes and values, such as the pretrained ones.",
-        )
 
 
 def initial_weights(opened: OpenedModel, *, labels: tuple[str, ...]) -> InitialModel:

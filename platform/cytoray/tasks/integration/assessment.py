@@ -27,10 +27,11 @@ from cytoray.evaluation.integration import (
 )
 from cytoray.tasks.integration.assess_config import AssessIntegrationConfig
 from cytoray.tasks.integration.assessment_page import Pictured, integration_sections
-from cytoray.tasks.integration.cells import BatchedCells, check_batches, read_batched, sample_batches
+from cytoray.tasks.integration.cells import BatchedCells, check_batches, sample_batches
 from cytoray.tasks.integration.choosing import Choice, Features, candidate_rows, choose, num_recipes
 from cytoray.tasks.integration.features import components_of_all_genes
 from cytoray.tasks.integration.judging import NUM_DRAWS, Judged, labelled_rows, metric_rows
+from cytoray.tasks.integration.reading import read_batched
 from cytoray.tasks.integration.stress import stress_batch
 from cytoray.tasks.integration.transformer import EmbeddedCells, embed_cells
 from cytoray.tasks.pieces import Pieces

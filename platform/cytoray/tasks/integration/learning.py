@@ -12,24 +12,22 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from cytoray import progress
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.stream import open_stream, sample_labelled_cells
-from cytoray.errors import CorpusError, ModelError
+from cytoray.errors import CorpusError
 from cytoray.model.conditions import Conditions
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
-from cytoray.registry.opening import OpenedModel, open_model
-from cytoray.runs import BundleRecord
+from cytoray.registry.opening import OpenedModel
 from cytoray.tasks.integration.config import FinetuneIntegrationConfig
 from cytoray.tasks.integration.features import variable_in_batches
+from cytoray.tasks.learning import Learning, open_initial, run_learning
 from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
 from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.training.export import ExportSpec, export_bundles
+from cytoray.training.export import ExportSpec
 from cytoray.training.initial import InitialModel
 from cytoray.training.integration import IntegrationObjective, integration_model, integration_stream
-from cytoray.training.report import save_card
-from cytoray.training.trainer import TrainingResult, TrainingSpec, run_training
+from cytoray.training.trainer import TrainingSpec
 from cytoray.training.validation import held_in, open_held_out
 
 TASK = "integration"
@@ -37,29 +35,17 @@ TASK = "integration"
 
 def run_finetuning(config: FinetuneIntegrationConfig) -> dict[str, Any]:
     """Fine-tune as a stage; returns the result of the run, its bundle and its card as JSON data."""
-    with progress.stage("finetune-integration", total=config.train.num_steps, unit="steps") as advance:
-        result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle)
-    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
+    return run_learning(config, prepare)
 
 
-def finetune(
-    config: FinetuneIntegrationConfig, *, advance: progress.Advance = progress.silent
-) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the model that ``config.initial`` names on the batches of a corpus; ``advance`` counts steps.
+def prepare(config: FinetuneIntegrationConfig) -> Learning:
+    """Prepare to fine-tune the model that ``config.initial`` names on the batches of a corpus.
 
     The bundle lists batches and panel in its conditions. Raises CorpusError for a corpus of one batch, ModelError for a
     model whose tokens need more than genes and values.
     """
-    opened = open_model(
-        config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
-    )
+    opened = open_initial(config)
     base = opened.bundle
-    if base.model.config.needed_conditions:
-        needed = " and ".join(base.model.config.needed_conditions)
-        raise ModelError(
-            f"{opened.uri} needs {needed} for each cell already.", remedy="Start from a model of genes and values."
-        )
     panel = choose_panel(config, opened)
     tokenizer = inherited_tokenizer(config, base.tokenizer_config)
     config = config.model_copy(update={"tokenizer": tokenizer.model_copy(update={"max_length": len(panel) + 1})})
@@ -76,7 +62,7 @@ def finetune(
     plain = base.model.config.model_copy(update={"num_labels": 0})
     model = integration_model(plain, num_batch_labels=len(names))
     pad_id = base.vocabulary.pad_id
-    spec = TrainingSpec(
+    training = TrainingSpec(
         config,
         stream,
         model,
@@ -85,11 +71,10 @@ def finetune(
         initial_weights(opened, model, seed=config.train.seed),
         open_held_out(options, config, like=stream),
     )
-    result = run_training(spec, advance=advance)
     genes = tuple(base.vocabulary.tokens[gene] for gene in panel)
     conditions = Conditions(task=TASK, columns={recipe.batch_key: names}, panel=genes)
     export = ExportSpec(model, base.vocabulary, parent=opened.digest, conditions=conditions)
-    return result, export_bundles(config, result, export)
+    return Learning(training, export)
 
 
 def choose_panel(config: FinetuneIntegrationConfig, opened: OpenedModel) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from scipy import sparse
 from cytoray import progress
 from cytoray.errors import CorpusError, DigestError, ModelError
 from cytoray.evaluation.report import replace_file
+from cytoray.model.bundle import ModelBundle
 from cytoray.tasks.integration.cells import BatchedCells, check_batches, sample_batches
 from cytoray.tasks.integration.choosing import Choice, Features, candidate_rows, choose
 from cytoray.tasks.integration.correction import displaced, find_centres, map_batch, mutual_shift
+from cytoray.tasks.integration.embedding import BatchedEmbedder
 from cytoray.tasks.integration.features import GeneBlock
 from cytoray.tasks.integration.recipe import Corrected, Recipe, correct, finish
 
@@ -41,9 +43,17 @@ MAX_CELLS = 20_000  # that are fitted; further ones are embedded afterwards
 LEAST_GENES = 0.2  # share of the model's genes that further cells must have
 
 
+@dataclass(frozen=True)
+class MadeWith:
+    """The transformer whose embeddings an integration uses."""
+
+    uri: str
+    weights: str  # digest of all that its embeddings depend on
+
+
 @dataclass(frozen=True, eq=False)
 class IntegrationModel:
-    """A fitted integration, all of it arrays."""
+    """A fitted integration: arrays, and perhaps the transformer that its recipe uses."""
 
     recipe: Recipe
     genes: tuple[str, ...]  # (G,) that are used
@@ -54,6 +64,8 @@ class IntegrationModel:
     centres: Float64  # (K, D) of clusters of the corrected cells, for new batches
     why: str = ""
     candidates: tuple[dict[str, Any], ...] = ()
+    made_with: MadeWith | None = None  # of a recipe that uses a transformer
+    embedder: BatchedEmbedder | None = None  # that transformer, which is not saved with the model
 
     @property
     def embedding(self) -> Float32:
@@ -66,31 +78,39 @@ class IntegrationModel:
         cells: BatchedCells,
         *,
         recipe: Recipe | None = None,
+        embedder: BatchedEmbedder | None = None,
         seed: int = 0,
         advance: progress.Advance = progress.silent,
     ) -> IntegrationModel:
         """Fit a recipe, by default the one that is chosen without cell types, on at most 20,000 of the cells.
 
-        Raises CorpusError for cells of one batch, and for too few cells or genes.
+        With an ``embedder`` its embeddings beside expression are a candidate too. Raises CorpusError for cells of one
+        batch, and for too few cells or genes.
         """
         check_batches(cells)
         rows = sample_batches(cells.batches, MAX_CELLS, seed=seed)
-        features = Features(cells if len(rows) == len(cells.batches) else cells.take(rows))
+        chosen = cells if len(rows) == len(cells.batches) else cells.take(rows)
+        features = Features(chosen, embeddings=None if embedder is None else embedder.embed(chosen))
         if recipe is None:
             choice = choose(features, seed=seed, advance=advance)
-            return cls._of(features, choice.product.recipe, choice.product.corrected, choice=choice)
-        return cls._of(features, recipe, correct(features.of(recipe), features.codes, recipe))
+            fitted = cls._of(features, choice.product.recipe, choice.product.corrected, choice=choice)
+        else:
+            fitted = cls._of(features, recipe, correct(features.of(recipe), features.codes, recipe))
+        if embedder is None or "model" not in fitted.recipe.views:
+            return fitted
+        made_with = MadeWith(embedder.uri, embedder.weights)
+        return replace(fitted, made_with=made_with, embedder=replace(embedder, maps_new=True))
 
     @classmethod
     def _of(
         cls, features: Features, recipe: Recipe, fitted: Corrected, *, choice: Choice | None = None
     ) -> IntegrationModel:
-        blocks = tuple(features.blocks(recipe).values())
-        used = np.unique(np.concatenate([block.genes for block in blocks]))
+        blocks = features.blocks(recipe)
+        used = np.unique(np.concatenate([block.genes for view, block in blocks.items() if view != "model"]))
         return cls(
             recipe=recipe,
             genes=tuple(features.cells.genes[gene] for gene in used),
-            blocks=tuple(_over(block, used) for block in blocks),
+            blocks=tuple(block if view == "model" else _over(block, used) for view, block in blocks.items()),
             batch_names=features.batch_names,
             codes=features.codes,
             fitted=fitted,
@@ -98,6 +118,24 @@ class IntegrationModel:
             why="" if choice is None else choice.why,
             candidates=() if choice is None else tuple(candidate_rows(choice)),
         )
+
+    def using(self, bundle: ModelBundle, uri: str) -> IntegrationModel:
+        """Return the same with the transformer that its recipe needs; without such a need, unchanged.
+
+        Raises ModelError if it is another one.
+        """
+        if self.made_with is None:
+            return self
+        embedder = BatchedEmbedder(bundle, uri, maps_new=True)
+        if embedder.weights != self.made_with.weights:
+            raise ModelError(
+                f"The integration was fitted with {self.made_with.uri} (weights {self.made_with.weights[:16]}), not "
+                f"with {uri} ({embedder.weights[:16]}).",
+                remedy="Use that model, or fit the integration again with this one.",
+                expected=self.made_with.weights,
+                seen=embedder.weights,
+            )
+        return replace(self, embedder=embedder)
 
     def embed_fitted(self, cells: BatchedCells, *, seed: int = 0) -> Float32:
         """Return the embedding (C, E) of the cells that were given to ``fit`` with this seed.
@@ -138,6 +176,7 @@ class IntegrationModel:
             "batches": list(self.batch_names),
             "why": self.why,
             "candidates": list(self.candidates),
+            "model": None if self.made_with is None else asdict(self.made_with),
             "genes": list(self.genes),
         }
         replace_file(folder / ARRAYS, arrays)
@@ -146,11 +185,26 @@ class IntegrationModel:
 
     @classmethod
     def load(cls, folder: Path) -> IntegrationModel:
-        """Read a saved model; raises ModelError for a folder without one, DigestError for changed bytes."""
-        manifest, data = _read(folder)
+        """Read a saved model; raises ModelError for a folder without one, DigestError for changed bytes.
+
+        One that uses a transformer needs it for further cells, see ``using``.
+        """
+        try:
+            manifest, arrays = (folder / MANIFEST).read_bytes(), (folder / ARRAYS).read_bytes()
+        except OSError as error:
+            raise ModelError(
+                f"{folder} does not hold an integration: {error}.",
+                remedy="Name the folder that cytoray integrate --model-out wrote.",
+            ) from error
+        return cls.read(manifest, arrays, name=str(folder))
+
+    @classmethod
+    def read(cls, manifest_data: bytes, data: bytes, *, name: str) -> IntegrationModel:
+        """Read a model from its two files, which messages call ``name``; raises as ``load``."""
+        manifest = _parse(manifest_data, name)
         if hashlib.sha256(data).hexdigest() != manifest["digest"]:
             raise DigestError(
-                f"{folder / ARRAYS} is not the file that {MANIFEST} was written for.", remedy="Save the model again."
+                f"{name}: {ARRAYS} is not the file that {MANIFEST} was written for.", remedy="Save the model again."
             )
         arrays = load_arrays(data)
         fitted = Corrected(
@@ -169,6 +223,7 @@ class IntegrationModel:
             centres=arrays["centres"].astype(np.float64),
             why=manifest["why"],
             candidates=tuple(manifest["candidates"]),
+            made_with=None if manifest.get("model") is None else MadeWith(**manifest["model"]),
         )
 
     def _corrected(self, features: Float64, batch: str) -> Float64:
@@ -197,7 +252,21 @@ class IntegrationModel:
             (np.ones(len(shared), np.float32), (found[shared], shared)), shape=(len(cells.genes), len(self.genes))
         )
         expression = sparse.csr_matrix(cells.expression @ columns)
-        return np.hstack([block.transform(expression) for block in self.blocks]).astype(np.float64)
+        parts = [
+            block.transform(self._embedded(cells) if view == "model" else expression)
+            for view, block in zip(self.recipe.views, self.blocks, strict=True)
+        ]
+        return np.hstack(parts).astype(np.float64)
+
+    def _embedded(self, cells: BatchedCells) -> sparse.csr_matrix:
+        """Return the transformer's embeddings (C, W)."""
+        if self.embedder is None:
+            assert self.made_with is not None, "a recipe with a transformer"
+            raise ModelError(
+                f"The integration was fitted with the embeddings of {self.made_with.uri}.",
+                remedy="Give this model: --model on the command line, `transformer` in Python.",
+            )
+        return sparse.csr_matrix(self.embedder.embed(cells))
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {"codes": self.codes, "centres": self.centres.astype(np.float32)}
@@ -221,15 +290,11 @@ def _block_of(arrays: Mapping[str, npt.NDArray[Any]], number: int, limit: float 
     return GeneBlock(genes, centre, scale, axes, np.inf if limit is None else limit)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+def _parse(data: bytes, name: str) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        data = (folder / ARRAYS).read_bytes()
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder} does not hold an integration: {error}.",
-            remedy="Name the folder that cytoray integrate --model-out wrote.",
-        ) from error
+        manifest = json.loads(data)
+    except ValueError as error:
+        raise ModelError(f"{name}: {MANIFEST} is not JSON: {error}.", remedy="Fit the integration again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ModelError(f"{folder / MANIFEST} is not of the format {FORMAT}.", remedy="Fit the integration again.")
-    return manifest, data
+        raise ModelError(f"{name}: {MANIFEST} is not of the format {FORMAT}.", remedy="Fit the integration again.")
+    return manifest

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cytoray.errors import CorpusError, RequestError
+from cytoray.tasks.carried import Carried, genes_are_known
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
 
@@ -160,35 +160,26 @@ def load_reference(model: ServedModel) -> LoadedReference | None:
     return LoadedReference(reference, embed, Refits(reference, embed))
 
 
-def check_reference(model: ServedModel) -> None:
-    """Raise RequestError if the model carries no reference."""
-    if model.part(load_reference) is None:
-        raise RequestError(
-            f"Model {model.info.name} version {model.info.version} carries no reference.",
-            remedy="Attach one with `cytoray models attach MODEL --reference FOLDER`, and serve that.",
-            code="wrong_model",
-        )
+CARRIED: Carried[LoadedReference] = Carried("reference", "carries no reference", load_reference)
 
 
 def admit_query(model: ServedModel, question: Question[MapRequest]) -> None:
     """Refuse genes that the reference does not share, and, in a service, those that it has yet to be fitted to."""
     from cytoray.tasks.mapping.querying import common_genes, needs_refit
 
-    loaded = _loaded(model)
+    loaded = CARRIED.of(model)
     without_cells = replace(question, cells=question.cells.take(np.empty(0, np.int64)))
-    try:
+    with genes_are_known():
         common = common_genes(loaded.reference, _as_query(model, without_cells))
         if needs_refit(loaded.reference, common):
             loaded.refits.get(common, wait=model.waits)
-    except CorpusError as error:
-        raise RequestError(error.problem, remedy=error.remedy, code="unknown_genes", pointer="/genes") from error
 
 
 def map_cells(model: ServedModel, questions: Sequence[Question[MapRequest]]) -> list[MappedQuery]:
     """Map the cells of each request; requests differ by their genes."""
     from cytoray.tasks.mapping.querying import map_query
 
-    loaded = _loaded(model)
+    loaded = CARRIED.of(model)
     return [
         map_query(
             loaded.reference,
@@ -213,12 +204,6 @@ def read_mappings(answers: Answers) -> Mappings:
     return Mappings(answers.cells, answers.first.get("header", {}), answers.model_version)
 
 
-def _loaded(model: ServedModel) -> LoadedReference:
-    loaded = model.part(load_reference)
-    assert loaded is not None, "checked before"
-    return loaded
-
-
 def _as_query(model: ServedModel, question: Question[Any]) -> MapCells:
     from cytoray.tasks.mapping.inputs import as_query
 
@@ -234,7 +219,7 @@ ENDPOINT: Endpoint[MapRequest, MappedQuery] = Endpoint(
     response=MapResponse,
     run=map_cells,
     answer=answer_query,
-    check=check_reference,
+    check=CARRIED.check,
     load=load_reference,
     admit=admit_query,
     read=read_mappings,

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cytoray.errors import CorpusError, RequestError
+from cytoray.errors import RequestError
+from cytoray.tasks.carried import Carried, genes_are_known
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
 
@@ -94,19 +95,12 @@ def load_proteins(model: ServedModel) -> BundleProteins | None:
     return attached_proteins(model.bundle)
 
 
-def check_proteins(model: ServedModel) -> None:
-    """Raise RequestError if the model carries no protein model."""
-    if model.part(load_proteins) is None:
-        raise RequestError(
-            f"Model {model.info.name} version {model.info.version} does not predict proteins.",
-            remedy="Attach a protein model with `cytoray models attach MODEL --proteins FOLDER`, and serve that.",
-            code="wrong_model",
-        )
+CARRIED: Carried[BundleProteins] = Carried("proteins", "does not predict proteins", load_proteins)
 
 
 def admit_proteins(model: ServedModel, question: Question[ProteinsRequest]) -> None:
     """Refuse proteins that the model does not have."""
-    known = _loaded(model).predictor.proteins
+    known = CARRIED.of(model).predictor.proteins
     if unknown := [name for name in question.request.proteins if name not in known]:
         raise RequestError(
             f"The model does not predict {', '.join(unknown[:5])}.",
@@ -119,12 +113,10 @@ def admit_proteins(model: ServedModel, question: Question[ProteinsRequest]) -> N
 
 def predict_proteins(model: ServedModel, questions: Sequence[Question[ProteinsRequest]]) -> list[_Found]:
     """Predict the proteins of the cells of each request; requests differ by their genes."""
-    loaded, found = _loaded(model), []
+    loaded, found = CARRIED.of(model), []
     for question in questions:
-        try:
+        with genes_are_known():
             prediction = loaded.predict(question.cells, question.genes)
-        except CorpusError as error:
-            raise RequestError(error.problem, remedy=error.remedy, code="unknown_genes", pointer="/genes") from error
         found.append(_Found(prediction, bool(loaded.predictor.facts["are_counts"])))
     return found
 
@@ -171,12 +163,6 @@ class _Found:
     are_counts: bool
 
 
-def _loaded(model: ServedModel) -> BundleProteins:
-    loaded = model.part(load_proteins)
-    assert loaded is not None, "checked before"
-    return loaded
-
-
 ENDPOINT: Endpoint[ProteinsRequest, _Found] = Endpoint(
     name="proteins",
     description="Predict proteins from RNA, with the correlation of each with its measured values on cells not seen.",
@@ -184,7 +170,7 @@ ENDPOINT: Endpoint[ProteinsRequest, _Found] = Endpoint(
     response=ProteinsResponse,
     run=predict_proteins,
     answer=answer_proteins,
-    check=check_proteins,
+    check=CARRIED.check,
     load=load_proteins,
     admit=admit_proteins,
     read=read_proteins,

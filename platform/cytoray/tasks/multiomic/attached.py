@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cytoray.errors import ModelError
 from cytoray.model.bundle import Attachment, ModelBundle
 from cytoray.tasks.attaching import attached_files, local_folder
+from cytoray.tasks.carried import names_in
 from cytoray.tasks.multiomic.model_files import ARRAYS, MANIFEST, load_model, read_model
 from cytoray.tasks.multiomic.paired import RnaCells, build_rna
 from cytoray.tasks.multiomic.protein_predictor import FEWEST_KNOWN, ProteinPrediction, ProteinPredictor
 from cytoray.tokens.cells import SparseCells
-from cytoray.tokens.vocabulary import GeneVocabulary
 
 NAME = "proteins"
 
@@ -48,7 +47,7 @@ class BundleProteins:
 def collect_proteins(uri: str, bundle: ModelBundle) -> Iterator[Mapping[str, Attachment]]:
     """Give the files of a protein model to be attached; ModelError if the vocabulary lacks most of its genes."""
     with local_folder(uri) as folder:
-        find_names(load_model(folder, ProteinPredictor), bundle.vocabulary)
+        _names(load_model(folder, ProteinPredictor), bundle)
         yield {name: Attachment(folder / name) for name in (ARRAYS, MANIFEST)}
 
 
@@ -58,25 +57,8 @@ def attached_proteins(bundle: ModelBundle) -> BundleProteins | None:
     if MANIFEST not in files or ARRAYS not in files:
         return None
     predictor = read_model(files[MANIFEST].read(), files[ARRAYS].read(), ProteinPredictor, name="the protein model")
-    return BundleProteins(predictor, find_names(predictor, bundle.vocabulary))
+    return BundleProteins(predictor, _names(predictor, bundle))
 
 
-def find_names(predictor: ProteinPredictor, vocabulary: GeneVocabulary) -> tuple[str, ...]:
-    """Return the names (V,) of the vocabulary's genes, with the predictor's own names of those that it uses.
-
-    Raises ModelError if the vocabulary lacks most of the predictor's genes.
-    """
-    ids = vocabulary.map_genes(predictor.genes).ids
-    known = ids >= 0
-    if known.mean() < FEWEST_KNOWN:
-        some = ", ".join(np.array(predictor.genes)[~known][:3])
-        raise ModelError(
-            f"The vocabulary of this model has {int(known.sum()):,} of the {len(ids):,} genes of the protein model; it "
-            f"does not have {some}.",
-            remedy="Fit the protein model on human cells, named by symbols or Ensembl ids, or use another model.",
-        )
-    names = list(vocabulary.tokens)
-    for gene, token in zip(predictor.genes, ids.tolist(), strict=True):
-        if token >= 0:
-            names[token] = gene
-    return tuple(names)
+def _names(predictor: ProteinPredictor, bundle: ModelBundle) -> tuple[str, ...]:
+    return names_in(bundle.vocabulary, predictor.genes, least=FEWEST_KNOWN, what="the protein model")

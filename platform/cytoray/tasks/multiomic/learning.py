@@ -12,28 +12,25 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from cytoray import progress
 from cytoray.corpus.manifest import CorpusManifest, load_manifest
 from cytoray.corpus.stream import open_stream, sample_cells
-from cytoray.errors import CorpusError, ModelError
+from cytoray.errors import CorpusError
 from cytoray.evaluation.variable_genes import most_variable, standardised_variances
 from cytoray.model.conditions import Conditions
 from cytoray.model.config import ModelConfig
 from cytoray.model.transformer import ScGPT
-from cytoray.registry.opening import OpenedModel, open_model
-from cytoray.runs import BundleRecord
+from cytoray.registry.opening import OpenedModel
+from cytoray.tasks.learning import Learning, open_initial, run_learning
 from cytoray.tasks.multiomic.coding_genes import coding_gene
 from cytoray.tasks.multiomic.config import FinetuneMultiomicConfig
 from cytoray.tasks.multiomic.paired import protein_word
 from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
 from cytoray.tokens.features import extend_vocabulary, find_features
 from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.training.export import ExportSpec, export_bundles
+from cytoray.training.export import ExportSpec
 from cytoray.training.initial import InitialModel
 from cytoray.training.multiomic import MultiomicObjective, MultiomicTokens, multiomic_model, multiomic_stream
-from cytoray.training.report import save_card
-from cytoray.training.result import TrainingResult
-from cytoray.training.trainer import TrainingSpec, run_training
+from cytoray.training.trainer import TrainingSpec
 from cytoray.training.validation import held_in, open_held_out
 
 TASK = "multiomic"
@@ -41,29 +38,17 @@ TASK = "multiomic"
 
 def run_finetuning(config: FinetuneMultiomicConfig) -> dict[str, Any]:
     """Fine-tune as a stage; returns the result of the run, its bundle and its card as JSON data."""
-    with progress.stage("finetune-multiomic", total=config.train.num_steps, unit="steps") as advance:
-        result, bundle = finetune(config, advance=advance)
-    card = save_card(config, result, bundle=bundle)
-    return result.summary() | {"bundle": bundle.uri, "bundle_digest": bundle.digest, "card": card}
+    return run_learning(config, prepare)
 
 
-def finetune(
-    config: FinetuneMultiomicConfig, *, advance: progress.Advance = progress.silent
-) -> tuple[TrainingResult, BundleRecord]:
-    """Fine-tune the model that ``config.initial`` names on the modalities of a corpus; ``advance`` counts steps.
+def prepare(config: FinetuneMultiomicConfig) -> Learning:
+    """Prepare to fine-tune the model that ``config.initial`` names on the modalities of a corpus.
 
     The bundle lists panel, features and batches in its conditions. Raises CorpusError for a modality that the corpus
     does not have, ModelError for a model whose tokens need more than genes and values.
     """
-    opened = open_model(
-        config.initial_uri, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder
-    )
+    opened = open_initial(config)
     base, recipe = opened.bundle, config.multiomic
-    if needed := base.model.config.needed_conditions:
-        raise ModelError(
-            f"{opened.uri} needs {' and '.join(needed)} for each cell already.",
-            remedy="Start from a model of genes and values.",
-        )
     features = features_of(load_manifest(config.store, config.corpus), config)
     context = {modality.name: modality.max_tokens for modality in recipe.modalities}
     vocabulary = extend_vocabulary(base.vocabulary, features)
@@ -75,7 +60,7 @@ def finetune(
     stream = open_stream(config.store, config.corpus, held_in(options, config))
     batches = {} if recipe.batch_key is None else {recipe.batch_key: stream.values(recipe.batch_key)}
     model = multiomic_model(base.model.config, tokens, num_batch_labels=sum(map(len, batches.values())))
-    spec = TrainingSpec(
+    training = TrainingSpec(
         config,
         stream,
         model,
@@ -84,11 +69,10 @@ def finetune(
         initial_weights(opened, model, features, seed=config.train.seed),
         open_held_out(options, config, like=stream),
     )
-    result = run_training(spec, advance=advance)
     genes = tuple(vocabulary.tokens[gene] for gene in panel)
     conditions = Conditions(task=TASK, columns=batches, features=features, context=context, panel=genes)
     export = ExportSpec(model, vocabulary, parent=opened.digest, conditions=conditions)
-    return result, export_bundles(config, result, export)
+    return Learning(training, export)
 
 
 def features_of(manifest: CorpusManifest, config: FinetuneMultiomicConfig) -> dict[str, tuple[str, ...]]:

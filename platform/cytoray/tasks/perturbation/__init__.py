@@ -1,1 +1,1 @@
-"""The response of cells to perturbations, predicted from control cells."""
+"""Perturbations: what cells do when genes are perturbed."""

@@ -28,7 +28,7 @@ from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.perturbation.config import FinetunePerturbationConfig
-from cytoray.tasks.perturbation.screen import (
+from cytoray.tasks.perturbation.corpus_screen import (
     CONDITION,
     Screen,
     ScreenCells,

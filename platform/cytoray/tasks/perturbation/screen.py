@@ -1,159 +1,189 @@
-"""The perturbations of a corpus: which genes each hits, which cells are left out, and the mean changes."""
+"""A perturbation screen: expression of cells, the perturbation of each, and what was left out or is doubtful."""
 
-# C cells, G genes of the panel, P values of the perturbation's column, N batches
+# C cells, G genes, P perturbations
 
 from __future__ import annotations
 
-import difflib
-import logging
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
-from cytoray.corpus.manifest import CorpusManifest
-from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, find_members
 from cytoray.errors import CorpusError
-from cytoray.tokens.perturbations import Perturbation, is_unassigned, parse_perturbation
-from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.training.perturbation_config import PerturbationConfig
+from cytoray.evaluation.perturbation.effects import CONTROL, PerturbedCells
+from cytoray.tasks.multiomic.paired import RnaCells
+from cytoray.tasks.perturbation.names import name_perturbations, symbols_of
 
-logger = logging.getLogger(__name__)
-Float64 = npt.NDArray[np.float64]
-CONDITION = "perturbation"  # tokens of drugs and the like are perturbation:NAME
-LISTED = 20  # names at most in an error
+Int64 = npt.NDArray[np.int64]
+FEWEST_CONTROLS, FEWEST_CELLS, FEWEST_GENES = 10, 5, 5
+FEW_GENES = 100
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Screen:
-    """The perturbations of a corpus that are used, and the number of cells of the others."""
+class Columns:
+    """Where a data set has its perturbations."""
 
-    perturbations: dict[str, Perturbation]  # by value of the column, without the control
+    perturbation: str
     control: str
-    batches: tuple[str, ...] | None  # those with control cells
-    num_left_out: dict[str, int]  # cells, by value of the column
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Values of the column, in the order of their codes: the control last."""
-        return (*self.perturbations, self.control)
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Parts that are not genes, which get tokens of their own."""
-        return tuple(sorted({other for each in self.perturbations.values() for other in each.others}))
-
-    @property
-    def genes(self) -> tuple[str, ...]:
-        """All genes that are perturbed."""
-        return tuple(sorted({gene for each in self.perturbations.values() for gene in each.genes}))
-
-
-def read_screen(store: str, manifest: CorpusManifest, config: PerturbationConfig, vocabulary: GeneVocabulary) -> Screen:
-    """Find the perturbations of a corpus; CorpusError if there are no controls, or fewer than two perturbations."""
-    key = config.perturbation_key
-    column = find_members(store, manifest, MemberOptions((ObsColumn(key),)), seed=0).columns[key]
-    counts = dict(zip(column.values, np.bincount(column.codes[column.codes >= 0]).tolist(), strict=True))
-    if config.control not in counts:
-        near = difflib.get_close_matches(config.control, counts, n=5, cutoff=0.4) or sorted(counts)[:LISTED]
-        raise CorpusError(
-            f"Corpus {manifest.name!r}: no cell has {config.control!r} in {key!r}, so there are no control cells.",
-            remedy=f"Set perturbation.control to its value in control cells. Values there: {', '.join(near)}.",
-            key="perturbation.control",
-        )
-    unused = {name for name in counts if name in config.left_out or is_unassigned(name)} - {config.control}
-    names = [name for name in counts if name != config.control and name not in unused]
-    parsed = {name: parse_perturbation(name, vocabulary=vocabulary, control=config.control) for name in names}
-    unused |= {name for name, each in parsed.items() if not each.genes and not each.others}  # controls by another name
-    parsed = {name: each for name, each in parsed.items() if name not in unused}
-    unknown = [name for name, each in parsed.items() if each.others]
-    if unknown and config.unknown_targets == "refuse":
-        raise CorpusError(
-            f"Corpus {manifest.name!r}: these values of {key!r} are not genes that the model knows: "
-            f"{', '.join(unknown[:LISTED])}{', …' if len(unknown) > LISTED else ''}.",
-            remedy="Set perturbation.unknown_targets to leave_out, or to condition for drugs and cytokines; name "
-            "values that are not perturbations in perturbation.left_out.",
-            key="perturbation.unknown_targets",
-        )
-    if config.unknown_targets == "leave_out":
-        unused |= set(unknown)
-        parsed = {name: each for name, each in parsed.items() if name not in unused}
-    if len(parsed) < 2:
-        raise CorpusError(
-            f"Corpus {manifest.name!r}: {key!r} has {len(parsed)} perturbations that can be used"
-            f" ({', '.join(parsed) or 'none'}).",
-            remedy="A model of perturbations needs at least two, beside control cells.",
-        )
-    left_out = {name: counts[name] for name in sorted(unused)}
-    if left_out:
-        logger.info("left out: %s", ", ".join(f"{count:,} cells {name!r}" for name, count in left_out.items()))
-    return Screen(parsed, config.control, _batches_with_controls(store, manifest, config), left_out)
-
-
-def _batches_with_controls(store: str, manifest: CorpusManifest, config: PerturbationConfig) -> tuple[str, ...] | None:
-    """The batches that have control cells; None without a column of batches."""
-    if config.batch_key is None:
-        return None
-    columns = (ObsColumn(config.perturbation_key, values=(config.control,)), ObsColumn(config.batch_key))
-    return find_members(store, manifest, MemberOptions(columns), seed=0).columns[config.batch_key].values
+    batch: str | None = None
+    cell_type: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class ScreenCells:
-    """Cells of a screen: log-normalised expression, and codes of perturbation and batch."""
+class Screen:
+    """C cells of P perturbations and controls."""
 
-    expression: sparse.csr_matrix  # (C, G)
-    codes: npt.NDArray[np.int64]  # (C,)
-    batches: npt.NDArray[np.int64]  # (C,)
-    control: int  # code of control cells, above those of perturbations
+    cells: PerturbedCells
+    genes: tuple[str, ...]  # (G,) as the data set names them
+    symbols: tuple[str, ...]  # (G,)
+    parts: tuple[tuple[str, ...], ...]  # (P,) genes or conditions of each perturbation
+    known_genes: frozenset[str]  # of the parts, those that are genes
+    uri: str
+    control: str
+    cell_types: tuple[str, ...] | None = None  # (C,)
+    warnings: tuple[str, ...] = ()
+    facts: dict[str, object] = field(default_factory=dict)
 
     @property
-    def present(self) -> npt.NDArray[np.int64]:
-        """Codes of the perturbations that have cells, without the control."""
-        return np.unique(self.codes[self.codes < self.control])
+    def names(self) -> tuple[str, ...]:
+        """Names of the perturbations (P,)."""
+        return self.cells.names
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells C."""
+        return len(self.cells.codes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of expression and perturbations."""
+        found = hashlib.sha256("\0".join([*self.genes, "", *self.names]).encode())
+        matrix = self.cells.expression
+        for array in (matrix.indptr, matrix.indices, matrix.data, self.cells.codes, self.cells.groups):
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All genes and conditions that occur in perturbations, sorted."""
+        return tuple(sorted({part for parts in self.parts for part in parts}))
+
+    def own_columns(self, parts: Sequence[str]) -> list[int]:
+        """Return the columns of the genes of a perturbation that were measured."""
+        wanted = {part.upper() for part in parts}
+        return [column for column, symbol in enumerate(self.symbols) if symbol.upper() in wanted]
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return which genes count for each perturbation (P, G): all but those that it perturbs."""
+        found = np.ones((len(self.names), len(self.genes)), bool)
+        for row, parts in enumerate(self.parts):
+            found[row, self.own_columns(parts)] = False
+        return found
+
+    def take(self, rows: Int64) -> Screen:
+        """Return some of the cells; perturbations keep their codes."""
+        types = None if self.cell_types is None else tuple(self.cell_types[row] for row in rows)
+        return replace(self, cells=self.cells.take(rows), cell_types=types)
 
 
-def mean_changes(cells: ScreenCells, controls: ScreenCells, codes: npt.NDArray[np.int64]) -> Float64:
-    """Return the mean of the cells of each perturbation less that of the controls of their batches, (len(codes), G).
+def build_screen(
+    rna: RnaCells,
+    values: Sequence[str | None],
+    columns: Columns,
+    *,
+    uri: str,
+    batches: Sequence[str] | None = None,
+    cell_types: Sequence[str] | None = None,
+    warnings: Sequence[str] = (),
+) -> Screen:
+    """Build a screen from cells and their values in the perturbation column.
 
-    ``controls`` code batches as ``cells`` does; a batch without controls is compared with all of them.
+    Cells without a known perturbation are left out and counted, as are perturbations of fewer than FEWEST_CELLS cells.
+    Raises CorpusError for data that cannot be used.
     """
-    is_control = controls.codes == controls.control
-    overall = _mean(controls.expression[is_control])
-    num_batches = int(max(cells.batches.max(), controls.batches.max())) + 1
-    by_batch = np.stack(
-        [
-            _mean(controls.expression[rows]) if (rows := is_control & (controls.batches == batch)).any() else overall
-            for batch in range(num_batches)
-        ]
+    where, notes = f"{uri}, {columns.perturbation}", list(warnings)
+    if len(rna.genes) < FEWEST_GENES:
+        raise CorpusError(f"{uri} has {len(rna.genes)} genes; at least {FEWEST_GENES} are needed.", remedy="Add genes.")
+    named = name_perturbations(values, control=columns.control, measured=rna.genes, where=where)
+    notes += named.warnings
+    codes = np.array([-2 if code is None else code for code in named.codes], np.int64)
+    codes = _without_rare(codes, named.names, notes)
+    num_controls = int((codes == CONTROL).sum())
+    if num_controls < FEWEST_CONTROLS:
+        raise CorpusError(
+            f"{where}: {num_controls} control cells ({columns.control!r}); at least {FEWEST_CONTROLS} are needed.",
+            remedy="Name the control value with --control, or add control cells.",
+        )
+    kept = np.flatnonzero(codes > -2)
+    present = np.unique(codes[kept][codes[kept] >= 0])
+    if not len(present):
+        raise CorpusError(
+            f"{where}: no perturbation has {FEWEST_CELLS} cells.", remedy="Add cells, or name another column."
+        )
+    moved = np.full(len(named.names) + 1, CONTROL, np.int64)
+    moved[present] = np.arange(len(present))
+    parts = tuple(named.parts[code] for code in present)
+    expression = rna.rna.take(kept).expression.astype(np.float64)
+    if not np.any(expression.data):
+        raise CorpusError(f"{uri}: no cell has a count of RNA.", remedy="Give raw counts.")
+    if rna.rna.log_normalised:
+        notes.append(f"{uri}: the values have fractions, so they are taken as log-normalised and used as they are")
+    found = Screen(
+        PerturbedCells(
+            expression,
+            moved[codes[kept]],
+            tuple(named.names[code] for code in present),
+            _batch_codes(batches, kept, moved[codes[kept]], notes),
+        ),
+        rna.genes,
+        symbols_of(rna.genes),
+        parts,
+        frozenset(part for each in parts for part in each) & named.genes,
+        uri,
+        columns.control,
+        None if cell_types is None else tuple(cell_types[row] for row in kept.tolist()),
+        facts={"left_out": dict(named.left_out), "num_controls": num_controls},
     )
+    return replace(found, warnings=(*notes, *_doubts(found)))
+
+
+def _without_rare(codes: Int64, names: Sequence[str], notes: list[str]) -> Int64:
+    """Codes without those of perturbations that have too few cells."""
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    rare = [row for row in range(len(names)) if 0 < counts[row] < FEWEST_CELLS]
+    if rare:
+        some = ", ".join(names[row] for row in rare[:_SHOWN])
+        notes.append(f"{len(rare)} perturbations with fewer than {FEWEST_CELLS} cells were left out ({some})")
+    return np.where(np.isin(codes, rare), -2, codes)
+
+
+def _batch_codes(batches: Sequence[str] | None, kept: Int64, codes: Int64, notes: list[str]) -> Int64 | None:
+    """Codes of the batches of the kept cells; a warning names batches without controls."""
+    if batches is None:
+        return None
+    names, found = np.unique(np.asarray(batches, str)[kept], return_inverse=True)
+    without = sorted(set(range(len(names))) - set(found[codes == CONTROL].tolist()))
+    if without:
+        some = ", ".join(names[row] for row in without[:_SHOWN])
+        notes.append(f"batches without control cells ({some}) are compared with all controls: their own effect remains")
+    return found.astype(np.int64)
+
+
+def _doubts(screen: Screen) -> list[str]:
+    """Warnings about few genes, targets that were not measured, and conditions that are no genes."""
     found = []
-    for code in codes:
-        rows = cells.codes == code
-        shares = np.bincount(cells.batches[rows], minlength=num_batches) / max(int(rows.sum()), 1)
-        found.append(_mean(cells.expression[rows]) - shares @ by_batch)
-    return np.array(found)
-
-
-def change_weights(cells: ScreenCells, code: int, *, unweighted: npt.NDArray[np.bool_]) -> Float64:
-    """Return the weight of each gene (G,) for a perturbation: its t-score against other cells, from 0 to 1, squared.
-
-    The variance of the mean of the others is overestimated, by the number of perturbed cells. ``unweighted`` genes,
-    such as the perturbed one, do not decide the scale; their weights are 1 at most.
-    """
-    mine = cells.codes == code
-    (mean, variance), (rest, rest_variance) = (_moments(cells.expression[rows]) for rows in (mine, ~mine))
-    scores = np.abs(mean - rest) / np.sqrt((variance + rest_variance) / max(int(mine.sum()), 1) + 1e-12)
-    usable = scores[~unweighted]
-    low, high = (float(usable.min()), float(usable.max())) if len(usable) else (0.0, 0.0)
-    return np.clip((scores - low) / max(high - low, 1e-12), 0, 1) ** 2
-
-
-def _mean(values: sparse.csr_matrix) -> Float64:
-    return np.asarray(values.mean(axis=0), np.float64).ravel()
-
-
-def _moments(values: sparse.csr_matrix) -> tuple[Float64, Float64]:
-    mean = _mean(values)
-    return mean, np.maximum(_mean(values.multiply(values).tocsr()) - mean**2, 0)
+    if len(screen.genes) < FEW_GENES:
+        found.append(f"{len(screen.genes)} genes are few: correlations over them are uncertain")
+    genes = [target for target in screen.targets if target in screen.known_genes]
+    absent = [gene for gene in genes if not screen.own_columns([gene])]
+    if absent:
+        some = ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else "")
+        found.append(f"{len(absent)} of {len(genes)} targets are not among the measured genes: {some}")
+    others = [target for target in screen.targets if target not in screen.known_genes]
+    if others:
+        some = ", ".join(others[:_SHOWN]) + (", …" if len(others) > _SHOWN else "")
+        found.append(f"not genes, taken as conditions of their own: {some}")
+    return found

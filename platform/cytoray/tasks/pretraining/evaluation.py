@@ -31,22 +31,34 @@ def judge_pretraining(config: PretrainConfig, record: BundleRecord) -> dict[str,
     """
     if config.objective.style != "generative":
         return {}
-    options = stream_options(config)
-    held_out = open_held_out(options, config)
-    if held_out is None:
-        raise ModelError("This run holds no cells out.", remedy="Give the configuration a section `validation`.")
-    batch = held_out.read_step(0, rank=0, world_size=1)
-    known, unknown = _known(batch), _unknown(batch)
+    plain = _with_whole_bins(config)
+    batch, binned = _held_out(config), _held_out(plain)
+    known, unknown = _known(binned), _unknown(binned)
     bundle = open_model(record.uri).bundle
     objective = GenerativeObjective(config.objective, bundle.vocabulary.pad_id)
     predicted = _predict(bundle.model, objective, batch)
-    baselines = judge_baselines(_training_cells(config), known=known, unknown=unknown)
+    baselines = judge_baselines(_training_cells(plain), known=known, unknown=unknown)
     return {
         "cytoray": _row(score_bins(predicted, unknown.bins)),
         "global mean bin": _row(baselines.global_mean),
         "per-gene mean bin": _row(baselines.gene_mean),
         "kNN in PCA space": _row(baselines.neighbours),
     }
+
+
+def _with_whole_bins(config: PretrainConfig) -> PretrainConfig:
+    """Return the configuration with the same genes of each cell, but hard bins and no token for its depth."""
+    tokenizer = config.tokenizer
+    fewer = {"values": "hard", "depth_token": None, "max_length": tokenizer.max_length + 1 - tokenizer.num_special}
+    return config.model_copy(update={"tokenizer": tokenizer.model_copy(update=fewer)})
+
+
+def _held_out(config: PretrainConfig) -> StepBatch:
+    """Return all cells that are held out, whatever the tokenizer with the same genes hidden."""
+    stream = open_held_out(stream_options(config), config)
+    if stream is None:
+        raise ModelError("This run holds no cells out.", remedy="Give the configuration a section `validation`.")
+    return stream.read_step(0, rank=0, world_size=1)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Effects of perturbations: pseudobulk differences from controls, their prediction, and the scores of predictions."""

@@ -1,0 +1,171 @@
+"""Predict perturbations with what was fitted, which is arrays: the effect per gene, its trust and reason, and cells."""
+
+# Q perturbations, G genes, C cells
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from cytoray.errors import CorpusError, RequestError
+from cytoray.evaluation.perturbation.cells import make_cells
+from cytoray.evaluation.perturbation.effects import USUAL_CELLS
+from cytoray.tasks.multiomic.paired import RnaCells
+from cytoray.tasks.perturbation.fitting import LEVEL, TargetModel
+from cytoray.tokens.perturbations import parse_perturbation
+from cytoray.tokens.vocabulary import GeneVocabulary
+
+Float64 = npt.NDArray[np.float64]
+FEWEST_KNOWN = 0.5  # share of the model's genes that control cells must have
+NUM_TOP = 20
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationPrediction:
+    """Predicted effects of Q perturbations on G genes."""
+
+    names: tuple[str, ...]  # (Q,)
+    genes: tuple[str, ...]  # (G,)
+    deltas: Float64  # (Q, G) change of log1p of counts per 10,000
+    half_width: Float64  # (Q, G) of the interval that held LEVEL of the effects that were left out
+    confidence: Float64  # (Q,) 0: the mean of the known effects; near 1: like a known one
+    reasons: tuple[dict[str, Any], ...]  # (Q,) the known targets that each rests on, and what they share
+    warnings: tuple[str, ...] = ()
+
+    def top(self, row: int, *, num: int = NUM_TOP) -> list[dict[str, Any]]:
+        """Return the genes that a perturbation changes most, with the limits of their intervals."""
+        order = np.argsort(-np.abs(self.deltas[row]), kind="stable")[:num]
+        return [
+            {
+                "gene": self.genes[gene],
+                "delta": float(self.deltas[row, gene]),
+                "low": float(self.deltas[row, gene] - self.half_width[row, gene]),
+                "high": float(self.deltas[row, gene] + self.half_width[row, gene]),
+            }
+            for gene in order
+        ]
+
+    def as_dict(self, *, num_top: int = NUM_TOP) -> dict[str, Any]:
+        """Return the prediction as JSON data, with the effect of each gene by name."""
+        found = []
+        for row, name in enumerate(self.names):
+            found.append(
+                {
+                    "perturbation": name,
+                    "confidence": float(self.confidence[row]),
+                    "reason": self.reasons[row],
+                    "top_genes": self.top(row, num=num_top),
+                    "delta": dict(zip(self.genes, map(float, self.deltas[row]), strict=True)),
+                }
+            )
+        return {"level": LEVEL, "perturbations": found, "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationPredictor:
+    """A fitted model of a screen over G genes."""
+
+    genes: tuple[str, ...]  # (G,) as the screen names them
+    targets: TargetModel
+    control: str
+    perturbation_key: str
+    facts: Mapping[str, Any]  # number of cells, choice and its reason; plain JSON
+
+    def predict_names(self, names: Sequence[str]) -> PerturbationPrediction:
+        """Predict perturbations by name: ``STAT1``, or ``STAT1+IRF1``; a known one of the screen has its own effect.
+
+        A gene that no view knows is predicted as the mean of the known effects, with a warning. Raises RequestError
+        for a name that is neither a gene nor a known condition.
+        """
+        if not names:
+            raise RequestError("No perturbation was named.", remedy="Name genes, such as STAT1 or STAT1+IRF1.")
+        vocabulary = GeneVocabulary.load_default()
+        parsed = [self._parts(name, vocabulary) for name in names]
+        predicted = self.targets.predict(parsed)
+        warnings = []
+        alone = [
+            part
+            for part in sorted({part for parts in parsed for part in parts})
+            if not any(view.knows(part) for view in self.targets.views.values()) and part not in self._known
+        ]
+        if alone:
+            warnings.append(f"{', '.join(alone)}: no view knows it, so the mean of the known effects is predicted")
+        deltas, confidence, widths = predicted.deltas.copy(), predicted.confidence.copy(), predicted.half_width
+        for row, parts in enumerate(parsed):
+            self._use_measured(deltas, confidence, row, parts)
+        return PerturbationPrediction(
+            tuple("+".join(parts) for parts in parsed),
+            self.genes,
+            deltas,
+            widths,
+            confidence,
+            predicted.reasons,
+            tuple(warnings),
+        )
+
+    def make_cells(
+        self, predicted: PerturbationPrediction, controls: RnaCells, *, num_cells: int, seed: int = 0
+    ) -> tuple[list[sparse.csr_matrix], list[str]]:
+        """Make cells of each predicted perturbation from control cells, over the genes of these; returns warnings.
+
+        Raises CorpusError if the controls lack more than half of the model's genes.
+        """
+        columns, warnings = self._match(controls)
+        known = columns >= 0
+        expression = controls.rna.expression.astype(np.float64)
+        made = []
+        for row in range(len(predicted.names)):
+            delta = np.zeros(len(controls.genes))
+            delta[columns[known]] = predicted.deltas[row, known]
+            made.append(make_cells(expression, delta, num_cells=num_cells, seed=seed + row))
+        return made, warnings
+
+    @property
+    def _known(self) -> frozenset[str]:
+        return frozenset(part for parts in self.targets.parts for part in parts)
+
+    def _use_measured(self, deltas: Float64, confidence: Float64, row: int, parts: tuple[str, ...]) -> None:
+        """Draw a combination that the screen has to its measured effect."""
+        if len(parts) > 1 and parts in self.targets.parts:
+            place = self.targets.parts.index(parts)
+            num = float(self.targets.effects.num_cells[place])
+            weight = num / (num + USUAL_CELLS)
+            deltas[row] += weight * (self.targets.effects.deltas[place] - deltas[row])
+            confidence[row] = max(confidence[row], weight)
+
+    def _parts(self, name: str, vocabulary: GeneVocabulary) -> tuple[str, ...]:
+        """The parts of a perturbation, each a gene or a known condition."""
+        if name in self._known:
+            return (name,)
+        found = parse_perturbation(name, vocabulary=vocabulary, control=self.control, measured=self.genes)
+        unknown = [part for part in found.others if part not in self._known]
+        if unknown or not (found.genes or found.others):
+            near = difflib.get_close_matches(unknown[0] if unknown else name, sorted(self._known), n=3, cutoff=0.4)
+            raise RequestError(
+                f"{', '.join(map(repr, unknown or [name]))}: not a gene, nor a condition of the screen.",
+                remedy=f"Nearest in the screen: {', '.join(near) or 'none'}.",
+                code="unknown_perturbations",
+                unknown=unknown or [name],
+            )
+        return tuple(sorted({*found.genes, *found.others}))
+
+    def _match(self, controls: RnaCells) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """Columns of the model's genes among those of control cells, -1 for missing ones."""
+        place = {gene.upper(): column for column, gene in reversed(list(enumerate(controls.genes)))}
+        columns = np.array([place.get(gene.upper(), -1) for gene in self.genes], np.int64)
+        missing = columns < 0
+        if missing.mean() > 1 - FEWEST_KNOWN:
+            raise CorpusError(
+                f"{int((~missing).sum()):,} of the model's {len(self.genes):,} genes are among those of the control "
+                f"cells (the model's: {', '.join(self.genes[:3])}; theirs: {', '.join(controls.genes[:3])}).",
+                remedy="Name genes as the screen does.",
+            )
+        if not missing.any():
+            return columns, []
+        return columns, [f"the control cells lack {int(missing.sum()):,} of the model's {len(self.genes):,} genes"]

@@ -1,0 +1,1 @@
+"""Regression: a number of each cell, such as an age or a score, predicted from its genes."""
