@@ -25,17 +25,28 @@ from cytoray.errors import CytorayError
 def run(folder: Path, num_nodes: int) -> tuple[dict[str, Any], int]:
     """Train; what became of it, and the exit code."""
     prepare_auth()
-    from cytoray.training.config import PretrainConfig
-    from cytoray.training.pretraining import pretrain
+    from cytoray.tasks import learning_stages
 
-    config = PretrainConfig.model_validate_json((folder / "config.json").read_text())
+    text = (folder / "config.json").read_text()
+    stage = learning_stages()[json.loads(text)["kind"]]
+    config = stage.config.load().model_validate_json(text)
     try:
         with _cluster(folder, num_nodes) if num_nodes else contextlib.nullcontext(), connected(num_cpus=2):
-            result, _ = pretrain(config)
+            result, _ = _train(config)
     except CytorayError as error:
         found = {"error": type(error).__name__, "text": error.problem, "remedy": error.remedy}
         return found, error.exit_code
     return {**result.summary(), "events": result.events}, 0
+
+
+def _train(config: Any) -> tuple[Any, Any]:
+    if config.kind == "finetune-perturbation":
+        from cytoray.tasks.perturbation.learning import finetune
+
+        return finetune(config)
+    from cytoray.training.pretraining import pretrain
+
+    return pretrain(config)
 
 
 @contextlib.contextmanager

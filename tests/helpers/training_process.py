@@ -19,7 +19,7 @@ from processes import end_all
 
 from cytoray import failpoints
 from cytoray.training.checkpoint import latest_checkpoint
-from cytoray.training.config import PretrainConfig
+from cytoray.training.config import PretrainConfig, RunConfig
 
 DRIVER = Path(__file__).parent.parent / "helpers" / "train_driver.py"
 STEPS, EVERY, RUN = 12, 4, "run"
@@ -73,8 +73,13 @@ def start_training(
     store: Path | str, folder: Path, *, plan: str = "", once: Path | None = None, changes: Mapping[str, Any], nodes: int
 ) -> Training:
     """Start the run of ``store`` on a Ray of its own, with failpoints, on several nodes or (0) without."""
-    folder.mkdir(parents=True)
     config = build_config(store, **{**changes, "tracking": {**_tracking(folder), **changes.get("tracking", {})}})
+    return start_run(config, folder, plan=plan, once=once, nodes=nodes)
+
+
+def start_run(config: RunConfig, folder: Path, *, plan: str = "", once: Path | None = None, nodes: int = 0) -> Training:
+    """Start a run of any kind that the driver knows on a Ray of its own, with failpoints."""
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.model_dump_json())
     environment = {**os.environ, failpoints.VARIABLE: plan}
     if once is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +27,42 @@ class ModalityConfig(Config):
         None,
         description="uns/NAME or a column of the modality's var that names its features; default: found, or numbered.",
     )
+
+
+class GuideConfig(Config):
+    """A table of guide counts from which the perturbation of each cell is derived, as a column of obs."""
+
+    matrix: str = Field(
+        pattern=r"^(obsm|mod)/.+$", description="Where its counts are: obsm/NAME of the file, or mod/NAME."
+    )
+    feature_names: str | None = Field(
+        None, description="uns/NAME or a column of the table's var that names its guides; default: found."
+    )
+    column: str = Field("perturbation", min_length=1, description="Column of obs that is added, or replaced.")
+    target_pattern: str = Field(
+        r"(?:sg)?(.+?)(?:[-_.]\d+|[-_.]?g(?:RNA)?\d+)?",
+        description="Regular expression that matches a guide's name, with its target as the first group; by default "
+        "STAT2g1, STAT2-1 and sgSTAT2_1 target STAT2.",
+    )
+    controls: tuple[str, ...] = Field(
+        (), description="Guides or targets that are controls, beside those called NT, non-targeting or the like."
+    )
+    min_share: float = Field(
+        0.8, ge=0, lt=1, description="Share of a cell's guide counts that its targets must exceed together."
+    )
+    min_counts: float = Field(5, gt=0, description="Least number of guide counts of each target of a cell.")
+    max_targets: int = Field(1, ge=1, description="Maximum number of targets per cell; cells with more are unassigned.")
+
+    @field_validator("target_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"it is not a regular expression ({error})") from error
+        if groups < 1:
+            raise ValueError("it has no group in brackets for the target")
+        return pattern
 
 
 class SourceConfig(Config):
@@ -59,6 +96,11 @@ class SourceConfig(Config):
         None, description="Column of var with Ensembl ids, used for genes whose name is unknown."
     )
     modalities: tuple[ModalityConfig, ...] = Field((), description="Further matrices over the same cells.")
+    guides: GuideConfig | None = Field(
+        None,
+        exclude_if=lambda guides: guides is None,  # which leaves the digests of older corpora as they were
+        description="A table of guide counts that gives the perturbation of each cell; default: none.",
+    )
 
     @property
     def identity(self) -> str:

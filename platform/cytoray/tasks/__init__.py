@@ -136,6 +136,12 @@ TASKS: dict[str, TaskSpec] = {
     ),
     "perturbation": TaskSpec(
         "perturbation",
+        learning=TaskStage(
+            "finetune-perturbation",
+            "Fine-tune a model to predict perturbed cells from control cells.",
+            config=Lazy("cytoray.tasks.perturbation.config", "FinetunePerturbationConfig"),
+            run=Lazy("cytoray.tasks.perturbation.learning", "run_finetuning"),
+        ),
         assessment=TaskAssessment(
             "Assess the prediction of perturbations: the mean of the known ones, and an operator that contains it.",
             config=Lazy("cytoray.tasks.perturbation.assess_config", "AssessPerturbationConfig"),

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -97,8 +97,16 @@ class Objective(Protocol):
     def judge(self, model: ScGPT, prepared: Prepared) -> dict[str, SummedLoss]:
         """Figures of held-out cells by name; the first entry selects the best checkpoint (lower is better).
 
-        Their terms depend on one cell each, whatever the scope.
+        Their terms depend on one cell each, whatever the scope. A ``Summarising`` objective may return vectors.
         """
+
+
+@runtime_checkable
+class Summarising(Protocol):
+    """An objective with figures that are not means over cells, such as correlations."""
+
+    def summarise(self, totals: dict[str, Tensor], means: dict[str, float]) -> dict[str, float]:
+        """Return the figures of all held-out cells, by the ``totals`` of ``judge`` and the means of scalar ones."""
 
 
 @dataclass(frozen=True)
@@ -304,8 +312,11 @@ class ObjectiveModule(nn.Module):
         return parameter_groups(self.model, layer_decay=layer_decay)
 
     def forward(self, prepared: Prepared, step: int, *, judge: bool = False) -> dict[str, Tensor]:
-        """Summed losses by name, or with ``judge`` total and count (2,) of each figure of held-out cells."""
+        """Summed losses by name, or with ``judge`` total(s) and count of each figure of held-out cells, in a row."""
         if judge:
             figures = self._objective.judge(self.model, prepared)
-            return {name: torch.stack([found.total.double(), found.count.double()]) for name, found in figures.items()}
+            return {
+                name: torch.cat([found.total.double().reshape(-1), found.count.double().reshape(1)])
+                for name, found in figures.items()
+            }
         return {name: loss.total for name, loss in self._objective.losses(self.model, prepared, step).items()}

@@ -14,7 +14,7 @@ from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.errors import CorpusError
 from cytoray.model.targets import summarise
 from cytoray.training.config import RunConfig
-from cytoray.training.objectives import Objective
+from cytoray.training.objectives import Objective, Summarising
 
 CELLS_PER_PART = 8  # per rank and part; all ranks use the same number of parts, since ZeRO 3 gathers weights in each
 
@@ -84,15 +84,18 @@ class Validator:
         """
         engine.eval()
         fewest = self.num_cells // dist.get_world_size()
-        sums: dict[str, torch.Tensor] = {}  # total and count of each, (2,)
+        sums: dict[str, torch.Tensor] = {}  # total, or totals, and count of each
         for part in self.batch.split(-(-fewest // CELLS_PER_PART)):
             prepared = self.objective.prepare(part).to(engine.device)
             for name, found in engine(prepared, self.batch.step, judge=True).items():
                 sums[name] = sums[name] + found if name in sums else found
         engine.train()
-        rows = torch.stack(list(sums.values()))
-        dist.all_reduce(rows)
-        means = {name: total / max(1.0, count) for name, (total, count) in zip(sums, rows.tolist(), strict=True)}
+        joined = torch.cat(list(sums.values()))
+        dist.all_reduce(joined)
+        rows = dict(zip(sums, joined.split([len(row) for row in sums.values()]), strict=True))
+        means = {name: float(row[0]) / max(1.0, float(row[1])) for name, row in rows.items() if len(row) == 2}
+        if isinstance(self.objective, Summarising):
+            means = self.objective.summarise({name: row[:-1] for name, row in rows.items()}, means)
         if "target" in means:
             mean, square = means.pop("target"), means.pop("target_square")
             means["mean_bin"] = square - mean * mean

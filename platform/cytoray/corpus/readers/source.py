@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cytoray.corpus.config import ModalityConfig, SourceConfig
+from cytoray.corpus.config import GuideConfig, ModalityConfig, SourceConfig
 from cytoray.corpus.readers.base import Format, SourceDescription, ValueKind
 from cytoray.corpus.readers.frames import label_columns, note_left_out, unholdable
 from cytoray.corpus.readers.genes import ensembl_ids, gene_column, gene_genomes, gene_names
+from cytoray.corpus.readers.guides import CONTROL, UNASSIGNED, assign_targets, guide_targets
 from cytoray.corpus.readers.problems import UnreadableError, damaged, explained, no_column, no_matrix
 from cytoray.corpus.readers.rows import RowSource, tidy_rows
 from cytoray.corpus.readers.values import Judged, choose_matrix, judge_numbers, judge_values, only_value, sample_ranges
@@ -26,6 +27,7 @@ from cytoray.errors import CorpusError
 from cytoray.tokens.gene_table import guess_id_type, judge_species, split_genomes
 from cytoray.tokens.labels import label_texts
 
+GUIDE_ROWS = 65_536  # read at a time
 FIRST_ROWS = 256  # of a further table, to see whether it holds counts
 
 
@@ -92,7 +94,9 @@ class SourceReader:
             frame = self._contents.obs()
             left_out = unholdable(frame)
             note_left_out(map(str, left_out), "obs", self._contents.notes)
-            return frame.drop(columns=left_out) if left_out else frame
+            frame = frame.drop(columns=left_out) if left_out else frame
+        guides = self.source.guides
+        return frame if guides is None else frame.assign(**{guides.column: self._perturbations(guides)})
 
     @cached_property
     def matrix(self) -> str:
@@ -291,9 +295,26 @@ class SourceReader:
             )
         return tuple(notes)
 
+    def _perturbations(self, guides: GuideConfig) -> list[str]:
+        """The perturbation of each cell, by the counts of its guides."""
+        table = self._open_modality(
+            ModalityConfig(name="guides", matrix=guides.matrix, feature_names=guides.feature_names)
+        )
+        targets, found = guide_targets(table.features, guides), []
+        for start in range(0, table.rows.shape[0], GUIDE_ROWS):
+            counts, _ = self._read(table.rows, guides.matrix, (start, start + GUIDE_ROWS))
+            found += assign_targets(counts, targets, guides)
+        cells = Counter(found)
+        self._contents.notes.append(
+            f"{guides.matrix} gives {guides.column!r}: {len(cells.keys() - {CONTROL, UNASSIGNED}):,} perturbations, "
+            f"{cells[CONTROL]:,} control cells, {cells[UNASSIGNED]:,} unassigned"
+        )
+        return found
+
     def _left_behind(self) -> list[str]:
         """Tables of further counts over the cells, such as proteins or guides, that no modality names."""
         named = {modality.matrix for modality in self.source.modalities}
+        named |= {self.source.guides.matrix} if self.source.guides is not None else set()
         found = []
         for matrix in self._contents.modality_names():
             name = matrix.partition("/")[2]
@@ -321,12 +342,12 @@ class SourceReader:
     def _modality(self, name: str) -> Modality:
         """A further modality, opened once."""
         if name not in self._modalities:
-            self._modalities[name] = self._open_modality(name)
+            config = next((modality for modality in self.source.modalities if modality.name == name), None)
+            assert config is not None, f"no modality {name!r} was configured"
+            self._modalities[name] = self._open_modality(config)
         return self._modalities[name]
 
-    def _open_modality(self, name: str) -> Modality:
-        config = next((modality for modality in self.source.modalities if modality.name == name), None)
-        assert config is not None, f"no modality {name!r} was configured"
+    def _open_modality(self, config: ModalityConfig) -> Modality:
         there = self.modality_names
         if config.matrix not in there:
             raise no_matrix(self.source.uri, config.matrix, there)
