@@ -60,7 +60,7 @@ def learn_weights(ranked: Mapping[str, Float32], truth: Bool, valid: Bool) -> di
     """Learn weights of evidence from known edges by logistic regression; negative ones become 0.
 
     ``truth`` (T, G): pairs known to be edges. Only factors with known edges count, each with its edges and non-edges
-    alike. Equal weights if no evidence tells edges from other pairs.
+    alike. Equal weights if no evidence separates edges from other pairs.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from pydantic import Field
 
 from cytoray.errors import ConfigError, RequestError
@@ -13,6 +12,8 @@ from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import Message, Response
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cytoray.tasks.networks.network import GeneNetwork
 
 MOST_GENES, MOST_EDGES = 256, 500
@@ -99,6 +100,8 @@ def cost(question: Question[NetworksRequest]) -> int:
 
 def read_networks(answers: Answers) -> pd.DataFrame:
     """Return the edges as a table: gene, tf, target, weight, sign, correlation; each gene's regulators first."""
+    import pandas as pd  # a client that asks nothing of networks does not load it
+
     rows = [
         {"gene": one["gene"], **edge}
         for one in answers.first.get("genes", [])
