@@ -21,7 +21,7 @@ from cytoray.tasks.networks.truth import known_of
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of edges: a table, a screen, or both."""
+    """Known edges: a table, a screen, or both."""
 
     truth: str | None = None
     confidence: tuple[str, ...] = ("A", "B")

@@ -50,7 +50,7 @@ class WorkOptions:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What the blocks of a group of cells are computed from; it travels to Ray's tasks as a whole."""
+    """Input of the blocks of a group of cells; it travels to Ray's tasks as a whole."""
 
     cells: NetworkCells  # over the T factors, then the G targets
     pools: sparse.csr_matrix  # (P, C)
