@@ -132,6 +132,12 @@ def one_target(adata: anndata.AnnData) -> anndata.AnnData:
     return adata[adata.obs["perturbation"].isin(["control", "IFNGR1"])].copy()
 
 
+def one_target_without_types(adata: anndata.AnnData) -> anndata.AnnData:
+    few = one_target(adata)
+    del few.obs["cell_type"]
+    return few
+
+
 def only_controls(adata: anndata.AnnData) -> anndata.AnnData:
     return adata[adata.obs["perturbation"] == "control"].copy()
 
@@ -152,7 +158,7 @@ BAD: list[tuple[Change, dict[str, Any], str]] = [
     (lambda adata: adata, {"batch_key": "bach"}, "no column 'bach'.*--batch-key.*batch"),
     (take_controls, {}, "no cell has the control value 'control'"),
     (only_controls, {}, "no cell has a perturbation other than 'control'"),
-    (one_target, {}, r"1 perturbed target \(IFNGR1\).*leave-cell-type-out"),
+    (one_target_without_types, {}, r"1 perturbed target \(IFNGR1\).*leave-cell-type-out"),
     (set_guides, {}, "has sequences of guides"),
     (negative, {}, "is -1"),
     (empty, {}, "no cell has a count of RNA"),
@@ -241,6 +247,9 @@ def test_cell_types_left_out(tmp_path: Path) -> None:
                 "--cell-type-key", "cell_type", "--out", tmp_path / "out")  # fmt: skip
     assert {unit["name"] for unit in found["details"]["units"]} == {"B", "Mono", "NK", "T"}
     assert found["metrics"]["pearson_delta"]["product"] > 0.6
+    again = run("assess", "perturbation", "--data", tmp_path / "s.h5ad", "--out", tmp_path / "again")
+    assert any("(IFNGR1): cell types of 'cell_type' are left out instead" in text for text in again["warnings"])
+    assert again["metrics"] == found["metrics"]
     with pytest.raises(ConfigError, match="cell_type_key"):
         cytoray.assess("perturbation", data="s.h5ad", protocol="leave-cell-type-out", out=str(tmp_path / "o"))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from cytoray.tasks.perturbation.assess_config import AssessPerturbationConfig
 from cytoray.tasks.perturbation.assessment_page import perturbation_sections
 from cytoray.tasks.perturbation.judging import Answers, Truth, judge
 from cytoray.tasks.perturbation.knowledge import build_views, view_warnings
-from cytoray.tasks.perturbation.left_out import MOST_FOLDS, Units, leave_targets_out, leave_types_out
-from cytoray.tasks.perturbation.reading import read_screen
+from cytoray.tasks.perturbation.left_out import FEWEST_TARGETS, MOST_FOLDS, Units, leave_targets_out, leave_types_out
+from cytoray.tasks.perturbation.reading import cell_type_column, read_screen
 from cytoray.tasks.perturbation.screen import Columns, Screen
 from cytoray.tasks.pieces import Pieces
 
@@ -40,9 +41,7 @@ def run_assessment(config: AssessPerturbationConfig, pieces: Pieces) -> Assessed
     """Read the screen that ``config`` names and assess the prediction of its effects; each fold is a piece."""
     started = time.monotonic()
     columns = Columns(config.perturbation_key, config.control, config.batch_key, config.cell_type_key)
-    screen = read_screen(config.data, columns)
-    warnings = list(screen.warnings)
-    by_type = config.protocol == "leave-cell-type-out"
+    screen, by_type, warnings = _read(config, columns)
     total = len(set(screen.cell_types or ())) if by_type else min(len(screen.targets), MOST_FOLDS)
     with progress.stage("assess", total=total, unit="folds") as advance:
         if by_type:
@@ -80,6 +79,24 @@ def run_assessment(config: AssessPerturbationConfig, pieces: Pieces) -> Assessed
         details=details,
     )
     return AssessedTask(assessment, perturbation_sections(assessment, units.truth, answers, screen.symbols))
+
+
+def _read(config: AssessPerturbationConfig, columns: Columns) -> tuple[Screen, bool, list[str]]:
+    """Read the screen; also return whether cell types are left out, and warnings.
+
+    Of a screen of too few targets cell types are left out, if a column has them.
+    """
+    screen = read_screen(config.data, columns)
+    by_type = config.protocol == "leave-cell-type-out"
+    if by_type or len(screen.targets) >= FEWEST_TARGETS:
+        return screen, by_type, list(screen.warnings)
+    key = config.cell_type_key or cell_type_column(config.data)
+    if key is None:
+        return screen, by_type, list(screen.warnings)
+    screen = read_screen(config.data, replace(columns, cell_type=key))
+    few = f"perturbed targets are too few to leave one out ({', '.join(screen.targets)})"
+    note = f"{few}: cell types of {key!r} are left out instead"
+    return screen, True, [*screen.warnings, note]
 
 
 def _embeddings(config: AssessPerturbationConfig) -> Embeddings | None:

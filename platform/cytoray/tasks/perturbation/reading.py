@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def read_screen(cells: Any, columns: Columns) -> Screen:
         values = _dominant_guides(reader, len(rna.names)) if is_table else reader.labels(columns.perturbation)
         batches, types = (_texts(reader, key) for key in (columns.batch, columns.cell_type))
     return build_screen(rna, values, columns, uri=uri, batches=batches, cell_types=types)
+
+
+def cell_type_column(uri: str) -> str | None:
+    """Return the column of obs that is called cell_type or the like; None unless there is exactly one."""
+    with open_source(SourceConfig(uri=uri)) as reader:
+        names = [str(name) for name, values in reader.obs.items() if values.dtype.kind != "f"]  # no probabilities
+    found = [name for name in names if re.match(r"cell[ _.]?type", name, re.IGNORECASE)]
+    return found[0] if len(found) == 1 else None
 
 
 def check_columns(columns: Columns, there: Sequence[str], matrices: Sequence[str], *, uri: str) -> None:
