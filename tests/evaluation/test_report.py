@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from cytoray.drafts import replace_file
 from cytoray.evaluation.classification import score_classification
-from cytoray.evaluation.report import ScoreRow, replace_file, scores_table, write_scores
+from cytoray.evaluation.report import ScoreRow, scores_table, write_scores
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cytoray.evaluation.report.os.replace", fail)
+    monkeypatch.setattr("cytoray.drafts.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"

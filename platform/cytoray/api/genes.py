@@ -15,8 +15,8 @@ import pandas as pd
 
 from cytoray.api.dataset import scGPTDataset
 from cytoray.api.inference import Inference
+from cytoray.drafts import draft_of
 from cytoray.errors import ModelError
-from cytoray.evaluation.report import draft_of
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.fitting import MOST_TOKENS
 from cytoray.model.gene_embeddings import GeneEmbeddings, static_gene_embeddings

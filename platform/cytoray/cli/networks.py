@@ -102,7 +102,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare the edges of two groups of cells: differences of weights, and of correlations with their significance."""
-    from cytoray.evaluation.report import draft_of
+    from cytoray.drafts import draft_of
     from cytoray.tasks.networks.differences import compare_groups
     from cytoray.tasks.networks.network import load_network
 

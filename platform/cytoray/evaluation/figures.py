@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from matplotlib.figure import Figure
 
+from cytoray.drafts import replace_file
 from cytoray.errors import ConfigError
-from cytoray.evaluation.report import replace_file
 from cytoray.pages.charts import PictureFormat, encode_figure
 
 Paths = Path | Sequence[Path]

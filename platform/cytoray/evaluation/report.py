@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
+from cytoray.drafts import replace_file
 from cytoray.evaluation.classification import ClassificationScores
 
 
@@ -35,21 +33,3 @@ def scores_table(scores: Mapping[str, ClassificationScores]) -> list[ScoreRow]:
         ScoreRow(name, scored.accuracy, scored.macro_precision, scored.macro_recall, scored.macro_f1)
         for name, scored in scores.items()
     ]
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` atomically: readers see the old file or the new one, never part of one."""
-    with draft_of(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes ``path`` if the block does not raise, and is removed if it does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

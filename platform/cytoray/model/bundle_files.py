@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cytoray.drafts import draft_folder
 from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
 
 DIGESTS, CONDITIONS, ATTACHMENTS = "digests.json", "conditions.json", "attachments"
@@ -105,9 +104,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], attachments: Mappin
     if folder.exists():
         raise ConflictError(f"{folder} already exists.", remedy="Choose another folder; a bundle is never overwritten.")
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(folder) as draft:
         for name, data in contents.items():
             (draft / name).write_bytes(data)
         if attachments:
@@ -116,9 +113,6 @@ def write_files(folder: Path, contents: Mapping[str, bytes], attachments: Mappin
             digests[f"{ATTACHMENTS}/{name}"] = _pass_on(attachment, draft / ATTACHMENTS / name)
         listing = _listing(digests)
         (draft / DIGESTS).write_bytes(listing)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return hashlib.sha256(listing).hexdigest()
 
 

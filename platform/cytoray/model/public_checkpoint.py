@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cytoray.drafts import draft_folder
 from cytoray.errors import ConflictError, ModelError, NotFoundError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.config import ModelConfig
@@ -166,15 +165,10 @@ def export_bundle(
     if own := extras(config, tokenizer, shown=shown, args=written, labels=bundle.labels):
         written["cytoray"] = own
     text = json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False)
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(folder) as draft:
         (draft / ARGS).write_text(text, encoding="utf-8")
         (draft / VOCABULARY).write_text(bundle.vocabulary.to_json(), encoding="utf-8")
         torch.save({layout_name(name, layout): state[name] for name in released_order(state)}, draft / WEIGHTS)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_folder(folder: Path, *, needs_args: bool) -> None:

@@ -20,6 +20,7 @@ from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.order import OrderedCells
 from cytoray.corpus.streaming.pairs import Controls, pair_keys
 from cytoray.corpus.streaming.shares import Team
+from cytoray.corpus.streaming.slots import Slots, cut_steps, find_slots
 from cytoray.corpus.streaming.whole_cells import WholeCells
 from cytoray.tokens.cells import Int64
 from cytoray.tokens.keys import Float64, Purpose, combine, uniform
@@ -75,19 +76,6 @@ class _Group:
     def draws(self) -> Int64:
         """The epoch of each cell's random numbers, another one for each repetition."""
         return self.epoch + (self.repeats << REPEAT_SHIFT)
-
-
-@dataclass(frozen=True, eq=False)
-class _Slots:
-    """The places of tokens, for each cell (C,) and each micro-batch (M + 1,)."""
-
-    starts: Int64
-    widths: Int64
-    borders: Int64
-
-    def at(self, cells: Int64) -> _Slots:
-        """Return the slots of some cells."""
-        return _Slots(self.starts[cells], self.widths[cells], self.borders)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +143,13 @@ class ChunkFiller:
         parts = np.concatenate([known[None], sizes[1:].reshape(-1, known.size)])
         known = parts.sum(axis=0)
         order = np.lexsort((known, minibatches, np.repeat(steps, share[1])))
-        heads, borders = self._cut(steps, (known + unknown)[order].reshape(share))
+        heads, borders = cut_steps(steps, (known + unknown)[order].reshape(share), self.options)
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
-        slots, unknown_slots = self._slots(known[order], borders), self._slots(unknown[order], borders)
+        slots, unknown_slots = (
+            find_slots(known[order], borders, self.options),
+            find_slots(unknown[order], borders, self.options),
+        )
         buffers = self._buffers(slots, unknown_slots)
         for group in groups if self.expression is None else ():
             at, hidden = places[group.where], None if ratios is None else ratios[group.where]
@@ -243,7 +234,7 @@ class ChunkFiller:
         return np.stack(rows)
 
     def _fill_modalities(
-        self, group: _Group, slots: _Slots, parts: Int64, ratios: Float64 | None, buffers: TokenBuffers
+        self, group: _Group, slots: Slots, parts: Int64, ratios: Float64 | None, buffers: TokenBuffers
     ) -> None:
         """Fill genes and features of R cells, the last modality first: where the kernel puts its ``<cls>``, the one
         before then puts its last token. ``parts`` (1 + F, R) are numbers of tokens.
@@ -284,50 +275,7 @@ class ChunkFiller:
                 shares[several & (drawn >= number) & (drawn < number + 1)] = 1.0
         return hidden
 
-    def _cut(self, steps: Int64, tokens: Int64) -> tuple[Int64, Int64]:
-        """Return heads (M, 3) and borders (M + 1,) of the micro-batches; ``tokens`` (T, B) ascend within each step."""
-        budget = self.options.token_budget
-        if budget is None:
-            heads = np.stack([steps, np.zeros_like(steps), np.ones_like(steps)], axis=1)
-            return heads, np.arange(len(steps) + 1, dtype=np.int64) * tokens.shape[1]
-        cut: list[tuple[int, int, int]] = []
-        sizes = [0]
-        for step, row in zip(steps.tolist(), tokens, strict=True):
-            parts = self._cut_step(row, budget)
-            cut += [(step, part, len(parts)) for part in range(len(parts))]
-            sizes += parts
-        return np.array(cut, np.int64).reshape(-1, 3), np.cumsum(sizes, dtype=np.int64)
-
-    def _cut_step(self, tokens: Int64, budget: int) -> list[int]:
-        """Sizes of the micro-batches of one step, from the longest cells down: each as many as the budget holds."""
-        sizes, stop = [], len(tokens)
-        before = np.concatenate([[0], np.cumsum(tokens)])
-        while stop > 0:
-            if self.options.layout == "packed":
-                size = stop - int(np.searchsorted(before, before[stop] - budget))
-            else:
-                widest = int(tokens[stop - 1]) + 2 * (self.options.pad_to_multiple - 1)  # both widths are rounded up
-                size = min(stop, budget // widest)
-            sizes.append(max(1, size))
-            stop -= sizes[-1]
-        return sizes[::-1] or [0]
-
-    def _slots(self, lengths: Int64, borders: Int64) -> _Slots:
-        """Slots for cells of ``lengths`` (C,)."""
-        if self.options.layout == "packed":
-            ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-            return _Slots(ends[:-1], lengths, ends[borders])
-        sizes = np.diff(borders)
-        if not len(lengths):
-            return _Slots(lengths, lengths, np.zeros_like(borders))
-        longest = np.maximum.reduceat(lengths, borders[:-1])
-        widths = -(-longest // self.options.pad_to_multiple) * self.options.pad_to_multiple
-        ends = np.concatenate([[0], np.cumsum(widths * sizes)]).astype(np.int64)
-        within = np.arange(len(lengths)) - np.repeat(borders[:-1], sizes)
-        cell_widths = np.repeat(widths, sizes)
-        return _Slots(np.repeat(ends[:-1], sizes) + within * cell_widths, cell_widths, ends)
-
-    def _buffers(self, known: _Slots, unknown: _Slots) -> TokenBuffers:
+    def _buffers(self, known: Slots, unknown: Slots) -> TokenBuffers:
         """Room for the tokens; the kernel writes all of it."""
         ids, values = self.tokenizer.id_dtype, self.tokenizer.value_dtype
         values = values if self.expression is None else np.dtype(np.float32)
@@ -339,7 +287,7 @@ class ChunkFiller:
             wanted |= {"unknown_gene_ids": (hidden, ids), "unknown_values": (hidden, values)}
         return TokenBuffers(**dict(zip(wanted, empty_arrays(list(wanted.values())), strict=True)))
 
-    def _sources(self, groups: list[_Group], places: Int64, slots: _Slots, own: TokenBuffers) -> dict[str, Ragged]:
+    def _sources(self, groups: list[_Group], places: Int64, slots: Slots, own: TokenBuffers) -> dict[str, Ragged]:
         """Values of each cell's control, which has the tokens that it has in that epoch itself.
 
         With flags of perturbed genes it has the cell's tokens, and ``own``, the buffers of the cells, is filled too.

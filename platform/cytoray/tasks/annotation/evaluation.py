@@ -17,11 +17,12 @@ from scipy import sparse
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.reading import NamedCells, read_labelled_cells
 from cytoray.corpus.stream import LabelledSample, sample_labelled_cells
+from cytoray.drafts import replace_file
 from cytoray.errors import ModelError
 from cytoray.evaluation.baselines import logistic_regression, majority_class
 from cytoray.evaluation.classification import ClassificationScores, score_classification
 from cytoray.evaluation.plots import plot_confusion, plot_embedding
-from cytoray.evaluation.report import replace_file, write_scores
+from cytoray.evaluation.report import write_scores
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.model.stability import Stability, measure_stability

@@ -24,8 +24,8 @@ from safetensors.numpy import save as dump_arrays
 from scipy import sparse
 
 from cytoray import progress
+from cytoray.drafts import replace_file
 from cytoray.errors import CorpusError, DigestError, ModelError
-from cytoray.evaluation.report import replace_file
 from cytoray.model.bundle import ModelBundle
 from cytoray.tasks.integration.cells import BatchedCells, check_batches, sample_batches
 from cytoray.tasks.integration.choosing import Choice, Features, candidate_rows, choose

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +12,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from cytoray.drafts import draft_folder
 from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
 from cytoray.evaluation.voters import GeneFeatures
 from cytoray.tasks.multiomic.blending import Blend
@@ -57,14 +56,9 @@ def save_model(model: ProteinPredictor, folder: Path) -> str:
         "facts": dict(model.facts),
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(folder) as draft:
         (draft / ARRAYS).write_bytes(data)
         (draft / MANIFEST).write_bytes(text)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return hashlib.sha256(text).hexdigest()
 
 

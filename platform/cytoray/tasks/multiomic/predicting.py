@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cytoray import storage
+from cytoray.drafts import draft_of
 from cytoray.errors import ConflictError
-from cytoray.evaluation.report import draft_of
 from cytoray.tasks.multiomic.joint import joint_embedding
 from cytoray.tasks.multiomic.protein_model import ProteinModel
 from cytoray.tasks.multiomic.protein_predictor import LEVEL, ProteinPrediction

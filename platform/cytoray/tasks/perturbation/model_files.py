@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import safetensors
 import safetensors.numpy
 from scipy import sparse
 
+from cytoray.drafts import draft_folder
 from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
 from cytoray.evaluation.perturbation.effects import Effects
 from cytoray.evaluation.perturbation.operator import Fitted, Setting
@@ -59,14 +58,9 @@ def save_model(model: PerturbationPredictor, folder: Path) -> str:
         "model": packed,
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(folder) as draft:
         (draft / ARRAYS).write_bytes(data)
         (draft / MANIFEST).write_bytes(text)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return hashlib.sha256(text).hexdigest()
 
 

@@ -22,9 +22,9 @@ from scipy import sparse
 
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.readers.opening import open_source
+from cytoray.drafts import draft_of, replace_file
 from cytoray.errors import ConflictError, CorpusError
 from cytoray.evaluation.perturbation.effects import measure_effects
-from cytoray.evaluation.report import draft_of, replace_file
 from cytoray.tasks.multiomic.paired import RnaCells
 from cytoray.tasks.multiomic.reading import read_rna_of
 from cytoray.tasks.perturbation.fitting import LEVEL, fit_targets
@@ -178,7 +178,7 @@ def write_prediction(
     predicted = model.predict(names)
     adata = model.predict_cells(names, controls, num_cells=num_cells, seed=seed)
     text = json.dumps(predicted.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    replace_file(listing, text.encode())
     with draft_of(out) as draft:
         adata.write_h5ad(draft)
+        replace_file(listing, text.encode())
     return predicted, [str(out), str(listing)]
