@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from cytoray.evaluation import voters as voters_module
 from cytoray.evaluation.calibration import measure_reliability
-from cytoray.evaluation.classification import macro_f1
+from cytoray.evaluation.classification import macro_f1, macro_f1_of_draws
 from cytoray.evaluation.splits import stratified_folds
 from cytoray.evaluation.stacking import Blend, choose_blend, fit_weights
 from cytoray.evaluation.voters import RECIPES, Expression, Round, disturb, fit_voters
@@ -135,6 +135,15 @@ def test_macro_f1_is_that_of_scikit_learn():
     labels = np.unique(truth)
     expected = f1_score(truth, predicted, average="macro", labels=labels)
     assert macro_f1(truth, predicted, 4) == pytest.approx(expected)
+
+
+def test_macro_f1_of_many_draws_is_that_of_each():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 3, 30), rng.integers(0, 4, 30)
+    draws = [np.flatnonzero(truth > 0), *rng.integers(0, 30, (6, 30))]  # one label is missing from the first
+    times = np.stack([np.bincount(rows, minlength=30) for rows in draws]).astype(float)
+    expected = [macro_f1(truth[rows], predicted[rows], 4) for rows in draws]
+    assert macro_f1_of_draws(times, truth, predicted, 4) == pytest.approx(expected)
 
 
 def make_answers(codes: np.ndarray, sharpness: float, seed: int, *, num_labels: int = 3) -> np.ndarray:

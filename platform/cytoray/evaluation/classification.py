@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from cytoray.errors import CorpusError
 
@@ -105,6 +106,22 @@ def macro_f1(truth: Int64, predicted: Int64, num_labels: int) -> float:
     hits, true, called = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     present = true > 0
     return float((2 * hits[present] / (true + called)[present]).mean())
+
+
+def macro_f1_of_draws(times_DC: Float64, truth: Int64, predicted: Int64, num_labels: int) -> Float64:
+    """Return ``macro_f1`` of each of D draws of C cells, (D,); ``times_DC``: how often each draw has each cell."""
+    hits = _sums_by_code(times_DC * (truth == predicted), truth, num_labels)
+    true, called = (_sums_by_code(times_DC, codes, num_labels) for codes in (truth, predicted))
+    scores: Float64 = (2 * hits / np.maximum(true + called, 1)).sum(axis=1) / (true > 0).sum(axis=1)
+    return scores
+
+
+def _sums_by_code(values_DC: Float64, codes_C: Int64, num_codes: int) -> Float64:
+    """Sum of the values of each code's cells, (D, num_codes)."""
+    num_cells = len(codes_C)
+    members = sparse.csr_matrix((np.ones(num_cells), (np.arange(num_cells), codes_C)), shape=(num_cells, num_codes))
+    sums: Float64 = values_DC @ members
+    return sums
 
 
 def _all_labels(labels: Sequence[str], truth: Sequence[str], predicted: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 
 from cytoray.evaluation.calibration import fit_temperature
-from cytoray.evaluation.classification import macro_f1
+from cytoray.evaluation.classification import macro_f1, macro_f1_of_draws
 from cytoray.evaluation.intervals import draw_rows
 
 Float64 = npt.NDArray[np.float64]
@@ -153,14 +153,19 @@ def _called(blend: Blend, held_out: Mapping[str, Float64]) -> list[Int64]:
 
 def _standard_error(first: Blend, second: Blend, held_out: Mapping[str, Float64], codes_C: Int64, seed: int) -> float:
     """Standard error of the difference of two blends' scores, by the paired bootstrap over cells."""
-    num_labels = len(first.adjustment)
-    pairs = list(zip(_called(first, held_out), _called(second, held_out), strict=True))
-    differences = []
-    for rows in draw_rows(np.arange(len(codes_C)), num_draws=NUM_DRAWS, seed=seed):
-        truth = codes_C[rows]
-        gaps = [_score(truth, a[rows], num_labels) - _score(truth, b[rows], num_labels) for a, b in pairs]
-        differences.append(np.mean(gaps))
-    return float(np.std(differences))
+    num_labels, num_cells = len(first.adjustment), len(codes_C)
+    draws = draw_rows(np.arange(num_cells), num_draws=NUM_DRAWS, seed=seed)
+    times_DC = np.stack([np.bincount(rows, minlength=num_cells) for rows in draws]).astype(np.float64)
+
+    def scores(blend: Blend) -> Float64:
+        """Score of each draw, mean over rounds."""
+        rounds = [
+            (macro_f1_of_draws(times_DC, codes_C, row, num_labels) + times_DC @ (codes_C == row) / num_cells) / 2
+            for row in _called(blend, held_out)
+        ]
+        return np.asarray(np.mean(rounds, axis=0))
+
+    return float(np.std(scores(first) - scores(second)))
 
 
 def _tempered(blend: Blend, held_out: Mapping[str, Float64], codes_C: Int64) -> Blend:

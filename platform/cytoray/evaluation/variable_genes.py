@@ -17,6 +17,7 @@ from scipy import sparse
 Float64 = npt.NDArray[np.float64]
 SPAN = 0.3
 PLACES = 256  # by quantile, and as many evenly spread
+PLACES_AT_ONCE = 32  # bounds the memory: an array holds this many times 30 % of the genes
 
 
 def standardised_variances(matrix: sparse.csr_matrix) -> Float64:
@@ -62,29 +63,40 @@ def smooth(x: Float64, y: Float64) -> Float64:
     xs, ys = x[order], y[order]
     places = np.unique([*np.quantile(xs, np.linspace(0, 1, PLACES)), *np.linspace(xs[0], xs[-1], PLACES)])
     num_near = min(len(xs), max(4, int(SPAN * len(xs) + 1e-5)))
-    fitted = np.array([_parabola(xs, ys, place, num_near) for place in places])
+    fitted = np.concatenate(
+        [_parabolas(xs, ys, some, num_near) for some in np.array_split(places, -(-len(places) // PLACES_AT_ONCE))]
+    )
     smoothed: Float64 = np.interp(x, places, fitted)
     return smoothed
 
 
-def _parabola(xs: Float64, ys: Float64, place: float, num_near: int) -> float:
-    """Value at ``place`` of the parabola through the ``num_near`` nearest of the ascending ``xs``, tricube weights."""
-    left = _first_of_nearest(xs, place, num_near)
-    apart = xs[left : left + num_near] - place
-    reach = max(float(np.abs(apart).max()), np.finfo(float).tiny)
-    weights = np.sqrt(np.clip(1 - (np.abs(apart) / reach) ** 3, 0, None) ** 3)
-    terms_N3 = np.stack([np.ones_like(apart), apart, apart**2], axis=1) * weights[:, None]
-    solution = np.linalg.lstsq(terms_N3, ys[left : left + num_near] * weights, rcond=None)[0]
-    return float(solution[0])
+def _parabolas(xs: Float64, ys: Float64, places_P: Float64, num_near: int) -> Float64:
+    """Value at each place of the parabola through the ``num_near`` nearest of the ascending ``xs``, tricube weights."""
+    first = _first_of_nearest(xs, places_P, num_near)
+    near_xs, near_ys = (np.lib.stride_tricks.sliding_window_view(values, num_near)[first] for values in (xs, ys))
+    apart = near_xs - places_P[:, None]
+    reach = np.maximum(np.abs(apart[:, [0, -1]]).max(axis=1, keepdims=True), np.finfo(float).tiny)
+    apart /= reach  # of the order of 1, so that the normal equations are well conditioned
+    distances = np.abs(apart)
+    terms = 1 - distances * distances * distances
+    terms *= terms * terms  # the weights; then times each power of the distance
+    powers, products = [], []
+    for _ in range(5):
+        powers.append(terms.sum(axis=1))
+        products.append(np.einsum("pn,pn->p", terms, near_ys))
+        terms *= apart
+    moments = np.stack(powers, axis=1)[:, np.add.outer(np.arange(3), np.arange(3))]  # (P, 3, 3)
+    inverse = np.linalg.pinv(moments, rcond=1e-12, hermitian=True)
+    heights: Float64 = np.einsum("pj,pj->p", inverse[:, 0], np.stack(products[:3], axis=1))
+    return heights
 
 
-def _first_of_nearest(xs: Float64, place: float, num_near: int) -> int:
-    """Start of the window of the ``num_near`` values nearest to ``place``."""
-    low, high = 0, len(xs) - num_near
-    while low < high:
+def _first_of_nearest(xs: Float64, places_P: Float64, num_near: int) -> npt.NDArray[np.int64]:
+    """Start (P,) of the window of the ``num_near`` values nearest to each place."""
+    low, high = np.zeros(len(places_P), np.int64), np.full(len(places_P), len(xs) - num_near)
+    while (low < high).any():
         middle = (low + high) // 2
-        if place - xs[middle] > xs[middle + num_near] - place:
-            low = middle + 1
-        else:
-            high = middle
+        last = np.minimum(middle + num_near, len(xs) - 1)
+        is_right = (low < high) & (places_P - xs[middle] > xs[last] - places_P)
+        low, high = np.where(is_right, middle + 1, low), np.where(is_right, high, np.minimum(middle, high))
     return low

@@ -98,6 +98,11 @@ class Expression:
         matrix.data[order] = (means[tie] / lengths).astype(np.float32)
         return matrix
 
+    @cached_property
+    def variability(self) -> Float64:
+        """How variable each gene is, (V,): given its mean if the cells are counts."""
+        return _variances(self.expression) if self.log_normalised else standardised_variances(self.values)
+
     def take(self, rows: Int64) -> Expression:
         """Return some of the cells; views that have been computed are kept."""
         some = replace(self, values=self.values[rows])
@@ -317,8 +322,7 @@ def fit_components(
     """Fit principal components of standardised genes, the most variable ones given their mean."""
     from sklearn.utils.extmath import randomized_svd
 
-    scores = _variances(cells.expression) if cells.log_normalised else standardised_variances(cells.values)
-    genes = most_variable(scores, num_genes)
+    genes = most_variable(cells.variability, num_genes)
     values = cells.view(view)[:, genes].toarray()
     centre, scale = values.mean(axis=0), values.std(axis=0) + np.float32(1e-3)
     plain = GeneFeatures(view, genes, centre, scale)
