@@ -46,3 +46,12 @@ def test_importing_changes_no_environment_and_starts_no_thread():
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_deepspeed_is_imported_without_mlflow():
+    code = (
+        "import sys\nfrom cytoray.training.engine import import_deepspeed\n"
+        "import_deepspeed().initialize\nassert 'mlflow' not in sys.modules\nimport mlflow.tracking\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
+    assert finished.returncode == 0, finished.stderr

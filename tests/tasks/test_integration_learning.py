@@ -61,7 +61,7 @@ def build(base: Path, store: Path, **changes: Any) -> FinetuneIntegrationConfig:
         "integration": IntegrationConfig(batch_key="batch", cells_per_minibatch=16),
         "train": TrainConfig(num_steps=4, cells_per_step=32, checkpoint_every=4),
         "optimizer": OptimizerConfig(learning_rate=1e-3),
-        "workers": WorkersConfig(num_workers=2),
+        "workers": WorkersConfig(num_workers=1),
         "tracking": TrackingConfig(uri="http://127.0.0.1:9", journal_folder=str(store / "journal")),
     }
     return FinetuneIntegrationConfig(**(settings | changes))

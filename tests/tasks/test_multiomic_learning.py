@@ -128,6 +128,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         MultiomicConfig(modalities=(ModalityTokensConfig(name="rna"),))
 
 
+@pytest.mark.slow  # Ray under a task is tested with the other tasks, the steps in training/test_multiomic.py
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(900)
 def test_a_fine_tuned_model_embeds_and_predicts(counts: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_fine_tuned_bundle_predicts(base: Path, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     write_screen(store, others=("unassigned", "dexamethasone"))
     recipe = {"unknown_targets": "condition", "max_tokens": 12}
-    result, record = finetune(build(store, base, perturbation=recipe))
+    result, record = finetune(build(store, base, perturbation=recipe, workers={"num_workers": 1}))
     assert [point["step"] for point in result.checkpoint.state.validation] == [4, 8, 12]
     assert {"delta_error", "pearson_delta", "mean_of_seen_pearson_delta"} <= dict(
         result.checkpoint.state.validation[0]

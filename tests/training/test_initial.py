@@ -47,7 +47,7 @@ def _config(store: Path, tmp_path: Path, initial: str, **changes: object) -> Fin
         label_key="kind",
         train=TrainConfig(num_steps=2, cells_per_step=16),
         optimizer=OptimizerConfig(learning_rate=1e-7),
-        workers=WorkersConfig(num_workers=2, zero_stage=3),
+        workers=WorkersConfig(num_workers=1, zero_stage=3),
         tracking=TrackingConfig(uri="http://127.0.0.1:9", journal_folder=str(tmp_path / "journal")),
         **settings,
     )

@@ -88,7 +88,7 @@ def test_sigterm_stops_after_the_step_and_the_run_goes_on_with_fewer_workers(
 def test_a_run_ends_when_validation_has_stopped_improving(pretrain_config: Callable[..., PretrainConfig]) -> None:
     """With a learning rate that changes no weight, no checkpoint is better than the first."""
     train, optimizer = {"num_steps": 50, "checkpoint_every": 1}, {"learning_rate": 1e-30, "warmup_steps": 0}
-    config = pretrain_config("patient", train=train, optimizer=optimizer)
+    config = pretrain_config("patient", train=train, optimizer=optimizer, workers={"num_workers": 1})
     held_out = ValidationConfig(select="kind == 'B'", max_cells=8, patience=2)
     config = config.model_copy(update={"validation": held_out})
     ended, bundle = pretrain(config)
