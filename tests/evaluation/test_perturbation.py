@@ -54,6 +54,17 @@ def test_a_batch_without_controls_is_compared_with_all_of_them(cells: PerturbedC
     assert np.isfinite(measure_effects(cells.take(kept)).deltas).all()
 
 
+def test_cells_from_two_places_have_the_effects_of_all(cells: PerturbedCells) -> None:
+    is_held = cells.codes == 1
+    held, rest = (cells.take(np.flatnonzero(rows)) for rows in (is_held, ~is_held))
+    assert held.present.tolist() == [1]
+    assert rest.without_empty().names == ("a",)
+    found = measure_effects(held.joined_with(rest).without_empty())
+    np.testing.assert_allclose(found.deltas, measure_effects(cells).deltas, atol=1e-12)
+    alone = held.joined_with(rest.take(np.flatnonzero(rest.codes == CONTROL))).without_empty()
+    np.testing.assert_allclose(measure_effects(alone).deltas, found.deltas[[1]], atol=1e-12)
+
+
 def test_halves_agree_where_there_is_an_effect(cells: PerturbedCells) -> None:
     mask = np.ones((2, 6), bool)
     assert agreement(cells, mask, seed=0).min() > 0.8

@@ -192,6 +192,25 @@ def test_held_out_figures_are_those_of_mean_predictions(store: str, base: Path) 
     assert truth[scored].max() > 0.7
 
 
+def test_effects_of_a_corpus_are_those_of_an_assessment(store: str, base: Path, tmp_path: Path) -> None:
+    cells = write_screen(str(tmp_path))
+    kinds, batches = (np.array(cells[key]) for key in ("perturbation", "batch"))
+    normal = np.log1p(cells["counts"] / cells["counts"].sum(axis=1, keepdims=True) * 1e4)
+    expected = np.zeros(len(GENES))
+    for batch in ("one", "two"):  # half of the cells each
+        here = batches == batch
+        expected += (
+            normal[here & (kinds == "IRF1")].mean(axis=0) - normal[here & (kinds == "control")].mean(axis=0)
+        ) / 2
+    for loss in ("mse", "weighted"):
+        held_out = prepare(build(store, base, perturbation={"batch_key": "batch", "loss": loss}))[2].held_out
+        assert held_out is not None
+        own = held_out.weights[0][~held_out.scored[0]]
+        np.testing.assert_allclose(np.sort(held_out.truth[0])[-3:], np.sort(expected)[-3:], rtol=1e-5)
+        assert held_out.weights.sum() == pytest.approx(1)
+        assert own.any() == (loss == "mse"), "the perturbed gene does not count among weighted ones"
+
+
 def test_losses_weigh_genes_by_their_change(store: str, base: Path) -> None:
     screen, _, objective = prepare(build(store, base, perturbation={"loss": "weighted"}))
     row = objective.gene_weights[screen.names.index("SMAD4")]
