@@ -84,6 +84,15 @@ def test_guides_are_mapped_to_their_targets(form: str) -> None:
     assert name(["control", "NKX2-1", "HLA-A", "STAT1"]).names == ("HLA-A", "NKX2-1", "STAT1"), "genes as they are"
 
 
+def test_genes_with_a_suffix_are_listed() -> None:
+    values = ["control", "STAT1_TSS", "chr3.52_top_two", "chr9.28_top_two", "chr8.1_top_two", "IRF1-KO+SMO", "STAT1"]
+    found = name(values)
+    assert found.names == ("IRF1+SMO", "STAT1", "chr3.52_top_two", "chr8.1_top_two", "chr9.28_top_two")
+    assert found.codes[1] == found.codes[6]
+    assert "2 names are not genes and were taken as the gene before their suffix" in found.warnings[0]
+    assert "(IRF1-KO → IRF1, STAT1_TSS → STAT1)" in found.warnings[0]
+
+
 def test_guides_of_controls_are_controls() -> None:
     found = name(["NTg1", "NTg2", "STAT1g1", "STAT1g2", "IRF1g1"], control="NT")
     assert found.names == ("IRF1", "STAT1")
@@ -316,6 +325,7 @@ def test_unknown_names_and_other_genes_are_refused(folder: Path) -> None:
     with pytest.raises(RequestError, match=r"'IFNGRR1': not a gene.*IFNGR1") as caught:
         model.predict("IFNGRR1")
     assert caught.value.details["unknown"] == ["IFNGRR1"]
+    assert "IFNGR1_KO → IFNGR1" in model.predict("IFNGR1_KO").warnings[0]
     alone = model.predict("TP53")
     assert "TP53: no view knows it" in alone.warnings[0]
     assert alone.confidence[0] == 0

@@ -79,7 +79,7 @@ def test_unassigned_cells_are_left_out_and_counted(store: str) -> None:
     assert screen.batches == ("one", "two")
 
 
-def test_screens_that_cannot_be_used_are_refused(store: str, tmp_path: Path) -> None:
+def test_screens_that_cannot_be_used_are_refused(store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     manifest = load_manifest(store, "cells")
     with pytest.raises(CorpusError, match="no control cells") as caught:
         read_screen(store, manifest, PerturbationConfig(control="controls"), DEFAULT)
@@ -89,13 +89,15 @@ def test_screens_that_cannot_be_used_are_refused(store: str, tmp_path: Path) -> 
     kept_out = tuple(name for name in TARGETS if name != "STAT1")
     with pytest.raises(CorpusError, match=r"has 1 perturbations that can be used \(STAT1\)"):
         read_screen(store, manifest, PerturbationConfig(left_out=kept_out), DEFAULT)
-    write_screen(str(tmp_path), others=("dexamethasone",))
+    write_screen(str(tmp_path), others=("dexamethasone", "IRF9_TSS"))
     manifest = load_manifest(str(tmp_path), "cells")
     with pytest.raises(CorpusError, match="not genes that the model knows: dexamethasone") as caught:
         read_screen(str(tmp_path), manifest, PerturbationConfig(), DEFAULT)
     assert "condition" in caught.value.remedy
     found = read_screen(str(tmp_path), manifest, PerturbationConfig(unknown_targets="leave_out"), DEFAULT)
     assert found.num_left_out == {"dexamethasone": 32}
+    assert found.perturbations["IRF9_TSS"].genes == ("IRF9",)
+    assert "IRF9_TSS → IRF9" in caplog.text
     found = read_screen(str(tmp_path), manifest, PerturbationConfig(unknown_targets="condition"), DEFAULT)
     assert found.conditions == ("dexamethasone",)
 

@@ -11,6 +11,7 @@ import numpy as np
 from cytoray.corpus.manifest import CorpusManifest
 from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, find_members
 from cytoray.errors import CorpusError
+from cytoray.tasks.perturbation.names import suffix_warnings
 from cytoray.tokens.perturbations import Perturbation, is_unassigned, parse_perturbation
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.perturbation_config import PerturbationConfig
@@ -62,6 +63,8 @@ def read_screen(store: str, manifest: CorpusManifest, config: PerturbationConfig
     parsed = {name: parse_perturbation(name, vocabulary=vocabulary, control=config.control) for name in names}
     unused |= {name for name, each in parsed.items() if not each.genes and not each.others}  # controls by another name
     parsed = {name: each for name, each in parsed.items() if name not in unused}
+    for note in suffix_warnings(parsed.values(), f"Corpus {manifest.name!r}, {key}"):
+        logger.warning(note)
     unknown = [name for name, each in parsed.items() if each.others]
     if unknown and config.unknown_targets == "refuse":
         raise CorpusError(

@@ -257,8 +257,8 @@ def _held_out_effects(
         found = _change_weights(everything, own)
         weights = np.stack([found[code] for code in codes.tolist()])
     weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
-    over_panel = [_spread(values, places, size) for values in (truth, mean, weights)]
-    return HeldOutEffects(codes, *over_panel, scored=_spread(~own[codes], places, size).astype(bool))
+    truth, mean, weights, scored = (_spread(values, places, size) for values in (truth, mean, weights, ~own[codes]))
+    return HeldOutEffects(codes, truth, mean, weights, scored.astype(bool))
 
 
 def _change_weights(cells: PerturbedCells, own: npt.NDArray[np.bool_]) -> dict[int, npt.NDArray[np.float64]]:

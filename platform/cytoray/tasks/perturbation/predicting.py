@@ -18,7 +18,8 @@ from cytoray.evaluation.perturbation.cells import make_cells
 from cytoray.evaluation.perturbation.effects import USUAL_CELLS
 from cytoray.tasks.multiomic.paired import RnaCells
 from cytoray.tasks.perturbation.fitting import LEVEL, TargetModel
-from cytoray.tokens.perturbations import parse_perturbation
+from cytoray.tasks.perturbation.names import suffix_warnings
+from cytoray.tokens.perturbations import Perturbation, parse_perturbation
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 Float64 = npt.NDArray[np.float64]
@@ -86,9 +87,10 @@ class PerturbationPredictor:
         if not names:
             raise RequestError("No perturbation was named.", remedy="Name genes, such as STAT1 or STAT1+IRF1.")
         vocabulary = GeneVocabulary.load_default()
-        parsed = [self._parts(name, vocabulary) for name in names]
+        named = [self._parse(name, vocabulary) for name in names]
+        parsed = [tuple(sorted({*each.genes, *each.others})) for each in named]
         predicted = self.targets.predict(parsed)
-        warnings = []
+        warnings = suffix_warnings(named, "the request")
         alone = [
             part
             for part in sorted({part for parts in parsed for part in parts})
@@ -139,10 +141,10 @@ class PerturbationPredictor:
             deltas[row] += weight * (self.targets.effects.deltas[place] - deltas[row])
             confidence[row] = max(confidence[row], weight)
 
-    def _parts(self, name: str, vocabulary: GeneVocabulary) -> tuple[str, ...]:
+    def _parse(self, name: str, vocabulary: GeneVocabulary) -> Perturbation:
         """The parts of a perturbation, each a gene or a known condition."""
         if name in self._known:
-            return (name,)
+            return Perturbation(name, (name,))
         found = parse_perturbation(name, vocabulary=vocabulary, control=self.control, measured=self.genes)
         unknown = [part for part in found.others if part not in self._known]
         if unknown or not (found.genes or found.others):
@@ -153,7 +155,7 @@ class PerturbationPredictor:
                 code="unknown_perturbations",
                 unknown=unknown or [name],
             )
-        return tuple(sorted({*found.genes, *found.others}))
+        return found
 
     def _match(self, controls: RnaCells) -> tuple[npt.NDArray[np.int64], list[str]]:
         """Columns of the model's genes among those of control cells, -1 for missing ones."""
