@@ -8,11 +8,12 @@ from scipy import sparse, stats
 
 from cytoray.evaluation.perturbation import metrics
 from cytoray.evaluation.perturbation.baselines import predict_linear, predict_mean
+from cytoray.evaluation.perturbation.blending import choose_blend
 from cytoray.evaluation.perturbation.ceilings import agreement, crossed_halves, dynamic_range, stratum
 from cytoray.evaluation.perturbation.cell_types import KnownTypes, TypeSetting, choose_for_type, predict_type
 from cytoray.evaluation.perturbation.cells import make_cells
 from cytoray.evaluation.perturbation.effects import CONTROL, Effects, PerturbedCells, measure_effects
-from cytoray.evaluation.perturbation.operator import Setting, choose, choose_share, fit, leave_out
+from cytoray.evaluation.perturbation.operator import Setting, choose, choose_share, fit, leave_out, left_out_means
 from cytoray.evaluation.perturbation.significance import adjust, error_weights, rank_test, t_scores
 from cytoray.evaluation.perturbation.views import view_of_coexpression, view_of_sets, view_of_vectors
 
@@ -169,6 +170,34 @@ def test_an_informative_view_is_chosen_and_noise_falls_back_to_the_mean() -> Non
     assert choose_share(choice.held_out, RNG.normal(size=deltas.shape), known, weights) == 0.0
 
 
+def test_another_model_is_blended_if_it_helps_on_targets_that_it_has_not_seen() -> None:
+    deltas = RNG.normal(size=(12, 40))
+    known, weights = effects(deltas), np.full(deltas.shape, 1 / 40)
+    held_out = left_out_means(known)
+    level = 3 + RNG.normal(size=40)  # of the cells that the other model was trained on
+    good = np.where(np.arange(12)[:, None] < 9, level + deltas + 0.3 * RNG.normal(size=deltas.shape), np.nan)
+    good[:, -1] = np.nan  # a gene that it does not predict
+    choice = choose_blend(held_out, good, known, weights)
+    assert choice.blend is not None
+    assert choice.blend.share >= 0.75
+    assert choice.blend.gain > 0.7
+    assert "on 9 targets left out" in choice.why
+    np.testing.assert_array_equal(choice.held_out[9:], held_out[9:], "not judged")
+    np.testing.assert_array_equal(choice.held_out[:, -1], held_out[:, -1])
+    new = RNG.normal(size=40)
+    mean = deltas.mean(axis=0)
+    found = choice.blend.apply(mean[None], mean, (level + new)[None])[0]
+    assert np.corrcoef((found - mean)[:-1], new[:-1])[0, 1] > 0.8
+    assert found[-1] == mean[-1]
+    bad = choose_blend(held_out, RNG.normal(size=deltas.shape), known, weights)
+    assert bad.blend is None
+    assert "not used: weighted error" in bad.why
+    np.testing.assert_array_equal(bad.held_out, held_out)
+    few = choose_blend(held_out, np.where(np.arange(12)[:, None] < 3, good, np.nan), known, weights)
+    assert few.blend is None
+    assert "3 known targets are new to it, 4 are needed" in few.why
+
+
 def test_views_are_cosines_and_name_what_is_shared() -> None:
     view = view_of_sets("s", {"small": frozenset({"A", "B"}), "large": frozenset({"A", "B", "C", "D"})})
     assert view.similarity(["a"], ["B", "C", "X"])[0] == pytest.approx([1, (0.25 / np.sqrt(0.75 * 0.25)), 0])
@@ -180,7 +209,10 @@ def test_views_are_cosines_and_name_what_is_shared() -> None:
     centred = vectors - vectors.mean(axis=0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     names = list("uvwxyz")
-    found = view_of_vectors("e", names, vectors).similarity(names, names)
+    view = view_of_vectors("e", names, vectors)
+    np.testing.assert_allclose(view.restricted(["u", "v"]).similarity(names, ["v", "u"]), view.similarity(names, "vu"))
+    assert view.restricted(["u", "v"]).features.shape == (6, 2)
+    found = view.similarity(names, names)
     np.testing.assert_allclose(found, centred @ centred.T, atol=1e-12)
     shared = RNG.normal(size=(200, 1))
     expression = np.hstack([shared + 0.1 * RNG.normal(size=(200, 3)), RNG.normal(size=(200, 3))]) + 5

@@ -35,8 +35,9 @@ def parse_perturbation(
 
     A gene may be named by symbol, Ensembl id, an older symbol or an alias, as in a file of cells. ``measured`` are
     further names that count as genes although the vocabulary does not have them. An underscore separates genes alone
-    (not older names of up to three letters). A part that is unknown, such as MRPL9_TSS, is taken as the gene before its last ``_`` or ``-`` if that is a current
-    symbol, an Ensembl id or measured, and the suffix is not a gene itself; ``suffixed`` lists such parts.
+    (not older names of up to three letters). A part that is unknown, such as MRPL9_TSS, is taken as the gene before its
+    last ``_`` or ``-`` if that is a current symbol, an Ensembl id or measured, and the suffix is not a gene itself;
+    ``suffixed`` lists such parts.
     """
     known = _Known(vocabulary, measured)
     genes: dict[str, None] = {}

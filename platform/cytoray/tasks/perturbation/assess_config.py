@@ -15,6 +15,10 @@ PERTURBATION_KEY = (
 )
 GENE_SETS = "A .gmt file (path or s3://…) of gene sets that are used beside the packaged ones; repeatable."
 SCREEN = "File of another screen with the same columns, whose effects are known; repeatable."
+MODEL = (
+    "Model whose vectors of genes are used as well: a bundle or public checkpoint, run:NAME or models:/NAME@ALIAS. The "
+    "effects that one of finetune-perturbation predicts are a candidate, for targets that it was not trained on."
+)
 
 
 class AssessPerturbationConfig(AssessConfig):
@@ -36,8 +40,7 @@ class AssessPerturbationConfig(AssessConfig):
     screen: tuple[Location, ...] = Field((), description=SCREEN)
     model: str | None = Field(
         None,
-        description="Model whose vectors of genes are used as well: a bundle or public checkpoint, run:NAME or "
-        "models:/NAME@ALIAS. Default: $CYTORAY_MODEL.",
+        description=f"{MODEL} Default: $CYTORAY_MODEL.",
     )
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.perturbation.config import FinetunePerturbationConfig
 from cytoray.tasks.perturbation.corpus_screen import CONDITION, Screen, read_screen
+from cytoray.tasks.perturbation.generator import find_generator, keep_earlier_targets
 from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
 from cytoray.tokens.features import extend_vocabulary, feature_token
 from cytoray.tokens.preprocessing import log1p, normalise_total
@@ -101,7 +103,9 @@ def finetune(
     features = {CONDITION: screen.conditions} if screen.conditions else {}
     genes = tuple(vocabulary.tokens[gene] for gene in panel)
     conditions = Conditions(task=TASK, columns=columns, features=features, panel=genes)
-    export = ExportSpec(model, vocabulary, parent=opened.digest, conditions=conditions)
+    earlier = find_generator(base, opened.uri)
+    convert = None if earlier is None else functools.partial(keep_earlier_targets, initial=tuple(earlier.trained_on))
+    export = ExportSpec(model, vocabulary, parent=opened.digest, conditions=conditions, convert=convert)
     return result, export_bundles(config, result, export)
 
 

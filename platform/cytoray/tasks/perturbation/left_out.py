@@ -24,10 +24,10 @@ from cytoray.evaluation.perturbation.cell_types import (
 )
 from cytoray.evaluation.perturbation.effects import CONTROL, Effects, measure_effects
 from cytoray.evaluation.perturbation.significance import adjusted_p_values, error_weights, t_scores
-from cytoray.evaluation.perturbation.views import View
 from cytoray.tasks.perturbation.fitting import fit_targets
 from cytoray.tasks.perturbation.judging import Truth
 from cytoray.tasks.perturbation.knowledge import control_means
+from cytoray.tasks.perturbation.members import Members
 from cytoray.tasks.perturbation.screen import Screen
 from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
@@ -63,7 +63,7 @@ class Units:
 
 
 def leave_targets_out(
-    screen: Screen, views: Mapping[str, View], *, pieces: Pieces, advance: progress.Advance, seed: int
+    screen: Screen, members: Members, *, pieces: Pieces, advance: progress.Advance, seed: int
 ) -> Units:
     """Leave out each target with all perturbations that contain it, in at most MOST_FOLDS folds."""
     targets = screen.targets
@@ -80,7 +80,7 @@ def leave_targets_out(
     folds = [frozenset(targets[place] for place in order[number::num_folds]) for number in range(num_folds)]
     means, found = control_means(screen), []
     for number, held in enumerate(folds):
-        work = functools.partial(_fold, screen, effects, views, means, held)
+        work = functools.partial(_fold, screen, effects, members, means, held)
         answer, reused = pieces.compute(f"targets {number}", work, kinds=(LeftOut,))
         found.append(answer)
         advance(1, f"{', '.join(sorted(held))}: {answer.chosen}", already=reused)
@@ -103,25 +103,40 @@ def leave_targets_out(
     return Units(truth, found, perturbed, [controls] * len(perturbed), sentence)
 
 
-def _fold(screen: Screen, effects: Effects, views: Mapping[str, View], means: Float64, held: frozenset[str]) -> LeftOut:
+def _fold(screen: Screen, effects: Effects, members: Members, means: Float64, held: frozenset[str]) -> LeftOut:
     """Fit on the perturbations without any of the targets held out, and predict those that have one."""
     is_held = np.array([bool(held & set(parts)) for parts in screen.parts])
     train, test = np.flatnonzero(~is_held), np.flatnonzero(is_held)
     known = effects.take(train)
-    fitted = fit_targets(known, [screen.parts[row] for row in train], views, symbols=screen.symbols, means=means)
+    fitted = fit_targets(known, [screen.parts[row] for row in train], members, symbols=screen.symbols, means=means)
     wanted = [screen.parts[row] for row in test]
-    predicted = fitted.model.predict(wanted)
-    linear = predict_linear(known, screen.symbols, ["+".join(parts) for parts in wanted])
+    generated = {} if members.generated is None else dict(members.generated.effects)
+    predicted = fitted.model.predict(wanted, generated)
+    others = {"linear": predict_linear(known, screen.symbols, ["+".join(parts) for parts in wanted])}
+    if generated.keys() >= set(screen.targets):  # else it would not be scored on the same perturbations
+        others["generator"] = _generated_alone(known, [screen.parts[row] for row in train], wanted, generated)
     return LeftOut(
         test,
         predicted.deltas,
         predict_mean(known, len(test)),
-        {"linear": linear},
+        others,
         predicted.confidence,
-        str(fitted.choice.setting),
-        fitted.choice.why,
+        fitted.model.method if held & generated.keys() else str(fitted.choice.setting),
+        fitted.why,
         [reason_text(reason) for reason in predicted.reasons],
     )
+
+
+def _generated_alone(
+    known: Effects,
+    parts: Sequence[tuple[str, ...]],
+    wanted: Sequence[tuple[str, ...]],
+    generated: Mapping[str, Float64],
+) -> Float64:
+    """The generator's effects beyond its mean of known targets, added to the mean of the known effects."""
+    mean = predict_mean(known, 1)[0]
+    centre = np.mean([generated[part] for part in sorted({part for each in parts for part in each})], axis=0)
+    return np.stack([mean + np.nan_to_num(sum(generated[part] - centre for part in each)) for each in wanted])
 
 
 def leave_types_out(screen: Screen, *, pieces: Pieces, advance: progress.Advance, seed: int) -> Units:

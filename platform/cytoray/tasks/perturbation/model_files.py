@@ -16,11 +16,13 @@ from scipy import sparse
 
 from cytoray.drafts import draft_folder
 from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
+from cytoray.evaluation.perturbation.blending import Blend
 from cytoray.evaluation.perturbation.effects import Effects
 from cytoray.evaluation.perturbation.operator import Fitted, Setting
 from cytoray.evaluation.perturbation.views import View
 from cytoray.tasks.packing import kinds_of, pack, unpack
 from cytoray.tasks.perturbation.fitting import Pairs, TargetModel
+from cytoray.tasks.perturbation.members import GeneratorUse
 from cytoray.tasks.perturbation.predicting import PerturbationPredictor
 
 ARRAYS, MANIFEST, FORMAT = "arrays.safetensors", "model.json", "cytoray-perturbations-1"
@@ -86,7 +88,7 @@ def read_model(listing: bytes, data: bytes, *, name: str) -> PerturbationPredict
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         raise DigestError(f"{ARRAYS} of {name} was changed or damaged.", remedy="Copy the model again.")
     try:
-        kinds = kinds_of(TargetModel, Effects, Fitted, Setting, Pairs, StoredView)
+        kinds = kinds_of(TargetModel, Effects, Fitted, Setting, Pairs, StoredView, Blend, GeneratorUse)
         found: TargetModel = unpack(manifest["model"], safetensors.numpy.load(data), kinds)
         views = {key: _view(view) for key, view in found.views.items()}  # type: ignore[arg-type]
         return PerturbationPredictor(

@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cytoray.errors import CorpusError, RequestError
+from cytoray.errors import CorpusError, ModelError, RequestError
 from cytoray.evaluation.perturbation.cells import make_cells
 from cytoray.evaluation.perturbation.effects import USUAL_CELLS
 from cytoray.tasks.multiomic.paired import RnaCells
@@ -21,6 +21,10 @@ from cytoray.tasks.perturbation.fitting import LEVEL, TargetModel
 from cytoray.tasks.perturbation.names import suffix_warnings
 from cytoray.tokens.perturbations import Perturbation, parse_perturbation
 from cytoray.tokens.vocabulary import GeneVocabulary
+
+if TYPE_CHECKING:
+    from cytoray.tasks.perturbation.generator import Generator
+    from cytoray.tasks.perturbation.members import GeneratorUse
 
 Float64 = npt.NDArray[np.float64]
 FEWEST_KNOWN = 0.5  # share of the model's genes that control cells must have
@@ -77,6 +81,24 @@ class PerturbationPredictor:
     control: str
     perturbation_key: str
     facts: Mapping[str, Any]  # number of cells, choice and its reason; plain JSON
+    generator: Generator | None = None  # if ``targets`` is blended with one
+
+    def with_generator(self, find: Callable[[GeneratorUse], Generator | None]) -> Self:
+        """Return the predictor with the generator that ``find`` returns, if it needs one.
+
+        Raises ModelError if that is None or not the generator of the fit.
+        """
+        use = self.targets.generator
+        if use is None:
+            return self
+        found = find(use)
+        if found is None or found.weights != use.weights:
+            raise ModelError(
+                f"This perturbation model predicts with the generator {use.uri}"
+                + ("." if found is None else f", which {found.uri} is not: their digests differ."),
+                remedy="Give that generator, attach the model to its bundle, or fit the model again.",
+            )
+        return replace(self, generator=found)
 
     def predict_names(self, names: Sequence[str]) -> PerturbationPrediction:
         """Predict perturbations by name: ``STAT1``, or ``STAT1+IRF1``; a known one of the screen has its own effect.
@@ -89,12 +111,15 @@ class PerturbationPredictor:
         vocabulary = GeneVocabulary.load_default()
         named = [self._parse(name, vocabulary) for name in names]
         parsed = [tuple(sorted({*each.genes, *each.others})) for each in named]
-        predicted = self.targets.predict(parsed)
+        generated = self._generated(parsed)
+        predicted = self.targets.predict(parsed, generated)
         warnings = suffix_warnings(named, "the request")
         alone = [
             part
             for part in sorted({part for parts in parsed for part in parts})
-            if not any(view.knows(part) for view in self.targets.views.values()) and part not in self._known
+            if not any(view.knows(part) for view in self.targets.views.values())
+            and part not in self._known
+            and part not in generated
         ]
         if alone:
             warnings.append(f"{', '.join(alone)}: no view knows it, so the mean of the known effects is predicted")
@@ -131,6 +156,14 @@ class PerturbationPredictor:
     @property
     def _known(self) -> frozenset[str]:
         return frozenset(part for parts in self.targets.parts for part in parts)
+
+    def _generated(self, parsed: Sequence[tuple[str, ...]]) -> dict[str, Float64]:
+        """The generator's effects of the targets that it must predict."""
+        targets, use = self.targets.needs_generator(parsed), self.targets.generator
+        if not targets or use is None:
+            return {}
+        assert self.generator is not None, "opened with the model"
+        return self.generator.effects(use, self.targets.symbols, targets)
 
     def _use_measured(self, deltas: Float64, confidence: Float64, row: int, parts: tuple[str, ...]) -> None:
         """Draw a combination that the screen has to its measured effect."""
