@@ -12,6 +12,7 @@ from cytoray.evaluation.perturbation.blending import choose_blend
 from cytoray.evaluation.perturbation.ceilings import agreement, crossed_halves, dynamic_range, stratum
 from cytoray.evaluation.perturbation.cell_types import KnownTypes, TypeSetting, choose_for_type, predict_type
 from cytoray.evaluation.perturbation.cells import make_cells
+from cytoray.evaluation.perturbation.covariates import interpolation_weights, measure_points, spaced
 from cytoray.evaluation.perturbation.effects import CONTROL, Effects, PerturbedCells, measure_effects
 from cytoray.evaluation.perturbation.operator import Setting, choose, choose_share, fit, leave_out, left_out_means
 from cytoray.evaluation.perturbation.significance import adjust, error_weights, rank_test, t_scores
@@ -196,6 +197,39 @@ def test_another_model_is_blended_if_it_helps_on_targets_that_it_has_not_seen() 
     few = choose_blend(held_out, np.where(np.arange(12)[:, None] < 3, good, np.nan), known, weights)
     assert few.blend is None
     assert "3 known targets are new to it, 4 are needed" in few.why
+
+
+def test_effects_are_interpolated_between_the_doses_and_times_that_were_measured() -> None:
+    doses, no = np.array([[1.0], [2.0], [4.0]]), np.array([np.nan])
+    curve = RNG.normal(size=(3, 5))
+    for dose in (1, 1.5, 3, 4, 9):
+        expected = [np.interp(dose, doses[:, 0], gene) for gene in curve.T]
+        np.testing.assert_allclose(interpolation_weights(doses, np.array([dose]), no) @ curve, expected)
+    np.testing.assert_allclose(interpolation_weights(doses, np.array([0.5]), np.zeros(1)), [0.5, 0, 0])
+    np.testing.assert_allclose(interpolation_weights(doses, np.zeros(1), np.zeros(1)), [0, 0, 0], err_msg="no effect")
+    grid = np.array([[1.0, 6.0], [2.0, 6.0], [1.0, 24.0]])  # a dose was measured at one time alone
+    found = interpolation_weights(grid, np.array([1.5, 15.0]), np.array([np.nan, np.nan]))
+    np.testing.assert_allclose(found, [0.25, 0.25, 0.5])
+    wide = np.array([0.1, 1.0, 10.0])
+    steps = np.diff(spaced(wide, wide))
+    assert steps[1] == pytest.approx(steps[0], rel=0.4), "steps of a factor of ten are about equal"
+    np.testing.assert_array_equal(spaced(np.array([6.0, 24.0]), wide), wide)
+
+
+def test_points_are_the_effects_of_their_cells(cells: PerturbedCells) -> None:
+    values = np.where(cells.codes == CONTROL, 0.0, 1.0 + (np.arange(120) // 2) % 2)[:, None]
+    points = measure_points(cells, values)
+    assert points.owners.tolist() == [0, 0, 1, 1]
+    assert points.ranges.tolist() == [[0, 2]]
+    for dose in (1.0, 2.0):
+        kept = np.flatnonzero((values[:, 0] == dose) | (cells.codes == CONTROL))
+        found = points.at(np.array([dose]), names=cells.names)
+        np.testing.assert_allclose(found.deltas, measure_effects(cells.take(kept)).deltas, atol=1e-12)
+    assert not points.at(np.zeros(1), names=cells.names).deltas.any()
+    half = points.at(np.array([1.5]), names=cells.names)
+    np.testing.assert_allclose(half.deltas[1], points.effects.deltas[2:].mean(axis=0))
+    alone = points.take(np.array([1])).at(np.array([1.5]), names=("b",))
+    np.testing.assert_allclose(alone.deltas[0], half.deltas[1])
 
 
 def test_views_are_cosines_and_name_what_is_shared() -> None:

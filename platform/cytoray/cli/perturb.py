@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cytoray.cli.common import STORE, TRACKING, AsJson, print_answer
-from cytoray.tasks.perturbation.assess_config import GENE_SETS, MODEL, PERTURBATION_KEY, SCREEN
+from cytoray.tasks.perturbation.assess_config import COVARIATES, GENE_SETS, MODEL, PERTURBATION_KEY, SCREEN
 
 if TYPE_CHECKING:
     from cytoray.registry.opening import OpenedModel
@@ -30,6 +30,7 @@ def fit(
     perturbation_key: Annotated[str, typer.Option(help=PERTURBATION_KEY)] = "perturbation",
     control: Annotated[str, typer.Option(help="Value of that column in control cells.")] = "control",
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batches.")] = None,
+    covariates: Annotated[str, typer.Option(help=COVARIATES, show_default=False)] = "",
     gene_sets: Annotated[list[str], typer.Option(help=GENE_SETS)] = [],  # noqa: B006
     screen: Annotated[list[str], typer.Option(help=SCREEN)] = [],  # noqa: B006
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
@@ -49,6 +50,7 @@ def fit(
         perturbation_key=perturbation_key,
         control=control,
         batch_key=batch_key,
+        covariates=[name.strip() for name in covariates.split(",") if name.strip()],
         gene_sets=gene_sets,
         screens=screen,
         model=None if model is None else _open_model(model, store, uri),
@@ -72,6 +74,9 @@ def perturb(
     ],
     data: Annotated[str, typer.Option(help="File of control cells: a path or s3://…", show_default=False)],
     out: Annotated[Path, typer.Option(help="h5ad of predicted cells; effects as JSON beside it.", show_default=False)],
+    at: Annotated[
+        list[str], typer.Option(help="Point such as dose=0.5,time=6, of a model with covariates; repeatable.")
+    ] = [],  # noqa: B006
     generator: Annotated[
         str | None, typer.Option(help="Where the generator lies that MODEL predicts with, if it was moved: any URI.")
     ] = None,
@@ -82,15 +87,19 @@ def perturb(
     as_json: AsJson = False,
 ) -> None:
     """Predict what perturbations do: effect per gene with interval, confidence and reason, and predicted cells."""
+    from cytoray.tasks.perturbation.covariates import parse_point, point_text
     from cytoray.tasks.perturbation.left_out import reason_text
     from cytoray.tasks.perturbation.perturbation_model import write_prediction
 
+    points = [parse_point(text) for text in at]
     place = None if generator is None else _open_model(generator, store, uri)
     opened = _open(model, place, store=store, uri=uri)
-    found, files = write_prediction(opened, genes, data, out, num_cells=num_cells, seed=seed)
+    found, files = write_prediction(opened, genes, data, out, at=points, num_cells=num_cells, seed=seed)
     lines = list(found.warnings)
     for row, name in enumerate(found.names):
         most = ", ".join(f"{each['gene']} {each['delta']:+.2f}" for each in found.top(row, num=8))
+        if found.covariates:
+            name += f" ({point_text(tuple(found.covariates[row]), tuple(found.covariates[row].values()))})"
         lines.append(f"{name}: confidence {found.confidence[row]:.2f}. {reason_text(found.reasons[row])}. {most}")
     print_answer(found.as_dict() | {"files": files}, [*lines, *files], as_json=as_json)
 

@@ -154,6 +154,11 @@ def leave_out(kernel: Float64, effects: Effects, ridge: float) -> LeftOut:
     return LeftOut(means, predicted - of_ones * means, confidence)
 
 
+def predict_left_out(setting: Setting, kernels: Kernels, effects: Effects) -> Float64:
+    """Return predictions (P, G) of the known effects by a setting, each without its own."""
+    return _Search(kernels, effects, np.ones_like(effects.deltas)).predictions(setting)[0]
+
+
 def left_out_means(effects: Effects) -> Float64:
     """Return the weighted mean of the other effects (P, G); of a single one, no effect."""
     weights = effects.reliability[:, None]

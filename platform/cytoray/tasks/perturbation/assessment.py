@@ -39,7 +39,9 @@ MOST_TESTED_UNITS, MOST_TESTED_CELLS, MOST_TESTED_GENES = 30, 300, 3_000  # of r
 def run_assessment(config: AssessPerturbationConfig, pieces: Pieces) -> AssessedTask:
     """Read the screen that ``config`` names and assess the prediction of its effects; each fold is a piece."""
     started = time.monotonic()
-    columns = Columns(config.perturbation_key, config.control, config.batch_key, config.cell_type_key)
+    columns = Columns(
+        config.perturbation_key, config.control, config.batch_key, config.cell_type_key, config.covariates
+    )
     screen, by_type, warnings = _read(config, columns)
     total = len(set(screen.cell_types or ())) if by_type else min(len(screen.targets), MOST_FOLDS)
     with progress.stage("assess", total=total, unit="folds") as advance:

@@ -18,7 +18,16 @@ import numpy.typing as npt
 
 from cytoray.evaluation.perturbation.blending import Blend, choose_blend
 from cytoray.evaluation.perturbation.effects import Effects
-from cytoray.evaluation.perturbation.operator import Choice, Fitted, Setting, choose, fit, joined, left_out_means
+from cytoray.evaluation.perturbation.operator import (
+    Choice,
+    Fitted,
+    Setting,
+    choose,
+    fit,
+    joined,
+    left_out_means,
+    predict_left_out,
+)
 from cytoray.evaluation.perturbation.significance import error_weights, t_scores
 from cytoray.evaluation.perturbation.views import View
 from cytoray.tasks.perturbation.members import GeneratorUse, Members, effects_of
@@ -180,44 +189,75 @@ def fit_targets(
     If there are only combinations, each is taken as a perturbation of its first part. A generator is blended with the
     operator if that lowers the error on known targets that it was not trained on.
     """
-    views, generated = members.views, members.generated
     singles = np.array([row for row, each in enumerate(parts) if len(each) == 1], np.int64)
     if not len(singles):
         singles = np.arange(len(parts))
-    some = effects.take(singles)
-    targets = [parts[row][0] for row in singles]
-    mask = np.ones(some.deltas.shape, bool)
-    for row, target in enumerate(targets):
-        mask[row, _columns(symbols, (target,))] = False
-    kernels = {name: view.similarity(targets, targets) for name, view in views.items()}
-    # The loss of the target itself says nothing about other targets: its own gene has their mean instead.
-    usual = replace(some, deltas=np.where(mask, some.deltas, left_out_means(some)))
-    scale = error_weights(t_scores(some), mask)
-    choice = choose(kernels, usual, scale)
+    known = _Singles.of(effects.take(singles), [parts[row][0] for row in singles], members.views, symbols)
+    scale, generated = error_weights(t_scores(known.effects), known.mask), members.generated
+    choice = choose(known.kernels, known.usual, scale)
     held_out, blend, why = choice.held_out, None, choice.why
     if generated is not None:
-        other = effects_of(generated.effects, targets, num_genes=len(symbols))
-        found = choose_blend(held_out, other, usual, scale)
+        other = effects_of(generated.effects, known.targets, num_genes=len(symbols))
+        found = choose_blend(held_out, other, known.usual, scale)
         held_out, blend, why = found.held_out, found.blend, f"{why}; generator {found.why}"
-    weights = some.reliability[:, None]
     model = TargetModel(
         symbols=symbols,
         means=means,
-        effects=replace(effects, equal_cells=some.equal_cells),
+        effects=replace(effects, equal_cells=known.effects.equal_cells),
         parts=tuple(parts),
-        views=views,
+        views=members.views,
         singles=singles,
-        fitted=fit(choice.setting, kernels, usual),
-        half_width=_half_width(some.deltas - held_out, mask),
-        own_ratio=_own_ratio(some, symbols, targets),
         pairs=None,
-        estimates=np.where(mask, weights * some.deltas + (1 - weights) * held_out, some.deltas),
         blend=blend,
         generator=generated.use if generated is not None and blend is not None else None,
+        **known.fit(choice.setting, held_out, symbols),
     )
-    return FittedTargets(
-        replace(model, pairs=_fit_pairs(model, generated.effects if generated is not None else NOTHING)), choice, why
-    )
+    pairs = _fit_pairs(model, NOTHING if generated is None else generated.effects)
+    return FittedTargets(replace(model, pairs=pairs), choice, why)
+
+
+def refit_targets(model: TargetModel, effects: Effects) -> TargetModel:
+    """Return a model with other effects of the same perturbations, such as those at a dose; what was chosen stays.
+
+    Combinations are then the sum of their parts, and a generator, which knows no dose, is not used.
+    """
+    targets = [model.parts[row][0] for row in model.singles]
+    some = replace(effects.take(model.singles), equal_cells=model.effects.equal_cells)
+    known = _Singles.of(some, targets, model.views, model.symbols)
+    setting = model.fitted.setting
+    held_out = predict_left_out(setting, known.kernels, known.usual)
+    effects = replace(effects, equal_cells=model.effects.equal_cells)
+    return replace(model, effects=effects, pairs=None, blend=None, **known.fit(setting, held_out, model.symbols))
+
+
+@dataclass(frozen=True, eq=False)
+class _Singles:
+    """The known single perturbations."""
+
+    effects: Effects
+    targets: Sequence[str]
+    kernels: Mapping[str, Float64]  # (S, S) by view
+    mask: npt.NDArray[np.bool_]  # (S, G) genes that are not perturbed
+    usual: Effects  # with the mean of the others for the target itself, whose loss says nothing about other targets
+
+    @staticmethod
+    def of(effects: Effects, targets: Sequence[str], views: Mapping[str, View], symbols: Parts) -> _Singles:
+        mask = np.ones(effects.deltas.shape, bool)
+        for row, target in enumerate(targets):
+            mask[row, _columns(symbols, (target,))] = False
+        kernels = {name: view.similarity(targets, targets) for name, view in views.items()}
+        usual = replace(effects, deltas=np.where(mask, effects.deltas, left_out_means(effects)))
+        return _Singles(effects, targets, kernels, mask, usual)
+
+    def fit(self, setting: Setting, held_out: Float64, symbols: Parts) -> dict[str, Any]:
+        """Return the parts of a model that depend on the effects; ``held_out`` are predictions without their own."""
+        weights, deltas = self.effects.reliability[:, None], self.effects.deltas
+        return {
+            "fitted": fit(setting, self.kernels, self.usual),
+            "half_width": _half_width(deltas - held_out, self.mask),
+            "own_ratio": _own_ratio(self.effects, symbols, self.targets),
+            "estimates": np.where(self.mask, weights * deltas + (1 - weights) * held_out, deltas),
+        }
 
 
 def pair_kernel(
