@@ -117,7 +117,7 @@ def build_engine(module: TrainableModule, config: RunConfig, world_size: int) ->
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, which detects the accelerator then, without MLflow: half the time, for an autotuner not used."""
+    """Import DeepSpeed without MLflow, which takes half of the time for an autotuner that is not used."""
     is_imported = "mlflow" in sys.modules
     if not is_imported:
         sys.modules["mlflow"] = None  # type: ignore[assignment]  # `import mlflow` raises ImportError until it is gone
