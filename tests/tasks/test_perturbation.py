@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 import cytoray
 from cytoray.cli.main import app
 from cytoray.errors import ConfigError, ConflictError, CorpusError, DigestError, NotFoundError, RequestError
+from cytoray.evaluation.perturbation.ceilings import Half
 from cytoray.tasks.perturbation import judging, knowledge
+from cytoray.tasks.perturbation.judging import Answers, Truth, judge
 from cytoray.tasks.perturbation.names import name_perturbations
 from cytoray.tasks.perturbation.reading import dominant, read_screen
 from cytoray.tasks.perturbation.screen import Columns
@@ -233,6 +235,18 @@ def test_targets_left_out(folder: Path, tmp_path: Path) -> None:
     for report in (found, again):
         report.pop("seconds")
     assert found == again
+
+
+def test_predictions_that_differ_in_the_perturbed_genes_alone_are_all_alike() -> None:
+    deltas = np.random.default_rng(0).normal(size=(4, 30))
+    own = np.eye(4, 30, dtype=bool)
+    half = Half(deltas, np.full(deltas.shape, 1 / 30), deltas)
+    truth = Truth(tuple("abcd"), deltas, ~own, np.ones(deltas.shape), np.full(4, 50.0), np.ones(4), (half, half),
+                  ("",) * 4)  # fmt: skip
+    alike = np.where(own, -9.0, deltas.mean(axis=0))
+    rows, _, warnings = judge(truth, Answers(alike, alike, {}, np.ones(4), {}), seed=0)
+    assert rows["diversity_ratio"].product == pytest.approx(0, abs=1e-6)
+    assert any("predictions differ much less" in text for text in warnings)
 
 
 def test_conditions_that_are_no_genes_are_predicted_as_the_mean(tmp_path: Path) -> None:

@@ -164,6 +164,19 @@ def test_a_chosen_generator_answers(folder: Path, tmp_path: Path) -> None:
     assert again.as_dict()["perturbations"][0]["delta"] == new["delta"]
 
 
+def test_vectors_of_genes_are_a_view_of_a_fitted_model(folder: Path, tmp_path: Path) -> None:
+    bundle = build_generator()
+    base = ModelBundle(bundle.model, bundle.vocabulary, TokenizerConfig())  # of a model that is not a generator
+    save_bundle(base, tmp_path / "base")
+    run("perturbations", "fit", "--data", folder / "screen.h5ad", "--batch-key", "batch", "--model", tmp_path / "base",
+        "--out", tmp_path / "model")  # fmt: skip
+    model = cytoray.PerturbationModel.load(tmp_path / "model")
+    assert "model" in model.targets.fitted.setting.views
+    assert model.targets.views["model"].features.shape[1] == len(TARGETS), "no wider than the known targets need"
+    (reason,) = model.predict(NEW).reasons
+    assert {near["target"] for near in reason["parts"][0]["neighbours"]} <= set(PATHWAYS["interferon"])
+
+
 def test_targets_of_the_model_before_count_as_seen() -> None:
     bundle = build_generator()
     generator = find_generator(keep_earlier_targets(bundle, initial=("JAK1", "STAT1+GLI1")), "g")
