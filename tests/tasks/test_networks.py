@@ -24,7 +24,7 @@ from cytoray.tasks.networks.differences import compare_groups
 from cytoray.tasks.networks.network import GeneNetwork, load_network
 from cytoray.tasks.networks.reading import read_known_edges
 
-SMALL: dict[str, Any] = {"num_trees": 20, "block_size": 25, "pool_size": 3, "run_on": "here"}
+SMALL: dict[str, Any] = {"num_trees": 40, "block_size": 25, "pool_size": 3, "run_on": "here"}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_weights_are_learned_from_a_table(data: Path, tmp_path: Path) -> None:
 
 def test_a_gene_is_shown(data: Path, network: GeneNetwork, tmp_path: Path) -> None:
     folder, picture = str(data.parent / "network"), tmp_path / "irf1.png"
-    command = ["networks", "show", folder, "--gene", "IRF1", "--num", "8", "--out", str(picture), "--json"]
+    command = ["networks", "show", folder, "--gene", "IRF1", "--num", "6", "--out", str(picture), "--json"]
     answer = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     targets = [edge["target"] for edge in answer["edges"] if edge["tf"] == "IRF1"]
     assert set(targets) <= set(EDGES["IRF1"])
@@ -139,7 +139,7 @@ def test_a_gene_is_shown(data: Path, network: GeneNetwork, tmp_path: Path) -> No
 
 
 def test_the_command_infers(data: Path, network: GeneNetwork) -> None:
-    options = ["--num-trees", "20", "--block-size", "25", "--pool-size", "3", "--run-on", "here", "--json"]
+    options = ["--num-trees", "40", "--block-size", "25", "--pool-size", "3", "--run-on", "here", "--json"]
     command = ["networks", "infer", "--data", str(data), "--out", str(data.parent / "network"), *options]
     answer = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     assert answer["num_edges"] == len(network.edges)

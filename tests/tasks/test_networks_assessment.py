@@ -21,7 +21,7 @@ from cytoray.errors import ConfigError, CorpusError
 from cytoray.model.bundle import save_bundle
 from cytoray.tasks.networks.assess_config import AssessNetworksConfig
 
-SMALL: dict[str, Any] = {"num_trees": 15, "block_size": 30, "pool_size": 3, "run_on": "here", "gene_sets": "none"}
+SMALL: dict[str, Any] = {"num_trees": 30, "block_size": 30, "pool_size": 3, "run_on": "here", "gene_sets": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def write_screen(path: Path) -> None:
 
 def test_planted_edges_are_found_and_reported(files: Path) -> None:
     options = ["--data", str(files / "cells.h5ad"), "--truth", str(files / "truth.tsv"), "--out", str(files / "report")]
-    options += ["--screen", str(files / "screen.h5ad"), "--num-trees", "15", "--block-size", "30", "--pool-size", "3"]
+    options += ["--screen", str(files / "screen.h5ad"), "--num-trees", "30", "--block-size", "30", "--pool-size", "3"]
     command = ["assess", "networks", *options, "--run-on", "here", "--gene-sets", "none", "--json"]
     found = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     metrics = found["metrics"]

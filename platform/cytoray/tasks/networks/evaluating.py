@@ -11,8 +11,8 @@ import numpy as np
 
 from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.assessment import MetricRow
-from cytoray.tasks.networks.building import rank_evidence
 from cytoray.tasks.networks.candidates import Candidates
+from cytoray.tasks.networks.evidence import score_kinds
 from cytoray.tasks.networks.judging import FEWEST_FACTORS, Product, judge_known, judge_screen
 from cytoray.tasks.networks.network import GeneNetwork
 from cytoray.tasks.networks.screen import read_screen
@@ -54,8 +54,9 @@ def evaluate_network(network: GeneNetwork, known: Known, *, group: str | None = 
                 f"{FEWEST_FACTORS} are needed.",
                 remedy="Give a larger table, or infer a network of more genes.",
             )
+        scored = score_kinds(evidence, network.reliability(group), candidates.valid)
         product = Product(weights, {}, ())
-        metrics, details = judge_known(evidence, rank_evidence(evidence, candidates), product, edges, seed=seed)
+        metrics, details = judge_known(evidence, scored, product, edges, seed=seed)
     if known.screen is not None:
         effects, doubts = read_screen(known.screen, candidates, key=known.perturbation_key, control=known.control)
         warnings += doubts
