@@ -60,8 +60,8 @@ def run_assessment(config: AssessNetworksConfig, pieces: Pieces) -> AssessedTask
             remedy="Give a larger table, raise --num-targets, or lower --min-share.",
         )
     screened = None
-    if config.screen is not None:
-        screened = read_screen(config.screen, prepared.candidates, key=config.perturbation_key, control=config.control)
+    if (screen := config.screen_config()) is not None:
+        screened = read_screen(screen, prepared.candidates)
     evidence, warnings = _evidence(inference, prepared, pieces)
     values, scores = evidence[WHOLE].values, evidence[WHOLE].scores(prepared.candidates.valid)
     if known is not None:
@@ -165,9 +165,10 @@ def _sections(details: Mapping[str, Any]) -> list[Section]:
     )
     sections.append(Section("Halves", text, details_rows(("network", "top", "jaccard"), details["halves"])))
     if "screen" in details:
-        of_screen = ("factor", "num_genes", "num_changed", "product", "baseline", "trees")
+        of_screen = ("factor", "num_genes", "num_changed", "product", "baseline", "trees", "other_factors")
         text = (
-            "AUROC of ranking the genes that change (|t| > 3) in cells without the factor by the weight of its edges."
+            "AUROC of ranking the genes that change (|t| > 3) in cells without the factor by the weight of its edges. "
+            "Other factors: the mean if the edges of any other factor are used instead, which is the floor."
         )
         sections.append(Section("Knock-outs", text, details_rows(of_screen, details["screen"])))
     return sections

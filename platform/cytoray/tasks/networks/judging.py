@@ -109,13 +109,20 @@ def judge_known(
 def judge_screen(
     evidence: Kinds, weights: Float32, effects: list[KnockedOut], *, seed: int
 ) -> tuple[MetricRow, list[dict[str, Any]]]:
-    """Score how well edges of knocked-out factors tell the genes that change; an interval over genes."""
+    """Score how well edges of knocked-out factors find the genes that change; an interval over genes.
+
+    The floor is the mean over all other factors of the network, whose edges are scored as if they were those of the
+    factor that was knocked out: popular targets change, too.
+    """
     size = np.abs(evidence[CORRELATION])
     table = []
     for each in effects:
         own = {"product": weights, "baseline": size, TREES: evidence[TREES]}
         found = {name: pooled_auroc([values[each.row, each.columns]], [each.hits]) for name, values in own.items()}
-        table.append({"factor": each.tf, "num_genes": len(each.hits), "num_changed": int(each.hits.sum()), **found})
+        others = [weights[row, each.columns] for row in range(len(weights)) if row != each.row]
+        floor = pooled_auroc(others, [each.hits] * len(others)) if others else 0.5
+        counts = {"num_genes": len(each.hits), "num_changed": int(each.hits.sum())}
+        table.append({"factor": each.tf, **counts, **found, "other_factors": floor})
     rng = np.random.default_rng(seed)
     gaps = []
     for _ in range(NUM_DRAWS):
@@ -130,8 +137,10 @@ def judge_screen(
         if scores[0] is not None and scores[1] is not None:
             gaps.append(scores[0] - scores[1])
     interval = _percentile(np.array(gaps))
-    mean = {name: float(np.mean([row[name] for row in table])) for name in ("product", "baseline")}
-    row = MetricRow(floor=0.5, interval=interval, verdict=verdict_of(interval), **mean)
+    floor, baseline, product = (
+        float(np.mean([row[name] for row in table])) for name in ("other_factors", "baseline", "product")
+    )
+    row = MetricRow(floor=floor, baseline=baseline, product=product, interval=interval, verdict=verdict_of(interval))
     return row, table
 
 
