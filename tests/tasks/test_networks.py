@@ -72,6 +72,9 @@ def test_the_folder_is_complete_and_readable_elsewhere(network: GeneNetwork, dat
     page = (folder / "report.html").read_text()
     assert "Strongest edges: all" in page
     assert "Programs" in page
+    assert "median of all factors" in page
+    assert all(0 < value <= 1 for kind in again.reliability().values() for value in kind)
+    assert set(again.reliability()) == {"correlation", "pooled_correlation", "trees"}
 
 
 def test_a_rerun_finds_the_network_and_other_settings_do_not_replace_it(data: Path, network: GeneNetwork) -> None:

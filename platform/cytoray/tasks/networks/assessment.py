@@ -160,8 +160,9 @@ def _sections(details: Mapping[str, Any]) -> list[Section]:
         columns = ("member", "factor_auroc", "early_precision_ratio", "precision_ratio")
         sections.append(Section("Evidence", text, details_rows(columns, details["members"])))
     text = (
-        "Jaccard index of the strongest edges of two halves of the cells. Gene sets are equal in both halves, so the "
-        "product's figure above is that of the evidence of cells."
+        "Jaccard index of the strongest edges of two networks, each inferred from a half of the cells alone. Gene sets "
+        "are equal in both halves, so the product's figure above is that of the evidence of cells. Each kind of "
+        "evidence counts by how far halves of those cells repeat it."
     )
     sections.append(Section("Halves", text, details_rows(("network", "top", "jaccard"), details["halves"])))
     if "screen" in details:
