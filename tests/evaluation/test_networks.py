@@ -90,7 +90,7 @@ def test_principal_axes_of_a_sample_of_the_cells_serve_all(
     cells: NetworkCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = components(cells, seed=0)
-    monkeypatch.setattr(networks_cells, "MOST_CELLS_OF_AXES", 150)
+    monkeypatch.setattr(networks_cells, "MOST_CELLS_LOOKED_AT", 150)
     monkeypatch.setattr(networks_cells, "_CELLS_AT_A_TIME", 64)
     sampled = components(cells, seed=0)
     assert sampled.shape == whole.shape

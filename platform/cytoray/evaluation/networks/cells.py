@@ -28,7 +28,7 @@ COUNTS_PER_CELL = 10_000.0
 NUM_COMPONENTS, NUM_VARIABLE = 30, 1_500
 LIMIT = 10.0  # standard deviations at which values are clipped before principal components
 SMALLEST = 1e-9
-MOST_CELLS_OF_AXES = 10_000  # that principal axes are computed from; all cells are projected on them
+MOST_CELLS_LOOKED_AT = 10_000  # by the choice of variable genes and principal axes
 _CELLS_AT_A_TIME, _GENES_AT_A_TIME = 512, 512
 
 
@@ -80,8 +80,7 @@ class NetworkCells:
         """Return some of the cells, with depth standardised over them."""
         if len(rows) == self.num_cells and (np.diff(rows) == 1).all():  # all of them: nothing is copied
             return NetworkCells(self.expression, standardise_depth(self.depth[rows]))
-        some = sparse.csc_matrix(self.expression.tocsr()[rows])
-        return NetworkCells(some, standardise_depth(self.depth[rows]))
+        return NetworkCells(sparse.csc_matrix(self.expression[rows]), standardise_depth(self.depth[rows]))
 
     def residuals(self, genes: Int64) -> Float32:
         """Return standardised expression of some genes without their depth, (C, len(genes)); a constant gene is 0."""
@@ -145,25 +144,23 @@ def pools_of(cells: NetworkCells, *, size: int, num: int, seed: int) -> sparse.c
     return sparse.csr_matrix((shares, nearest.ravel(), indptr), (len(anchors), cells.num_cells))
 
 
-def variable_genes(cells: NetworkCells) -> Int64:
-    """Return the genes that principal components are computed of: the most variable ones, given their mean."""
-    counts = sparse.csr_matrix(cells.expression)
+def variable_genes(cells: NetworkCells, *, num: int = NUM_VARIABLE, seed: int = 0) -> Int64:
+    """Return the ``num`` most variable genes, given their mean; of a random sample of the cells if there are many."""
+    counts = sparse.csr_matrix(cells.expression[_sample(cells.num_cells, seed)])
     counts.data = np.expm1(counts.data)
-    return most_variable(standardised_variances(counts), NUM_VARIABLE)
+    return most_variable(standardised_variances(counts), num)
 
 
 def components(cells: NetworkCells, *, seed: int) -> Float32:
     """Return principal components of the most variable genes without depth, (C, D).
 
-    The axes are those of a random sample of the cells if there are very many.
+    The axes are those of a random sample of the cells if there are many.
     """
     from sklearn.utils.extmath import randomized_svd
 
-    part = cells.select(variable_genes(cells))
+    part = cells.select(variable_genes(cells, seed=seed))
     matrix = sparse.csr_matrix(part.expression)
-    rows = np.arange(part.num_cells)
-    if len(rows) > MOST_CELLS_OF_AXES:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_CELLS_OF_AXES, replace=False))
+    rows = _sample(part.num_cells, seed)
 
     def clipped(some: Int64) -> Float32:
         return np.clip(part.standardise(matrix[some].toarray(), part.depth[some]), -LIMIT, LIMIT)
@@ -197,6 +194,13 @@ def equal_halves(num_cells: int, *, groups: Sequence[str] | None = None, seed: i
     names = np.zeros(num_cells, np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
     order = np.lexsort((rng.random(num_cells), names))
     return np.sort(order[::2]), np.sort(order[1::2])
+
+
+def _sample(num_cells: int, seed: int) -> Int64:
+    """Return the rows of all cells, or of a random sample of them."""
+    if num_cells <= MOST_CELLS_LOOKED_AT:
+        return np.arange(num_cells)
+    return np.sort(np.random.default_rng(seed).choice(num_cells, MOST_CELLS_LOOKED_AT, replace=False))
 
 
 def _mean_squares(expression: sparse.csc_matrix) -> Float64:

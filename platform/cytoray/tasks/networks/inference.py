@@ -32,7 +32,6 @@ from cytoray.evaluation.networks.cells import (
 )
 from cytoray.evaluation.networks.correlation import correlate
 from cytoray.evaluation.networks.trees import Factors, TreeOptions
-from cytoray.evaluation.variable_genes import most_variable, standardised_variances
 from cytoray.tasks.networks.candidates import CORRELATION, POOLED, TREES, Candidates
 from cytoray.tasks.networks.evidence import HALVES, WHOLE, Block, Evidence, Kinds, join_blocks
 from cytoray.tasks.networks.reading import NetworkData
@@ -142,7 +141,9 @@ def choose_candidates(
             "cells.",
             remedy="Lower --min-share, or name factors that are expressed with --tfs.",
         )
-    targets = _most_variable(cells, np.flatnonzero(expressed), num_targets)
+    targets = np.flatnonzero(expressed)
+    if len(targets) > num_targets:
+        targets = targets[variable_genes(cells.select(targets), num=num_targets)]
     kept_too = set(also)
     added = [column for column in np.flatnonzero(expressed).tolist() if data.genes[column] in kept_too]
     targets = np.union1d(targets, added).astype(np.int64)
@@ -158,18 +159,11 @@ def choose_candidates(
     return Candidates(names[0], names[1], tf_columns, targets), warnings
 
 
-def _most_variable(cells: NetworkCells, columns: Int64, num: int) -> Int64:
-    """Return the ``num`` most variable genes of some, given their mean."""
-    if len(columns) <= num:
-        return columns
-    counts = sparse.csr_matrix(cells.expression[:, columns])
-    counts.data = np.expm1(counts.data)
-    return columns[most_variable(standardised_variances(counts), num)]
-
-
 def prepare_work(cells: NetworkCells, candidates: Candidates, options: WorkOptions, *, name: str = "") -> Work:
     """Prepare the work of a group of cells: its halves with their pools, and its cells over the network's genes."""
-    variable = cells.select(variable_genes(cells) if options.pool_size > 1 else np.empty(0, np.int64))
+    variable = cells.select(
+        variable_genes(cells, seed=options.seed) if options.pool_size > 1 else np.empty(0, np.int64)
+    )
     halves = []
     for number, rows in enumerate(equal_halves(cells.num_cells, seed=options.seed)):
         num = max(options.max_pools // 2, 1)
