@@ -5,8 +5,8 @@
 
 One JSON line: the time per target (of blocks that are computed), the peak of memory after each step of the inference,
 what travels to each of Ray's tasks, and how long all targets would take on this machine's cores. Cells are synthetic:
-counts of 20 programs of genes with different depths. What is extrapolated is called so: time is proportional to the
-number of targets, since each has its own trees.
+counts of 20 programs of genes with different depths. The time of all targets is extrapolated: it is
+proportional to their number, since each has its own trees.
 """
 
 # C cells, G genes, T transcription factors

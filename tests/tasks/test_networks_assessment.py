@@ -63,7 +63,7 @@ def test_planted_edges_are_found_and_reported(files: Path) -> None:
     assert metrics["knock_out_auroc"]["product"] > 0.9
     (screened,) = found["details"]["screen"]
     assert screened["factor"] == "IRF1"
-    assert metrics["knock_out_auroc"]["floor"] == screened["other_factors"] < 0.65, "edges of other factors do not tell"
+    assert metrics["knock_out_auroc"]["floor"] == screened["other_factors"] < 0.65, "edges of other factors"
     members = {row["member"]: row for row in found["details"]["members"]}
     assert {"|correlation|", "trees", "product"} <= members.keys()
     assert members["trees"]["factor_auroc"] > 0.9

@@ -34,7 +34,7 @@ def bundle() -> ModelBundle:
     model = bundle.model
     with torch.no_grad():
         model.encoder.embedding.weight[list(tokens)] = torch.tensor(vectors, dtype=torch.float32)
-        model.value_encoder.norm.weight.zero_()  # values say nothing
+        model.value_encoder.norm.weight.zero_()  # values have no effect
         layer = model.transformer_encoder.layers[0].self_attn
         layer.Wqkv.weight.zero_()
         layer.Wqkv.bias.zero_()

@@ -24,8 +24,8 @@ from cytoray.evaluation.networks.cells import Float32, Float64
 Bool = npt.NDArray[np.bool_]
 _STRENGTH = 1.0  # of the penalty of learned weights
 _ROWS_AT_A_TIME = 64
-FEWEST_RIVALS = 3  # targets of a factor among which a correlation of halves says something
-LEAST = 0.01  # reliability: the targets of a factor about which cells say nothing keep their order
+FEWEST_RIVALS = 3  # targets of a factor that a correlation of halves needs
+LEAST = 0.01  # reliability: above 0, so that the targets of a factor without reliable evidence keep their order
 
 
 def percentiles(evidence: Float32, valid: Bool) -> Float32:
@@ -69,8 +69,8 @@ def score_evidence(
 ) -> dict[str, Float32]:
     """Return all evidence as normal scores times their reliability, (T, G) each.
 
-    Evidence without a reliability, as it does not depend on the cells, has the mean of the others': a factor about
-    which the cells say nothing gets no strong edges from it.
+    Evidence without a reliability, as it does not depend on the cells, has the mean of the others': a factor
+    without reliable evidence of cells gets no strong edges from gene sets alone.
     """
     usual = np.mean(list(reliability.values()), axis=0) if reliability else np.ones(len(valid))
     return {

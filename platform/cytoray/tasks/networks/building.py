@@ -79,7 +79,7 @@ def work_options(config: InferNetworksConfig) -> WorkOptions:
 def build_network(config: InferNetworksConfig, pieces: Pieces, *, about: Mapping[str, Any]) -> GeneNetwork:
     """Infer the network of the cells that ``config`` names; blocks among the ``pieces`` are not computed again.
 
-    ``about``: what network.json is to say beside what is found here.
+    ``about``: entries of network.json beside those that are computed here.
     """
     started = time.monotonic()
     prepared = prepare(config)

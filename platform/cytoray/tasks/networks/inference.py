@@ -154,7 +154,9 @@ def choose_candidates(
             remedy="Give cells with more genes, or lower --min-share.",
         )
     if len(targets) < FEW_TARGETS or len(tf_columns) < 3:
-        warnings.append(f"{len(tf_columns)} factors and {len(targets)} targets are few: ranks among them say little")
+        warnings.append(
+            f"{len(tf_columns)} factors and {len(targets)} targets are few: ranks among them are not informative"
+        )
     names = [tuple(data.genes[column] for column in columns) for columns in (tf_columns, targets)]
     return Candidates(names[0], names[1], tf_columns, targets), warnings
 

@@ -70,7 +70,7 @@ class GeneNetwork:
     def reliability(self, group: str | None = None) -> dict[str, npt.NDArray[np.float64]]:
         """Return how reliable each kind of evidence of a group is, of each factor (T,), by halves of the cells.
 
-        Empty if the network does not say so.
+        Empty if the network was inferred without it.
         """
         kinds = self.about.get("reliability", {}).get(self.groups[0] if group is None else group, {})
         return {kind: np.asarray(values, np.float64) for kind, values in kinds.items()}

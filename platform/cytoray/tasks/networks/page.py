@@ -22,8 +22,8 @@ MOST_FACTORS, MOST_PROGRAMS, MOST_RELIABLE = 30, 15, 20
 UNRELIABLE = 0.1
 _ACTIVATES, _REPRESSES = COLOURS[0], COLOURS[2]
 _RELIABILITY = (
-    "How far the order of a factor's targets is the same in two halves of the cells, from 0 to 1. Evidence of an edge "
-    "counts by it, so factors of which the cells say little have no strong edges."
+    "Agreement of two halves of the cells on the order of a factor's targets, from 0 to 1. Evidence is multiplied by "
+    "it, so a factor with unreliable evidence has no strong edges."
 )
 _STYLE = (
     "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;color:#1f2933}img{max-width:100%}"

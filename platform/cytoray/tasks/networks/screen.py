@@ -1,4 +1,4 @@
-"""What a screen says of factors: the genes that change in cells in which a factor was knocked out."""
+"""Effects of the knock-outs of a screen: the genes that change in cells in which a factor was knocked out."""
 
 # C cells, G genes, T transcription factors
 
@@ -47,7 +47,7 @@ def screen_genes(uri: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ScreenConfig:
-    """A file of cells in which genes were knocked out, and the columns of obs that say which."""
+    """A file of cells in which genes were knocked out, and the columns of obs that describe them."""
 
     uri: str
     key: str = "perturbation"
@@ -56,7 +56,7 @@ class ScreenConfig:
 
 
 def read_screen(config: ScreenConfig, candidates: Candidates) -> tuple[list[KnockedOut], list[str]]:
-    """Return the effects of the knock-outs of factors of a network, and warnings about factors that say nothing.
+    """Return the effects of the knock-outs of factors of a network, and warnings about those that are not scored.
 
     Raises CorpusError for a missing column or control, and if no factor of the network was knocked out.
     """
@@ -104,8 +104,8 @@ def read_screen(config: ScreenConfig, candidates: Candidates) -> tuple[list[Knoc
 def stratified_welch(values: sparse.csr_matrix, is_first: Bool, strata: Int64) -> Float64:
     """Return t of Welch's test of each column (C, G), the difference taken within strata of cells (C,).
 
-    A stratum weighs as much as its cells can tell, n m / (n + m) of n and m cells; one without both kinds of cells does
-    not count. 0 for a column that is constant.
+    The weight of a stratum with n and m cells is n m / (n + m), its precision; strata with fewer than three cells of
+    either kind are left out. Constant columns have t = 0.
     """
     differences, errors, total = np.zeros(values.shape[1]), np.zeros(values.shape[1]), 0.0
     for stratum in np.unique(strata):
