@@ -46,8 +46,8 @@ class Simulation:
 
     def submit(self, name: str, lengths: Any, **options: Any) -> Ticket[str]:
         work = Work(name, "kind", np.array(lengths, np.int64), **options)
-        self.scheduler.admit(work, self.now)
         ticket = Ticket(work, now=self.now)
+        self.scheduler.admit(ticket, self.now)
         self._left[name] = len(lengths)
         self.scheduler.add(ticket)
         return ticket

@@ -103,19 +103,19 @@ class Batcher(Generic[Item]):
         with self._lock:
             self._refuse_if_stopped()
             now = self.clock()
+            ticket = Ticket(work, now=now)
             with _counted(self.stats):
-                self._scheduler.admit(work, now)
-            pending = _Pending(Ticket(work, now=now), loop.create_future(), loop, len(work.tokens))
-            self._pending[pending.ticket] = pending
-            self._scheduler.add(pending.ticket)
+                self._scheduler.admit(ticket, now)
+            pending = self._pending[ticket] = _Pending(ticket, loop.create_future(), loop, len(work.tokens))
+            self._scheduler.add(ticket)
             self.stats.requests += 1
             self._dispatch()
         try:
             return await pending.answer
         finally:
             with self._lock:
-                if self._pending.pop(pending.ticket, None) is not None:  # cancelled, as the caller left or a time ended
-                    self._scheduler.drop(pending.ticket)
+                if self._pending.pop(ticket, None) is not None:  # cancelled, as the caller left or a time ended
+                    self._scheduler.drop(ticket)
                     self.stats.cancelled += 1
 
     def refuse_if_overloaded(self, key: str, *, bulk: bool) -> None:
@@ -218,7 +218,7 @@ class Batcher(Generic[Item]):
             pending.left -= len(take.rows)
             if not pending.left:
                 del self._pending[take.ticket]
-                take.ticket.is_over = True
+                self._scheduler.release(take.ticket)
                 self.stats.answered += 1
                 queued_s = pending.started - take.ticket.since
                 outcomes.append((pending, Done(tuple(pending.parts), queued_s, self._progress - pending.started)))

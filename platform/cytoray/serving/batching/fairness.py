@@ -19,7 +19,7 @@ from cytoray.serving.batching.forming import Batch, Draft, IsLost, fill
 from cytoray.serving.batching.queues import Flow, LengthQueue, Ticket
 
 Item = TypeVar("Item")
-COMPANIONS = 32  # callers beyond the first whose cells may fill a batch
+COMPANIONS = 64  # callers beyond the first whose cells may fill a batch
 
 
 class Group(Generic[Item]):
@@ -65,12 +65,8 @@ class Group(Generic[Item]):
     def form(self, now: float, is_lost: IsLost) -> Batch[Item] | None:
         """Form the next batch; None if nothing waits."""
         while self.cells:
-            flows = self._next_flows()
-            draft = self._draft(flows, now, is_lost)
-            for flow in flows:
-                self._activate(flow)
-            if draft is not None:
-                batch = draft.finish()
+            batch = self._form(now, is_lost)
+            if batch is not None:
                 self.served += batch.predicted_s / self.share
                 return batch
         self._flows.clear()  # nobody waits, so that nobody has a claim; and names of callers do not pile up
@@ -79,6 +75,8 @@ class Group(Generic[Item]):
 
     def backlog(self) -> float:
         """Return the predicted seconds of all that waits."""
+        if not self.cells:
+            return 0.0
         return sum(self._costs.of(kind).marginal(*load) for kind, load in self._loads.items())
 
     def backlog_before(self, key: str, own: float) -> float:
@@ -96,23 +94,32 @@ class Group(Generic[Item]):
         heads = [queue.head() for _, _, flow in self._order for queue in flow.waiting()]
         return min((head.ticket.since for head in heads if head is not None), default=None)
 
-    def _draft(self, flows: list[Flow[Item]], now: float, is_lost: IsLost) -> Draft[Item] | None:
-        if not flows:
+    def _form(self, now: float, is_lost: IsLost) -> Batch[Item] | None:
+        """Form a batch of the flow whose turn it is; None if its cells were of requests that are lost."""
+        first = self._next_flow()
+        if first is None:
             return None
-        start = flows[0].served
-        seed = self._seed(flows[0].waiting(), now)
-        draft: Draft[Item] = Draft(seed.kind, self._costs.of(seed.kind), self._config)
-        near = {flow.key: _by_distance(flow.waiting(), seed) for flow in flows}
-        shares = (self._config.target_batch_s / len(flows), self._config.target_batch_s)
-        for share in shares if len(flows) > 1 else shares[1:]:
-            for flow in flows:
-                if draft.is_full:
-                    break
-                flow.served += fill(draft, near[flow.key], share, is_lost=is_lost, remove=self._uncount)
+        start, target = first.served, self._config.target_batch_s
+        seed = self._seed(first.waiting(), now)
+        draft: Draft[Item] = Draft(seed, self._costs.of(seed.kind), self._config)
+
+        def draw(flow: Flow[Item], seconds: float) -> None:
+            near = _by_distance(flow.waiting(), seed)
+            flow.served += fill(draft, near, seconds, is_lost=is_lost, remove=self._uncount)
+
+        flows = [first]
+        draw(first, target / (1 + len(self._order)))
+        while not draft.is_full and len(flows) <= COMPANIONS and (flow := self._next_flow()) is not None:
+            flows.append(flow)
+            draw(flow, target / (len(flows) + len(self._order)))
+        for flow in flows:  # what is left is for those who come first
+            if not draft.is_full:
+                draw(flow, target)
+            self._activate(flow)
         if not draft.cells:
             return None
         self._clock = max(self._clock, start)
-        return draft
+        return draft.finish()
 
     def _seed(self, queues: list[LengthQueue[Item]], now: float) -> LengthQueue[Item]:
         """Choose whose lengths the batch has: the oldest cells if they are overdue, else old ones that fill it."""
@@ -129,17 +136,16 @@ class Group(Generic[Item]):
 
         return queues[0] if len(queues) == 1 else max(queues, key=score)
 
-    def _next_flows(self) -> list[Flow[Item]]:
-        """Take the flows whose turn it is off the heap, the first of which has cells."""
-        found: list[Flow[Item]] = []
-        while self._order and len(found) <= COMPANIONS:
+    def _next_flow(self) -> Flow[Item] | None:
+        """Take the flow whose turn it is off the heap."""
+        while self._order:
             _, _, flow = heapq.heappop(self._order)
             flow.is_active = False
             if flow.waiting():
-                found.append(flow)
-            elif flow.served <= self._clock:
+                return flow
+            if flow.served <= self._clock:
                 self._flows.pop(flow.key, None)
-        return found
+        return None
 
     def _activate(self, flow: Flow[Item]) -> None:
         """Put a flow on the heap, if it is not there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -42,17 +43,17 @@ class Batch(Generic[Item]):
     longest: int
     predicted_s: float = 0.0
 
-    @property
+    @cached_property
     def cells(self) -> int:
         """Number of cells."""
         return sum(len(take.rows) for take in self.takes)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Number of tokens, without padding."""
         return sum(take.tokens for take in self.takes)
 
-    @property
+    @cached_property
     def squares(self) -> int:
         """Sum of the squares of the tokens of each cell."""
         return sum(take.squares for take in self.takes)
@@ -61,8 +62,8 @@ class Batch(Generic[Item]):
 class Draft(Generic[Item]):
     """A batch that is being formed."""
 
-    def __init__(self, kind: Hashable, model: CostModel, config: BatchingConfig) -> None:
-        self.kind = kind
+    def __init__(self, seed: LengthQueue[Item], model: CostModel, config: BatchingConfig) -> None:
+        self.kind, self.bucket = seed.kind, seed.bucket
         self._model = model
         self._seconds_left = config.target_batch_s - model.coefficients.fixed
         self._most_tokens = min(config.max_batch_tokens, model.most_tokens)
@@ -75,6 +76,11 @@ class Draft(Generic[Item]):
         return self.cells > 0 and (
             self._seconds_left <= 0 or (self.cells + 1) * self._longest > self._most_tokens
         )  # fmt: skip
+
+    def accepts(self, queue: LengthQueue[Item]) -> bool:
+        """Whether the length of the next cells of a queue fits to those of the draft."""
+        head = queue.head()
+        return head is not None and self._within_padding(head, max(self._longest, head.longest)) > 0
 
     def draw(self, queue: LengthQueue[Item], seconds: float, *, is_lost: IsLost, remove: Remove) -> float:
         """Move cells from a queue to the draft for at most ``seconds``; returns the seconds that they take."""
@@ -112,11 +118,15 @@ class Draft(Generic[Item]):
     def _room(self, segment: Segment[Item], seconds: float) -> int:
         """Return how many cells of a segment may be added; at least one to an empty draft."""
         longest = max(self._longest, segment.longest)
+        if segment.cells == 1 and self.cells:  # most of what waits under load
+            cost = self._model.marginal(segment.tokens, segment.squares)
+            fits = cost <= seconds and (self.cells + 1) * longest <= self._most_tokens
+            return int(fits and self._within_padding(segment, longest) > 0)
         most = min(segment.cells, self._most_tokens // longest - self.cells, self._within_padding(segment, longest))
         least = 0 if self.cells else 1
         if most <= least:
             return least
-        if most == segment.cells and self._model.marginal(segment.tokens, segment.squares) <= seconds:
+        if segment.cells == most and self._model.marginal(segment.tokens, segment.squares) <= seconds:
             return most
         _, per_token, per_square = self._model.coefficients
         lengths = segment.lengths[:most]
@@ -125,7 +135,7 @@ class Draft(Generic[Item]):
 
     def _within_padding(self, segment: Segment[Item], longest: int) -> int:
         """Return how many cells keep padding within its share, or cheaper than another batch for them would be."""
-        if longest == self._longest == segment.longest or not self.cells:
+        if not self.cells:
             return segment.cells
         waste = self.cells * longest - self._tokens
         each = longest - lowest_length(segment.bucket)  # at most
@@ -146,12 +156,19 @@ def fill(
     is_lost: IsLost,
     remove: Remove,
 ) -> float:
-    """Draw from several queues, in their order; returns the seconds that the cells take."""
+    """Draw from queues, the nearest in length first, for at most ``seconds``; returns the seconds of the cells."""
     spent = 0.0
+    closed: set[bool] = set()  # sides, shorter and longer, where cells would have too much padding
     for queue in queues:
-        if draft.is_full or spent >= seconds:
+        if draft.is_full or spent >= seconds or len(closed) == 2:
             break
-        spent += draft.draw(queue, seconds - spent, is_lost=is_lost, remove=remove)
+        is_longer = queue.bucket > draft.bucket
+        if is_longer in closed:
+            continue
+        if draft.accepts(queue):
+            spent += draft.draw(queue, seconds - spent, is_lost=is_lost, remove=remove)
+        elif queue.bucket != draft.bucket:
+            closed.add(is_longer)
     return spent
 
 

@@ -57,11 +57,6 @@ class Work(Generic[Item]):
     bulk: bool = False
     deadline: float = float("inf")  # by the batcher's clock
 
-    @property
-    def squares(self) -> int:
-        """Sum of the squares of the tokens."""
-        return int(np.square(self.tokens).sum()) if self.whole_squares is None else self.whole_squares
-
 
 class Ticket(Generic[Item]):
     """A request that was admitted; ``cells``, ``tokens`` and ``squares`` are of its cells that wait."""
@@ -105,10 +100,12 @@ class Segment(Generic[Item]):
 
     def take(self, count: int) -> tuple[Int64, int, int]:
         """Remove the first ``count`` cells; returns their rows in the request, the sum of tokens and of squares."""
-        rows = self._rows[self._start : self._start + count]
+        rows = self._rows
         if count == self.cells:
+            rows = rows[self._start :] if self._start else rows
             tokens, squares = self.tokens, self.squares
         else:
+            rows = rows[self._start : self._start + count]
             lengths = self.lengths[:count]
             tokens, squares = int(lengths.sum()), int(np.square(lengths).sum())
         self._start += count
@@ -118,9 +115,10 @@ class Segment(Generic[Item]):
         return rows, tokens, squares
 
     def clear(self) -> None:
-        """Forget the cells."""
+        """Forget the cells, and the request: it may stay in its queue for a while."""
         self._rows = self._lengths = NONE
         self.cells = self.tokens = self.squares = 0
+        del self.ticket
 
 
 class LengthQueue(Generic[Item]):

@@ -10,7 +10,7 @@ from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.batching.costs import Costs, Sample
 from cytoray.serving.batching.fairness import Group
 from cytoray.serving.batching.forming import Batch, Take
-from cytoray.serving.batching.queues import Ticket, Work, bucket_of
+from cytoray.serving.batching.queues import Ticket, bucket_of
 from cytoray.serving.batching.refusals import overloaded, queue_full, too_long
 
 Item = TypeVar("Item")
@@ -39,26 +39,27 @@ class Scheduler(Generic[Item]):
     @property
     def cells(self) -> int:
         """Number of cells that wait."""
-        return sum(group.cells for group in self._groups.values())
+        return self._groups[False].cells + self._groups[True].cells
 
     @property
     def tokens(self) -> int:
         """Number of tokens that wait."""
-        return sum(group.tokens for group in self._groups.values())
+        return self._groups[False].tokens + self._groups[True].tokens
 
     @property
     def has_work(self) -> bool:
         """Whether something waits."""
         return self.cells > 0 or bool(self._parts)
 
-    def admit(self, work: Work[Any], now: float) -> None:
+    def admit(self, ticket: Ticket[Any], now: float) -> None:
         """Raise RequestError (`overloaded`, `deadline_exceeded`) for a request that would not be answered in time."""
-        tokens = int(work.tokens.sum())
+        work = ticket.work
         model, left = self.costs.of(work.kind), work.deadline - now
-        own = (model.coefficients.fixed + model.marginal(tokens, work.squares)) / self._config.parallel_batches
+        own = (model.coefficients.fixed + model.marginal(ticket.tokens, ticket.squares)) / self._config.parallel_batches
         if own > left and model.is_fresh(now):
-            raise too_long(own, left, num_cells=len(work.tokens))
-        if self.tokens and self.tokens + tokens > self._config.max_queued_tokens:
+            raise too_long(own, left, num_cells=ticket.cells)
+        waiting = self.tokens
+        if waiting and waiting + ticket.tokens > self._config.max_queued_tokens:
             raise queue_full(self.wait_s(work.key, work.bulk, own))
         self.admit_caller(work.key, bulk=work.bulk, own=own, left=left)
 
@@ -68,8 +69,7 @@ class Scheduler(Generic[Item]):
         ``own``: its predicted seconds; ``left``: seconds until its deadline.
         """
         most = min(self._config.max_backlog_s, left - own)
-        groups = self._groups.values()
-        if sum(group.backlog() for group in groups) + sum(self._out.values()) <= most or not self.has_work:
+        if not self.has_work or self.backlog_s() <= most:
             return
         if (wait := self.wait_s(key, bulk, own)) > most:
             raise overloaded(wait, excess=wait - most)
@@ -90,8 +90,13 @@ class Scheduler(Generic[Item]):
 
     def drop(self, ticket: Ticket[Item]) -> None:
         """Forget a request: its cells that wait are not computed any more."""
-        ticket.is_over = True
         self._groups[ticket.work.bulk].remove(ticket)
+        self.release(ticket)
+
+    def release(self, ticket: Ticket[Item]) -> None:
+        """Let go of a request that is over; its cells and segments refer to each other."""
+        ticket.is_over = True
+        ticket.segments = ()
 
     def next(self, now: float) -> Batch[Item] | None:
         """Take the next batch off the queue; None if nothing waits."""
@@ -135,9 +140,11 @@ class Scheduler(Generic[Item]):
         """Return when the oldest request that waits arrived."""
         return min((since for group in self._groups.values() if (since := group.oldest()) is not None), default=None)
 
-    def backlog_s(self, *, bulk: bool) -> float:
-        """Return the predicted seconds of what waits of a class."""
-        return self._groups[bulk].backlog()
+    def backlog_s(self, *, bulk: bool | None = None) -> float:
+        """Return the predicted seconds of what waits of a class, or of all that waits and runs."""
+        if bulk is not None:
+            return self._groups[bulk].backlog()
+        return self._groups[False].backlog() + self._groups[True].backlog() + sum(self._out.values())
 
     def _next_part(self) -> Batch[Item] | None:
         """Return a part of a batch that failed; only every other batch is one, so that they delay others little."""
