@@ -156,13 +156,14 @@ class Scheduler(Generic[Item]):
         return None
 
     def _next_whole(self, now: float) -> Batch[Item] | None:
-        """Return a batch of the class that had the least; of interactive requests if both had the same."""
+        """Return a batch of the class that had less of its share; interactive requests have a batch in advance."""
+        advance = self._config.target_batch_s / self._config.interactive_share
 
         def is_lost(ticket: Ticket[Any]) -> bool:
             return self._is_lost(ticket, now)
 
         while waiting := [group for group in self._groups.values() if group.cells]:
-            group = min(waiting, key=lambda group: group.served)
+            group = min(waiting, key=lambda group: group.served - (0.0 if group is self._groups[True] else advance))
             start = group.served
             if (batch := group.form(now, is_lost)) is not None:
                 self._clock = max(self._clock, start)
