@@ -118,7 +118,7 @@ def test_columns_of_one_name_and_id_are_summed(
 
 @pytest.mark.parametrize("has_ids", [False, True])
 def test_two_genomes_get_the_same_answers_everywhere(
-    model: ModelBundle, has_ids: bool, build_service: Any, listen: Any, tmp_path: Path
+    model: ModelBundle, has_ids: bool, build_service: Any, one_by_one: Any, listen: Any, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(5)
     human, mouse = rng.poisson(3.0, (2, 30, len(GENES))).astype(np.float32)
@@ -150,7 +150,7 @@ def test_two_genomes_get_the_same_answers_everywhere(
     np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), wanted, atol=1e-5)
     assert table["label"].to_pylist() == labels
 
-    with Client(listen(build_service(model, max_nonzeros=4000)), cells_per_request=10) as client:
+    with Client(listen(build_service(model, max_nonzeros=4000, batching=one_by_one)), cells_per_request=10) as client:
         with pytest.warns(UserWarning, match="20 of 30 cells have no gene that the model knows: cell10, cell11"):
             answer = client.annotate_adata(adata)
         np.testing.assert_allclose(answer.embeddings, wanted, atol=1e-5)

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 import cytoray
 from cytoray.errors import RequestError
+from cytoray.serving.cell_work import Caller
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
@@ -107,10 +108,17 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
 async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
     _check_media_type(request)
     body = await _read_body(request, limit=service.limits.max_body_bytes)
-    reply = await service.answer(endpoint, body)
+    reply = await service.answer(endpoint, body, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
     headers = reply_headers(request) | {"Server-Timing": timing}
     return Response(reply.content, headers=headers, media_type="application/json")
+
+
+def _caller(request: Request) -> Caller:
+    """Return who asks, as the middleware in front found out."""
+    state = request.scope.get("state", {})
+    kind = state.get("caller_class")
+    return Caller(str(state.get("key_id") or ""), None if kind is None else kind == "bulk")
 
 
 def _check_media_type(request: Request) -> None:

@@ -49,7 +49,7 @@ def load_service(args: AppArgs) -> CellService:
     bundle.model.to(device)
     logger.info("the model runs on %s", device)
     predictor = build_predictor(bundle, empty_cells="nan")
-    return CellService(ServedModel(bundle, predictor, model), limits=args.limits)
+    return CellService(ServedModel(bundle, predictor, model), limits=args.limits, batching=args.batching)
 
 
 def load_model(args: AppArgs) -> tuple[ModelBundle, ModelInfo]:

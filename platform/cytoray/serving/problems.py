@@ -43,6 +43,7 @@ CASES = {
     "client_closed": Case(499, "The client closed the connection"),
     "internal": Case(500, "Internal error of the service"),
     "fitting": Case(503, "The model is being fitted to the genes of this request"),
+    "overloaded": Case(503, "The service has too much work"),
     "model_not_ready": Case(503, "The model is not ready"),
     "deadline_exceeded": Case(504, "The answer took too long"),
 }
@@ -80,9 +81,14 @@ def problem_response(request: Request, code: str, *, detail: str, **members: Any
         "code": code,
         "request_id": request_id_of(request),
     }
-    headers = reply_headers(request) | ({"Retry-After": "1"} if case.status == 503 else {})
+    headers = reply_headers(request) | _retry_after(case.status, members)
     content = json.dumps(members | body, default=str).encode()
     return Response(content, case.status, headers=headers, media_type="application/problem+json")
+
+
+def _retry_after(status: int, members: dict[str, Any]) -> dict[str, str]:
+    """Return the header that says when to send a request again, if the problem may have passed by then."""
+    return {"Retry-After": str(members.get("retry_after_s", 1))} if status in {429, 503} else {}
 
 
 def add_problem_handlers(api: FastAPI) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pydantic_core
+import torch
 
 from cytoray.errors import RequestError, ServingError
-from cytoray.serving.batcher import Batcher, Done
+from cytoray.serving.batching.batcher import Batcher, Done
+from cytoray.serving.batching.config import BatchingConfig
+from cytoray.serving.batching.stats import BatcherStats
+from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
 from cytoray.serving.parsing import SAMPLE, parse_request, select_cells, validate_body
 from cytoray.tasks import task_endpoints
@@ -22,7 +26,6 @@ from cytoray.tasks.messages import CellsRequest, EmptyCells, GeneSummary, ModelI
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneVocabulary
 
-BATCH_TOKENS = 65536  # a few minibatches of the predictor: enough cells to sort by length, and still a short wait
 CANARY_GENES = 8
 CANARY_TOLERANCE = 1e-3  # far above float noise between thread counts, far below the difference to another model
 
@@ -35,22 +38,16 @@ class Reply:
     timings: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A request in the batcher."""
-
-    endpoint: Endpoint[Any, Any]
-    question: Question[Any]
-
-    def cost(self) -> int:
-        """Return the cost of the request in tokens."""
-        return self.endpoint.cost(self.question)
-
-
 class CellService:
     """A service for one model version; its construction tests that the model can answer."""
 
-    def __init__(self, served: ServedModel, *, limits: Limits) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        *,
+        limits: Limits,
+        batching: BatchingConfig = BatchingConfig(),  # noqa: B008 - frozen
+    ) -> None:
         """Run the model on one cell, and load what endpoints need; raises ModelError if it cannot answer."""
         self.limits = limits
         self._served = served
@@ -58,7 +55,11 @@ class CellService:
             served.part(endpoint.load)
         vocabulary = served.bundle.vocabulary
         self._map_genes = lru_cache(maxsize=16)(vocabulary.map_genes)  # clients send the same genes again and again
-        self._batcher = Batcher(self._run_together, cost=_Item.cost, budget=BATCH_TOKENS)
+        self._batching = batching
+        self._batcher: Batcher[Asked] = Batcher(
+            partial(run_parts, served), config=batching, too_large=(MemoryError, torch.OutOfMemoryError)
+        )
+        self._canary_thread = ThreadPoolExecutor(1, thread_name_prefix="cytoray-canary")
         self._canary = _build_canary(vocabulary)
         self._expected = served.predict(self._canary)
 
@@ -77,12 +78,17 @@ class CellService:
         """Length of an embedding."""
         return int(self._expected.embeddings.shape[1])
 
-    async def answer(self, endpoint: Endpoint[Any, Any], body: bytes) -> Reply:
+    @property
+    def stats(self) -> BatcherStats:
+        """Counters of the batcher, for metrics."""
+        return self._batcher.stats
+
+    async def answer(self, endpoint: Endpoint[Any, Any], body: bytes, caller: Caller = Caller()) -> Reply:  # noqa: B008
         """Answer one request body; raises RequestError if the request is invalid or takes too long."""
         endpoint.check(self._served)
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await self._answer(endpoint, body)
+                return await self._answer(endpoint, body, caller)
         except TimeoutError as error:
             raise RequestError(
                 f"No answer within {self.limits.deadline_s:g} s.",
@@ -91,10 +97,14 @@ class CellService:
             ) from error
 
     async def check(self, *, timeout_s: float) -> None:
-        """Check the model by a forward pass of one cell outside the batcher; raises ServingError if that fails."""
-        self._batcher.check(max_age_s=2 * self.limits.deadline_s)
+        """Check progress, and the model by a forward pass of one cell; raises ServingError if one of them fails.
+
+        The cell has a thread of its own: neither waiting requests nor the parsing of others delay it.
+        """
+        self._batcher.check()
+        job = asyncio.wrap_future(self._canary_thread.submit(self._served.predict, self._canary))
         try:
-            seen = await asyncio.wait_for(asyncio.to_thread(self._served.predict, self._canary), timeout_s)
+            seen = await asyncio.wait_for(job, timeout_s)
         except TimeoutError as error:
             raise ServingError(f"One cell took more than {timeout_s:g} s.", remedy="Replace this replica.") from error
         if not np.allclose(seen.embeddings, self._expected.embeddings, atol=CANARY_TOLERANCE):
@@ -102,18 +112,27 @@ class CellService:
 
     def check_ready(self) -> None:
         """Raise ServingError if requests would not be answered."""
-        self._batcher.check(max_age_s=2 * self.limits.deadline_s)
+        self._batcher.check()
+
+    async def drain(self) -> None:
+        """Accept no further requests, and wait until those in the queue are computed."""
+        await self._batcher.drain()
 
     async def close(self) -> None:
         """Stop answering."""
         await self._batcher.close()
+        self._canary_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes) -> Reply:
+    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, caller: Caller) -> Reply:
         start = time.perf_counter()
+        deadline = self._batcher.clock() + self.limits.deadline_s
+        self._batcher.refuse_if_overloaded(caller.key, bulk=bool(caller.is_bulk))  # before any work for it
         question, members = await asyncio.to_thread(self._prepare, endpoint, body)
         prepared = time.perf_counter()
-        done: Done[Any] = await self._batcher.submit(_Item(endpoint, question))
-        content = await asyncio.to_thread(_encode, endpoint, question, done.result, members)
+        asked = Asked(endpoint, question, caller)
+        few = self._batching.interactive_cells
+        done = await self._batcher.submit(asked.work(self._served, deadline=deadline, interactive_cells=few))
+        content = await asyncio.to_thread(_join_and_encode, asked, done, members)
         return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
 
     def _prepare(self, endpoint: Endpoint[Any, Any], body: bytes) -> tuple[Question[Any], dict[str, Any]]:
@@ -135,15 +154,10 @@ class CellService:
         endpoint.admit(self._served, question)
         return question, members
 
-    def _run_together(self, items: Sequence[_Item]) -> list[Any]:
-        """Run several requests, those of endpoints with the same ``run`` as one."""
-        results: list[Any] = [None] * len(items)
-        for run in dict.fromkeys(item.endpoint.run for item in items):
-            places = [place for place, item in enumerate(items) if item.endpoint.run is run]
-            found = run(self._served, [items[place].question for place in places])
-            for place, result in zip(places, found, strict=True):
-                results[place] = result
-        return results
+
+def _join_and_encode(asked: Asked, done: Done[Any], members: dict[str, Any]) -> bytes:
+    """Write the answer to a request whose parts are done."""
+    return _encode(asked.endpoint, asked.question, asked.join(done), members)
 
 
 def _encode(endpoint: Endpoint[Any, Any], question: Question[Any], result: Any, members: dict[str, Any]) -> bytes:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from cytoray.errors import RequestError
 from cytoray.tasks.carried import Carried, genes_are_known
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
+from cytoray.tasks.prediction import is_uniform
 
 if TYPE_CHECKING:
     import anndata
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cytoray.tasks.multiomic.protein_predictor import ProteinPrediction
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 LEVEL = 0.9  # of intervals, see protein_predictor
 OBSM_KEY = "X_protein_predicted"
 
@@ -121,6 +123,13 @@ def predict_proteins(model: ServedModel, questions: Sequence[Question[ProteinsRe
     return found
 
 
+def join_proteins(parts: Sequence[_Found], order: Int64) -> _Found:
+    """Return the prediction for a request from those for its parts, which differ by their cells only."""
+    values = np.concatenate([part.prediction.values for part in parts])[order]
+    names = tuple(map(str, range(len(values))))
+    return replace(parts[0], prediction=replace(parts[0].prediction, values=values, cells=names))
+
+
 def answer_proteins(question: Question[ProteinsRequest], found: _Found) -> dict[str, Any]:
     """Return the proteins of each cell and the header."""
     prediction = found.prediction
@@ -169,6 +178,8 @@ ENDPOINT: Endpoint[ProteinsRequest, _Found] = Endpoint(
     request=ProteinsRequest,
     response=ProteinsResponse,
     run=predict_proteins,
+    join=join_proteins,
+    divides=lambda model, question: is_uniform(question.cells),
     answer=answer_proteins,
     check=CARRIED.check,
     load=load_proteins,
