@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,15 @@ import pydantic_core
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.batcher import Batcher, Done
 from cytoray.serving.config import Limits
-from cytoray.serving.parsing import SAMPLE, parse_request, select_cells, validate_body
+from cytoray.serving.payloads.json_cells import read_message, warm_up
+from cytoray.serving.payloads.media import JSON_FORM, Form
+from cytoray.serving.payloads.parsed import SAMPLE
+from cytoray.serving.payloads.parsing import parse
+from cytoray.serving.payloads.selecting import GeneCache, find_warnings, select_cells
+from cytoray.serving.payloads.stopping import Stop
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint, Question, ServedModel
-from cytoray.tasks.messages import CellsRequest, EmptyCells, GeneSummary, ModelInfo
+from cytoray.tasks.messages import CellsRequest, GeneSummary, ModelInfo
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneVocabulary
 
@@ -57,10 +61,11 @@ class CellService:
         for endpoint in task_endpoints().values():
             served.part(endpoint.load)
         vocabulary = served.bundle.vocabulary
-        self._map_genes = lru_cache(maxsize=16)(vocabulary.map_genes)  # clients send the same genes again and again
+        self._genes = GeneCache(vocabulary.map_genes)
         self._batcher = Batcher(self._run_together, cost=_Item.cost, budget=BATCH_TOKENS)
         self._canary = _build_canary(vocabulary)
         self._expected = served.predict(self._canary)
+        warm_up()
 
     @property
     def model(self) -> ModelInfo:
@@ -77,18 +82,21 @@ class CellService:
         """Length of an embedding."""
         return int(self._expected.embeddings.shape[1])
 
-    async def answer(self, endpoint: Endpoint[Any, Any], body: bytes) -> Reply:
+    async def answer(self, endpoint: Endpoint[Any, Any], body: bytes, form: Form = JSON_FORM) -> Reply:
         """Answer one request body; raises RequestError if the request is invalid or takes too long."""
         endpoint.check(self._served)
+        stop = Stop()
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await self._answer(endpoint, body)
+                return await self._answer(endpoint, body, form, stop)
         except TimeoutError as error:
             raise RequestError(
                 f"No answer within {self.limits.deadline_s:g} s.",
                 remedy="Send fewer cells in one request, or try again later.",
                 code="deadline_exceeded",
             ) from error
+        finally:
+            stop.set()  # threads cannot be cancelled: they look at this
 
     async def check(self, *, timeout_s: float) -> None:
         """Check the model by a forward pass of one cell outside the batcher; raises ServingError if that fails."""
@@ -108,28 +116,34 @@ class CellService:
         """Stop answering."""
         await self._batcher.close()
 
-    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes) -> Reply:
+    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop) -> Reply:
         start = time.perf_counter()
-        question, members = await asyncio.to_thread(self._prepare, endpoint, body)
+        question, members = await asyncio.to_thread(self._prepare, endpoint, body, form, stop)
         prepared = time.perf_counter()
         done: Done[Any] = await self._batcher.submit(_Item(endpoint, question))
         content = await asyncio.to_thread(_encode, endpoint, question, done.result, members)
         return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
 
-    def _prepare(self, endpoint: Endpoint[Any, Any], body: bytes) -> tuple[Question[Any], dict[str, Any]]:
+    def _prepare(
+        self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop
+    ) -> tuple[Question[Any], dict[str, Any]]:
         """Parse a request; returns the question, and the members of its answer that all endpoints share."""
+        stop.check()  # it may have waited for a thread
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
-            asked = Question(validate_body(body, kind=endpoint.request), SparseCells.concatenate([]))
+            message = read_message(body, kind=endpoint.request, limits=self.limits)
+            asked = Question(message, SparseCells.concatenate([]))
             endpoint.admit(self._served, asked)
             return asked, members
-        request = parse_request(body, kind=endpoint.request, limits=self.limits)
-        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids, genomes=request.genomes)
+        request = parse(body, form, kind=endpoint.request, limits=self.limits)
+        stop.check()
+        mapping = self._genes.map(request)
+        stop.check()
         cells = select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
         genes = GeneSummary(
             matched=int((mapping.ids >= 0).sum()), total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
         )
-        members |= {"genes": genes, "warnings": _warnings(cells)}
+        members |= {"genes": genes, "warnings": find_warnings(request, mapping, cells)}
         measured = np.unique(mapping.ids[mapping.ids >= 0])
         question = Question(request.asked, cells, request.cell_ids, measured)
         endpoint.admit(self._served, question)
@@ -152,18 +166,6 @@ def _encode(endpoint: Endpoint[Any, Any], question: Question[Any], result: Any, 
     Floats are written as the shortest decimals of their float64 value, so reading them as float32 is exact.
     """
     return pydantic_core.to_json(members | endpoint.answer(question, result))
-
-
-def _warnings(cells: SparseCells) -> list[EmptyCells]:
-    """Return the warning about cells without any gene, if there are some."""
-    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
-    if len(empty) == 0:
-        return []
-    problem = (
-        f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
-        f" /cells/{empty[0]}; their answers are null."
-    )
-    return [EmptyCells(code="empty_cells", detail=problem, indices=empty.tolist())]
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:
