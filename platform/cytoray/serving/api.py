@@ -111,7 +111,7 @@ async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any
         content_type=request.headers.get("content-type", ""),
         content_encoding=request.headers.get("content-encoding", ""),
         accept=request.headers.get("accept", ""),
-        options=request.query_params,
+        options=request.query_params.multi_items(),
         about_cells=issubclass(endpoint.request, CellsRequest),
     )
     body = await _read_body(request, limit=service.limits.max_body_bytes)

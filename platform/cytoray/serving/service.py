@@ -14,10 +14,10 @@ import pydantic_core
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.batcher import Batcher, Done
 from cytoray.serving.config import Limits
-from cytoray.serving.payloads.json_cells import read_message, warm_up
+from cytoray.serving.payloads.json_cells import warm_up
 from cytoray.serving.payloads.media import JSON_FORM, Form
 from cytoray.serving.payloads.parsed import SAMPLE
-from cytoray.serving.payloads.parsing import parse
+from cytoray.serving.payloads.parsing import parse, parse_message
 from cytoray.serving.payloads.selecting import GeneCache, find_warnings, select_cells
 from cytoray.serving.payloads.stopping import Stop
 from cytoray.tasks import task_endpoints
@@ -131,11 +131,11 @@ class CellService:
         stop.check()  # it may have waited for a thread
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
-            message = read_message(body, kind=endpoint.request, limits=self.limits)
+            message = parse_message(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
             asked = Question(message, SparseCells.concatenate([]))
             endpoint.admit(self._served, asked)
             return asked, members
-        request = parse(body, form, kind=endpoint.request, limits=self.limits)
+        request = parse(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
         stop.check()
         mapping = self._genes.map(request)
         stop.check()

@@ -125,7 +125,7 @@ def _validate(body: bytes, *, kind: type[Asked]) -> Asked:
     except ValidationError as error:
         mistakes = error.errors(include_input=False, include_url=False, include_context=False)
     else:
-        _refuse_repeated_keys(body)
+        refuse_repeated_keys(body)
         return found
     pointer = "".join(f"/{part}" for part in mistakes[0]["loc"])
     raise malformed(
@@ -141,7 +141,7 @@ class _Repeated(dict[str, Any]):
     key: str
 
 
-def _refuse_repeated_keys(body: bytes) -> None:
+def refuse_repeated_keys(body: bytes) -> None:
     """Raise RequestError if an object of a valid body has a key twice: readers differ in which of the values counts."""
     repeated: list[_Repeated] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cytoray.errors import RequestError
@@ -31,7 +31,7 @@ JSON_FORM = Form()
 
 
 def read_form(
-    *, content_type: str, content_encoding: str, accept: str, options: Mapping[str, str], about_cells: bool
+    *, content_type: str, content_encoding: str, accept: str, options: Iterable[tuple[str, str]], about_cells: bool
 ) -> Form:
     """Return the form that the headers of a request describe; RequestError for one that is not supported."""
     bodies, answers = (BODIES, ANSWERS) if about_cells else ((JSON,), (JSON,))
@@ -46,7 +46,12 @@ def read_form(
             accepted=list(bodies),
             encodings=list(ENCODINGS),
         )
-    return Form(media_type, encoding, options, choose_answer(accept, answers))
+    given: dict[str, str] = {}
+    for name, text in options if media_type != JSON else ():
+        if name in given:
+            raise RequestError(f"The query gives {name!r} twice.", remedy="Give it once.", pointer=f"/{name}")
+        given[name] = text
+    return Form(media_type, encoding, given, choose_answer(accept, answers))
 
 
 def choose_answer(accept: str, answers: tuple[str, ...]) -> str:
