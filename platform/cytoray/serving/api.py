@@ -14,11 +14,13 @@ from pydantic.json_schema import models_json_schema
 import cytoray
 from cytoray.errors import RequestError
 from cytoray.serving.cell_work import Caller
+from cytoray.serving.payloads.media import read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint
+from cytoray.tasks.messages import CellsRequest
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
 
@@ -106,9 +108,15 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
 
 
 async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
-    _check_media_type(request)
+    form = read_form(
+        content_type=request.headers.get("content-type", ""),
+        content_encoding=request.headers.get("content-encoding", ""),
+        accept=request.headers.get("accept", ""),
+        options=request.query_params.multi_items(),
+        about_cells=issubclass(endpoint.request, CellsRequest),
+    )
     body = await _read_body(request, limit=service.limits.max_body_bytes)
-    reply = await service.answer(endpoint, body, caller=_caller(request))
+    reply = await service.answer(endpoint, body, form, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
     headers = reply_headers(request) | {"Server-Timing": timing}
     return Response(reply.content, headers=headers, media_type="application/json")
@@ -119,19 +127,6 @@ def _caller(request: Request) -> Caller:
     state = request.scope.get("state", {})
     kind = state.get("caller_class")
     return Caller(str(state.get("key_id") or ""), None if kind is None else kind == "bulk")
-
-
-def _check_media_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if media_type != "application/json" or encoding != "identity":
-        raise RequestError(
-            f"The body has content type {media_type or 'unknown'!r} and encoding {encoding!r}.",
-            remedy="Send JSON with `Content-Type: application/json`, not compressed.",
-            code="unsupported_media_type",
-            pointer="",
-            accepted=["application/json"],
-        )
 
 
 async def _read_body(request: Request, *, limit: int) -> bytes:

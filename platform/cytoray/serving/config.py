@@ -21,6 +21,13 @@ class Limits(Config):
         default=1024, ge=1, description="Maximum number of cells in one request; use an offline job for more."
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Maximum size of a request body in bytes.")
+    max_decoded_bytes: int = Field(
+        default=256 * 2**20, ge=1024, description="Maximum size of a body in bytes after it is decompressed."
+    )
+    max_decoded_ratio: float = Field(
+        default=100.0, ge=1, description="Maximum ratio of the size of a body after and before it is decompressed."
+    )
+    max_genes: int = Field(default=200_000, ge=1, description="Maximum number of genes in one request.")
     max_nonzeros: int = Field(default=4_000_000, ge=1, description="Maximum number of non-zero values in one request.")
     min_gene_overlap: float = Field(
         default=0.1, ge=0, le=1, description="Minimum share of the request's genes that the model must know."

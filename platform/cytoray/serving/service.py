@@ -6,7 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,15 @@ from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.batching.stats import BatcherStats
 from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
-from cytoray.serving.parsing import SAMPLE, parse_request, select_cells, validate_body
+from cytoray.serving.payloads.json_cells import warm_up
+from cytoray.serving.payloads.media import JSON_FORM, Form
+from cytoray.serving.payloads.parsed import SAMPLE
+from cytoray.serving.payloads.parsing import parse, parse_message
+from cytoray.serving.payloads.selecting import GeneCache, find_warnings, select_cells
+from cytoray.serving.payloads.stopping import Stop
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint, Question, ServedModel
-from cytoray.tasks.messages import CellsRequest, EmptyCells, GeneSummary, ModelInfo
+from cytoray.tasks.messages import CellsRequest, GeneSummary, ModelInfo
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneVocabulary
 
@@ -54,7 +59,7 @@ class CellService:
         for endpoint in task_endpoints().values():
             served.part(endpoint.load)
         vocabulary = served.bundle.vocabulary
-        self._map_genes = lru_cache(maxsize=16)(vocabulary.map_genes)  # clients send the same genes again and again
+        self._genes = GeneCache(vocabulary.map_genes)
         self._batching = batching
         self._batcher: Batcher[Asked] = Batcher(
             partial(run_parts, served), config=batching, too_large=(MemoryError, torch.OutOfMemoryError)
@@ -62,6 +67,7 @@ class CellService:
         self._canary_thread = ThreadPoolExecutor(1, thread_name_prefix="cytoray-canary")
         self._canary = _build_canary(vocabulary)
         self._expected = served.predict(self._canary)
+        warm_up()
 
     @property
     def model(self) -> ModelInfo:
@@ -83,18 +89,27 @@ class CellService:
         """Counters of the batcher, for metrics."""
         return self._batcher.stats
 
-    async def answer(self, endpoint: Endpoint[Any, Any], body: bytes, caller: Caller = Caller()) -> Reply:  # noqa: B008
+    async def answer(
+        self,
+        endpoint: Endpoint[Any, Any],
+        body: bytes,
+        form: Form = JSON_FORM,
+        caller: Caller = Caller(),  # noqa: B008
+    ) -> Reply:
         """Answer one request body; raises RequestError if the request is invalid or takes too long."""
         endpoint.check(self._served)
+        stop = Stop()
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await self._answer(endpoint, body, caller)
+                return await self._answer(endpoint, body, form, caller, stop)
         except TimeoutError as error:
             raise RequestError(
                 f"No answer within {self.limits.deadline_s:g} s.",
                 remedy="Send fewer cells in one request, or try again later.",
                 code="deadline_exceeded",
             ) from error
+        finally:
+            stop.set()  # threads cannot be cancelled: they look at this
 
     async def check(self, *, timeout_s: float) -> None:
         """Check progress, and the model by a forward pass of one cell; raises ServingError if one of them fails.
@@ -123,11 +138,11 @@ class CellService:
         await self._batcher.close()
         self._canary_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, caller: Caller) -> Reply:
+    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, caller: Caller, stop: Stop) -> Reply:
         start = time.perf_counter()
         deadline = self._batcher.clock() + self.limits.deadline_s
         self._batcher.refuse_if_overloaded(caller.key, bulk=bool(caller.is_bulk))  # before any work for it
-        question, members = await asyncio.to_thread(self._prepare, endpoint, body)
+        question, members = await asyncio.to_thread(self._prepare, endpoint, body, form, stop)
         prepared = time.perf_counter()
         asked = Asked(endpoint, question, caller)
         few = self._batching.interactive_cells
@@ -135,20 +150,26 @@ class CellService:
         content = await asyncio.to_thread(_join_and_encode, asked, done, members)
         return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
 
-    def _prepare(self, endpoint: Endpoint[Any, Any], body: bytes) -> tuple[Question[Any], dict[str, Any]]:
+    def _prepare(
+        self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop
+    ) -> tuple[Question[Any], dict[str, Any]]:
         """Parse a request; returns the question, and the members of its answer that all endpoints share."""
+        stop.check()  # it may have waited for a thread
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
-            asked = Question(validate_body(body, kind=endpoint.request), SparseCells.concatenate([]))
+            message = parse_message(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+            asked = Question(message, SparseCells.concatenate([]))
             endpoint.admit(self._served, asked)
             return asked, members
-        request = parse_request(body, kind=endpoint.request, limits=self.limits)
-        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids, genomes=request.genomes)
+        request = parse(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+        stop.check()
+        mapping = self._genes.map(request)
+        stop.check()
         cells = select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
         genes = GeneSummary(
             matched=int((mapping.ids >= 0).sum()), total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
         )
-        members |= {"genes": genes, "warnings": _warnings(cells)}
+        members |= {"genes": genes, "warnings": find_warnings(request, mapping, cells)}
         measured = np.unique(mapping.ids[mapping.ids >= 0])
         question = Question(request.asked, cells, request.cell_ids, measured)
         endpoint.admit(self._served, question)
@@ -166,18 +187,6 @@ def _encode(endpoint: Endpoint[Any, Any], question: Question[Any], result: Any, 
     Floats are written as the shortest decimals of their float64 value, so reading them as float32 is exact.
     """
     return pydantic_core.to_json(members | endpoint.answer(question, result))
-
-
-def _warnings(cells: SparseCells) -> list[EmptyCells]:
-    """Return the warning about cells without any gene, if there are some."""
-    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
-    if len(empty) == 0:
-        return []
-    problem = (
-        f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
-        f" /cells/{empty[0]}; their answers are null."
-    )
-    return [EmptyCells(code="empty_cells", detail=problem, indices=empty.tolist())]
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:

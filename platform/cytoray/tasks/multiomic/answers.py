@@ -15,7 +15,7 @@ from pydantic import Field
 from cytoray.errors import RequestError
 from cytoray.tasks.carried import Carried, genes_are_known
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
+from cytoray.tasks.messages import CellsRequest, CellsResponse, Message, Name
 from cytoray.tasks.prediction import is_uniform
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+MOST_PROTEINS = 1_000  # antibody panels have some 300
 LEVEL = 0.9  # of intervals, see protein_predictor
 OBSM_KEY = "X_protein_predicted"
 
@@ -33,7 +34,9 @@ OBSM_KEY = "X_protein_predicted"
 class ProteinsRequest(CellsRequest):
     """Cells over one list of genes, whose proteins are predicted."""
 
-    proteins: list[str] = Field([], description="Names of the proteins to predict; an empty list: all of the model.")
+    proteins: list[Name] = Field(
+        [], max_length=MOST_PROTEINS, description="Names of the proteins to predict; an empty list: all of the model."
+    )
 
 
 class PredictedProtein(Message):

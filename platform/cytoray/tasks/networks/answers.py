@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cytoray.errors import ConfigError, RequestError
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import Message, Response
+from cytoray.tasks.messages import Message, Name, Response
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,13 +23,13 @@ TOKENS_PER_GENE = 64  # what a look-up takes, in tokens of a forward pass
 class NetworksRequest(Message):
     """Genes whose neighbourhood in the network is asked for."""
 
-    genes: list[str] = Field(
+    genes: list[Name] = Field(
         min_length=1, max_length=MOST_GENES, description="Names of genes, as in the data of the network."
     )
     num_edges: int = Field(
         20, ge=1, le=MOST_EDGES, description="Maximum number of regulators, and of targets, of each gene."
     )
-    group: str | None = Field(None, description="Group of cells; null: the first of the network.")
+    group: Name | None = Field(None, description="Group of cells; null: the first of the network.")
 
 
 class NetworkEdge(Message):
