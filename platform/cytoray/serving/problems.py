@@ -26,8 +26,12 @@ class Case(NamedTuple):
 
 CASES = {
     "malformed_payload": Case(400, "The body is not a valid request for this route"),
+    "unsupported_protocol": Case(400, "This service does not speak this protocol"),
+    "unauthenticated": Case(401, "A valid API key is required"),
+    "forbidden": Case(403, "This API key does not allow the request"),
     "not_found": Case(404, "Unknown path"),
     "method_not_allowed": Case(405, "This path does not support this method"),
+    "body_timeout": Case(408, "The request did not arrive in time"),
     "no_labels": Case(409, "This model does not predict cell types"),
     "wrong_model": Case(409, "This model does not answer this kind of request"),
     "too_large": Case(413, "The request exceeds the limits of the service"),
@@ -39,14 +43,20 @@ CASES = {
     "unknown_perturbations": Case(422, "The model does not know these perturbations"),
     "bad_values": Case(422, "Some values are negative or not finite"),
     "bad_matrix": Case(422, "Genes, indices and values are inconsistent"),
+    "rate_limited": Case(429, "The quota of this API key is used up"),
     "http_error": Case(400, "The request could not be handled"),
     "client_closed": Case(499, "The client closed the connection"),
     "internal": Case(500, "Internal error of the service"),
     "fitting": Case(503, "The model is being fitted to the genes of this request"),
     "model_not_ready": Case(503, "The model is not ready"),
+    "overloaded": Case(503, "The service has too many requests"),
+    "draining": Case(503, "The service is being stopped"),
+    "replica_lost": Case(503, "The process that worked on this request has ended"),
     "deadline_exceeded": Case(504, "The answer took too long"),
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+LONGEST_INSTANCE = 256  # characters of a path that are returned
+PROBLEM_TYPE = "application/problem+json"
 _OVERHEAD = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -54,9 +64,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 def request_id_of(request: Request) -> str:
     """Return the id of this request: the client's ``X-Request-Id`` if it is valid, else a new one."""
     if not hasattr(request.state, "request_id"):
-        given = request.headers.get("x-request-id", "")
-        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request.state.request_id = valid_request_id(request.headers.get("x-request-id", ""))
     return str(request.state.request_id)
+
+
+def valid_request_id(given: str) -> str:
+    """Return the client's id of a request if it is short and printable, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def reply_headers(request: Request) -> dict[str, str]:
@@ -71,18 +85,25 @@ def reply_headers(request: Request) -> dict[str, str]:
 def problem_response(request: Request, code: str, *, detail: str, **members: Any) -> Response:
     """Build the problem+json response for ``code``; ``members`` are further fields, such as the bad entries."""
     case = CASES[code]
+    named = {"detail": detail, "instance": request.url.path, "request_id": request_id_of(request)}
+    content = problem_body(code, **named, **members)
+    headers = reply_headers(request) | {"X-Problem-Code": code} | ({"Retry-After": "1"} if case.status == 503 else {})
+    return Response(content, case.status, headers=headers, media_type=PROBLEM_TYPE)
+
+
+def problem_body(code: str, *, detail: str, instance: str, request_id: str, **members: Any) -> bytes:
+    """Encode the problem ``code`` about a request for the path ``instance``."""
+    case = CASES[code]
     body = {
         "type": f"urn:cytoray:problem:{code.replace('_', '-')}",
         "title": case.title,
         "status": case.status,
         "detail": detail,
-        "instance": request.url.path,
+        "instance": instance[:LONGEST_INSTANCE],
         "code": code,
-        "request_id": request_id_of(request),
+        "request_id": request_id,
     }
-    headers = reply_headers(request) | ({"Retry-After": "1"} if case.status == 503 else {})
-    content = json.dumps(members | body, default=str).encode()
-    return Response(content, case.status, headers=headers, media_type="application/problem+json")
+    return json.dumps(members | body, default=str).encode()
 
 
 def add_problem_handlers(api: FastAPI) -> None:

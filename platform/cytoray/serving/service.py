@@ -33,6 +33,7 @@ class Reply:
 
     content: bytes
     timings: dict[str, float]
+    num_cells: int = 0  # that were answered
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class CellService:
         prepared = time.perf_counter()
         done: Done[Any] = await self._batcher.submit(_Item(endpoint, question))
         content = await asyncio.to_thread(_encode, endpoint, question, done.result, members)
-        return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
+        timings = {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}
+        return Reply(content, timings, question.cells.num_cells)
 
     def _prepare(self, endpoint: Endpoint[Any, Any], body: bytes) -> tuple[Question[Any], dict[str, Any]]:
         """Parse a request; returns the question, and the members of its answer that all endpoints share."""
