@@ -8,12 +8,24 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import cytoray
 from cytoray.errors import RequestError
 from cytoray.serving.cell_work import Caller
+from cytoray.serving.edge.config import EdgeConfig
+from cytoray.serving.edge.metrics import (
+    CONTENT_TYPE,
+    EdgeMetrics,
+    Gather,
+    InfoCollector,
+    ProcessMetrics,
+    collect,
+    render,
+)
+from cytoray.serving.edge.middleware import Edge, Parts
 from cytoray.serving.payloads.media import read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
@@ -42,11 +54,19 @@ class _Api(FastAPI):
         return super().openapi()
 
 
-def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
-    """Build the application around ``service``.
+def build_api(service: CellService, *, edge: Parts | None = None, gather: Gather | None = None) -> FastAPI:
+    """Build the application around ``service``, with its edge (default: one without keys).
 
-    ``echo_request_id`` is False if the server in front (Ray Serve's) writes ``X-Request-Id`` itself.
+    ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
     """
+    registry = CollectorRegistry() if edge is None else edge.metrics.registry
+    edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
+    about = service.model.model_dump() | {"cytoray": cytoray.__version__}
+    registry.register(InfoCollector(about))
+
+    async def gather_here() -> list[ProcessMetrics]:
+        """Collect the metrics of this process."""
+        return [collect(registry, process="service")]
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -55,10 +75,12 @@ def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
         await service.close()
 
     api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
-    api.state.echo_request_id = echo_request_id
+    api.state.echo_request_id = edge.echo_request_id
     api.state.model_version = service.model.version
+    api.add_middleware(Edge, parts=edge)
     add_problem_handlers(api)
     _add_probes(api, service)
+    _add_metrics(api, gather or gather_here)
 
     for endpoint in task_endpoints().values():
         _add_endpoint(api, service, endpoint)
@@ -107,6 +129,15 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
         return reply(request, about)
 
 
+def _add_metrics(api: FastAPI, gather: Gather) -> None:
+    """Add the route that Prometheus scrapes."""
+
+    @api.get("/metrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Return the metrics of all processes of the service in Prometheus' text format."""
+        return Response(render(await gather()), headers=reply_headers(request), media_type=CONTENT_TYPE)
+
+
 async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
     form = read_form(
         content_type=request.headers.get("content-type", ""),
@@ -118,7 +149,7 @@ async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any
     body = await _read_body(request, limit=service.limits.max_body_bytes)
     reply = await service.answer(endpoint, body, form, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
-    headers = reply_headers(request) | {"Server-Timing": timing}
+    headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
     return Response(reply.content, headers=headers, media_type="application/json")
 
 

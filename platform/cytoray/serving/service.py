@@ -41,6 +41,7 @@ class Reply:
 
     content: bytes
     timings: dict[str, float]
+    num_cells: int = 0  # that were answered
 
 
 class CellService:
@@ -148,7 +149,8 @@ class CellService:
         few = self._batching.interactive_cells
         done = await self._batcher.submit(asked.work(self._served, deadline=deadline, interactive_cells=few))
         content = await asyncio.to_thread(_join_and_encode, asked, done, members)
-        return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
+        timings = {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}
+        return Reply(content, timings, question.cells.num_cells)
 
     def _prepare(
         self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop
