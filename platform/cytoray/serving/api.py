@@ -13,6 +13,9 @@ from pydantic.json_schema import models_json_schema
 
 import cytoray
 from cytoray.errors import RequestError
+from cytoray.serving.explorer.config import ExplorerConfig
+from cytoray.serving.explorer.hub import Explorer
+from cytoray.serving.explorer.routes import add_explorer
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
@@ -39,16 +42,20 @@ class _Api(FastAPI):
         return super().openapi()
 
 
-def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
+def build_api(service: CellService, *, echo_request_id: bool = True, explorer: ExplorerConfig | None = None) -> FastAPI:
     """Build the application around ``service``.
 
-    ``echo_request_id`` is False if the server in front (Ray Serve's) writes ``X-Request-Id`` itself.
+    ``echo_request_id`` is False if the server in front (Ray Serve's) writes ``X-Request-Id`` itself. ``explorer``
+    configures the page at `/`; without it there is no page.
     """
+    page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         """Close the service when the server ends."""
         yield
+        if page is not None:
+            await page.close()
         await service.close()
 
     api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
@@ -59,6 +66,8 @@ def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
 
     for endpoint in task_endpoints().values():
         _add_endpoint(api, service, endpoint)
+    if page is not None:
+        add_explorer(api, page)
     return api
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
+from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.tracking import TrackingConfig
 
 REGISTRY_SCHEME, RUN_SCHEME = "models:/", "run:"
@@ -55,6 +56,7 @@ class AppArgs(Config):
         64, ge=1, description="Maximum number of requests waiting in the proxy; more get a 503."
     )
     limits: Limits = Field(Limits(), description="Limits of one request.")
+    explorer: ExplorerConfig = Field(ExplorerConfig(), description="The page at `/`.")
 
     @field_validator("model_uri", "cache_folder")
     @classmethod

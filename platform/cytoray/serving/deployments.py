@@ -31,11 +31,11 @@ class CellDeployment:
 
     def __init__(self, args: AppArgs) -> None:
         torch.set_num_threads(args.torch_threads)
-        self._service = load_service(args)
+        self._service, self._explorer = load_service(args), args.explorer
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's HTTP server writes X-Request-Id on every reply; clients would join a second one to it.
-        return build_api(self._service, echo_request_id=False)
+        return build_api(self._service, echo_request_id=False, explorer=self._explorer)
 
     async def check_health(self) -> None:
         """Check the model; Serve calls this every ``HEALTH_PERIOD_S``, and the replica is unhealthy if it raises."""

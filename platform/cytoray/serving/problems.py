@@ -44,6 +44,7 @@ CASES = {
     "internal": Case(500, "Internal error of the service"),
     "fitting": Case(503, "The model is being fitted to the genes of this request"),
     "model_not_ready": Case(503, "The model is not ready"),
+    "too_many_sessions": Case(503, "All sessions of the explorer are in use"),
     "deadline_exceeded": Case(504, "The answer took too long"),
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
