@@ -156,6 +156,14 @@ class StoredCells:
         values = self._normalised(cell.values[order], np.full(len(order), row))
         return list(zip(cell.gene_ids[order].tolist(), values.tolist(), strict=True))
 
+    def expression_of(self, row: int) -> Float32:
+        """Return one cell's expression over the genes of the vocabulary up to the last one measured."""
+        here = slice(self.indptr[row], self.indptr[row + 1])
+        found = np.zeros(len(np.load(self.folder / "by_gene.npy", mmap_mode="r")) - 1, np.float32)
+        values = np.asarray(self.values[here])
+        found[self.gene_ids[here]] = self._normalised(values, np.full(len(values), row))
+        return found
+
     def _normalised(self, values: Float32, rows: npt.NDArray[np.integer]) -> Float32:
         if self.values_are == "expression":
             return values

@@ -149,3 +149,13 @@ def read_column(session: Session, column: Column) -> pa.Array:
 def read_layout(session: Session, name: str) -> Float32:
     """Return the places (C, 2) of a layout."""
     return np.fromfile(session.column(f"layout.{name}"), "<f4").reshape(-1, 2)
+
+
+def read_value(session: Session, column: Column, row: int) -> str | float | None:
+    """Return one cell's value in a column; None if it has none."""
+    is_number = column.kind == "number"
+    kind = np.dtype("<f4" if is_number else "<u2")
+    (value,) = np.fromfile(session.column(column.key), kind, count=1, offset=row * kind.itemsize)
+    if is_number:
+        return None if np.isnan(value) else float(value)
+    return None if value == MISSING else column.categories[int(value)]

@@ -10,12 +10,15 @@ import pydantic_core
 from cytoray.errors import RequestError
 from cytoray.serving.explorer.answering import EMBEDDED, Asker, cell_endpoints, question_about
 from cytoray.serving.explorer.cells import Float32, StoredCells
+from cytoray.serving.explorer.columns import read_value
+from cytoray.serving.explorer.downloads import OWN_GROUPS
+from cytoray.serving.explorer.sessions import Session
 
 TOP_GENES = 15
 
 
-async def describe_cell(service: Asker, cells: StoredCells, row: int) -> dict[str, Any]:
-    """Return the answers to one cell of every endpoint that is about cells, and the genes that it expresses most.
+async def describe_cell(service: Asker, session: Session, cells: StoredCells, row: int) -> dict[str, Any]:
+    """Return the answers to one cell of every endpoint about cells, its strongest genes and its values in the file.
 
     The answers are asked for now, by the requests that any client sends; an endpoint that refuses says why.
     """
@@ -41,6 +44,11 @@ async def describe_cell(service: Asker, cells: StoredCells, row: int) -> dict[st
         "name": cells.names[row],
         "answers": answers,
         "top_genes": [{"gene": tokens[gene], "expression": value} for gene, value in cells.top_genes(row, TOP_GENES)],
+        "columns": [
+            {"group": column.group, "name": column.name, "value": read_value(session, column, row)}
+            for column in session.state.columns
+            if column.group in OWN_GROUPS
+        ],
     }
 
 

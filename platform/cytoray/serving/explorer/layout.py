@@ -14,11 +14,10 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from cytoray.serving.explorer.answering import EMBEDDED, answers_file
 from cytoray.serving.explorer.child import Report, child_main
 from cytoray.serving.explorer.columns import save_layout
+from cytoray.serving.explorer.layout_inputs import read_embeddings
 from cytoray.serving.explorer.sessions import Session
 
 Float32 = npt.NDArray[np.float32]
@@ -38,12 +37,6 @@ def lay_out(folder: Path, options: dict[str, Any], report: Report) -> None:
     if len(components) >= FEWEST_CELLS and np.ptp(components, axis=0).max() > 0:
         _save(folder, "umap", umap_of(components), there)
         report({"layout": "umap"})
-
-
-def read_embeddings(folder: Path) -> Float32:
-    """Read the embeddings (C, D) that the model gave, NaN for a cell without one."""
-    column = pq.read_table(answers_file(folder, EMBEDDED), columns=["embedding"])["embedding"].combine_chunks()
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(column), -1)
 
 
 def principal_components(values_CD: Float32) -> Float32:

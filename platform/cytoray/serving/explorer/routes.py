@@ -17,6 +17,7 @@ from cytoray.serving.explorer.details import describe_cell, gene_expression, mea
 from cytoray.serving.explorer.downloads import ANNOTATED, CSV
 from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.sessions import NewSession, Session
+from cytoray.serving.explorer.shifting import ShiftRequest, shift_cells
 from cytoray.serving.parsing import validate_body
 from cytoray.serving.problems import reply_headers
 
@@ -139,8 +140,17 @@ def _add_contents(router: APIRouter, explorer: Explorer) -> None:
     @router.get("/sessions/{session_id}/cells/{row}")
     async def cell(request: Request, session_id: str, row: int) -> Response:
         """Return the answers to one cell, and its genes."""
-        cells = explorer.cells(explorer.sessions.find(session_id))
-        return JSONResponse(await describe_cell(explorer.service, cells, row), headers=reply_headers(request))
+        session = explorer.sessions.find(session_id)
+        details = await describe_cell(explorer.service, session, explorer.cells(session), row)
+        return JSONResponse(details, headers=reply_headers(request))
+
+    @router.post("/sessions/{session_id}/shift")
+    async def shift(request: Request, session_id: str) -> Response:
+        """Return where some cells would move if a gene were perturbed."""
+        session = explorer.sessions.find(session_id)
+        asked = validate_body(await _read(request, most=MOST_BODY), kind=ShiftRequest)
+        found = await shift_cells(explorer.service, session, explorer.cells(session), asked)
+        return JSONResponse(found, headers=reply_headers(request))
 
 
 def _add_downloads(router: APIRouter, explorer: Explorer) -> None:

@@ -24,7 +24,7 @@ from cytoray.serving.explorer.cells import StoredCells
 from cytoray.serving.explorer.child import Report, child_main
 from cytoray.serving.explorer.columns import read_column, read_layout
 from cytoray.serving.explorer.downloads import ANNOTATED, PREFIX, answer_columns, title_of
-from cytoray.serving.explorer.layout import read_embeddings
+from cytoray.serving.explorer.layout_inputs import read_embeddings
 from cytoray.serving.explorer.sessions import Column, Session
 
 EMBEDDING = "X_scGPT"  # in obsm, as `cytoray embed --h5ad` writes it
