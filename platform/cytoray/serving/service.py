@@ -76,6 +76,11 @@ class CellService:
         return self._served.info
 
     @property
+    def served(self) -> ServedModel:
+        """The model that answers."""
+        return self._served
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Cell types that the model predicts; empty if it only embeds."""
         return self._expected.labels
@@ -111,6 +116,13 @@ class CellService:
             ) from error
         finally:
             stop.set()  # threads cannot be cancelled: they look at this
+
+    async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any]) -> Any:
+        """Answer a question about cells over the model's vocabulary; raises RequestError if it is refused."""
+        endpoint.check(self._served)
+        await asyncio.to_thread(endpoint.admit, self._served, question)
+        done: Done[Any] = await self._batcher.submit(_Item(endpoint, question))
+        return done.result
 
     async def check(self, *, timeout_s: float) -> None:
         """Check progress, and the model by a forward pass of one cell; raises ServingError if one of them fails.
