@@ -27,6 +27,7 @@ from cytoray.model.config import ModelConfig
 from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.serving.api import build_api
+from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.config import Limits
 from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.guard import Guard
@@ -80,12 +81,20 @@ def bundle(build_bundle: Callable[..., ModelBundle]) -> ModelBundle:
 def build_service() -> Callable[..., CellService]:
     """Build a service around a bundle, with another predictor where a test wants to misbehave."""
 
-    def build(bundle: ModelBundle, *, predictor: Any = None, **limits: float) -> CellService:
+    def build(
+        bundle: ModelBundle, *, predictor: Any = None, batching: BatchingConfig | None = None, **limits: float
+    ) -> CellService:
         predictor = predictor or CellPredictor(bundle, empty_cells="nan")
         changed = LIMITS.model_copy(update=limits)
-        return CellService(ServedModel(bundle, predictor, MODEL), limits=changed)
+        return CellService(ServedModel(bundle, predictor, MODEL), limits=changed, batching=batching or BatchingConfig())
 
     return build
+
+
+@pytest.fixture(scope="session")
+def one_by_one() -> BatchingConfig:
+    """Batches of a single cell: every request that can be divided is."""
+    return BatchingConfig(max_batch_tokens=1)
 
 
 @pytest.fixture(scope="session")

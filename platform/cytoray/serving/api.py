@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 import cytoray
 from cytoray.errors import RequestError
+from cytoray.serving.cell_work import Caller
 from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.metrics import (
     CONTENT_TYPE,
@@ -25,11 +26,13 @@ from cytoray.serving.edge.metrics import (
     render,
 )
 from cytoray.serving.edge.middleware import Edge, Parts
+from cytoray.serving.payloads.media import read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint
+from cytoray.tasks.messages import CellsRequest
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
 
@@ -136,25 +139,25 @@ def _add_metrics(api: FastAPI, gather: Gather) -> None:
 
 
 async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
-    _check_media_type(request)
+    form = read_form(
+        content_type=request.headers.get("content-type", ""),
+        content_encoding=request.headers.get("content-encoding", ""),
+        accept=request.headers.get("accept", ""),
+        options=request.query_params.multi_items(),
+        about_cells=issubclass(endpoint.request, CellsRequest),
+    )
     body = await _read_body(request, limit=service.limits.max_body_bytes)
-    reply = await service.answer(endpoint, body)
+    reply = await service.answer(endpoint, body, form, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
     headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
     return Response(reply.content, headers=headers, media_type="application/json")
 
 
-def _check_media_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if media_type != "application/json" or encoding != "identity":
-        raise RequestError(
-            f"The body has content type {media_type or 'unknown'!r} and encoding {encoding!r}.",
-            remedy="Send JSON with `Content-Type: application/json`, not compressed.",
-            code="unsupported_media_type",
-            pointer="",
-            accepted=["application/json"],
-        )
+def _caller(request: Request) -> Caller:
+    """Return who asks, as the middleware in front found out."""
+    state = request.scope.get("state", {})
+    kind = state.get("caller_class")
+    return Caller(str(state.get("key_id") or ""), None if kind is None else kind == "bulk")
 
 
 async def _read_body(request: Request, *, limit: int) -> bytes:

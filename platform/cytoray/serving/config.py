@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Config, Location
 from cytoray.registry.pinning import REGISTERED, RUN, Sources
+from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.edge.addresses import is_loopback
 from cytoray.serving.edge.config import EdgeConfig
 from cytoray.tracking import TrackingConfig
@@ -21,6 +22,13 @@ class Limits(Config):
         default=1024, ge=1, description="Maximum number of cells in one request; use an offline job for more."
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Maximum size of a request body in bytes.")
+    max_decoded_bytes: int = Field(
+        default=256 * 2**20, ge=1024, description="Maximum size of a body in bytes after it is decompressed."
+    )
+    max_decoded_ratio: float = Field(
+        default=100.0, ge=1, description="Maximum ratio of the size of a body after and before it is decompressed."
+    )
+    max_genes: int = Field(default=200_000, ge=1, description="Maximum number of genes in one request.")
     max_nonzeros: int = Field(default=4_000_000, ge=1, description="Maximum number of non-zero values in one request.")
     min_gene_overlap: float = Field(
         default=0.1, ge=0, le=1, description="Minimum share of the request's genes that the model must know."
@@ -56,6 +64,7 @@ class AppArgs(Config):
         64, ge=1, description="Maximum number of requests waiting in the proxy; more get a 503."
     )
     limits: Limits = Field(Limits(), description="Limits of one request.")
+    batching: BatchingConfig = Field(BatchingConfig(), description="Batches and the queue of each replica.")
     edge: EdgeConfig = Field(EdgeConfig(), description="Who may ask the service, and where requests are logged.")
 
     def sources(self) -> Sources:

@@ -68,4 +68,5 @@ def load_service(args: AppArgs, pinned: PinnedModel) -> CellService:
     bundle.model.to(device)
     logger.info("the model runs on %s", device)
     model = ModelInfo(name=pinned.name, version=pinned.version, digest=pinned.digest)
-    return CellService(ServedModel(bundle, build_predictor(bundle, empty_cells="nan"), model), limits=args.limits)
+    served = ServedModel(bundle, build_predictor(bundle, empty_cells="nan"), model)
+    return CellService(served, limits=args.limits, batching=args.batching)
