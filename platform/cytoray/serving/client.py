@@ -8,6 +8,7 @@ Every endpoint of the table of tasks is a method: ``client.map(adata)``, ``clien
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,23 +45,46 @@ _STANDARD_MEMBERS = {
 _SHOWN = 5  # names in a warning
 PATIENCE_S = 900.0  # a large reference takes minutes to be fitted to other genes
 _POLL_S = 1.0  # between requests, while it is
+KEY_VARIABLE = "CYTORAY_API_KEY"
+# Answers that are not the service's: those of Ray Serve, or of another server in front of it.
+_ANSWERS_IN_FRONT = {
+    401: ("A server in front of the service requires credentials.", "Ask its operator."),
+    403: ("A server in front of the service refuses this request.", "Ask its operator."),
+    404: ("No service is deployed at this URL.", "Check the URL, and `serve status` if it is right."),
+    408: ("The time of the server in front of the service is over.", "Lower cells_per_request, or try again later."),
+    413: ("The request is too large for the server in front of the service.", "Lower cells_per_request."),
+    429: ("The service has too many requests.", "Try again later."),
+    500: ("The process that worked on this request has ended, or failed.", "Send it again; see the service's log."),
+    502: ("The server in front of the service got no answer from it.", "Try again later; see the service's log."),
+    503: ("The service is starting, stopping or has too many requests.", "Try again later."),
+    504: ("The time of the server in front of the service is over.", "Lower cells_per_request, or try again later."),
+}
 
 
 class Client:
     """A connection to one service; sends many cells in several requests. Use as a context manager, or ``close`` it."""
 
     def __init__(
-        self, url: str, timeout: float = 60.0, *, cells_per_request: int = 256, patience: float = PATIENCE_S
+        self,
+        url: str,
+        timeout: float = 60.0,
+        *,
+        cells_per_request: int = 256,
+        patience: float = PATIENCE_S,
+        key: str | None = None,
     ) -> None:
         """Connect to the service at ``url``; ``timeout`` in seconds applies to each request.
 
-        ``patience`` is how many seconds a request is repeated while the service is being fitted to its genes.
+        ``patience`` is how many seconds a request is repeated while the service is being fitted to its genes; ``key``
+        is the API key, if the service requires one (default: $CYTORAY_API_KEY).
         """
         if cells_per_request < 1:
             raise RequestError(f"cells_per_request is {cells_per_request}.", remedy="It must be at least 1.")
         self.url = url.rstrip("/")
         self._cells_per_request, self._patience = cells_per_request, patience
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        key = key or os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, headers=headers, trust_env=False)
 
     def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
         """Return the embeddings (C, D) of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
@@ -243,11 +267,10 @@ def _error_of(response: httpx.Response) -> RequestError | ServingError:
     except ValueError:
         problem = None
     if not isinstance(problem, dict) or "code" not in problem:
-        text = " ".join(response.text.split())[:200]
-        remedy = (
-            "Try again later." if response.status_code in (429, 503) else "Check that the URL is a cytoray service."
-        )
-        return ServingError(f"HTTP {response.status_code}: {text}", remedy=remedy, status=response.status_code)
+        status, text = response.status_code, " ".join(response.text.split())[:200]
+        unknown = ("This is not an answer of the service.", "Check that the URL is a cytoray service.")
+        reason, remedy = _ANSWERS_IN_FRONT.get(status, unknown)
+        return ServingError(f"HTTP {status}: {reason} It says: {text or 'nothing'}.", remedy=remedy, status=status)
     details = {key: value for key, value in problem.items() if key not in _STANDARD_MEMBERS | {"problem", "remedy"}}
     if 400 <= response.status_code < 500:
         return RequestError(str(problem["detail"]), code=str(problem["code"]), **details)
