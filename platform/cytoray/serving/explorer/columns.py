@@ -33,7 +33,7 @@ class Place:
 
 
 def save_category(session: Session, place: Place, texts: pa.Array) -> Column | None:
-    """Save C texts as uint16 codes, the commonest category first; None if there are none or too many."""
+    """Save C texts as uint16 codes, the most frequent category first; None if no text or too many are found."""
     encoded = texts.dictionary_encode()
     names = encoded.dictionary.to_pylist()
     if not 1 <= len(names) <= MOST_CATEGORIES:

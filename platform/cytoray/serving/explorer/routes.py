@@ -12,16 +12,18 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from cytoray.errors import RequestError
+from cytoray.serving.config import Limits
 from cytoray.serving.explorer.columns import KEY
 from cytoray.serving.explorer.details import describe_cell, gene_expression, measured_genes
 from cytoray.serving.explorer.downloads import ANNOTATED, CSV
 from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.sessions import NewSession, Session
 from cytoray.serving.explorer.shifting import ShiftRequest, shift_cells
-from cytoray.serving.parsing import validate_body
+from cytoray.serving.payloads.json_cells import read_message
 from cytoray.serving.problems import reply_headers
 
 API = "/explorer/api"
+LIMITS = Limits()  # of the messages of the page
 MOST_BODY = 16_384  # bytes of a request that opens a session
 NUMBERS = "application/octet-stream"
 MEDIA_TYPES = {"index.html": "text/html; charset=utf-8", "explorer.js": "text/javascript", "explorer.css": "text/css"}
@@ -85,7 +87,7 @@ def _add_sessions(router: APIRouter, explorer: Explorer) -> None:
     async def open_session(request: Request) -> Response:
         """Open a session."""
         body = await _read(request, most=MOST_BODY)
-        state = explorer.open(validate_body(body, kind=NewSession))
+        state = explorer.open(read_message(body, kind=NewSession, limits=LIMITS))
         return JSONResponse(state.model_dump(), 201, headers=reply_headers(request))
 
     @router.put("/sessions/{session_id}/file")
@@ -148,7 +150,7 @@ def _add_contents(router: APIRouter, explorer: Explorer) -> None:
     async def shift(request: Request, session_id: str) -> Response:
         """Return where some cells would move if a gene were perturbed."""
         session = explorer.sessions.find(session_id)
-        asked = validate_body(await _read(request, most=MOST_BODY), kind=ShiftRequest)
+        asked = read_message(await _read(request, most=MOST_BODY), kind=ShiftRequest, limits=LIMITS)
         found = await shift_cells(explorer.service, session, explorer.cells(session), asked)
         return JSONResponse(found, headers=reply_headers(request))
 
