@@ -34,7 +34,7 @@ export function Explore({ about, session, theme, onProblem }: Props) {
   const [selected, setSelected] = useState(-1);
   const [gene, setGene] = useState("");
   const [names, setNames] = useState<string[]>([]);
-  const [tab, setTab] = useState("cell");
+  const [tab, setTab] = useState("check");
   const [withLabels, setWithLabels] = useState(true);
   const [spoken, setSpoken] = useState("");
   const [arrows, setArrows] = useState<Arrow[]>([]);
