@@ -8,11 +8,13 @@ from scipy import sparse, stats
 
 from cytoray.evaluation.perturbation import metrics
 from cytoray.evaluation.perturbation.baselines import predict_linear, predict_mean
+from cytoray.evaluation.perturbation.blending import choose_blend
 from cytoray.evaluation.perturbation.ceilings import agreement, crossed_halves, dynamic_range, stratum
 from cytoray.evaluation.perturbation.cell_types import KnownTypes, TypeSetting, choose_for_type, predict_type
 from cytoray.evaluation.perturbation.cells import make_cells
+from cytoray.evaluation.perturbation.covariates import interpolation_weights, measure_points, spaced
 from cytoray.evaluation.perturbation.effects import CONTROL, Effects, PerturbedCells, measure_effects
-from cytoray.evaluation.perturbation.operator import Setting, choose, choose_share, fit, leave_out
+from cytoray.evaluation.perturbation.operator import Setting, choose, choose_share, fit, leave_out, left_out_means
 from cytoray.evaluation.perturbation.significance import adjust, error_weights, rank_test, t_scores
 from cytoray.evaluation.perturbation.views import view_of_coexpression, view_of_sets, view_of_vectors
 
@@ -52,6 +54,17 @@ def test_effects_are_differences_from_controls_of_the_same_batch(cells: Perturbe
 def test_a_batch_without_controls_is_compared_with_all_of_them(cells: PerturbedCells) -> None:
     kept = np.flatnonzero(~((cells.codes == CONTROL) & (cells.groups == 1)))
     assert np.isfinite(measure_effects(cells.take(kept)).deltas).all()
+
+
+def test_cells_from_two_places_have_the_effects_of_all(cells: PerturbedCells) -> None:
+    is_held = cells.codes == 1
+    held, rest = (cells.take(np.flatnonzero(rows)) for rows in (is_held, ~is_held))
+    assert held.present.tolist() == [1]
+    assert rest.without_empty().names == ("a",)
+    found = measure_effects(held.joined_with(rest).without_empty())
+    np.testing.assert_allclose(found.deltas, measure_effects(cells).deltas, atol=1e-12)
+    alone = held.joined_with(rest.take(np.flatnonzero(rest.codes == CONTROL))).without_empty()
+    np.testing.assert_allclose(measure_effects(alone).deltas, found.deltas[[1]], atol=1e-12)
 
 
 def test_halves_agree_where_there_is_an_effect(cells: PerturbedCells) -> None:
@@ -158,6 +171,67 @@ def test_an_informative_view_is_chosen_and_noise_falls_back_to_the_mean() -> Non
     assert choose_share(choice.held_out, RNG.normal(size=deltas.shape), known, weights) == 0.0
 
 
+def test_another_model_is_blended_if_it_helps_on_targets_that_it_has_not_seen() -> None:
+    deltas = RNG.normal(size=(12, 40))
+    known, weights = effects(deltas), np.full(deltas.shape, 1 / 40)
+    held_out = left_out_means(known)
+    level = 3 + RNG.normal(size=40)  # of the cells that the other model was trained on
+    good = np.where(np.arange(12)[:, None] < 9, level + deltas + 0.3 * RNG.normal(size=deltas.shape), np.nan)
+    good[:, -1] = np.nan  # a gene that it does not predict
+    choice = choose_blend(held_out, good, known, weights)
+    assert choice.blend is not None
+    assert choice.blend.share >= 0.75
+    assert choice.blend.gain > 0.7
+    assert "on 9 targets left out" in choice.why
+    np.testing.assert_array_equal(choice.held_out[9:], held_out[9:], "not judged")
+    np.testing.assert_array_equal(choice.held_out[:, -1], held_out[:, -1])
+    new = RNG.normal(size=40)
+    mean = deltas.mean(axis=0)
+    found = choice.blend.apply(mean[None], mean, (level + new)[None])[0]
+    assert np.corrcoef((found - mean)[:-1], new[:-1])[0, 1] > 0.8
+    assert found[-1] == mean[-1]
+    bad = choose_blend(held_out, RNG.normal(size=deltas.shape), known, weights)
+    assert bad.blend is None
+    assert "not used: weighted error" in bad.why
+    np.testing.assert_array_equal(bad.held_out, held_out)
+    few = choose_blend(held_out, np.where(np.arange(12)[:, None] < 3, good, np.nan), known, weights)
+    assert few.blend is None
+    assert "3 known targets are new to it, 4 are needed" in few.why
+
+
+def test_effects_are_interpolated_between_the_doses_and_times_that_were_measured() -> None:
+    doses, no = np.array([[1.0], [2.0], [4.0]]), np.array([np.nan])
+    curve = RNG.normal(size=(3, 5))
+    for dose in (1, 1.5, 3, 4, 9):
+        expected = [np.interp(dose, doses[:, 0], gene) for gene in curve.T]
+        np.testing.assert_allclose(interpolation_weights(doses, np.array([dose]), no) @ curve, expected)
+    np.testing.assert_allclose(interpolation_weights(doses, np.array([0.5]), np.zeros(1)), [0.5, 0, 0])
+    np.testing.assert_allclose(interpolation_weights(doses, np.zeros(1), np.zeros(1)), [0, 0, 0], err_msg="no effect")
+    grid = np.array([[1.0, 6.0], [2.0, 6.0], [1.0, 24.0]])  # a dose was measured at one time alone
+    found = interpolation_weights(grid, np.array([1.5, 15.0]), np.array([np.nan, np.nan]))
+    np.testing.assert_allclose(found, [0.25, 0.25, 0.5])
+    wide = np.array([0.1, 1.0, 10.0])
+    steps = np.diff(spaced(wide, wide))
+    assert steps[1] == pytest.approx(steps[0], rel=0.4), "steps of a factor of ten are about equal"
+    np.testing.assert_array_equal(spaced(np.array([6.0, 24.0]), wide), wide)
+
+
+def test_points_are_the_effects_of_their_cells(cells: PerturbedCells) -> None:
+    values = np.where(cells.codes == CONTROL, 0.0, 1.0 + (np.arange(120) // 2) % 2)[:, None]
+    points = measure_points(cells, values)
+    assert points.owners.tolist() == [0, 0, 1, 1]
+    assert points.ranges.tolist() == [[0, 2]]
+    for dose in (1.0, 2.0):
+        kept = np.flatnonzero((values[:, 0] == dose) | (cells.codes == CONTROL))
+        found = points.at(np.array([dose]), names=cells.names)
+        np.testing.assert_allclose(found.deltas, measure_effects(cells.take(kept)).deltas, atol=1e-12)
+    assert not points.at(np.zeros(1), names=cells.names).deltas.any()
+    half = points.at(np.array([1.5]), names=cells.names)
+    np.testing.assert_allclose(half.deltas[1], points.effects.deltas[2:].mean(axis=0))
+    alone = points.take(np.array([1])).at(np.array([1.5]), names=("b",))
+    np.testing.assert_allclose(alone.deltas[0], half.deltas[1])
+
+
 def test_views_are_cosines_and_name_what_is_shared() -> None:
     view = view_of_sets("s", {"small": frozenset({"A", "B"}), "large": frozenset({"A", "B", "C", "D"})})
     assert view.similarity(["a"], ["B", "C", "X"])[0] == pytest.approx([1, (0.25 / np.sqrt(0.75 * 0.25)), 0])
@@ -169,7 +243,10 @@ def test_views_are_cosines_and_name_what_is_shared() -> None:
     centred = vectors - vectors.mean(axis=0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     names = list("uvwxyz")
-    found = view_of_vectors("e", names, vectors).similarity(names, names)
+    view = view_of_vectors("e", names, vectors)
+    np.testing.assert_allclose(view.restricted(["u", "v"]).similarity(names, ["v", "u"]), view.similarity(names, "vu"))
+    assert view.restricted(["u", "v"]).features.shape == (6, 2)
+    found = view.similarity(names, names)
     np.testing.assert_allclose(found, centred @ centred.T, atol=1e-12)
     shared = RNG.normal(size=(200, 1))
     expression = np.hstack([shared + 0.1 * RNG.normal(size=(200, 3)), RNG.normal(size=(200, 3))]) + 5

@@ -22,30 +22,38 @@ DOUBLE = "IFNGR1+SMO"
 
 
 def screen(
-    cells_each: int = 40, *, targets: tuple[str, ...] = TARGETS, doubles: bool = False, seed: int = 0
+    cells_each: int = 40,
+    *,
+    targets: tuple[str, ...] = TARGETS,
+    doubles: bool = False,
+    doses: tuple[float, ...] = (1.0,),
+    seed: int = 0,
 ) -> anndata.AnnData:
-    """Draw control cells and cells of each target in two batches that differ."""
+    """Draw control cells and cells of each target and dose, which effects are proportional to, in two batches."""
     rng = np.random.default_rng(3)
     base = rng.gamma(0.8, 1.5, NUM_GENES) + 0.3
     programs = {name: np.where(rng.random(NUM_GENES) < 0.2, rng.normal(0, 1.3, NUM_GENES), 0) for name in PATHWAYS}
     own = {target: rng.normal(0, 0.15, NUM_GENES) for target in TARGETS}
     batch_effect = np.exp(rng.normal(0, 0.4, (2, NUM_GENES)))
     path_of = {gene: name for name, genes in PATHWAYS.items() for gene in genes}
-    names = ["control"] * (3 * cells_each) + [name for name in targets for _ in range(cells_each)]
+    names = ["control"] * (3 * cells_each) + [name for name in targets for _ in range(cells_each * len(doses))]
     names += [DOUBLE] * cells_each if doubles else []
+    given = [0.0] * (3 * cells_each) + [dose for _ in targets for dose in doses for _ in range(cells_each)]
+    given += [1.0] * (len(names) - len(given))
     draw = np.random.default_rng(seed)
     counts, batches = [], draw.integers(0, 2, len(names))
-    for name, batch in zip(names, batches, strict=True):
+    for name, batch, dose in zip(names, batches, given, strict=True):
         effect = np.zeros(NUM_GENES)
         for part in name.split("+") if name != "control" else []:
             effect += programs[path_of[part]] + own[part]
             if part in GENES:
                 effect[GENES.index(part)] = -3
-        counts.append(draw.poisson(base * np.exp(effect) * batch_effect[batch] * draw.uniform(0.7, 1.4)))
+        counts.append(draw.poisson(base * np.exp(dose * effect) * batch_effect[batch] * draw.uniform(0.7, 1.4)))
     obs = pd.DataFrame(
         {
             "perturbation": pd.Categorical(names),
             "batch": [f"b{batch}" for batch in batches],
+            "dose": given,
             "cell_type": np.array(["T", "B", "NK", "Mono"])[np.arange(len(names)) % 4],
         },
         index=[f"c{row}" for row in range(len(names))],

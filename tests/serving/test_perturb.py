@@ -50,6 +50,24 @@ def test_the_effects_are_those_of_the_model(folder: Path, build_service: Any, li
     assert [len(few.top_genes[0]), few.genes] == [3, ()]
 
 
+def test_effects_at_a_dose(tmp_path: Path, build_service: Any, listen: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knowledge, "SHIPPED", ())
+        model = cytoray.PerturbationModel.fit(
+            screen(8, doses=(0.25, 1.0)), covariates=["dose"], gene_sets=[str(write_sets(tmp_path))]
+        )
+    model.save(tmp_path / "model")
+    attach(build_bundle(), {"perturbations": str(tmp_path / "model")}, out=tmp_path / "bundle")
+    points = [{"dose": 0.5}, {"dose": 1.0}]
+    wanted = model.predict([NEW], at=points)
+    with Client(listen(build_service(load_bundle(tmp_path / "bundle")))) as client:
+        found = client.perturb([NEW], at=points, include_all=True)
+        with pytest.raises(RequestError, match="no covariate 'time'"):
+            client.perturb([NEW], at=[{"time": 1.0}])
+    assert found.covariates == tuple(points)
+    np.testing.assert_allclose(found.deltas, wanted.deltas, atol=1e-5)
+
+
 def test_the_schema_is_published_and_kept(folder: Path, build_service: Any, connect: Any) -> None:
     http = connect(build_service(load_bundle(folder / "bundle")))
     request = {"perturbations": [NEW]}

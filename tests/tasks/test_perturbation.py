@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 import cytoray
 from cytoray.cli.main import app
 from cytoray.errors import ConfigError, ConflictError, CorpusError, DigestError, NotFoundError, RequestError
+from cytoray.evaluation.perturbation.ceilings import Half
 from cytoray.tasks.perturbation import judging, knowledge
+from cytoray.tasks.perturbation.judging import Answers, Truth, judge
 from cytoray.tasks.perturbation.names import name_perturbations
 from cytoray.tasks.perturbation.reading import dominant, read_screen
 from cytoray.tasks.perturbation.screen import Columns
@@ -82,6 +84,15 @@ def test_guides_are_mapped_to_their_targets(form: str) -> None:
     assert found.names == ("HLA-A", "IRF1", "STAT1")
     assert "has guides: 6 were mapped to 3 targets" in found.warnings[0]
     assert name(["control", "NKX2-1", "HLA-A", "STAT1"]).names == ("HLA-A", "NKX2-1", "STAT1"), "genes as they are"
+
+
+def test_genes_with_a_suffix_are_listed() -> None:
+    values = ["control", "STAT1_TSS", "chr3.52_top_two", "chr9.28_top_two", "chr8.1_top_two", "IRF1-KO+SMO", "STAT1"]
+    found = name(values)
+    assert found.names == ("IRF1+SMO", "STAT1", "chr3.52_top_two", "chr8.1_top_two", "chr9.28_top_two")
+    assert found.codes[1] == found.codes[6]
+    assert "2 names are not genes and were taken as the gene before their suffix" in found.warnings[0]
+    assert "(IRF1-KO → IRF1, STAT1_TSS → STAT1)" in found.warnings[0]
 
 
 def test_guides_of_controls_are_controls() -> None:
@@ -226,6 +237,18 @@ def test_targets_left_out(folder: Path, tmp_path: Path) -> None:
     assert found == again
 
 
+def test_predictions_that_differ_in_the_perturbed_genes_alone_are_all_alike() -> None:
+    deltas = np.random.default_rng(0).normal(size=(4, 30))
+    own = np.eye(4, 30, dtype=bool)
+    half = Half(deltas, np.full(deltas.shape, 1 / 30), deltas)
+    truth = Truth(tuple("abcd"), deltas, ~own, np.ones(deltas.shape), np.full(4, 50.0), np.ones(4), (half, half),
+                  ("",) * 4)  # fmt: skip
+    alike = np.where(own, -9.0, deltas.mean(axis=0))
+    rows, _, warnings = judge(truth, Answers(alike, alike, {}, np.ones(4), {}), seed=0)
+    assert rows["diversity_ratio"].product == pytest.approx(0, abs=1e-6)
+    assert any("predictions differ much less" in text for text in warnings)
+
+
 def test_conditions_that_are_no_genes_are_predicted_as_the_mean(tmp_path: Path) -> None:
     adata = screen(10)
     adata.obs["perturbation"] = [
@@ -316,6 +339,7 @@ def test_unknown_names_and_other_genes_are_refused(folder: Path) -> None:
     with pytest.raises(RequestError, match=r"'IFNGRR1': not a gene.*IFNGR1") as caught:
         model.predict("IFNGRR1")
     assert caught.value.details["unknown"] == ["IFNGRR1"]
+    assert "IFNGR1_KO → IFNGR1" in model.predict("IFNGR1_KO").warnings[0]
     alone = model.predict("TP53")
     assert "TP53: no view knows it" in alone.warnings[0]
     assert alone.confidence[0] == 0

@@ -79,7 +79,7 @@ def test_unassigned_cells_are_left_out_and_counted(store: str) -> None:
     assert screen.batches == ("one", "two")
 
 
-def test_screens_that_cannot_be_used_are_refused(store: str, tmp_path: Path) -> None:
+def test_screens_that_cannot_be_used_are_refused(store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     manifest = load_manifest(store, "cells")
     with pytest.raises(CorpusError, match="no control cells") as caught:
         read_screen(store, manifest, PerturbationConfig(control="controls"), DEFAULT)
@@ -89,13 +89,15 @@ def test_screens_that_cannot_be_used_are_refused(store: str, tmp_path: Path) -> 
     kept_out = tuple(name for name in TARGETS if name != "STAT1")
     with pytest.raises(CorpusError, match=r"has 1 perturbations that can be used \(STAT1\)"):
         read_screen(store, manifest, PerturbationConfig(left_out=kept_out), DEFAULT)
-    write_screen(str(tmp_path), others=("dexamethasone",))
+    write_screen(str(tmp_path), others=("dexamethasone", "IRF9_TSS"))
     manifest = load_manifest(str(tmp_path), "cells")
     with pytest.raises(CorpusError, match="not genes that the model knows: dexamethasone") as caught:
         read_screen(str(tmp_path), manifest, PerturbationConfig(), DEFAULT)
     assert "condition" in caught.value.remedy
     found = read_screen(str(tmp_path), manifest, PerturbationConfig(unknown_targets="leave_out"), DEFAULT)
     assert found.num_left_out == {"dexamethasone": 32}
+    assert found.perturbations["IRF9_TSS"].genes == ("IRF9",)
+    assert "IRF9_TSS → IRF9" in caplog.text
     found = read_screen(str(tmp_path), manifest, PerturbationConfig(unknown_targets="condition"), DEFAULT)
     assert found.conditions == ("dexamethasone",)
 
@@ -190,6 +192,25 @@ def test_held_out_figures_are_those_of_mean_predictions(store: str, base: Path) 
     assert figures["pearson_delta"] == pytest.approx(expected, rel=1e-4)
     assert 0 < figures["mean_of_seen_pearson_delta"] < 1, "IRF1 shares two genes with STAT1"
     assert truth[scored].max() > 0.7
+
+
+def test_effects_of_a_corpus_are_those_of_an_assessment(store: str, base: Path, tmp_path: Path) -> None:
+    cells = write_screen(str(tmp_path))
+    kinds, batches = (np.array(cells[key]) for key in ("perturbation", "batch"))
+    normal = np.log1p(cells["counts"] / cells["counts"].sum(axis=1, keepdims=True) * 1e4)
+    expected = np.zeros(len(GENES))
+    for batch in ("one", "two"):  # half of the cells each
+        here = batches == batch
+        expected += (
+            normal[here & (kinds == "IRF1")].mean(axis=0) - normal[here & (kinds == "control")].mean(axis=0)
+        ) / 2
+    for loss in ("mse", "weighted"):
+        held_out = prepare(build(store, base, perturbation={"batch_key": "batch", "loss": loss}))[2].held_out
+        assert held_out is not None
+        own = held_out.weights[0][~held_out.scored[0]]
+        np.testing.assert_allclose(np.sort(held_out.truth[0])[-3:], np.sort(expected)[-3:], rtol=1e-5)
+        assert held_out.weights.sum() == pytest.approx(1)
+        assert own.any() == (loss == "mse"), "the perturbed gene does not count among weighted ones"
 
 
 def test_losses_weigh_genes_by_their_change(store: str, base: Path) -> None:

@@ -117,7 +117,11 @@ def build_engine(module: TrainableModule, config: RunConfig, world_size: int) ->
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, which detects the accelerator then, without MLflow: half the time, for an autotuner not used."""
+    """Import DeepSpeed without MLflow, which takes half of the time for an autotuner that is not used.
+
+    No thread of this process may import MLflow meanwhile: the run's log, which does, is opened later. DeepSpeed detects
+    the accelerator now, so DS_ACCELERATOR must be set.
+    """
     is_imported = "mlflow" in sys.modules
     if not is_imported:
         sys.modules["mlflow"] = None  # type: ignore[assignment]  # `import mlflow` raises ImportError until it is gone

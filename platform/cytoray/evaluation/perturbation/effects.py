@@ -41,6 +41,22 @@ class PerturbedCells:
         return replace(self, expression=self.expression[rows], codes=self.codes[rows], batches=batches)
 
     @property
+    def present(self) -> Int64:
+        """Codes of the perturbations that have cells, ascending."""
+        return np.unique(self.codes[self.codes != CONTROL])
+
+    def without_empty(self) -> PerturbedCells:
+        """Return the same cells, named by the perturbations that have cells, in the same order."""
+        codes = np.where(self.codes == CONTROL, CONTROL, np.searchsorted(self.present, self.codes))
+        return replace(self, codes=codes, names=tuple(self.names[code] for code in self.present))
+
+    def joined_with(self, other: PerturbedCells) -> PerturbedCells:
+        """Return these cells and those of ``other``, which has the same genes, names and batches."""
+        batches = None if self.batches is None else np.concatenate([self.groups, other.groups])
+        expression = sparse.csr_matrix(sparse.vstack([self.expression, other.expression]))
+        return PerturbedCells(expression, np.concatenate([self.codes, other.codes]), self.names, batches)
+
+    @property
     def groups(self) -> Int64:
         """Batch of each cell (C,), all 0 without batches."""
         return self.batches if self.batches is not None else np.zeros(len(self.codes), np.int64)

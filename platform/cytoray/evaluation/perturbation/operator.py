@@ -154,6 +154,11 @@ def leave_out(kernel: Float64, effects: Effects, ridge: float) -> LeftOut:
     return LeftOut(means, predicted - of_ones * means, confidence)
 
 
+def predict_left_out(setting: Setting, kernels: Kernels, effects: Effects) -> Float64:
+    """Return predictions (P, G) of the known effects by a setting, each without its own."""
+    return _Search(kernels, effects, np.ones_like(effects.deltas)).predictions(setting)[0]
+
+
 def left_out_means(effects: Effects) -> Float64:
     """Return the weighted mean of the other effects (P, G); of a single one, no effect."""
     weights = effects.reliability[:, None]
@@ -190,7 +195,7 @@ def choose_share(held_out: Float64, other: Float64, effects: Effects, weights: F
     """
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
     losses = [
-        _mean_by_cells((weights * (held_out + share * (other - held_out) - effects.deltas) ** 2).sum(axis=1), effects)
+        mean_by_cells((weights * (held_out + share * (other - held_out) - effects.deltas) ** 2).sum(axis=1), effects)
         for share in shares
     ]
     best = int(np.argmin(losses))
@@ -204,7 +209,7 @@ class _Search:
         self._kernels, self._effects, self._weights = kernels, effects, weights
         self._means = left_out_means(effects)
         self._missed = effects.deltas - self._means
-        self.mean_error = _mean_by_cells((weights * self._missed**2).sum(axis=1), effects)
+        self.mean_error = mean_by_cells((weights * self._missed**2).sum(axis=1), effects)
         self._shape = (len(self._means), len(self._means))
         self._bases: dict[int, list[Float64]] = {}
 
@@ -219,7 +224,7 @@ class _Search:
                 squared = (self._weights * deviations**2).sum(axis=1)
                 for strength, trust in product(STRENGTHS, TRUSTS):
                     factor = strength * trusted(left.confidence, trust)
-                    change = _mean_by_cells(factor**2 * squared - 2 * factor * crossed, self._effects)
+                    change = mean_by_cells(factor**2 * squared - 2 * factor * crossed, self._effects)
                     found.append((Setting(views, ridge, strength, trust, rank), self.mean_error + change))
         return min(found, key=lambda each: each[1])
 
@@ -252,5 +257,6 @@ def _with_ridge(kernel: Float64, ridge: float, weights: Float64) -> Float64:
     return kernel + ridge * np.diag(1 / weights)
 
 
-def _mean_by_cells(values: Float64, effects: Effects) -> float:
+def mean_by_cells(values: Float64, effects: Effects) -> float:
+    """Return the mean of values (P,) by the number of cells of each perturbation."""
     return float(np.average(values, weights=effects.num_cells))

@@ -53,7 +53,15 @@ class View:
         return [self.feature_names[place] for place in order if product[place] > 0]
 
     def restricted(self, genes: Sequence[str]) -> View:
-        """Return the view with the features alone that any of ``genes`` has: similarities to these stay the same."""
+        """Return the view with the features alone that any of ``genes`` has: similarities to these stay the same.
+
+        Features without a name are replaced by their coordinates in the space that these genes span, so that the
+        embeddings of a large model take no more room than the known targets need.
+        """
+        if not self.feature_names and self.features.shape[1] > len(genes):
+            axes = np.linalg.svd(self._of(genes).toarray(), full_matrices=False)[2]
+            spanned = sparse.csr_matrix(self.features @ axes.T)
+            return replace(self, features=spanned)
         there = np.flatnonzero(np.asarray(abs(self._of(genes)).sum(axis=0)).ravel() > 0)
         features = self.features[:, there].tocsr()
         kept = np.flatnonzero(np.diff(features.indptr) > 0)

@@ -37,7 +37,9 @@ class NetworkEdge(Message):
 
     tf: str
     target: str
-    weight: float = Field(description="Mean percentile of its evidence among its rivals, 0 to 1.")
+    weight: float = Field(
+        description="Of all evidence that halves of the cells repeat, from 0 to 1; 0.5: nothing is known."
+    )
     sign: Literal[-1, 0, 1] = Field(description="Of the correlation of factor and target without depth.")
     correlation: float
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cytoray.tasks.perturbation.predicting import PerturbationPrediction, PerturbationPredictor
 
 Float32 = npt.NDArray[np.float32]
-MOST_PERTURBATIONS, MOST_TOP = 64, 1000
+MOST_PERTURBATIONS, MOST_POINTS, MOST_TOP = 64, 16, 1000
 TOKENS_PER_PERTURBATION = 256  # what a prediction takes, in tokens of a forward pass
 
 
@@ -31,6 +31,12 @@ class PerturbRequest(Message):
         min_length=1,
         max_length=MOST_PERTURBATIONS,
         description="Genes (symbols or Ensembl ids), combinations such as STAT1+IRF1, or conditions of the screen.",
+    )
+    at: list[dict[str, float]] = Field(
+        [],
+        max_length=MOST_POINTS,
+        description="Values of all covariates of the screen, such as dose and time; all perturbations are predicted at "
+        "each of these points. Empty: effects are means over the cells of all values.",
     )
     num_top: int = Field(20, ge=1, le=MOST_TOP, description="Genes that are listed for each, those that change most.")
     include_all: bool = Field(False, description="Whether each perturbation carries the change of every gene.")
@@ -66,6 +72,7 @@ class PerturbedEffect(Message):
     """The predicted effect of one perturbation."""
 
     perturbation: str
+    covariates: dict[str, float] = Field(description="Empty if no point was given.")
     confidence: float = Field(
         description="0: no better than the mean of the known effects. Near 1: like a known perturbation."
     )
@@ -101,6 +108,7 @@ class PerturbAnswers:
     genes: tuple[str, ...]  # (G,); empty unless all were asked for
     deltas: Float32  # (Q, G)
     warnings: tuple[str, ...] = ()
+    covariates: tuple[dict[str, float], ...] = ()  # (Q,) empty dictionaries if no point was given
 
 
 def load_perturbations(model: ServedModel) -> PerturbationPredictor | None:
@@ -122,9 +130,9 @@ def check_perturbations(model: ServedModel) -> None:
 
 
 def admit_perturbations(model: ServedModel, question: Question[PerturbRequest]) -> None:
-    """Refuse names that are neither a gene nor a condition of the screen."""
+    """Refuse names that are neither a gene nor a condition of the screen, and points with other covariates."""
     try:
-        _predict(model, question.request)
+        _loaded(model).parse(question.request.perturbations, question.request.at)
     except RequestError as error:
         raise RequestError(
             error.problem, remedy=error.remedy, **(error.details | {"pointer": "/perturbations"})
@@ -135,7 +143,7 @@ def predict_perturbations(
     model: ServedModel, questions: Sequence[Question[PerturbRequest]]
 ) -> list[PerturbationPrediction]:
     """Predict the perturbations of each request."""
-    return [_predict(model, question.request) for question in questions]
+    return [_loaded(model).predict_names(each.request.perturbations, each.request.at) for each in questions]
 
 
 def answer_perturbations(question: Question[PerturbRequest], found: PerturbationPrediction) -> dict[str, Any]:
@@ -146,6 +154,7 @@ def answer_perturbations(question: Question[PerturbRequest], found: Perturbation
     effects = [
         {
             "perturbation": name,
+            "covariates": found.covariates[row] if found.covariates else {},
             "confidence": float(found.confidence[row]),
             "top_genes": found.top(row, num=request.num_top),
             "delta": found.deltas[row].tolist() if request.include_all else None,
@@ -173,18 +182,19 @@ def read_perturbations(answers: Answers) -> PerturbAnswers:
         genes=genes,
         deltas=np.array(deltas, np.float32).reshape(len(found), len(genes)),
         warnings=tuple(header["warnings"]),
+        covariates=tuple(one["covariates"] for one in found),
     )
 
 
 def cost(question: Question[PerturbRequest]) -> int:
     """Return about how many tokens take as long."""
-    return TOKENS_PER_PERTURBATION * len(question.request.perturbations)
+    return TOKENS_PER_PERTURBATION * len(question.request.perturbations) * max(len(question.request.at), 1)
 
 
-def _predict(model: ServedModel, request: PerturbRequest) -> PerturbationPrediction:
+def _loaded(model: ServedModel) -> PerturbationPredictor:
     loaded = model.part(load_perturbations)
     assert loaded is not None, "checked before"
-    return loaded.predict_names(request.perturbations)
+    return loaded
 
 
 ENDPOINT: Endpoint[PerturbRequest, PerturbationPrediction] = Endpoint(

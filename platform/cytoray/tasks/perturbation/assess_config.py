@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cytoray.config import Location
 from cytoray.tasks.assessing import AssessConfig
@@ -15,6 +15,14 @@ PERTURBATION_KEY = (
 )
 GENE_SETS = "A .gmt file (path or s3://…) of gene sets that are used beside the packaged ones; repeatable."
 SCREEN = "File of another screen with the same columns, whose effects are known; repeatable."
+COVARIATES = (
+    "Columns of obs with numbers, such as dose,time: effects are interpolated between their measured values, and cells "
+    "are compared with controls of the same value, if controls have several."
+)
+MODEL = (
+    "Model whose vectors of genes are used as well: a bundle or public checkpoint, run:NAME or models:/NAME@ALIAS. The "
+    "effects that one of finetune-perturbation predicts are a candidate, for targets that it was not trained on."
+)
 
 
 class AssessPerturbationConfig(AssessConfig):
@@ -32,13 +40,21 @@ class AssessPerturbationConfig(AssessConfig):
     protocol: Literal["leave-target-out", "leave-cell-type-out"] = Field(
         "leave-target-out", description="What is held out: perturbed genes, or cell types."
     )
+    covariates: tuple[str, ...] = Field((), description=COVARIATES)
     gene_sets: tuple[Location, ...] = Field((), description=GENE_SETS)
     screen: tuple[Location, ...] = Field((), description=SCREEN)
     model: str | None = Field(
         None,
-        description="Model whose vectors of genes are used as well: a bundle or public checkpoint, run:NAME or "
-        "models:/NAME@ALIAS. Default: $CYTORAY_MODEL.",
+        description=f"{MODEL} Default: $CYTORAY_MODEL.",
     )
+
+    @field_validator("covariates", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        """Split ``dose,time`` into names."""
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            return value
+        return tuple(name.strip() for each in value for name in each.split(",") if name.strip())
 
     @model_validator(mode="after")
     def _cell_types_are_named(self) -> Self:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,40 +22,43 @@ from cytoray.evaluation.assessment_page import AssessedTask
 from cytoray.evaluation.perturbation.cells import make_cells
 from cytoray.evaluation.perturbation.metrics import changed_overlap
 from cytoray.evaluation.perturbation.significance import LEVEL, adjust, rank_test
+from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.tasks.perturbation.assess_config import AssessPerturbationConfig
 from cytoray.tasks.perturbation.assessment_page import perturbation_sections
 from cytoray.tasks.perturbation.judging import Answers, Truth, judge
-from cytoray.tasks.perturbation.knowledge import build_views, view_warnings
+from cytoray.tasks.perturbation.knowledge import build_members
 from cytoray.tasks.perturbation.left_out import FEWEST_TARGETS, MOST_FOLDS, Units, leave_targets_out, leave_types_out
 from cytoray.tasks.perturbation.reading import cell_type_column, read_screen
 from cytoray.tasks.perturbation.screen import Columns, Screen
 from cytoray.tasks.pieces import Pieces
 
 Float64 = npt.NDArray[np.float64]
-Embeddings = tuple[Sequence[str], npt.NDArray[np.floating]]
 MOST_TESTED_UNITS, MOST_TESTED_CELLS, MOST_TESTED_GENES = 30, 300, 3_000  # of rank tests
 
 
 def run_assessment(config: AssessPerturbationConfig, pieces: Pieces) -> AssessedTask:
     """Read the screen that ``config`` names and assess the prediction of its effects; each fold is a piece."""
     started = time.monotonic()
-    columns = Columns(config.perturbation_key, config.control, config.batch_key, config.cell_type_key)
+    columns = Columns(
+        config.perturbation_key, config.control, config.batch_key, config.cell_type_key, config.covariates
+    )
     screen, by_type, warnings = _read(config, columns)
     total = len(set(screen.cell_types or ())) if by_type else min(len(screen.targets), MOST_FOLDS)
     with progress.stage("assess", total=total, unit="folds") as advance:
         if by_type:
             units = leave_types_out(screen, pieces=pieces, advance=advance, seed=config.seed)
         else:
-            views = build_views(
+            members, notes = build_members(
                 screen,
                 gene_sets=config.gene_sets,
-                embeddings=_embeddings(config),
+                model=_open(config),
                 others=config.screen,
                 columns=columns,
+                pieces=pieces,
                 seed=config.seed,
             )
-            warnings += view_warnings(screen, views)
-            units = leave_targets_out(screen, views, pieces=pieces, advance=advance, seed=config.seed)
+            warnings += notes
+            units = leave_targets_out(screen, members, pieces=pieces, advance=advance, seed=config.seed)
     answers = _answers(units)
     tested, _ = pieces.compute("tests", lambda: _changed(screen, units, answers, config.seed))
     answers = Answers(answers.product, answers.baseline, answers.others, answers.confidence, tested)
@@ -99,16 +101,11 @@ def _read(config: AssessPerturbationConfig, columns: Columns) -> tuple[Screen, b
     return screen, True, [*screen.warnings, note]
 
 
-def _embeddings(config: AssessPerturbationConfig) -> Embeddings | None:
-    """The vectors of genes of the model that is named."""
+def _open(config: AssessPerturbationConfig) -> OpenedModel | None:
+    """The model that is named."""
     if config.model is None:
         return None
-    from cytoray.model.gene_embeddings import static_gene_embeddings
-    from cytoray.registry.opening import open_model
-
-    opened = open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
-    found = static_gene_embeddings(opened.bundle)
-    return found.names, found.values
+    return open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
 
 
 def _answers(units: Units) -> Answers:

@@ -1,6 +1,4 @@
-"""The perturbations of a corpus: which genes each hits, which cells are left out, and the mean changes."""
-
-# C cells, G genes of the panel, P values of the perturbation's column, N batches
+"""The perturbations of a corpus: which genes each hits, and which cells are left out."""
 
 from __future__ import annotations
 
@@ -9,18 +7,16 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from scipy import sparse
 
 from cytoray.corpus.manifest import CorpusManifest
 from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, find_members
 from cytoray.errors import CorpusError
+from cytoray.tasks.perturbation.names import suffix_warnings
 from cytoray.tokens.perturbations import Perturbation, is_unassigned, parse_perturbation
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training.perturbation_config import PerturbationConfig
 
 logger = logging.getLogger(__name__)
-Float64 = npt.NDArray[np.float64]
 CONDITION = "perturbation"  # tokens of drugs and the like are perturbation:NAME
 LISTED = 20  # names at most in an error
 
@@ -67,6 +63,8 @@ def read_screen(store: str, manifest: CorpusManifest, config: PerturbationConfig
     parsed = {name: parse_perturbation(name, vocabulary=vocabulary, control=config.control) for name in names}
     unused |= {name for name, each in parsed.items() if not each.genes and not each.others}  # controls by another name
     parsed = {name: each for name, each in parsed.items() if name not in unused}
+    for note in suffix_warnings(parsed.values(), f"Corpus {manifest.name!r}, {key}"):
+        logger.warning(note)
     unknown = [name for name, each in parsed.items() if each.others]
     if unknown and config.unknown_targets == "refuse":
         raise CorpusError(
@@ -97,63 +95,3 @@ def _batches_with_controls(store: str, manifest: CorpusManifest, config: Perturb
         return None
     columns = (ObsColumn(config.perturbation_key, values=(config.control,)), ObsColumn(config.batch_key))
     return find_members(store, manifest, MemberOptions(columns), seed=0).columns[config.batch_key].values
-
-
-@dataclass(frozen=True, eq=False)
-class ScreenCells:
-    """Cells of a screen: log-normalised expression, and codes of perturbation and batch."""
-
-    expression: sparse.csr_matrix  # (C, G)
-    codes: npt.NDArray[np.int64]  # (C,)
-    batches: npt.NDArray[np.int64]  # (C,)
-    control: int  # code of control cells, above those of perturbations
-
-    @property
-    def present(self) -> npt.NDArray[np.int64]:
-        """Codes of the perturbations that have cells, without the control."""
-        return np.unique(self.codes[self.codes < self.control])
-
-
-def mean_changes(cells: ScreenCells, controls: ScreenCells, codes: npt.NDArray[np.int64]) -> Float64:
-    """Return the mean of the cells of each perturbation less that of the controls of their batches, (len(codes), G).
-
-    ``controls`` code batches as ``cells`` does; a batch without controls is compared with all of them.
-    """
-    is_control = controls.codes == controls.control
-    overall = _mean(controls.expression[is_control])
-    num_batches = int(max(cells.batches.max(), controls.batches.max())) + 1
-    by_batch = np.stack(
-        [
-            _mean(controls.expression[rows]) if (rows := is_control & (controls.batches == batch)).any() else overall
-            for batch in range(num_batches)
-        ]
-    )
-    found = []
-    for code in codes:
-        rows = cells.codes == code
-        shares = np.bincount(cells.batches[rows], minlength=num_batches) / max(int(rows.sum()), 1)
-        found.append(_mean(cells.expression[rows]) - shares @ by_batch)
-    return np.array(found)
-
-
-def change_weights(cells: ScreenCells, code: int, *, unweighted: npt.NDArray[np.bool_]) -> Float64:
-    """Return the weight of each gene (G,) for a perturbation: its t-score against other cells, from 0 to 1, squared.
-
-    The variance of the mean of the others is overestimated, by the number of perturbed cells. ``unweighted`` genes,
-    such as the perturbed one, do not decide the scale; their weights are 1 at most.
-    """
-    mine = cells.codes == code
-    (mean, variance), (rest, rest_variance) = (_moments(cells.expression[rows]) for rows in (mine, ~mine))
-    scores = np.abs(mean - rest) / np.sqrt((variance + rest_variance) / max(int(mine.sum()), 1) + 1e-12)
-    usable = scores[~unweighted]
-    low, high = (float(usable.min()), float(usable.max())) if len(usable) else (0.0, 0.0)
-    return np.clip((scores - low) / max(high - low, 1e-12), 0, 1) ** 2
-
-
-def _mean(values: sparse.csr_matrix) -> Float64:
-    return np.asarray(values.mean(axis=0), np.float64).ravel()
-
-
-def _moments(values: sparse.csr_matrix) -> tuple[Float64, Float64]:
-    mean = _mean(values)
-    return mean, np.maximum(_mean(values.multiply(values).tocsr()) - mean**2, 0)

@@ -1,7 +1,7 @@
 """Fit a model of the effects of perturbations, and predict new ones: single genes, combinations, conditions.
 
-model = fit_targets(effects, parts, views, TargetGenes(symbols, means))
-predicted = model.predict([("IRF9",), ("IFNGR1", "STAT2")])
+fitted = fit_targets(effects, parts, Members(views), symbols=symbols, means=means)
+predicted = fitted.model.predict([("IRF9",), ("IFNGR1", "STAT2")])
 predicted.deltas, predicted.confidence, predicted.reasons
 """
 
@@ -16,10 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytoray.evaluation.perturbation.blending import Blend, choose_blend
 from cytoray.evaluation.perturbation.effects import Effects
-from cytoray.evaluation.perturbation.operator import Choice, Fitted, Setting, choose, fit, joined, left_out_means
+from cytoray.evaluation.perturbation.operator import (
+    Choice,
+    Fitted,
+    Setting,
+    choose,
+    fit,
+    joined,
+    left_out_means,
+    predict_left_out,
+)
 from cytoray.evaluation.perturbation.significance import error_weights, t_scores
 from cytoray.evaluation.perturbation.views import View
+from cytoray.tasks.perturbation.members import GeneratorUse, Members, effects_of
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -27,6 +38,7 @@ Parts = tuple[str, ...]
 LEVEL = 0.9  # of intervals
 NUM_NEIGHBOURS, NUM_SHARED = 3, 3
 LEAST_EXPRESSION = 0.1  # mean in controls of a perturbed gene whose loss is measured
+NOTHING: Mapping[str, Float64] = {}
 _TINY = 1e-12
 
 
@@ -63,17 +75,41 @@ class TargetModel:
     own_ratio: float | None  # expression of a perturbed gene as a share of that in controls
     pairs: Pairs | None
     estimates: Float64  # (S, G) known effects, drawn to their prediction by the others as they are noisy
+    blend: Blend | None = None  # with a generator
+    generator: GeneratorUse | None = None
+
+    @property
+    def method(self) -> str:
+        """How a target without cells is predicted."""
+        return f"{self.fitted.setting}{self._with_generator}"
+
+    def needs_generator(self, wanted: Sequence[Parts]) -> list[str]:
+        """Return the targets that the generator must predict before these perturbations can be."""
+        known = {self.parts[row][0] for row in self.singles}
+        return [] if self.blend is None else sorted({part for parts in wanted for part in parts} - known)
+
+    @property
+    def _with_generator(self) -> str:
+        return "" if self.blend is None else f", with {self.blend.share:.0%} of a generator's"
 
     def kernels(self, targets: Sequence[str]) -> dict[str, Float64]:
         """Return similarities (Q, S) of targets and the known single ones, by view."""
         known = [self.parts[row][0] for row in self.singles]
         return {name: view.similarity(targets, known) for name, view in self.views.items()}
 
-    def predict(self, wanted: Sequence[Parts]) -> Predicted:
-        """Predict the effects of perturbations, each the parts of one; a known single one has its own estimate."""
+    def predict(self, wanted: Sequence[Parts], generated: Mapping[str, Float64] = NOTHING) -> Predicted:
+        """Predict the effects of perturbations, each the parts of one; a known single one has its own estimate.
+
+        ``generated`` are effects (G,) of the generator by target; targets without are predicted by the operator alone.
+        """
         targets = sorted({part for parts in wanted for part in parts})
         rows = self.kernels(targets)
         predicted, confidence = self.fitted.predict(rows, len(targets))
+        if self.blend is not None:
+            other = effects_of(generated, targets, num_genes=len(self.symbols))
+            predicted = self.blend.apply(predicted, self.fitted.mean, other)
+            is_missing = np.isnan(other).all(axis=1)
+            confidence = np.maximum(confidence, np.where(is_missing, 0.0, self.blend.share * self.blend.gain))
         place = {target: row for row, target in enumerate(targets)}
         known = {self.parts[row][0]: number for number, row in enumerate(self.singles)}
         for target, row in place.items():
@@ -88,8 +124,13 @@ class TargetModel:
             deltas = deltas + self._beyond_sum(wanted)
         widths = np.stack([np.sqrt(len(parts)) * self.half_width for parts in wanted])
         row_of = joined(rows, self.fitted.setting.views, shape=(len(targets), len(self.singles)))
-        reasons = tuple(self._reason(parts, {part: row_of[place[part]] for part in parts}) for parts in wanted)
-        return Predicted(deltas, np.clip(trust, 0, 1), widths, reasons)
+        reasons = []
+        for parts in wanted:
+            described = [self._reason(part, row_of[place[part]]) for part in parts]
+            is_blended = any(part in generated and part not in known for part in parts)
+            method = self.method if is_blended else str(self.fitted.setting)
+            reasons.append({"parts": described, "method": method})
+        return Predicted(deltas, np.clip(trust, 0, 1), widths, tuple(reasons))
 
     def _set_own(self, delta: Float64, parts: Parts) -> None:
         """Set the change of the perturbed genes themselves to what it is in known perturbations."""
@@ -107,27 +148,23 @@ class TargetModel:
             found[rows] = self.pairs.fitted.predict({"pairs": kernel}, len(rows))[0]
         return found
 
-    def _reason(self, parts: Parts, similarity: Mapping[str, Float64]) -> dict[str, Any]:
-        known = [self.parts[row][0] for row in self.singles]
-        described = []
-        for part in parts:
-            if part in known:
-                described.append({"target": part, "known": True, "neighbours": []})
-                continue
-            row = similarity[part]
-            weights = self.fitted.influence(row) if self.fitted.setting.strength else np.zeros(len(known))
-            nearest = [place for place in np.argsort(-row, kind="stable")[:NUM_NEIGHBOURS] if row[place] > _TINY]
-            neighbours = [
-                {
-                    "target": known[place],
-                    "similarity": round(float(row[place]), 4),
-                    "weight": round(float(weights[place]), 4),
-                    "shared": self._shared(part, known[place]),
-                }
-                for place in nearest
-            ]
-            described.append({"target": part, "known": False, "neighbours": neighbours})
-        return {"parts": described, "method": str(self.fitted.setting)}
+    def _reason(self, part: str, row: Float64) -> dict[str, Any]:
+        """The known targets that the prediction of a part rests on, by its similarities (S,)."""
+        known = [self.parts[place][0] for place in self.singles]
+        if part in known:
+            return {"target": part, "known": True, "neighbours": []}
+        weights = self.fitted.influence(row) if self.fitted.setting.strength else np.zeros(len(known))
+        nearest = [place for place in np.argsort(-row, kind="stable")[:NUM_NEIGHBOURS] if row[place] > _TINY]
+        neighbours = [
+            {
+                "target": known[place],
+                "similarity": round(float(row[place]), 4),
+                "weight": round(float(weights[place]), 4),
+                "shared": self._shared(part, known[place]),
+            }
+            for place in nearest
+        ]
+        return {"target": part, "known": False, "neighbours": neighbours}
 
     def _shared(self, first: str, second: str) -> list[str]:
         names = self.fitted.setting.views or tuple(self.views)
@@ -141,43 +178,86 @@ class FittedTargets:
 
     model: TargetModel
     choice: Choice
-    warnings: tuple[str, ...] = ()
+    why: str
 
 
 def fit_targets(
-    effects: Effects, parts: Sequence[Parts], views: Mapping[str, View], *, symbols: Parts, means: Float64
+    effects: Effects, parts: Sequence[Parts], members: Members, *, symbols: Parts, means: Float64
 ) -> FittedTargets:
     """Fit the operator to the single perturbations, and another one to the residuals of combinations.
 
-    If there are only combinations, each is taken as a perturbation of its first part.
+    If there are only combinations, each is taken as a perturbation of its first part. A generator is blended with the
+    operator if that lowers the error on known targets that it was not trained on.
     """
     singles = np.array([row for row, each in enumerate(parts) if len(each) == 1], np.int64)
     if not len(singles):
         singles = np.arange(len(parts))
-    some = effects.take(singles)
-    targets = [parts[row][0] for row in singles]
-    mask = np.ones(some.deltas.shape, bool)
-    for row, target in enumerate(targets):
-        mask[row, _columns(symbols, (target,))] = False
-    kernels = {name: view.similarity(targets, targets) for name, view in views.items()}
-    # The loss of the target itself says nothing about other targets: its own gene has their mean instead.
-    usual = replace(some, deltas=np.where(mask, some.deltas, left_out_means(some)))
-    choice = choose(kernels, usual, error_weights(t_scores(some), mask))
-    weights = some.reliability[:, None]
+    known = _Singles.of(effects.take(singles), [parts[row][0] for row in singles], members.views, symbols)
+    scale, generated = error_weights(t_scores(known.effects), known.mask), members.generated
+    choice = choose(known.kernels, known.usual, scale)
+    held_out, blend, why = choice.held_out, None, choice.why
+    if generated is not None:
+        other = effects_of(generated.effects, known.targets, num_genes=len(symbols))
+        found = choose_blend(held_out, other, known.usual, scale)
+        held_out, blend, why = found.held_out, found.blend, f"{why}; generator {found.why}"
     model = TargetModel(
         symbols=symbols,
         means=means,
-        effects=replace(effects, equal_cells=some.equal_cells),
+        effects=replace(effects, equal_cells=known.effects.equal_cells),
         parts=tuple(parts),
-        views=views,
+        views=members.views,
         singles=singles,
-        fitted=fit(choice.setting, kernels, usual),
-        half_width=_half_width(some.deltas - choice.held_out, mask),
-        own_ratio=_own_ratio(some, symbols, targets),
         pairs=None,
-        estimates=np.where(mask, weights * some.deltas + (1 - weights) * choice.held_out, some.deltas),
+        blend=blend,
+        generator=generated.use if generated is not None and blend is not None else None,
+        **known.fit(choice.setting, held_out, symbols),
     )
-    return FittedTargets(replace(model, pairs=_fit_pairs(model)), choice)
+    pairs = _fit_pairs(model, NOTHING if generated is None else generated.effects)
+    return FittedTargets(replace(model, pairs=pairs), choice, why)
+
+
+def refit_targets(model: TargetModel, effects: Effects) -> TargetModel:
+    """Return a model with other effects of the same perturbations, such as those at a dose; what was chosen stays.
+
+    Combinations are then the sum of their parts, and a generator, which knows no dose, is not used.
+    """
+    targets = [model.parts[row][0] for row in model.singles]
+    some = replace(effects.take(model.singles), equal_cells=model.effects.equal_cells)
+    known = _Singles.of(some, targets, model.views, model.symbols)
+    setting = model.fitted.setting
+    held_out = predict_left_out(setting, known.kernels, known.usual)
+    effects = replace(effects, equal_cells=model.effects.equal_cells)
+    return replace(model, effects=effects, pairs=None, blend=None, **known.fit(setting, held_out, model.symbols))
+
+
+@dataclass(frozen=True, eq=False)
+class _Singles:
+    """The known single perturbations."""
+
+    effects: Effects
+    targets: Sequence[str]
+    kernels: Mapping[str, Float64]  # (S, S) by view
+    mask: npt.NDArray[np.bool_]  # (S, G) genes that are not perturbed
+    usual: Effects  # with the mean of the others for the target itself, whose loss says nothing about other targets
+
+    @staticmethod
+    def of(effects: Effects, targets: Sequence[str], views: Mapping[str, View], symbols: Parts) -> _Singles:
+        mask = np.ones(effects.deltas.shape, bool)
+        for row, target in enumerate(targets):
+            mask[row, _columns(symbols, (target,))] = False
+        kernels = {name: view.similarity(targets, targets) for name, view in views.items()}
+        usual = replace(effects, deltas=np.where(mask, effects.deltas, left_out_means(effects)))
+        return _Singles(effects, targets, kernels, mask, usual)
+
+    def fit(self, setting: Setting, held_out: Float64, symbols: Parts) -> dict[str, Any]:
+        """Return the parts of a model that depend on the effects; ``held_out`` are predictions without their own."""
+        weights, deltas = self.effects.reliability[:, None], self.effects.deltas
+        return {
+            "fitted": fit(setting, self.kernels, self.usual),
+            "half_width": _half_width(deltas - held_out, self.mask),
+            "own_ratio": _own_ratio(self.effects, symbols, self.targets),
+            "estimates": np.where(self.mask, weights * deltas + (1 - weights) * held_out, deltas),
+        }
 
 
 def pair_kernel(
@@ -205,14 +285,14 @@ def pair_kernel(
     return found
 
 
-def _fit_pairs(model: TargetModel) -> Pairs | None:
+def _fit_pairs(model: TargetModel, generated: Mapping[str, Float64]) -> Pairs | None:
     """Fit an operator to the residuals of combinations; None unless it predicts those left out better than the sum."""
     rows = np.array([row for row, parts in enumerate(model.parts) if len(parts) > 1], np.int64)
     if len(rows) < 3 or len(rows) == len(model.parts):
         return None
     known = [model.parts[row] for row in rows]
     some = model.effects.take(rows)
-    residuals = replace(some, deltas=some.deltas - model.predict(known).deltas)
+    residuals = replace(some, deltas=some.deltas - model.predict(known, generated).deltas)
     weights = error_weights(t_scores(some), np.ones(some.deltas.shape, bool))
     setting = replace(model.fitted.setting, strength=0.0)
     kernels = {"pairs": pair_kernel(model.views, setting, known, known)}

@@ -1,10 +1,18 @@
-"""Predict the mean change of control cells under perturbations with a fine-tuned generator; no training imports."""
+"""Predict the mean change of control cells under perturbations with a fine-tuned generator; no training imports.
+
+deltas = predict_deltas(bundle, controls, genes, ["STAT1"])
+generator = find_generator(bundle, uri)  # as a member beside other methods
+generator.trained_on, generator.effects(generator.prepare(controls, genes, seed=0), genes, ["STAT1"])
+"""
 
 # C control cells, G genes asked for, L tokens of the panel, P perturbations
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,8 +21,9 @@ import torch
 from scipy import sparse
 
 from cytoray.errors import ModelError, RequestError
-from cytoray.model.bundle import ModelBundle
+from cytoray.model.bundle import ModelBundle, compute_weights_digest
 from cytoray.model.perturbation import predict_perturbed
+from cytoray.tasks.perturbation.members import GeneratorUse
 from cytoray.tokens.collator import Minibatch
 from cytoray.tokens.features import feature_token
 from cytoray.tokens.perturbations import parse_perturbation
@@ -22,7 +31,9 @@ from cytoray.tokens.perturbations import parse_perturbation
 CONDITION = "perturbation"  # tokens of drugs and the like are perturbation:NAME
 POOL_SIZE = 300  # control cells that a prediction is averaged over, as in the original's plots
 CELLS_PER_PASS = 32
+EARLIER_TARGETS = "initial_perturbations"  # in the lineage, as JSON
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 
 def predict_deltas(
@@ -41,7 +52,7 @@ def predict_deltas(
     ``bundle`` is not a generator, RequestError for targets that it does not know.
     """
     conditions = bundle.conditions
-    if conditions is None or conditions.task != "perturbation" or conditions.panel is None:
+    if conditions is None or conditions.panel is None or not _is_generator(bundle):
         raise ModelError(
             "This model does not predict perturbed cells.", remedy="Use one of `cytoray finetune-perturbation`."
         )
@@ -61,6 +72,63 @@ def predict_deltas(
         changes = dict(zip(conditions.panel, means[:base] - values_CL[:, :base].mean(axis=0), strict=True))
         found[row] = [changes.get(name, 0.0) for name in _names(bundle, genes)]
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A generator of perturbed cells that predicts effects of targets over the genes of a screen."""
+
+    bundle: ModelBundle
+    uri: str
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of everything that predictions depend on."""
+        return compute_weights_digest(self.bundle)
+
+    @cached_property
+    def trained_on(self) -> frozenset[str]:
+        """Genes and conditions whose cells the generator, or one that it was made of, was trained or selected by."""
+        assert self.bundle.conditions is not None
+        names = [name for values in self.bundle.conditions.columns.values() for name in values]
+        names += json.loads(self.bundle.lineage.get(EARLIER_TARGETS, "[]"))
+        parsed = [parse_perturbation(name, vocabulary=self.bundle.vocabulary, control="") for name in names]
+        return frozenset(part.upper() for each in parsed for part in (*each.genes, *each.others))
+
+    def prepare(self, controls: sparse.csr_matrix, genes: Sequence[str], *, seed: int) -> GeneratorUse:
+        """Choose the control cells, of (C, G) log-normalised expression, that effects are predicted from."""
+        assert self.bundle.conditions is not None
+        panel = frozenset(self.bundle.conditions.panel or ())
+        columns = np.flatnonzero([name in panel for name in _names(self.bundle, genes)])
+        rows = np.sort(np.random.default_rng(seed).permutation(controls.shape[0])[:POOL_SIZE])
+        return GeneratorUse(self.uri, self.weights, controls[rows][:, columns].toarray().astype(np.float32), columns)
+
+    def effects(self, use: GeneratorUse, genes: Sequence[str], targets: Sequence[str]) -> dict[str, Float64]:
+        """Return the effect (G,) of each target that the generator knows; NaN for genes that it does not predict."""
+        known = [target for target in targets if _tokens_hit(self.bundle, target)]
+        if not known or not len(use.columns):
+            return {}
+        deltas = predict_deltas(self.bundle, use.controls, [genes[column] for column in use.columns], known)
+        found = {}
+        for target, delta in zip(known, deltas, strict=True):
+            found[target] = np.full(len(genes), np.nan)
+            found[target][use.columns] = delta
+        return found
+
+
+def find_generator(bundle: ModelBundle, uri: str) -> Generator | None:
+    """Return the generator that a bundle is; None for any other model."""
+    return Generator(bundle, uri) if _is_generator(bundle) else None
+
+
+def keep_earlier_targets(bundle: ModelBundle, *, initial: Sequence[str]) -> ModelBundle:
+    """Note the perturbations that the model which a generator was made of was trained on in its lineage."""
+    return replace(bundle, lineage=bundle.lineage | {EARLIER_TARGETS: json.dumps(sorted(initial))})
+
+
+def _is_generator(bundle: ModelBundle) -> bool:
+    conditions = bundle.conditions
+    return conditions is not None and conditions.task == "perturbation" and conditions.panel is not None
 
 
 def _tokens_hit(bundle: ModelBundle, target: str) -> tuple[str, ...]:

@@ -160,8 +160,10 @@ def _single(truth: Truth, answers: Answers, scored: npt.NDArray[np.int64]) -> di
         name: metrics.correlation(metrics.effect_sizes(values, truth.mask), true_size)
         for name, values in answers.columns.items()
     }
+    shared = truth.mask[scored].all(axis=0)  # a perturbed gene alone would make predictions differ
     diversity = {
-        name: metrics.diversity_ratio(values[scored], truth.deltas[scored]) for name, values in answers.columns.items()
+        name: metrics.diversity_ratio(values[scored][:, shared], truth.deltas[scored][:, shared])
+        for name, values in answers.columns.items()
     }
     return {
         "effect_size_correlation": row_of({name: each for name, each in sizes.items() if np.isfinite(each)}),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from cytoray.corpus.streaming.members import MemberOptions, ObsColumn, ObsWeight
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.streaming.pairs import PairOptions
 from cytoray.errors import CorpusError, ModelError
+from cytoray.evaluation.perturbation.baselines import predict_mean
+from cytoray.evaluation.perturbation.effects import CONTROL, PerturbedCells, measure_effects
+from cytoray.evaluation.perturbation.significance import error_weights, t_scores
 from cytoray.evaluation.variable_genes import most_variable, standardised_variances
 from cytoray.model.conditions import Conditions
 from cytoray.model.config import ModelConfig
@@ -28,14 +32,8 @@ from cytoray.model.transformer import ScGPT
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.runs import BundleRecord
 from cytoray.tasks.perturbation.config import FinetunePerturbationConfig
-from cytoray.tasks.perturbation.corpus_screen import (
-    CONDITION,
-    Screen,
-    ScreenCells,
-    change_weights,
-    mean_changes,
-    read_screen,
-)
+from cytoray.tasks.perturbation.corpus_screen import CONDITION, Screen, read_screen
+from cytoray.tasks.perturbation.generator import find_generator, keep_earlier_targets
 from cytoray.tasks.starting import inherited_tokenizer, translate_corpus
 from cytoray.tokens.features import extend_vocabulary, feature_token
 from cytoray.tokens.preprocessing import log1p, normalise_total
@@ -105,7 +103,9 @@ def finetune(
     features = {CONDITION: screen.conditions} if screen.conditions else {}
     genes = tuple(vocabulary.tokens[gene] for gene in panel)
     conditions = Conditions(task=TASK, columns=columns, features=features, panel=genes)
-    export = ExportSpec(model, vocabulary, parent=opened.digest, conditions=conditions)
+    earlier = find_generator(base, opened.uri)
+    convert = None if earlier is None else functools.partial(keep_earlier_targets, initial=tuple(earlier.trained_on))
+    export = ExportSpec(model, vocabulary, parent=opened.digest, conditions=conditions, convert=convert)
     return result, export_bundles(config, result, export)
 
 
@@ -148,8 +148,8 @@ class Measured:
     """The genes of the panel that were measured, and cells of the screen over them."""
 
     genes: tuple[int, ...]  # ids in the model's vocabulary, ascending
-    seen: ScreenCells  # not held out, over ``genes``
-    held_out: ScreenCells | None
+    seen: PerturbedCells  # not held out, over ``genes``; codes are those of the screen's perturbations
+    held_out: PerturbedCells | None
 
     @staticmethod
     def read(
@@ -206,15 +206,15 @@ def _read_cells(
 
 def _cells_of(
     values: sparse.csr_matrix, columns: npt.NDArray[np.int64], labels: Mapping[str, Sequence[str]], screen: Screen
-) -> ScreenCells:
+) -> PerturbedCells:
     """Cells over some genes, log-normalised over all of them; batches are coded by their place in the screen."""
     expression = log1p(normalise_total(values))[:, columns]
     order = {name: code for code, name in enumerate(screen.batches or ("",))}
     batches = [order[name] for name in labels.get("batch", [""] * values.shape[0])]
-    index = {name: code for code, name in enumerate(screen.names)}
+    index = {name: code for code, name in enumerate(screen.perturbations)} | {screen.control: CONTROL}
     codes = [index[name] for name in labels["perturbation"]]
-    control = index[screen.control]
-    return ScreenCells(expression, np.array(codes, np.int64), np.array(batches, np.int64), control)
+    names = tuple(screen.perturbations)
+    return PerturbedCells(expression, np.array(codes, np.int64), names, np.array(batches, np.int64))
 
 
 def build_objective(
@@ -231,38 +231,45 @@ def build_objective(
     weights[:, places] = 1.0
     own = np.stack([np.isin(measured.genes, target_ids(screen, name, vocabulary)) for name in screen.names])
     if config.perturbation.loss == "weighted":
-        for code in measured.seen.present:
-            found = change_weights(measured.seen, code, unweighted=own[code])
+        for code, found in _change_weights(measured.seen, own).items():
+            found[own[code]] = found.max()  # their loss is learnt like the largest change
             weights[code, places] = found / max(float(found.mean()), 1e-12)
-    held_out = None
-    if measured.held_out is not None and len(codes := measured.held_out.present):
-        truth = _spread(mean_changes(measured.held_out, measured.seen, codes), places, len(panel))
-        changes = mean_changes(measured.seen, measured.seen, measured.seen.present)
-        scale = np.stack([_error_weights(config, measured, code, own[code]) for code in codes])
-        scored = _spread(~own[codes], places, len(panel)).astype(bool)
-        mean = _spread(changes.mean(axis=0), places, len(panel))
-        held_out = HeldOutEffects(codes, truth, mean, _spread(scale, places, len(panel)), scored)
+    held_out = _held_out_effects(config, measured, own, places=places, size=len(panel))
     ids = np.array(panel, np.int64)
     key = config.perturbation.perturbation_key
     return PerturbationObjective(vocabulary.pad_id, key, ids, predicted, weights, held_out)
 
 
-def _error_weights(
-    config: FinetunePerturbationConfig, measured: Measured, code: int, own: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float64]:
-    """Weights of a held-out effect's errors, of sum 1: equal ones, or by how much the genes change."""
-    assert measured.held_out is not None
-    cells, seen = measured.held_out, measured.seen
-    found = np.ones(len(measured.genes))
+def _held_out_effects(
+    config: FinetunePerturbationConfig,
+    measured: Measured,
+    own: npt.NDArray[np.bool_],
+    *,
+    places: npt.NDArray[np.int64],
+    size: int,
+) -> HeldOutEffects | None:
+    """Effects that are held out, against the controls of all cells, over the panel; None if no cell is held out."""
+    cells = measured.held_out
+    if cells is None or not len(cells.present):
+        return None
+    codes, everything = cells.present, cells.joined_with(measured.seen)
+    kept = np.concatenate([np.ones(len(cells.codes), bool), measured.seen.codes == CONTROL])
+    truth = measure_effects(everything.take(np.flatnonzero(kept)).without_empty()).deltas
+    mean = predict_mean(measure_effects(measured.seen.without_empty()), 1)[0]
+    weights = np.ones_like(truth)
     if config.perturbation.loss == "weighted":
-        joined = ScreenCells(
-            sparse.vstack([cells.expression, seen.expression]).tocsr(),
-            np.concatenate([cells.codes, seen.codes]),
-            np.concatenate([cells.batches, seen.batches]),
-            seen.control,
-        )
-        found = change_weights(joined, code, unweighted=own)
-    return found / max(float(found.sum()), 1e-12)
+        found = _change_weights(everything, own)
+        weights = np.stack([found[code] for code in codes.tolist()])
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
+    truth, mean, weights, scored = (_spread(values, places, size) for values in (truth, mean, weights, ~own[codes]))
+    return HeldOutEffects(codes, truth, mean, weights, scored.astype(bool))
+
+
+def _change_weights(cells: PerturbedCells, own: npt.NDArray[np.bool_]) -> dict[int, npt.NDArray[np.float64]]:
+    """Weights (G,) of the genes for each perturbation that has cells, by code: by how much they change, own ones 0."""
+    codes = cells.present
+    found = error_weights(t_scores(measure_effects(cells.without_empty())), ~own[codes])
+    return dict(zip(codes.tolist(), found, strict=True))
 
 
 def _spread(values: npt.NDArray[Any], places: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.float64]:

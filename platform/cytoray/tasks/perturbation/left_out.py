@@ -1,6 +1,6 @@
 """Predict perturbations that were left out: whole targets, or a condition in whole cell types."""
 
-# U units that are scored, G genes
+# U units that are scored, P perturbations, G genes, K covariates
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from cytoray.evaluation.perturbation.cell_types import (
     predict_type,
     similarity,
 )
+from cytoray.evaluation.perturbation.covariates import Points, measure_points
 from cytoray.evaluation.perturbation.effects import CONTROL, Effects, measure_effects
 from cytoray.evaluation.perturbation.significance import adjusted_p_values, error_weights, t_scores
-from cytoray.evaluation.perturbation.views import View
-from cytoray.tasks.perturbation.fitting import fit_targets
+from cytoray.tasks.perturbation.covariates import point_text
+from cytoray.tasks.perturbation.fitting import FittedTargets, TargetModel, fit_targets, refit_targets
 from cytoray.tasks.perturbation.judging import Truth
 from cytoray.tasks.perturbation.knowledge import control_means
+from cytoray.tasks.perturbation.members import Members
 from cytoray.tasks.perturbation.screen import Screen
 from cytoray.tasks.pieces import Pieces
 from cytoray.tokens.labels import is_placeholder
@@ -63,7 +65,7 @@ class Units:
 
 
 def leave_targets_out(
-    screen: Screen, views: Mapping[str, View], *, pieces: Pieces, advance: progress.Advance, seed: int
+    screen: Screen, members: Members, *, pieces: Pieces, advance: progress.Advance, seed: int
 ) -> Units:
     """Leave out each target with all perturbations that contain it, in at most MOST_FOLDS folds."""
     targets = screen.targets
@@ -74,28 +76,30 @@ def leave_targets_out(
             remedy="If there are several cell types, use --protocol leave-cell-type-out --cell-type-key COLUMN.",
             targets=list(targets),
         )
-    effects, mask = measure_effects(screen.cells), screen.mask()
+    known = _Known.of(screen, members)
     order = np.random.default_rng(seed).permutation(len(targets))
     num_folds = min(len(targets), MOST_FOLDS)
     folds = [frozenset(targets[place] for place in order[number::num_folds]) for number in range(num_folds)]
-    means, found = control_means(screen), []
+    found = []
     for number, held in enumerate(folds):
-        work = functools.partial(_fold, screen, effects, views, means, held)
+        work = functools.partial(_fold, known, held)
         answer, reused = pieces.compute(f"targets {number}", work, kinds=(LeftOut,))
         found.append(answer)
         advance(1, f"{', '.join(sorted(held))}: {answer.chosen}", already=reused)
+    units = screen.by_point()
+    mask, effects = units.mask(), measure_effects(units.cells)
     truth = Truth(
-        names=screen.names,
+        names=units.names,
         deltas=effects.deltas,
         mask=mask,
         p_values=adjusted_p_values(effects),
         num_cells=effects.num_cells.astype(np.float64),
-        agreement=agreement(screen.cells, mask, seed=seed),
-        halves=crossed_halves(screen.cells, mask, seed=seed),
-        groups=("",) * len(screen.names),
+        agreement=agreement(units.cells, mask, seed=seed),
+        halves=crossed_halves(units.cells, mask, seed=seed),
+        groups=tuple("" if known.points is None else point_text(screen.covariates, row) for row in known.values),
     )
-    controls = np.flatnonzero(screen.cells.codes == CONTROL)
-    perturbed = [np.flatnonzero(screen.cells.codes == row) for row in range(len(screen.names))]
+    controls = np.flatnonzero(units.cells.codes == CONTROL)
+    perturbed = [np.flatnonzero(units.cells.codes == row) for row in range(len(units.names))]
     sentence = f"each of {len(targets)} targets left out" + (
         f", in {num_folds} folds" if num_folds < len(targets) else ""
     )
@@ -103,25 +107,98 @@ def leave_targets_out(
     return Units(truth, found, perturbed, [controls] * len(perturbed), sentence)
 
 
-def _fold(screen: Screen, effects: Effects, views: Mapping[str, View], means: Float64, held: frozenset[str]) -> LeftOut:
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """The perturbations of a screen, and the units that are scored: one each, or one for each dose or time."""
+
+    screen: Screen
+    members: Members
+    effects: Effects  # (P, G)
+    points: Points | None
+    owners: npt.NDArray[np.int64]  # (U,) perturbation of each unit
+    values: Float64  # (U, K) of the covariates
+
+    @staticmethod
+    def of(screen: Screen, members: Members) -> _Known:
+        effects = measure_effects(screen.cells)
+        if screen.values is None:
+            owners = np.arange(len(screen.names))
+            return _Known(screen, members, effects, None, owners, np.empty((len(owners), 0)))
+        points = measure_points(screen.cells, screen.values)
+        return _Known(screen, members, effects, points, points.owners, points.values)
+
+
+def _fold(known: _Known, held: frozenset[str]) -> LeftOut:
     """Fit on the perturbations without any of the targets held out, and predict those that have one."""
+    screen, members = known.screen, known.members
     is_held = np.array([bool(held & set(parts)) for parts in screen.parts])
-    train, test = np.flatnonzero(~is_held), np.flatnonzero(is_held)
-    known = effects.take(train)
-    fitted = fit_targets(known, [screen.parts[row] for row in train], views, symbols=screen.symbols, means=means)
-    wanted = [screen.parts[row] for row in test]
-    predicted = fitted.model.predict(wanted)
-    linear = predict_linear(known, screen.symbols, ["+".join(parts) for parts in wanted])
+    train, test = np.flatnonzero(~is_held), np.flatnonzero(is_held[known.owners])
+    effects, parts = known.effects.take(train), [screen.parts[row] for row in train]
+    fitted = fit_targets(effects, parts, members, symbols=screen.symbols, means=control_means(screen))
+    found = []
+    points, place = np.unique(known.values[test], axis=0, return_inverse=True)
+    for number, point in enumerate(points):
+        rows = test[place.ravel() == number]
+        wanted = [screen.parts[known.owners[row]] for row in rows]
+        if known.points is None:
+            found.append(_predicted(fitted, fitted.model, rows, wanted, members))
+        else:
+            there = known.points.take(train).at(point, names=effects.names)
+            found.append(_predicted(fitted, refit_targets(fitted.model, there), rows, wanted, members))
+    return _joined(found)
+
+
+def _predicted(
+    fitted: FittedTargets,
+    model: TargetModel,
+    rows: npt.NDArray[np.int64],
+    wanted: Sequence[tuple[str, ...]],
+    members: Members,
+) -> LeftOut:
+    """Predict the units ``rows`` by the product and by simple methods, from the same effects."""
+    generated = {} if members.generated is None else dict(members.generated.effects)
+    predicted, known = model.predict(wanted, generated), model.effects
+    others = {"linear": predict_linear(known, model.symbols, ["+".join(parts) for parts in wanted])}
+    targets = {part for parts in (*model.parts, *wanted) for part in parts}
+    if generated.keys() >= targets:  # else it would not be scored on the same perturbations
+        others["generator"] = _generated_alone(known, model.parts, wanted, generated)
+    is_generated = any(part in generated for parts in wanted for part in parts)
     return LeftOut(
-        test,
+        rows,
         predicted.deltas,
-        predict_mean(known, len(test)),
-        {"linear": linear},
+        predict_mean(known, len(rows)),
+        others,
         predicted.confidence,
-        str(fitted.choice.setting),
-        fitted.choice.why,
+        model.method if is_generated else str(fitted.choice.setting),
+        fitted.why,
         [reason_text(reason) for reason in predicted.reasons],
     )
+
+
+def _joined(found: Sequence[LeftOut]) -> LeftOut:
+    """Join the units of one fold."""
+    return LeftOut(
+        np.concatenate([each.rows for each in found]),
+        np.concatenate([each.product for each in found]),
+        np.concatenate([each.mean for each in found]),
+        {name: np.concatenate([each.others[name] for each in found]) for name in found[0].others},
+        np.concatenate([each.confidence for each in found]),
+        found[0].chosen,
+        found[0].why,
+        [reason for each in found for reason in each.reasons],
+    )
+
+
+def _generated_alone(
+    known: Effects,
+    parts: Sequence[tuple[str, ...]],
+    wanted: Sequence[tuple[str, ...]],
+    generated: Mapping[str, Float64],
+) -> Float64:
+    """The generator's effects beyond its mean of known targets, added to the mean of the known effects."""
+    mean = predict_mean(known, 1)[0]
+    centre = np.mean([generated[part] for part in sorted({part for each in parts for part in each})], axis=0)
+    return np.stack([mean + np.nan_to_num(sum(generated[part] - centre for part in each)) for each in wanted])
 
 
 def leave_types_out(screen: Screen, *, pieces: Pieces, advance: progress.Advance, seed: int) -> Units:

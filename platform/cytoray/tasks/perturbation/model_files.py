@@ -16,11 +16,14 @@ from scipy import sparse
 
 from cytoray.drafts import draft_folder
 from cytoray.errors import ConflictError, DigestError, ModelError, NotFoundError
+from cytoray.evaluation.perturbation.blending import Blend
+from cytoray.evaluation.perturbation.covariates import Points
 from cytoray.evaluation.perturbation.effects import Effects
 from cytoray.evaluation.perturbation.operator import Fitted, Setting
 from cytoray.evaluation.perturbation.views import View
 from cytoray.tasks.packing import kinds_of, pack, unpack
 from cytoray.tasks.perturbation.fitting import Pairs, TargetModel
+from cytoray.tasks.perturbation.members import GeneratorUse
 from cytoray.tasks.perturbation.predicting import PerturbationPredictor
 
 ARRAYS, MANIFEST, FORMAT = "arrays.safetensors", "model.json", "cytoray-perturbations-1"
@@ -47,16 +50,18 @@ def save_model(model: PerturbationPredictor, folder: Path) -> str:
     stored = {name: _stored(view) for name, view in model.targets.views.items()}
     arrays: dict[str, Array] = {}
     packed = pack(replace(model.targets, views=stored), arrays, "model")  # type: ignore[arg-type]
-    data = safetensors.numpy.save(arrays)
     manifest = {
         "format": FORMAT,
-        "sha256": hashlib.sha256(data).hexdigest(),
         "genes": list(model.genes),
         "control": model.control,
         "perturbation_key": model.perturbation_key,
         "facts": dict(model.facts),
+        "covariates": list(model.covariates),
+        "points": pack(model.points, arrays, "points"),
         "model": packed,
     }
+    data = safetensors.numpy.save(arrays)
+    manifest["sha256"] = hashlib.sha256(data).hexdigest()
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
     with draft_folder(folder) as draft:
         (draft / ARRAYS).write_bytes(data)
@@ -86,8 +91,9 @@ def read_model(listing: bytes, data: bytes, *, name: str) -> PerturbationPredict
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         raise DigestError(f"{ARRAYS} of {name} was changed or damaged.", remedy="Copy the model again.")
     try:
-        kinds = kinds_of(TargetModel, Effects, Fitted, Setting, Pairs, StoredView)
-        found: TargetModel = unpack(manifest["model"], safetensors.numpy.load(data), kinds)
+        kinds = kinds_of(TargetModel, Effects, Fitted, Setting, Pairs, StoredView, Blend, GeneratorUse, Points)
+        arrays = safetensors.numpy.load(data)
+        found: TargetModel = unpack(manifest["model"], arrays, kinds)
         views = {key: _view(view) for key, view in found.views.items()}  # type: ignore[arg-type]
         return PerturbationPredictor(
             tuple(manifest["genes"]),
@@ -95,6 +101,8 @@ def read_model(listing: bytes, data: bytes, *, name: str) -> PerturbationPredict
             manifest["control"],
             manifest["perturbation_key"],
             manifest["facts"],
+            covariates=tuple(manifest.get("covariates", ())),
+            points=unpack(manifest.get("points"), arrays, kinds),
         )
     except (KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{name} does not fit together ({error!r}).", remedy="Fit it again.") from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cytoray.errors import CorpusError
-from cytoray.tokens.perturbations import CONTROL_WORDS, is_unassigned, parse_perturbation
+from cytoray.tokens.perturbations import Perturbation, is_unassigned, parse_perturbation
 from cytoray.tokens.vocabulary import GeneVocabulary
 
 # STAT2g1, STAT2_g1, sgSTAT2-1, STAT2_sg2, STAT2-1, STAT2.3, MRPL9_TSS, ATF4_P1P2
@@ -52,7 +52,8 @@ def name_perturbations(
     known = _Genes(measured)
     guides = _guides(distinct, control, known)
     _check_control(control, {guides.get(value, value) for value in distinct}, where)
-    parsed = {value: known.parts(guides.get(value, value), control) for value in distinct}
+    found_parts = {value: known.parse(guides.get(value, value), control) for value in distinct}
+    parsed = {value: tuple(sorted({*each.genes, *each.others})) for value, each in found_parts.items()}
     kept = {value: parts for value, parts in parsed.items() if value != control and guides.get(value) != control}
     names = sorted({"+".join(parts) for parts in kept.values() if parts})
     if not names:
@@ -66,6 +67,7 @@ def name_perturbations(
     by_name = {"+".join(parts): parts for parts in kept.values() if parts}
     found = tuple(by_name[name] for name in names)
     warnings = [_guide_warning(guides, where)] if guides else []
+    warnings += suffix_warnings([found_parts[value] for value in kept], where)
     if left_out:
         listed = ", ".join(f"{value!r} {number:,}" for value, number in sorted(left_out.items()))
         warnings.append(f"{sum(left_out.values()):,} cells without a known perturbation were left out ({listed})")
@@ -90,15 +92,18 @@ class _Genes:
         """Whether a name is that of a gene."""
         return name in self._measured or int(self._vocabulary.map_genes([name]).ids[0]) >= 0
 
-    def parts(self, name: str, control: str) -> tuple[str, ...]:
-        """The genes and other conditions of a name, sorted; an underscore separates genes alone."""
-        pieces = name.split("_")
-        if len(pieces) > 1 and not self.is_gene(name):
-            plain = [piece for piece in pieces if piece != control and piece.lower() not in CONTROL_WORDS]
-            if plain and all(map(self.is_gene, plain)):
-                name = "+".join(plain)
-        found = parse_perturbation(name, vocabulary=self._vocabulary, control=control, measured=self._measured)
-        return tuple(sorted({*found.genes, *found.others}))
+    def parse(self, name: str, control: str) -> Perturbation:
+        """The genes and other conditions of a name."""
+        return parse_perturbation(name, vocabulary=self._vocabulary, control=control, measured=self._measured)
+
+
+def suffix_warnings(parsed: Iterable[Perturbation], where: str) -> list[str]:
+    """Return a warning that lists the names that were taken as the gene before their suffix; empty without any."""
+    found = {part: gene for each in parsed for part, gene in each.suffixed}
+    if not found:
+        return []
+    listed = ", ".join(f"{part} → {gene}" for part, gene in sorted(found.items()))
+    return [f"{where}: {len(found)} names are not genes and were taken as the gene before their suffix ({listed})"]
 
 
 def _guides(values: Sequence[str], control: str, known: _Genes) -> dict[str, str]:

@@ -1,25 +1,32 @@
 """Predict perturbations with what was fitted, which is arrays: the effect per gene, its trust and reason, and cells."""
 
-# Q perturbations, G genes, C cells
+# Q perturbations, G genes, C cells, K covariates
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cytoray.errors import CorpusError, RequestError
+from cytoray.errors import CorpusError, ModelError, RequestError
 from cytoray.evaluation.perturbation.cells import make_cells
+from cytoray.evaluation.perturbation.covariates import Points
 from cytoray.evaluation.perturbation.effects import USUAL_CELLS
 from cytoray.tasks.multiomic.paired import RnaCells
-from cytoray.tasks.perturbation.fitting import LEVEL, TargetModel
-from cytoray.tokens.perturbations import parse_perturbation
+from cytoray.tasks.perturbation.covariates import check_point
+from cytoray.tasks.perturbation.fitting import LEVEL, NOTHING, Predicted, TargetModel, refit_targets
+from cytoray.tasks.perturbation.names import suffix_warnings
+from cytoray.tokens.perturbations import Perturbation, parse_perturbation
 from cytoray.tokens.vocabulary import GeneVocabulary
+
+if TYPE_CHECKING:
+    from cytoray.tasks.perturbation.generator import Generator
+    from cytoray.tasks.perturbation.members import GeneratorUse
 
 Float64 = npt.NDArray[np.float64]
 FEWEST_KNOWN = 0.5  # share of the model's genes that control cells must have
@@ -37,6 +44,7 @@ class PerturbationPrediction:
     confidence: Float64  # (Q,) 0: the mean of the known effects; near 1: like a known one
     reasons: tuple[dict[str, Any], ...]  # (Q,) the known targets that each rests on, and what they share
     warnings: tuple[str, ...] = ()
+    covariates: tuple[dict[str, float], ...] = ()  # (Q,) such as dose and time; empty if none were given
 
     def top(self, row: int, *, num: int = NUM_TOP) -> list[dict[str, Any]]:
         """Return the genes that a perturbation changes most, with the limits of their intervals."""
@@ -58,6 +66,7 @@ class PerturbationPrediction:
             found.append(
                 {
                     "perturbation": name,
+                    **({"covariates": self.covariates[row]} if self.covariates else {}),
                     "confidence": float(self.confidence[row]),
                     "reason": self.reasons[row],
                     "top_genes": self.top(row, num=num_top),
@@ -76,38 +85,68 @@ class PerturbationPredictor:
     control: str
     perturbation_key: str
     facts: Mapping[str, Any]  # number of cells, choice and its reason; plain JSON
+    generator: Generator | None = None  # if ``targets`` is blended with one
+    covariates: tuple[str, ...] = ()  # (K,)
+    points: Points | None = None  # measured at values of the covariates
 
-    def predict_names(self, names: Sequence[str]) -> PerturbationPrediction:
+    def with_generator(self, find: Callable[[GeneratorUse], Generator | None]) -> Self:
+        """Return the predictor with the generator that ``find`` returns, if it needs one.
+
+        Raises ModelError if that is None or not the generator of the fit.
+        """
+        use = self.targets.generator
+        if use is None:
+            return self
+        found = find(use)
+        if found is None or found.weights != use.weights:
+            raise ModelError(
+                f"This perturbation model predicts with the generator {use.uri}"
+                + ("." if found is None else f", which {found.uri} is not: their digests differ."),
+                remedy="Give that generator, attach the model to its bundle, or fit the model again.",
+            )
+        return replace(self, generator=found)
+
+    def predict_names(self, names: Sequence[str], at: Sequence[Mapping[str, float]] = ()) -> PerturbationPrediction:
         """Predict perturbations by name: ``STAT1``, or ``STAT1+IRF1``; a known one of the screen has its own effect.
 
-        A gene that no view knows is predicted as the mean of the known effects, with a warning. Raises RequestError
-        for a name that is neither a gene nor a known condition.
+        ``at`` are points at which all of them are predicted, such as ``{"dose": 0.5, "time": 6}``; without, the effect
+        is the mean over all cells. A gene that no view knows is predicted as the mean of the known effects, with a
+        warning. Raises RequestError for a name that is neither a gene nor a known condition, and for wrong points.
         """
+        named, points = self.parse(names, at)
+        parsed = [tuple(sorted({*each.genes, *each.others})) for each in named]
+        warnings = suffix_warnings(named, "the request")
+        if self.covariates and not points:
+            warnings.append(
+                f"{' and '.join(self.covariates)} not given: effects are means over the cells of all values"
+            )
+        if points:
+            found = [self._predict(self._targets_at(point), parsed) for point in points]
+            warnings += [*self._beyond(points), *self._unknown(parsed, NOTHING)]
+        else:
+            generated = self._generated(parsed)
+            found = [self._predict(self.targets, parsed, generated)]
+            warnings += self._unknown(parsed, generated)
+        return PerturbationPrediction(
+            tuple("+".join(parts) for parts in parsed) * len(found),
+            self.genes,
+            np.concatenate([each.deltas for each in found]),
+            np.concatenate([each.half_width for each in found]),
+            np.concatenate([each.confidence for each in found]),
+            tuple(reason for each in found for reason in each.reasons),
+            tuple(warnings),
+            tuple(dict(point) for point in at for _ in parsed),
+        )
+
+    def parse(
+        self, names: Sequence[str], at: Sequence[Mapping[str, float]] = ()
+    ) -> tuple[list[Perturbation], list[Float64]]:
+        """Return the parts of perturbations and the values (K,) of points; raises RequestError for unknown ones."""
         if not names:
             raise RequestError("No perturbation was named.", remedy="Name genes, such as STAT1 or STAT1+IRF1.")
         vocabulary = GeneVocabulary.load_default()
-        parsed = [self._parts(name, vocabulary) for name in names]
-        predicted = self.targets.predict(parsed)
-        warnings = []
-        alone = [
-            part
-            for part in sorted({part for parts in parsed for part in parts})
-            if not any(view.knows(part) for view in self.targets.views.values()) and part not in self._known
-        ]
-        if alone:
-            warnings.append(f"{', '.join(alone)}: no view knows it, so the mean of the known effects is predicted")
-        deltas, confidence, widths = predicted.deltas.copy(), predicted.confidence.copy(), predicted.half_width
-        for row, parts in enumerate(parsed):
-            self._use_measured(deltas, confidence, row, parts)
-        return PerturbationPrediction(
-            tuple("+".join(parts) for parts in parsed),
-            self.genes,
-            deltas,
-            widths,
-            confidence,
-            predicted.reasons,
-            tuple(warnings),
-        )
+        points = [check_point(point, self.covariates) for point in at]
+        return [self._parse(name, vocabulary) for name in names], points
 
     def make_cells(
         self, predicted: PerturbationPrediction, controls: RnaCells, *, num_cells: int, seed: int = 0
@@ -130,19 +169,63 @@ class PerturbationPredictor:
     def _known(self) -> frozenset[str]:
         return frozenset(part for parts in self.targets.parts for part in parts)
 
-    def _use_measured(self, deltas: Float64, confidence: Float64, row: int, parts: tuple[str, ...]) -> None:
-        """Draw a combination that the screen has to its measured effect."""
-        if len(parts) > 1 and parts in self.targets.parts:
-            place = self.targets.parts.index(parts)
-            num = float(self.targets.effects.num_cells[place])
-            weight = num / (num + USUAL_CELLS)
-            deltas[row] += weight * (self.targets.effects.deltas[place] - deltas[row])
-            confidence[row] = max(confidence[row], weight)
+    def _generated(self, parsed: Sequence[tuple[str, ...]]) -> dict[str, Float64]:
+        """The generator's effects of the targets that it must predict."""
+        targets, use = self.targets.needs_generator(parsed), self.targets.generator
+        if not targets or use is None:
+            return {}
+        assert self.generator is not None, "opened with the model"
+        return self.generator.effects(use, self.targets.symbols, targets)
 
-    def _parts(self, name: str, vocabulary: GeneVocabulary) -> tuple[str, ...]:
+    def _predict(
+        self, targets: TargetModel, parsed: Sequence[tuple[str, ...]], generated: Mapping[str, Float64] = NOTHING
+    ) -> Predicted:
+        """Predict perturbations; combinations that the screen has are drawn to their measured effects."""
+        found = targets.predict(parsed, generated)
+        for row, parts in enumerate(parsed):
+            if len(parts) > 1 and parts in targets.parts:
+                place = targets.parts.index(parts)
+                num = float(targets.effects.num_cells[place])
+                weight = num / (num + USUAL_CELLS)
+                found.deltas[row] += weight * (targets.effects.deltas[place] - found.deltas[row])
+                found.confidence[row] = max(found.confidence[row], weight)
+        return found
+
+    def _targets_at(self, point: Float64) -> TargetModel:
+        """The model with the effects at a point (K,)."""
+        assert self.points is not None, "a model with covariates has points"
+        return refit_targets(self.targets, self.points.at(point, names=self.targets.effects.names))
+
+    def _beyond(self, points: Sequence[Float64]) -> list[str]:
+        """Warnings about values that are beyond the measured ones."""
+        assert self.points is not None
+        found = []
+        for k, (name, (low, high)) in enumerate(zip(self.covariates, self.points.ranges.tolist(), strict=True)):
+            beyond = sorted({float(point[k]) for point in points if not low <= point[k] <= high})
+            if beyond:
+                listed = ", ".join(f"{value:g}" for value in beyond)
+                found.append(
+                    f"{name} {listed}: beyond the measured {low:g} to {high:g}, so the nearest of these counts"
+                )
+        return found
+
+    def _unknown(self, parsed: Sequence[tuple[str, ...]], generated: Mapping[str, Float64]) -> list[str]:
+        """A warning about targets that nothing but the mean is known of."""
+        alone = [
+            part
+            for part in sorted({part for parts in parsed for part in parts})
+            if not any(view.knows(part) for view in self.targets.views.values())
+            and part not in self._known
+            and part not in generated
+        ]
+        if not alone:
+            return []
+        return [f"{', '.join(alone)}: no view knows it, so the mean of the known effects is predicted"]
+
+    def _parse(self, name: str, vocabulary: GeneVocabulary) -> Perturbation:
         """The parts of a perturbation, each a gene or a known condition."""
         if name in self._known:
-            return (name,)
+            return Perturbation(name, (name,))
         found = parse_perturbation(name, vocabulary=vocabulary, control=self.control, measured=self.genes)
         unknown = [part for part in found.others if part not in self._known]
         if unknown or not (found.genes or found.others):
@@ -153,7 +236,7 @@ class PerturbationPredictor:
                 code="unknown_perturbations",
                 unknown=unknown or [name],
             )
-        return tuple(sorted({*found.genes, *found.others}))
+        return found
 
     def _match(self, controls: RnaCells) -> tuple[npt.NDArray[np.int64], list[str]]:
         """Columns of the model's genes among those of control cells, -1 for missing ones."""

@@ -18,6 +18,7 @@ from cytoray.errors import CorpusError
 from cytoray.evaluation.voters import Expression
 from cytoray.tasks.multiomic.paired import RnaCells, build_rna, sum_columns
 from cytoray.tasks.multiomic.reading import ROWS_AT_A_TIME, read_rna_of
+from cytoray.tasks.perturbation.covariates import numeric_columns
 from cytoray.tasks.perturbation.screen import Columns, Screen, build_screen
 
 DOMINANT_SHARE, FEWEST_UMIS = 0.8, 5  # of a cell's guide counts: its guide is then clear
@@ -40,7 +41,8 @@ def read_screen(cells: Any, columns: Columns) -> Screen:
         rna = read_rna_of(reader)
         values = _dominant_guides(reader, len(rna.names)) if is_table else reader.labels(columns.perturbation)
         batches, types = (_texts(reader, key) for key in (columns.batch, columns.cell_type))
-    return build_screen(rna, values, columns, uri=uri, batches=batches, cell_types=types)
+        numbers = numeric_columns(reader.obs, columns.covariates, uri=uri)
+    return build_screen(rna, values, columns, uri=uri, batches=batches, cell_types=types, values_of=numbers)
 
 
 def cell_type_column(uri: str) -> str | None:
@@ -53,12 +55,13 @@ def cell_type_column(uri: str) -> str | None:
 
 def check_columns(columns: Columns, there: Sequence[str], matrices: Sequence[str], *, uri: str) -> None:
     """Raise CorpusError that lists the nearest columns if one is missing."""
-    wanted = {
-        "--perturbation-key": columns.perturbation,
-        "--batch-key": columns.batch,
-        "--cell-type-key": columns.cell_type,
-    }
-    for option, key in wanted.items():
+    wanted = [
+        ("--perturbation-key", columns.perturbation),
+        ("--batch-key", columns.batch),
+        ("--cell-type-key", columns.cell_type),
+        *(("--covariates", name) for name in columns.covariates),
+    ]
+    for option, key in wanted:
         if key is None or key in there or (option == "--perturbation-key" and f"obsm/{key}" in matrices):
             continue
         near = difflib.get_close_matches(key, there, n=3, cutoff=0.4) or list(there)[:8]
@@ -110,7 +113,10 @@ def _screen_of(adata: Any, columns: Columns) -> Screen:
         None if key is None else [text or "missing" for text in label_texts(adata.obs[key])]
         for key in (columns.batch, columns.cell_type)
     ]
-    return build_screen(rna_of(adata), values, columns, uri="AnnData", batches=texts[0], cell_types=texts[1])
+    numbers = numeric_columns(adata.obs, columns.covariates, uri="AnnData")
+    return build_screen(
+        rna_of(adata), values, columns, uri="AnnData", batches=texts[0], cell_types=texts[1], values_of=numbers
+    )
 
 
 def rna_of(adata: Any) -> RnaCells:

@@ -1,6 +1,6 @@
 """A perturbation screen: expression of cells, the perturbation of each, with counts of cells left out, and warnings."""
 
-# C cells, G genes, P perturbations
+# C cells, G genes, P perturbations, K covariates
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.errors import CorpusError
+from cytoray.evaluation.perturbation.covariates import point_codes
 from cytoray.evaluation.perturbation.effects import CONTROL, PerturbedCells
 from cytoray.tasks.multiomic.paired import RnaCells
+from cytoray.tasks.perturbation.covariates import (
+    matched_batches,
+    point_text,
+    without_missing,
+    without_rare_points,
+)
 from cytoray.tasks.perturbation.names import name_perturbations, symbols_of
 
+Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 FEWEST_CONTROLS, FEWEST_CELLS, FEWEST_GENES = 10, 5, 5
 FEW_GENES = 100
@@ -30,6 +38,7 @@ class Columns:
     control: str
     batch: str | None = None
     cell_type: str | None = None
+    covariates: tuple[str, ...] = ()  # numbers, such as dose and time
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +53,8 @@ class Screen:
     uri: str
     control: str
     cell_types: tuple[str, ...] | None = None  # (C,)
+    covariates: tuple[str, ...] = ()  # (K,)
+    values: Float64 | None = None  # (C, K) of the covariates; NaN in some control cells
     warnings: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
 
@@ -62,7 +73,8 @@ class Screen:
         """SHA-256 of expression and perturbations."""
         found = hashlib.sha256("\0".join([*self.genes, "", *self.names]).encode())
         matrix = self.cells.expression
-        for array in (matrix.indptr, matrix.indices, matrix.data, self.cells.codes, self.cells.groups):
+        values = [] if self.values is None else [self.values]
+        for array in (matrix.indptr, matrix.indices, matrix.data, self.cells.codes, self.cells.groups, *values):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
@@ -86,7 +98,20 @@ class Screen:
     def take(self, rows: Int64) -> Screen:
         """Return some of the cells; perturbations keep their codes."""
         types = None if self.cell_types is None else tuple(self.cell_types[row] for row in rows)
-        return replace(self, cells=self.cells.take(rows), cell_types=types)
+        values = None if self.values is None else self.values[rows]
+        return replace(self, cells=self.cells.take(rows), cell_types=types, values=values)
+
+    def by_point(self) -> Screen:
+        """Return the screen whose perturbations are those of this one at each dose or time, such as ``A (dose 1)``."""
+        if self.values is None:
+            return self
+        codes, owners, points = point_codes(self.cells, self.values)
+        names = tuple(
+            f"{self.names[owner]} ({point_text(self.covariates, point)})"
+            for owner, point in zip(owners, points, strict=True)
+        )
+        cells = replace(self.cells, codes=codes, names=names)
+        return replace(self, cells=cells, parts=tuple(self.parts[owner] for owner in owners))
 
 
 def build_screen(
@@ -97,11 +122,14 @@ def build_screen(
     uri: str,
     batches: Sequence[str] | None = None,
     cell_types: Sequence[str] | None = None,
+    values_of: Float64 | None = None,
     warnings: Sequence[str] = (),
 ) -> Screen:
     """Build a screen from cells and their values in the perturbation column.
 
-    Cells without a known perturbation are left out and counted, as are perturbations of fewer than FEWEST_CELLS cells.
+    ``values_of`` are the values (C, K) of ``columns.covariates``: cells are matched with controls that agree in them,
+    if controls have several. Cells without a known perturbation are left out and counted, as are perturbations of fewer
+    than FEWEST_CELLS cells.
     Raises CorpusError for data that cannot be used.
     """
     where, notes = f"{uri}, {columns.perturbation}", list(warnings)
@@ -110,6 +138,10 @@ def build_screen(
     named = name_perturbations(values, control=columns.control, measured=rna.genes, where=where)
     notes += named.warnings
     codes = np.array([-2 if code is None else code for code in named.codes], np.int64)
+    if values_of is not None:
+        codes = without_missing(codes, values_of, columns.covariates, notes)
+        codes = without_rare_points(codes, values_of, fewest=FEWEST_CELLS, notes=notes)
+        batches = matched_batches(batches, codes, values_of, columns.covariates)
     codes = _without_rare(codes, named.names, notes)
     num_controls = int((codes == CONTROL).sum())
     if num_controls < FEWEST_CONTROLS:
@@ -145,6 +177,8 @@ def build_screen(
         uri,
         columns.control,
         None if cell_types is None else tuple(cell_types[row] for row in kept.tolist()),
+        columns.covariates,
+        None if values_of is None else values_of[kept],
         facts={"left_out": dict(named.left_out), "num_controls": num_controls},
     )
     return replace(found, warnings=(*notes, *_doubts(found)))
