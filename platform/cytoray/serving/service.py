@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pydantic_core
 
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.batcher import Batcher, Done
 from cytoray.serving.config import Limits
+from cytoray.serving.payloads import h5ad_cells
+from cytoray.serving.payloads.answering import encode_answer
 from cytoray.serving.payloads.json_cells import warm_up
-from cytoray.serving.payloads.media import JSON_FORM, Form
+from cytoray.serving.payloads.media import H5AD, JSON, JSON_FORM, Form
 from cytoray.serving.payloads.parsed import SAMPLE
 from cytoray.serving.payloads.parsing import parse, parse_message
 from cytoray.serving.payloads.selecting import GeneCache, find_warnings, select_cells
@@ -37,6 +40,7 @@ class Reply:
 
     content: bytes
     timings: dict[str, float]
+    media_type: str = JSON
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class CellService:
             served.part(endpoint.load)
         vocabulary = served.bundle.vocabulary
         self._genes = GeneCache(vocabulary.map_genes)
+        self._uploads = ThreadPoolExecutor(h5ad_cells.AT_ONCE, thread_name_prefix="h5ad")
         self._batcher = Batcher(self._run_together, cost=_Item.cost, budget=BATCH_TOKENS)
         self._canary = _build_canary(vocabulary)
         self._expected = served.predict(self._canary)
@@ -115,14 +120,18 @@ class CellService:
     async def close(self) -> None:
         """Stop answering."""
         await self._batcher.close()
+        self._uploads.shutdown(wait=False, cancel_futures=True)
 
     async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop) -> Reply:
         start = time.perf_counter()
-        question, members = await asyncio.to_thread(self._prepare, endpoint, body, form, stop)
+        prepare = partial(self._prepare, endpoint, body, form, stop)
+        pool = self._uploads if form.media_type == H5AD else None
+        question, members = await asyncio.get_running_loop().run_in_executor(pool, prepare)
         prepared = time.perf_counter()
         done: Done[Any] = await self._batcher.submit(_Item(endpoint, question))
-        content = await asyncio.to_thread(_encode, endpoint, question, done.result, members)
-        return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
+        encode = partial(encode_answer, members=members, media_type=form.answer)
+        content = await asyncio.to_thread(encode, endpoint, question, done.result)
+        return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}, form.answer)
 
     def _prepare(
         self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop
@@ -158,14 +167,6 @@ class CellService:
             for place, result in zip(places, found, strict=True):
                 results[place] = result
         return results
-
-
-def _encode(endpoint: Endpoint[Any, Any], question: Question[Any], result: Any, members: dict[str, Any]) -> bytes:
-    """Write an answer as JSON, after the ``members`` that all endpoints share.
-
-    Floats are written as the shortest decimals of their float64 value, so reading them as float32 is exact.
-    """
-    return pydantic_core.to_json(members | endpoint.answer(question, result))
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:

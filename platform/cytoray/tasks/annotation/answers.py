@@ -168,4 +168,5 @@ ENDPOINT: Endpoint[AnnotateRequest, Predictions] = Endpoint(
     check=check_labels,
     read=read_annotations,
     offline_members={"include_embedding": False},
+    obsm={"X_scGPT": ("embedding",)},
 )
