@@ -120,11 +120,11 @@ class CellService:
         finally:
             stop.set()  # threads cannot be cancelled: they look at this
 
-    async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any]) -> Any:
+    async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any], caller: Caller = Caller()) -> Any:  # noqa: B008
         """Answer a question about cells over the model's vocabulary; raises RequestError if it is refused."""
         endpoint.check(self._served)
         await asyncio.to_thread(endpoint.admit, self._served, question)
-        asked = Asked(endpoint, question)
+        asked = Asked(endpoint, question, caller)
         return asked.join(await self._submit(asked, self._batcher.clock() + self.limits.deadline_s))
 
     async def check(self, *, timeout_s: float) -> None:
