@@ -82,8 +82,9 @@ def test_the_client_gets_the_same_by_arrow_and_by_json(
         ):
             found[wire] = client.annotate(GENES, counts, ids=[f"c{row}" for row in range(11)])
     one, other = found["arrow"], found["json"]
-    np.testing.assert_array_equal(one.embeddings, other.embeddings)
-    np.testing.assert_array_equal(one.probabilities, other.probabilities)
+    # The same bits in one batch; other companions in a batch change the order of sums.
+    np.testing.assert_allclose(one.embeddings, other.embeddings, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5, atol=1e-6)
     assert (one.labels, one.label_names) == (other.labels, other.label_names)
 
 
