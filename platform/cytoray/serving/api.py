@@ -19,6 +19,7 @@ from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.metrics import (
     CONTENT_TYPE,
     EdgeMetrics,
+    FiguresCollector,
     Gather,
     InfoCollector,
     ProcessMetrics,
@@ -63,6 +64,7 @@ def build_api(service: CellService, *, edge: Parts | None = None, gather: Gather
     edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
     about = service.model.model_dump() | {"cytoray": cytoray.__version__}
     registry.register(InfoCollector(about))
+    registry.register(FiguresCollector("batcher", service.stats))
 
     async def gather_here() -> list[ProcessMetrics]:
         """Collect the metrics of this process."""
