@@ -27,6 +27,9 @@ from cytoray.serving.edge.metrics import (
     render,
 )
 from cytoray.serving.edge.middleware import Edge, Parts
+from cytoray.serving.explorer.config import ExplorerConfig
+from cytoray.serving.explorer.hub import Explorer
+from cytoray.serving.explorer.routes import add_explorer
 from cytoray.serving.payloads.media import read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
@@ -55,16 +58,25 @@ class _Api(FastAPI):
         return super().openapi()
 
 
-def build_api(service: CellService, *, edge: Parts | None = None, gather: Gather | None = None) -> FastAPI:
+def build_api(
+    service: CellService,
+    *,
+    edge: Parts | None = None,
+    gather: Gather | None = None,
+    explorer: ExplorerConfig | None = None,
+) -> FastAPI:
     """Build the application around ``service``, with its edge (default: one without keys).
 
     ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
+    ``explorer`` configures the page at `/`; without it there is no page.
     """
     registry = CollectorRegistry() if edge is None else edge.metrics.registry
     edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
     about = service.model.model_dump() | {"cytoray": cytoray.__version__}
     registry.register(InfoCollector(about))
     registry.register(FiguresCollector("batcher", service.stats))
+
+    page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
 
     async def gather_here() -> list[ProcessMetrics]:
         """Collect the metrics of this process."""
@@ -74,6 +86,8 @@ def build_api(service: CellService, *, edge: Parts | None = None, gather: Gather
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         """Close the service when the server ends."""
         yield
+        if page is not None:
+            await page.close()
         await service.close()
 
     api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
@@ -86,6 +100,8 @@ def build_api(service: CellService, *, edge: Parts | None = None, gather: Gather
 
     for endpoint in task_endpoints().values():
         _add_endpoint(api, service, endpoint)
+    if page is not None:
+        add_explorer(api, page)
     return api
 
 

@@ -12,6 +12,7 @@ from cytoray.registry.pinning import REGISTERED, RUN, Sources
 from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.edge.addresses import is_loopback
 from cytoray.serving.edge.config import EdgeConfig
+from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.tracking import TrackingConfig
 
 
@@ -66,6 +67,7 @@ class AppArgs(Config):
     limits: Limits = Field(Limits(), description="Limits of one request.")
     batching: BatchingConfig = Field(BatchingConfig(), description="Batches and the queue of each replica.")
     edge: EdgeConfig = Field(EdgeConfig(), description="Who may ask the service, and where requests are logged.")
+    explorer: ExplorerConfig = Field(ExplorerConfig(), description="The page at `/`.")
 
     def sources(self) -> Sources:
         """Return where the model is looked up and kept."""

@@ -33,7 +33,7 @@ class CellDeployment:
         import torch
 
         torch.set_num_threads(args.torch_threads)
-        self._edge = args.edge
+        self._edge, self._explorer = args.edge, args.explorer
         self._service = load_service(args, pinned)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -47,7 +47,7 @@ class CellDeployment:
         edge = Parts(
             self._edge, self._service.limits, EdgeMetrics(REGISTRY), guard=Guard(self._edge), echo_request_id=False
         )
-        return build_api(self._service, edge=edge, gather=gather_metrics)
+        return build_api(self._service, edge=edge, gather=gather_metrics, explorer=self._explorer)
 
     async def check_health(self) -> None:
         """Check the model; Serve calls this every ``HEALTH_PERIOD_S``, and the replica is unhealthy if it raises."""

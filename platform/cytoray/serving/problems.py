@@ -53,6 +53,7 @@ CASES = {
     "overloaded": Case(503, "The service has too many requests"),
     "draining": Case(503, "The service is being stopped"),
     "replica_lost": Case(503, "The process that worked on this request has ended"),
+    "too_many_sessions": Case(503, "All sessions of the explorer are in use"),
     "deadline_exceeded": Case(504, "The answer took too long"),
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}

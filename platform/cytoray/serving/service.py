@@ -76,6 +76,11 @@ class CellService:
         return self._served.info
 
     @property
+    def served(self) -> ServedModel:
+        """The model that answers."""
+        return self._served
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Cell types that the model predicts; empty if it only embeds."""
         return self._expected.labels
@@ -112,6 +117,13 @@ class CellService:
         finally:
             stop.set()  # threads cannot be cancelled: they look at this
 
+    async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any]) -> Any:
+        """Answer a question about cells over the model's vocabulary; raises RequestError if it is refused."""
+        endpoint.check(self._served)
+        await asyncio.to_thread(endpoint.admit, self._served, question)
+        asked = Asked(endpoint, question)
+        return asked.join(await self._submit(asked, self._batcher.clock() + self.limits.deadline_s))
+
     async def check(self, *, timeout_s: float) -> None:
         """Check progress, and the model by a forward pass of one cell; raises ServingError if one of them fails.
 
@@ -146,11 +158,15 @@ class CellService:
         question, members = await asyncio.to_thread(self._prepare, endpoint, body, form, stop)
         prepared = time.perf_counter()
         asked = Asked(endpoint, question, caller)
-        few = self._batching.interactive_cells
-        done = await self._batcher.submit(asked.work(self._served, deadline=deadline, interactive_cells=few))
+        done = await self._submit(asked, deadline)
         content = await asyncio.to_thread(_join_and_encode, asked, done, members)
         timings = {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}
         return Reply(content, timings, question.cells.num_cells)
+
+    async def _submit(self, asked: Asked, deadline: float) -> Done[Any]:
+        """Have the batcher run a request by ``deadline``, a time of its clock."""
+        few = self._batching.interactive_cells
+        return await self._batcher.submit(asked.work(self._served, deadline=deadline, interactive_cells=few))
 
     def _prepare(
         self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop

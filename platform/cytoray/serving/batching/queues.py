@@ -140,7 +140,7 @@ class LengthQueue(Generic[Item]):
 
 
 class Flow(Generic[Item]):
-    """What waits of one caller, and how much of the model's time the caller had."""
+    """The waiting work of one caller, and how much of the model's time the caller had."""
 
     __slots__ = ("is_active", "key", "queues", "served")
 

@@ -163,7 +163,7 @@ def refuse_repeated_keys(body: bytes) -> None:
 
 
 def _find_repeated(value: Any, pointer: str) -> tuple[str, str]:
-    """Return the pointer and name of the first repeated key; empty if there are none below ``value``."""
+    """Return the pointer and name of the first repeated key; empty if no key is repeated below ``value``."""
     if isinstance(value, _Repeated):
         return f"{pointer}/{value.key}", value.key
     if isinstance(value, dict | list):
