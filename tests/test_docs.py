@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from cytoray.cli.common import Defaults
 from cytoray.cli.main import app
-from cytoray.tasks import task_endpoints
 from cytoray.stages.config import load_stage_config, stage_configs
+from cytoray.tasks import task_endpoints
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -68,7 +68,7 @@ def test_stopping_answers_what_is_in_flight_and_ends_in_peace(
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, timeout=30)
     try:
         _wait_for(lambda: "Serving" in (tmp_path / "out").read_text(), service)
-        assert httpx.post(f"{client.base_url}v1/embed", content=b"{}").status_code == 401
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/embed", content=b"{}").status_code == 401
         body = json.dumps(as_request(make_counts(3))).encode()
         head = f"POST /v1/embed HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -84,7 +84,9 @@ def test_stopping_answers_what_is_in_flight_and_ends_in_peace(
         assert service.wait(60) == 0
     finally:
         client.close()
-        service.kill()
+        if service.poll() is None:  # twice: at once, but not without stopping its Ray
+            service.terminate()
+            service.terminate()
         service.wait(60)
         output.close()
     written = (tmp_path / "out").read_text()

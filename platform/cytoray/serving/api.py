@@ -19,6 +19,7 @@ from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.metrics import (
     CONTENT_TYPE,
     EdgeMetrics,
+    FiguresCollector,
     Gather,
     InfoCollector,
     ProcessMetrics,
@@ -73,6 +74,7 @@ def build_api(
     edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
     about = service.model.model_dump() | {"cytoray": cytoray.__version__}
     registry.register(InfoCollector(about))
+    registry.register(FiguresCollector("batcher", service.stats))
 
     page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
 
