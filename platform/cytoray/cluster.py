@@ -52,6 +52,7 @@ class _Lease:
 
     num_cpus: int
     object_store_bytes: int
+    for_data: bool = True
     is_started: bool = False
 
 
@@ -59,15 +60,18 @@ _leases: list[_Lease] = []  # at most one: Ray is one for each process
 
 
 @contextlib.contextmanager
-def available(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
+def available(
+    *, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES, for_data: bool = True
+) -> Iterator[None]:
     """Let the block start Ray with ``start``, if it comes to need it, and stop what was started at the end.
 
     With ``RAY_ADDRESS`` set (as in a submitted job) that cluster is used; otherwise one with ``num_cpus`` logical CPUs
-    and an object store of ``object_store_bytes`` is started here, whatever other Ray runs on this machine.
+    and an object store of ``object_store_bytes`` is started here, whatever other Ray runs on this machine. Ray Data is
+    prepared unless ``for_data`` is False, which saves its import.
     """
     prepare_auth()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    lease = _Lease(num_cpus, object_store_bytes)
+    lease = _Lease(num_cpus, object_store_bytes, for_data)
     _leases.append(lease)
     try:
         yield
@@ -86,9 +90,11 @@ def available(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
 
 
 @contextlib.contextmanager
-def connected(*, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES) -> Iterator[None]:
+def connected(
+    *, num_cpus: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES, for_data: bool = True
+) -> Iterator[None]:
     """Be connected to Ray inside the block; ``available`` says to which."""
-    with available(num_cpus=num_cpus, object_store_bytes=object_store_bytes):
+    with available(num_cpus=num_cpus, object_store_bytes=object_store_bytes, for_data=for_data):
         start()
         yield
 
@@ -108,8 +114,9 @@ def start() -> None:
     lease = _leases[-1]
     _init(lease)
     lease.is_started = True
-    _quiet()
-    _hasten()
+    if lease.for_data:
+        _quiet()
+        _hasten()
 
 
 def is_small(num_cells: int) -> bool:

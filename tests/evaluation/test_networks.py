@@ -9,11 +9,20 @@ from scipy import sparse, stats
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from cytoray.evaluation.networks import cells as networks_cells
 from cytoray.evaluation.networks.activity import activities
-from cytoray.evaluation.networks.cells import NetworkCells, equal_halves, pools_of, prepare_cells
+from cytoray.evaluation.networks.cells import NetworkCells, components, equal_halves, pools_of, prepare_cells
 from cytoray.evaluation.networks.correlation import correlate, fisher_difference
 from cytoray.evaluation.networks.programs import adjust, enrich, find_programs, without_components
-from cytoray.evaluation.networks.ranking import aggregate, equal_weights, learn_weights, percentiles
+from cytoray.evaluation.networks.ranking import (
+    aggregate,
+    equal_weights,
+    learn_weights,
+    normal_scores,
+    percentiles,
+    reliabilities,
+    score_evidence,
+)
 from cytoray.evaluation.networks.scores import (
     KnownEdges,
     early_precision_ratio,
@@ -49,7 +58,8 @@ def residuals_by_regression(cells: NetworkCells) -> np.ndarray:
 
 def test_correlation_is_that_of_the_residuals_of_a_regression_on_depth(cells: NetworkCells) -> None:
     expected = np.corrcoef(residuals_by_regression(cells).T)[: len(FACTORS)]
-    found = np.concatenate([correlate(cells, TFS, block) for block in np.array_split(ALL, 7)], axis=1)
+    blocks = [cells.select(block) for block in np.array_split(ALL, 7)]
+    found = np.concatenate([correlate(cells.select(TFS), block) for block in blocks], axis=1)
     np.testing.assert_allclose(found, expected, atol=2e-4)
     standardised = stats.zscore(residuals_by_regression(cells))
     np.testing.assert_allclose(cells.residuals(ALL), standardised, atol=2e-3)
@@ -62,7 +72,7 @@ def test_depth_makes_no_edges() -> None:
     corrected = prepare_cells(counts, log_normalised=False)
     raw = NetworkCells(corrected.expression, np.zeros(2_000))
     off = ~np.eye(30, dtype=bool)
-    sizes = [np.abs(correlate(each, np.arange(30), np.arange(30))[off]).mean() for each in (corrected, raw)]
+    sizes = [np.abs(correlate(each, each)[off]).mean() for each in (corrected, raw)]
     assert sizes[0] < sizes[1] / 1.5
 
 
@@ -73,6 +83,20 @@ def test_pools_average_near_cells(cells: NetworkCells) -> None:
     assert (pools != pools_of(cells, size=5, num=40, seed=0)).nnz == 0
     alone = pools_of(cells, size=1, num=1_000, seed=0)
     assert (alone != sparse.eye(cells.num_cells)).nnz == 0
+    np.testing.assert_allclose(cells.pool(pools), pools @ cells.residuals(ALL), atol=1e-4)
+
+
+def test_principal_axes_of_a_sample_of_the_cells_serve_all(
+    cells: NetworkCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = components(cells, seed=0)
+    monkeypatch.setattr(networks_cells, "MOST_CELLS_LOOKED_AT", 150)
+    monkeypatch.setattr(networks_cells, "_CELLS_AT_A_TIME", 64)
+    sampled = components(cells, seed=0)
+    assert sampled.shape == whole.shape
+    plane = np.linalg.lstsq(sampled[:, :6].astype(float), whole[:, :6].astype(float), rcond=None)[0]
+    left = whole[:, :6] - sampled[:, :6] @ plane
+    assert np.square(left).sum() < 0.1 * np.square(whole[:, :6]).sum(), "six factors vary: the same six directions"
 
 
 def test_trees_find_the_planted_factor_and_do_not_depend_on_the_block(cells: NetworkCells) -> None:
@@ -113,7 +137,45 @@ def test_weights_are_learned_from_known_edges_of_other_factors(known: KnownEdges
     assert sum(found.values()) == pytest.approx(1)
     nothing = learn_weights(ranked, np.zeros_like(known.edges), known.valid)
     assert nothing == equal_weights(ranked)
-    np.testing.assert_allclose(aggregate(ranked, {"good": 2.0}), ranked["good"])
+    np.testing.assert_allclose(aggregate(ranked, {"good": 2.0}), stats.norm.cdf(ranked["good"]), atol=1e-6)
+
+
+def test_reliability_is_the_stepped_up_correlation_of_two_halves(known: KnownEdges) -> None:
+    rng = np.random.default_rng(0)
+    halves = rng.normal(size=(2, *known.edges.shape)).astype(np.float32)
+    halves[:, :3] += 3 * rng.normal(size=halves[0, :3].shape).astype(np.float32)  # three factors have a signal
+    halves[:, 5] = 1
+    found = reliabilities(halves, known.valid)
+    for row in range(3):
+        own = [stats.norm.ppf(stats.rankdata(half[row, known.valid[row]]) / 59 - 0.5 / 59) for half in halves]
+        r = np.corrcoef(own)[0, 1]
+        assert found[row] == pytest.approx(2 * r / (1 + r), rel=1e-4)
+    assert (found[:3] > 0.85).all()
+    assert (found[3:5] < 0.5).all()
+    assert found[5] == 0.01, "a constant orders nothing"
+    scores = score_evidence({"cells": halves[0], "sets": halves[1]}, {"cells": found}, known.valid)
+    np.testing.assert_allclose(scores["cells"][0], found[0] * normal_scores(halves[0], known.valid)[0], rtol=1e-5)
+    np.testing.assert_allclose(scores["sets"][0], found[0] * normal_scores(halves[1], known.valid)[0], rtol=1e-5)
+    assert np.abs(scores["sets"][5]).max() < 0.05, "gene sets alone make no strong edges"
+
+
+def test_evidence_that_is_noise_does_not_blur_what_halves_of_the_cells_agree_on() -> None:
+    rng = np.random.default_rng(0)
+    valid = np.ones((40, 200), bool)
+    strength = np.repeat([2.0, 0.0], [10, 30])[:, None]  # three quarters of the factors are noise
+    true = strength * rng.normal(size=valid.shape)
+
+    def infer(weigh: bool) -> np.ndarray:
+        good = np.stack([true + rng.normal(size=valid.shape) for _ in range(2)]).astype(np.float32)
+        noise = rng.normal(size=good.shape).astype(np.float32)
+        own = {"good": reliabilities(good, valid), "noise": reliabilities(noise, valid)}
+        ones = dict.fromkeys(own, np.ones(len(valid)))
+        scores = score_evidence({"good": good.mean(0), "noise": noise.mean(0)}, own if weigh else ones, valid)
+        return aggregate(scores, equal_weights(scores))
+
+    weighed, plain = (overlap(infer(way), infer(way), valid, num=300) for way in (True, False))
+    assert plain < 0.2
+    assert weighed > 0.5
 
 
 def test_scores_are_those_of_scikit_learn(known: KnownEdges) -> None:
@@ -137,7 +199,7 @@ def test_shuffled_edges_keep_the_degrees(known: KnownEdges) -> None:
 
 
 def test_signs_and_overlap(known: KnownEdges, cells: NetworkCells) -> None:
-    found = correlate(cells, TFS, ALL)
+    found = correlate(cells.select(TFS), cells)
     assert sign_accuracy(found, known) == 1
     assert sign_accuracy(-found, known) == 0
     assert overlap(found, found, known.valid, num=20) == 1

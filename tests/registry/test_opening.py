@@ -21,9 +21,9 @@ from cytoray.model.bundle import Attachment, ModelBundle, load_bundle, save_bund
 from cytoray.model.public_checkpoint import export_bundle, load_public_checkpoint
 from cytoray.registry.models import register
 from cytoray.registry.opening import find_digest, open_model
+from cytoray.registry.pinning import open_pinned, pin_model
 from cytoray.runs import BundleRecord, record_uri
 from cytoray.serving.config import AppArgs
-from cytoray.serving.deployments import load_model
 from cytoray.stages.config import EmbedConfig
 from cytoray.stages.run import open_configured
 from cytoray.tracking import TrackingConfig
@@ -76,8 +76,10 @@ def _python(uri: str, places: Places) -> ModelBundle:
 
 def _served(uri: str, places: Places) -> ModelBundle:
     args = AppArgs(model_uri=uri, store=places.store, tracking=places.tracking, cache_folder=places.cache)
-    bundle, about = load_model(args)
-    assert about.digest == bundle.digest
+    pinned = pin_model(args.model_uri, sources=args.sources())
+    bundle = open_pinned(pinned, sources=args.sources()).bundle
+    assert pinned.digest == bundle.digest
+    assert "@" not in pinned.uri
     return bundle
 
 

@@ -16,6 +16,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 with warnings.catch_warnings():  # importing Serve 2.60 uses a form of Field that pydantic 2.14 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -26,7 +27,12 @@ from cytoray.model.config import ModelConfig
 from cytoray.model.predictor import CellPredictor
 from cytoray.model.transformer import ScGPT
 from cytoray.serving.api import build_api
+from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.config import Limits
+from cytoray.serving.edge.config import EdgeConfig
+from cytoray.serving.edge.guard import Guard
+from cytoray.serving.edge.metrics import EdgeMetrics
+from cytoray.serving.edge.middleware import Parts
 from cytoray.serving.service import CellService
 from cytoray.tasks.endpoint import ServedModel
 from cytoray.tasks.messages import ModelInfo
@@ -75,23 +81,31 @@ def bundle(build_bundle: Callable[..., ModelBundle]) -> ModelBundle:
 def build_service() -> Callable[..., CellService]:
     """Build a service around a bundle, with another predictor where a test wants to misbehave."""
 
-    def build(bundle: ModelBundle, *, predictor: Any = None, **limits: float) -> CellService:
+    def build(
+        bundle: ModelBundle, *, predictor: Any = None, batching: BatchingConfig | None = None, **limits: float
+    ) -> CellService:
         predictor = predictor or CellPredictor(bundle, empty_cells="nan")
         changed = LIMITS.model_copy(update=limits)
-        return CellService(ServedModel(bundle, predictor, MODEL), limits=changed)
+        return CellService(ServedModel(bundle, predictor, MODEL), limits=changed, batching=batching or BatchingConfig())
 
     return build
+
+
+@pytest.fixture(scope="session")
+def one_by_one() -> BatchingConfig:
+    """Batches of a single cell: every request that can be divided is."""
+    return BatchingConfig(max_batch_tokens=1)
 
 
 @pytest.fixture(scope="session")
 def make_counts() -> Callable[..., sp.csr_matrix]:
     """Make counts over the 40 genes, of cells with different numbers of expressed genes, none without any."""
 
-    def make(num_cells: int, *, seed: int = 0) -> sp.csr_matrix:
+    def make(num_cells: int, *, seed: int = 0, fractional: bool = False) -> sp.csr_matrix:
         rng = np.random.default_rng(seed)
         dense = rng.poisson(1.0, (num_cells, NUM_GENES)).astype(np.float32)
         dense[:, 0] += 1
-        dense[:, 1] *= np.float32(1.1)  # no dyadic fraction: only exact decimals bring it across
+        dense[:, 1] *= np.float32(1.1 if fractional else 1)  # no dyadic fraction: only exact decimals bring it across
         return sp.csr_matrix(dense)
 
     return make
@@ -176,13 +190,16 @@ def post(http: Http) -> Callable[..., httpx.Response]:
 
 
 @pytest.fixture
-def listen() -> Iterator[Callable[[CellService], str]]:
+def listen() -> Iterator[Callable[..., str]]:
     """``listen(service)`` puts the application around a service behind uvicorn, in a thread; returns its URL."""
     stops: list[Callable[[], None]] = []
 
-    def listen(service: CellService) -> str:
+    def listen(service: CellService, *, config: EdgeConfig | None = None) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build_api(service), log_config=None))
+        parts = None
+        if config is not None:
+            parts = Parts(config, service.limits, EdgeMetrics(CollectorRegistry()), guard=Guard(config))
+        server = uvicorn.Server(uvicorn.Config(build_api(service, edge=parts), log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 

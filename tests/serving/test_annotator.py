@@ -61,15 +61,15 @@ def carrying(build_bundle: Any, annotator: Annotator, tmp_path: Path) -> ModelBu
 
 
 def test_the_same_answers_everywhere(
-    carrying: ModelBundle, annotator: Annotator, build_service: Any, connect: Any, listen: Any, as_cells: Any,
-    as_request: Any,
+    carrying: ModelBundle, annotator: Annotator, build_service: Any, one_by_one: Any, connect: Any, listen: Any,
+    as_cells: Any, as_request: Any,
 ) -> None:  # fmt: skip
     counts, truth = counts_of_types(12, seed=2)
     wide = sp.hstack([counts, sp.csr_matrix((12, 3))], format="csr", dtype=np.float32)
     wanted = annotator.annotate(Expression(wide))
     called = [LABELS[best] for best in wanted.probabilities.argmax(axis=1)]
     assert np.mean(np.array(called) == truth) > 0.9
-    service = build_service(carrying, predictor=build_predictor(carrying, empty_cells="nan"))
+    service = build_service(carrying, predictor=build_predictor(carrying, empty_cells="nan"), batching=one_by_one)
     cells = connect(service).post("/v1/annotate", json=as_request(counts)).json()["cells"]
     assert [cell["label"] for cell in cells] == called
     np.testing.assert_allclose([[cell["probabilities"][name] for name in LABELS] for cell in cells],

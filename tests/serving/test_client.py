@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import scipy.sparse as sp
 from cytoray.errors import RequestError, ServingError
 from cytoray.model.predictor import CellPredictor
 from cytoray.serving.client import Client
+from cytoray.serving.edge.config import EdgeConfig
+from cytoray.serving.edge.keys import Allowance, create_key
 
 GENES = [f"GENE{number:02d}" for number in range(40)]
 
@@ -27,14 +30,14 @@ def url(bundle: Any, build_service: Any, listen: Any) -> str:
 
 @pytest.fixture
 def foreign_url() -> Iterator[str]:
-    """A server that answers every POST with the 503 that Ray Serve's proxy writes when its queue is full."""
+    """A server that answers every POST in plain text, as servers in front of the service do: /STATUS/v1/…"""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(503)
+            self.send_response(int(self.path.split("/")[1]))
             self.end_headers()
-            self.wfile.write(b"Request dropped: too many requests.")
+            self.wfile.write(b"their words")
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -112,8 +115,34 @@ def test_a_refusal_carries_its_code_and_offenders(url: str, make_counts: Any) ->
         assert (caught.value.code, caught.value.details["gene"]) == ("bad_values", "GENE00")
 
 
-def test_a_full_queue_is_the_service_s_fault(foreign_url: str, make_counts: Any) -> None:
-    with Client(foreign_url) as client, pytest.raises(ServingError, match=r"HTTP 503: Request dropped.*again later"):
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, r"No service is deployed.*Check the URL"),
+        (408, r"time of the server in front.*Lower cells_per_request"),
+        (500, r"process that worked on this request has ended.*Send it again"),
+        (503, r"too many requests.*again later"),
+        (418, r"not an answer of the service.*URL is a cytoray service"),
+    ],
+)
+def test_servers_in_front_are_not_mistaken_for_a_wrong_url(
+    foreign_url: str, make_counts: Any, status: int, message: str
+) -> None:
+    with Client(f"{foreign_url}/{status}") as client, pytest.raises(ServingError, match=message) as caught:
+        client.embed(GENES, make_counts(1))
+    assert "their words" in str(caught.value)
+    assert (status in (404, 418)) == ("URL" in str(caught.value))
+
+
+def test_the_key_is_sent(bundle: Any, build_service: Any, listen: Any, make_counts: Any, tmp_path: Path) -> None:
+    key, _ = create_key(tmp_path / "keys.json", owner="lab", allowance=Allowance(scopes=("embed",)), days=None)
+    config = EdgeConfig(keys_file=str(tmp_path / "keys.json"))
+    url = listen(build_service(bundle), config=config)
+    with Client(url, key=key) as client:
+        assert len(client.embed(GENES, make_counts(1))) == 1
+        with pytest.raises(RequestError, match="not valid for /v1/annotate"):
+            client.annotate(GENES, make_counts(1))
+    with Client(url) as client, pytest.raises(RequestError, match="no valid API key"):
         client.embed(GENES, make_counts(1))
 
 

@@ -59,13 +59,15 @@ def body_of(adata: Any, batch: str, columns: slice = slice(None)) -> dict[str, A
     return {"genes": list(GENES[columns]), "cells": cells, "batch": batch}
 
 
-def test_cells_are_embedded_as_by_the_integration(folder: Path, build_service: Any, listen: Any) -> None:
+def test_cells_are_embedded_as_by_the_integration(
+    folder: Path, build_service: Any, one_by_one: Any, listen: Any
+) -> None:
     bundle = load_bundle(folder / "bundle")
     kept = IntegrationModel.load(folder / "kept").using(bundle, "this model")
     known, new = planted((12,), seed=3, first_batch=1), planted((40,), seed=4, first_batch=9)
     known.X = sparse.csr_matrix(sparse.diags_array((np.arange(12) != 2).astype(np.float32)) @ known.X)
     wanted = kept.transform(batched(known))
-    url = listen(build_service(bundle, max_nonzeros=20_000, max_cells=64))
+    url = listen(build_service(bundle, max_nonzeros=20_000, max_cells=64, batching=one_by_one))
     with Client(url, cells_per_request=8) as client, pytest.warns(UserWarning, match="have no gene that"):
         found = client.integrate(known, batch="batch 1")
     with Client(url) as client:

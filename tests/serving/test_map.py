@@ -75,11 +75,11 @@ def assert_equal(seen: list[dict[str, Any]], wanted: list[dict[str, Any]], *, at
 
 
 def test_the_answers_are_those_of_a_query_offline(
-    carrying: ModelBundle, folder: Path, build_service: Any, listen: Any, tmp_path: Path
+    carrying: ModelBundle, folder: Path, build_service: Any, one_by_one: Any, listen: Any, tmp_path: Path
 ) -> None:
     adata, types = as_anndata(30, seed=4)
     wanted = ask_offline(folder, adata, tmp_path)
-    url = listen(build_service(carrying, max_nonzeros=4000, max_cells=16))
+    url = listen(build_service(carrying, max_nonzeros=4000, max_cells=16, batching=one_by_one))
     with Client(url, cells_per_request=8) as client:
         found = client.map(adata)
         again = client.map(list(GENES), adata.X)

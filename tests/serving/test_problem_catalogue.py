@@ -42,15 +42,27 @@ MALFORMED = {
     "index is a boolean": (_cells({"i": [True], "v": [1]}), "/cells/0/i/0"),
     "index beyond 64 bits": (_cells({"i": [2**70], "v": [1]}), "/cells/0/i/0"),
     "id is a number": (_cells({**GOOD, "id": 3}), "/cells/0/id"),
+    "a key twice": (b'{"genes": ["GENE00"], "genes": ["GENE01"], "cells": [{"i": [0], "v": [1]}]}', "/genes"),
+    "a key of a cell twice": (b'{"genes": ["GENE00"], "cells": [{"i": [0], "v": [1], "v": [2]}]}', "/cells/0/v"),
+    "a key of a cell twice, once escaped": (
+        b'{"genes": ["GENE00"], "cells": [{"i": [0], "v": [1], "\\u0076": [2]}]}',
+        "/cells/0/v",
+    ),
+    "gene name of 257 characters": (_cells(GOOD, genes=["GENE00", "G" * 257]), "/genes/1"),
+    "Ensembl id of 257 characters": (_cells(GOOD, ensembl_ids=["E" * 257]), "/ensembl_ids/0"),
+    "genome of 257 characters": (_cells(GOOD, genomes=["E" * 257]), "/genomes/0"),
+    "cell id of 257 characters": (_cells({**GOOD, "id": "c" * 257}), "/cells/0/id"),
+    "number that JSON does not have": (b'{"genes": ["GENE00"], "cells": [{"i": [0], "v": [01]}]}', ""),
     "flag of another route": (_cells(GOOD, include_embedding=True), "/include_embedding"),
 }
 
 UNFIT = {
+    "value beyond float32": (_cells({"i": [0], "v": [1e39]}), "bad_values", "/cells/0/v/0"),
+    "sum of a cell beyond float32": (_cells(GOOD, {"i": [1, 5], "v": [3e38, 2e38]}), "bad_values", "/cells/1/v/0"),
     "index past the genes": (_cells(GOOD, {"i": [0, 40], "v": [1, 1]}), "bad_matrix", "/cells/1/i/1"),
     "negative index": (_cells({"i": [-1], "v": [1]}), "bad_matrix", "/cells/0/i/0"),
     "more indices than values": (_cells(GOOD, {"i": [0, 1], "v": [1]}), "bad_matrix", "/cells/1"),
     "gene twice in a cell": (_cells({"i": [3, 1, 3], "v": [1, 1, 1]}), "bad_matrix", "/cells/0/i/2"),
-    "gene name twice": (_cells(GOOD, genes=["GENE00", "GENE01", "GENE00"]), "bad_matrix", "/genes/2"),
     "cell id twice": (_cells({**GOOD, "id": "a"}, {**GOOD, "id": "a"}), "bad_matrix", "/cells/1/id"),
     "negative value": (_cells(GOOD, {"i": [0, 5], "v": [1, -2]}), "bad_values", "/cells/1/v/1"),
     "NaN": (_cells({"i": [0, 5], "v": [1, math.nan]}), "bad_values", "/cells/0/v/1"),
@@ -65,11 +77,6 @@ UNFIT = {
     ),
     "special tokens are no genes": (_cells({"i": [0], "v": [1]}, genes=["<cls>"]), "unknown_genes", "/genes"),
     "genomes of other genes": (_cells(GOOD, genomes=["GRCh38"]), "bad_matrix", "/genomes"),
-    "gene and genome twice": (
-        _cells(GOOD, genes=["GENE00", "GENE01", "GENE00"], genomes=["hg38", "hg38", "hg38"]),
-        "bad_matrix",
-        "/genes/2",
-    ),
 }
 
 
@@ -148,7 +155,7 @@ def test_wrong_media_type(http: Any) -> None:
     for headers in ({"Content-Type": "text/plain"}, {}, {"Content-Type": "application/json", "Content-Encoding": "br"}):
         response = http.post("/v1/embed", content=b"{}", headers=headers)
         problem = _assert_problem(response, status=415, code="unsupported_media_type")
-        assert problem["accepted"] == ["application/json"]
+        assert problem["accepted"][0] == "application/json"
 
 
 def test_declared_length_over_the_limit(post: Post) -> None:

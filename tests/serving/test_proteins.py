@@ -59,12 +59,12 @@ def body_of(counts: np.ndarray, genes: tuple[str, ...] = GENES, **members: Any) 
 
 
 def test_the_values_are_those_of_the_protein_model(
-    carrying: ModelBundle, folder: Path, build_service: Any, listen: Any
+    carrying: ModelBundle, folder: Path, build_service: Any, one_by_one: Any, listen: Any
 ) -> None:
     assert LEVEL == FITTED_LEVEL
     adata = build(20, seed=5)
     wanted = cytoray.ProteinModel.load(folder / "proteins").predict(adata)
-    with Client(listen(build_service(carrying, max_nonzeros=4000)), cells_per_request=8) as client:
+    with Client(listen(build_service(carrying, max_nonzeros=4000, batching=one_by_one)), cells_per_request=8) as client:
         found = client.proteins(adata)
         some = client.proteins(list(GENES), adata.X, proteins=["CD14", "CD3"])
         with pytest.raises(RequestError, match=r"does not predict CD99.*CD3, CD4") as caught:

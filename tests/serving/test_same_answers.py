@@ -116,9 +116,43 @@ def test_columns_of_one_name_and_id_are_summed(
             client.embed_adata(adata, gene_names="symbol")
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_a_gene_given_by_symbol_and_by_id_is_summed_and_reported_everywhere(
+    model: ModelBundle, build_service: Any, connect: Any, tmp_path: Path
+) -> None:
+    others = ["NKG7", "CD14", "CD8A", "GNLY", "CST3", "PPBP"]
+    names = ["CD3D", "MS4A1", "LYZ", "ENSG00000167286.11", "MS4A1", "SEPT9", "SEPTIN9", *others]
+    counts = np.random.default_rng(1).poisson(2.0, (5, len(names))).astype(np.float32) + 1
+    adata = anndata.AnnData(sp.csr_matrix(counts), var=pd.DataFrame(index=names))
+    merged = counts[:, [0, 1, 2, *range(6, 13)]]  # SEPT9 is an older name: it is left out beside SEPTIN9
+    merged[:, :2] += counts[:, 3:5]
+    var = pd.DataFrame(index=["CD3D", "MS4A1", "LYZ", "SEPTIN9", *others])
+    one_each = anndata.AnnData(sp.csr_matrix(merged), var=var)
+    face = scGPTFineTuningModel.from_bundle(model, configurer=scGPTConfig(emb_mode="cls"))
+    wanted = face.get_embeddings(face.process_data(one_each))
+
+    dataset = face.process_data(adata)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(face.get_embeddings(dataset), wanted)
+    assert dataset.report.duplicates == {"CD3D": [names[0], names[3]], "MS4A1": ["MS4A1", "MS4A1"]}
+    assert dataset.report.older == {"SEPTIN9": ["SEPT9"]}
+
+    named = read_cells(SourceConfig(uri=str(tmp_path / "cells.h5ad")), vocabulary=model.vocabulary, keep_empty=True)
+    info = ModelInfo(name="tiny", version="7", digest="d" * 64)
+    (table,) = embed_cells(CellPredictor(model, empty_cells="nan"), [named.cells], model=info)
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), wanted, atol=1e-6)
+
+    cells = [{"i": list(range(len(names))), "v": row.tolist()} for row in counts]
+    answer = connect(build_service(model)).post("/v1/embed", json={"genes": names, "cells": cells}).json()
+    np.testing.assert_allclose([cell["embedding"] for cell in answer["cells"]], wanted, atol=1e-6)
+    summed, older = answer["warnings"]
+    assert (summed["code"], summed["genes"]) == ("summed_genes", dataset.report.duplicates)
+    assert (older["code"], older["genes"]) == ("older_names", dataset.report.older)
+
+
 @pytest.mark.parametrize("has_ids", [False, True])
 def test_two_genomes_get_the_same_answers_everywhere(
-    model: ModelBundle, has_ids: bool, build_service: Any, listen: Any, tmp_path: Path
+    model: ModelBundle, has_ids: bool, build_service: Any, one_by_one: Any, listen: Any, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(5)
     human, mouse = rng.poisson(3.0, (2, 30, len(GENES))).astype(np.float32)
@@ -150,7 +184,7 @@ def test_two_genomes_get_the_same_answers_everywhere(
     np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), wanted, atol=1e-5)
     assert table["label"].to_pylist() == labels
 
-    with Client(listen(build_service(model, max_nonzeros=4000)), cells_per_request=10) as client:
+    with Client(listen(build_service(model, max_nonzeros=4000, batching=one_by_one)), cells_per_request=10) as client:
         with pytest.warns(UserWarning, match="20 of 30 cells have no gene that the model knows: cell10, cell11"):
             answer = client.annotate_adata(adata)
         np.testing.assert_allclose(answer.embeddings, wanted, atol=1e-5)

@@ -14,10 +14,13 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeDeploySchema, ServeStatus
 
-from cytoray.errors import NotFoundError, ServingError
+from cytoray.errors import DigestError, NotFoundError, ServingError
 from cytoray.model.bundle import save_bundle
-from cytoray.serving.app import build_app, check_port, wait_until_ready, wait_until_running
+from cytoray.registry.models import register
+from cytoray.registry.pinning import PinnedModel, pin_model
+from cytoray.serving.app import bind_app, build_app, check_port, wait_until_ready, wait_until_running
 from cytoray.serving.deployments import AppArgs, load_service
+from cytoray.tracking import TrackingConfig
 
 YAML = Path(__file__).parents[2] / "serve" / "embed.yaml"
 
@@ -31,7 +34,8 @@ def test_the_yaml_is_valid_complete_and_local() -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["request_timeout_s"] > args.limits.deadline_s
     assert application["args"].keys() == AppArgs.model_fields.keys()
-    assert application["args"]["limits"].keys() == type(args.limits).model_fields.keys()
+    for part in ("limits", "batching", "edge", "explorer"):
+        assert application["args"][part].keys() == type(getattr(args, part)).model_fields.keys()
 
 
 def test_ray_sees_the_type_of_the_arguments() -> None:
@@ -41,7 +45,7 @@ def test_ray_sees_the_type_of_the_arguments() -> None:
 
 def test_the_deployment_is_bounded_and_surges() -> None:
     args = AppArgs(model_uri="bundle", num_cpus=0.5, max_replicas=3, max_queued_requests=9)
-    deployment = build_app(args)._bound_deployment
+    deployment = bind_app(args, PinnedModel("bundle", "bundle", "1", "d" * 64))._bound_deployment
     config = deployment._deployment_config
     assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
     assert deployment.ray_actor_options["num_cpus"] == 0.5
@@ -73,10 +77,34 @@ def test_paths_do_not_depend_on_the_folder_of_a_replica(monkeypatch: pytest.Monk
 
 def test_a_local_bundle_is_served_with_its_digest(build_bundle: Any, tmp_path: Path) -> None:
     digest = save_bundle(build_bundle(), tmp_path / "tiny")
-    model = load_service(AppArgs(model_uri=str(tmp_path / "tiny"))).model
+    args = AppArgs(model_uri=str(tmp_path / "tiny"))
+    pinned = pin_model(args.model_uri, sources=args.sources())
+    model = load_service(args, pinned).model
     assert (model.name, model.version, model.digest) == ("tiny", "unregistered", digest)
     with pytest.raises(NotFoundError, match="absent"):
-        load_service(AppArgs(model_uri=str(tmp_path / "absent")))
+        build_app(AppArgs(model_uri=str(tmp_path / "absent")))
+    save_bundle(build_bundle(("X", "Y")), tmp_path / "other")
+    (tmp_path / "tiny").rename(tmp_path / "before")
+    (tmp_path / "other").rename(tmp_path / "tiny")
+    with pytest.raises(DigestError, match=r"tiny holds the bundle .* Deploy again"):
+        load_service(args, pinned)
+
+
+def test_replicas_serve_the_version_of_the_deployment_whatever_the_alias_becomes(
+    build_bundle: Any, tmp_path: Path
+) -> None:
+    """Also without MLflow, once the model is in the cache."""
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
+    save_bundle(build_bundle(), tmp_path / "one")
+    register(tmp_path / "one", name="tiny", tracking=tracking, alias="champion")
+    args = AppArgs(model_uri="models:/tiny@champion", tracking=tracking, cache_folder=str(tmp_path / "cache"))
+    _, pinned = build_app(args)._bound_deployment.init_args
+    save_bundle(build_bundle(("X", "Y")), tmp_path / "two")
+    register(tmp_path / "two", name="tiny", tracking=tracking, alias="champion")
+    assert load_service(args, pinned).model.version == "1"
+    (tmp_path / "mlflow.db").rename(tmp_path / "away.db")
+    service = load_service(args, pinned)
+    assert (service.model.version, service.labels) == ("1", ("B", "T", "NK"))
 
 
 def test_a_taken_port_is_told_with_a_remedy() -> None:

@@ -24,7 +24,7 @@ from cytoray.tasks.networks.differences import compare_groups
 from cytoray.tasks.networks.network import GeneNetwork, load_network
 from cytoray.tasks.networks.reading import read_known_edges
 
-SMALL: dict[str, Any] = {"num_trees": 20, "block_size": 25, "pool_size": 3, "run_on": "here"}
+SMALL: dict[str, Any] = {"num_trees": 40, "block_size": 25, "pool_size": 3, "run_on": "here"}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,9 @@ def test_the_folder_is_complete_and_readable_elsewhere(network: GeneNetwork, dat
     page = (folder / "report.html").read_text()
     assert "Strongest edges: all" in page
     assert "Programs" in page
+    assert "median of all factors" in page
+    assert all(0 < value <= 1 for kind in again.reliability().values() for value in kind)
+    assert set(again.reliability()) == {"correlation", "pooled_correlation", "trees"}
 
 
 def test_a_rerun_finds_the_network_and_other_settings_do_not_replace_it(data: Path, network: GeneNetwork) -> None:
@@ -129,7 +132,7 @@ def test_weights_are_learned_from_a_table(data: Path, tmp_path: Path) -> None:
 
 def test_a_gene_is_shown(data: Path, network: GeneNetwork, tmp_path: Path) -> None:
     folder, picture = str(data.parent / "network"), tmp_path / "irf1.png"
-    command = ["networks", "show", folder, "--gene", "IRF1", "--num", "8", "--out", str(picture), "--json"]
+    command = ["networks", "show", folder, "--gene", "IRF1", "--num", "6", "--out", str(picture), "--json"]
     answer = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     targets = [edge["target"] for edge in answer["edges"] if edge["tf"] == "IRF1"]
     assert set(targets) <= set(EDGES["IRF1"])
@@ -139,7 +142,7 @@ def test_a_gene_is_shown(data: Path, network: GeneNetwork, tmp_path: Path) -> No
 
 
 def test_the_command_infers(data: Path, network: GeneNetwork) -> None:
-    options = ["--num-trees", "20", "--block-size", "25", "--pool-size", "3", "--run-on", "here", "--json"]
+    options = ["--num-trees", "40", "--block-size", "25", "--pool-size", "3", "--run-on", "here", "--json"]
     command = ["networks", "infer", "--data", str(data), "--out", str(data.parent / "network"), *options]
     answer = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     assert answer["num_edges"] == len(network.edges)

@@ -12,7 +12,7 @@ import pytest
 from planted_network import EDGES, FACTORS, GENES, build, write_truth
 from planted_reference import build_bundle
 from pydantic import ValidationError
-from scipy import sparse
+from scipy import sparse, stats
 from typer.testing import CliRunner
 
 import cytoray
@@ -20,8 +20,9 @@ from cytoray.cli.main import app
 from cytoray.errors import ConfigError, CorpusError
 from cytoray.model.bundle import save_bundle
 from cytoray.tasks.networks.assess_config import AssessNetworksConfig
+from cytoray.tasks.networks.screen import stratified_welch
 
-SMALL: dict[str, Any] = {"num_trees": 15, "block_size": 30, "pool_size": 3, "run_on": "here", "gene_sets": "none"}
+SMALL: dict[str, Any] = {"num_trees": 30, "block_size": 30, "pool_size": 3, "run_on": "here", "gene_sets": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def write_screen(path: Path) -> None:
 
 def test_planted_edges_are_found_and_reported(files: Path) -> None:
     options = ["--data", str(files / "cells.h5ad"), "--truth", str(files / "truth.tsv"), "--out", str(files / "report")]
-    options += ["--screen", str(files / "screen.h5ad"), "--num-trees", "15", "--block-size", "30", "--pool-size", "3"]
+    options += ["--screen", str(files / "screen.h5ad"), "--num-trees", "30", "--block-size", "30", "--pool-size", "3"]
     command = ["assess", "networks", *options, "--run-on", "here", "--gene-sets", "none", "--json"]
     found = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     metrics = found["metrics"]
@@ -60,7 +61,9 @@ def test_planted_edges_are_found_and_reported(files: Path) -> None:
     assert metrics["sign_accuracy"]["product"] == 1
     assert metrics["half_overlap"]["product"] > 3 * metrics["half_overlap"]["floor"]
     assert metrics["knock_out_auroc"]["product"] > 0.9
-    assert {row["factor"] for row in found["details"]["screen"]} == {"IRF1"}
+    (screened,) = found["details"]["screen"]
+    assert screened["factor"] == "IRF1"
+    assert metrics["knock_out_auroc"]["floor"] == screened["other_factors"] < 0.65, "edges of other factors"
     members = {row["member"]: row for row in found["details"]["members"]}
     assert {"|correlation|", "trees", "product"} <= members.keys()
     assert members["trees"]["factor_auroc"] > 0.9
@@ -90,6 +93,22 @@ def test_a_screen_is_not_inferred_from_its_knock_outs(files: Path) -> None:
     assert any("160 cells of 'control'" in warning for warning in found["warnings"])
     assert found["metrics"]["knock_out_auroc"]["product"] > 0.9
     assert "factor_auroc" not in found["metrics"]
+
+
+def test_knock_outs_are_compared_with_controls_of_their_batch() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(300, 4))
+    is_first, batches = rng.random(300) < 0.3, np.zeros(300, np.int64)
+    plain = stratified_welch(sparse.csr_matrix(values), is_first, batches)
+    np.testing.assert_allclose(plain, stats.ttest_ind(values[is_first], values[~is_first], equal_var=False).statistic)
+    batches = np.where(is_first, rng.random(300) < 0.8, rng.random(300) < 0.2).astype(np.int64)
+    values += 3 * batches[:, None]
+    values[is_first, 0] += 1
+    confounded = stratified_welch(sparse.csr_matrix(values), is_first, np.zeros(300, np.int64))
+    matched = stratified_welch(sparse.csr_matrix(values), is_first, batches)
+    assert (confounded > 5).all()
+    assert matched[0] > 5
+    assert (np.abs(matched[1:]) < 3).all()
 
 
 def test_what_cannot_be_assessed_is_named(files: Path, tmp_path: Path) -> None:

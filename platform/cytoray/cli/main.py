@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,20 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from cytoray.cli import assess, corpora, genes, integrate, models, networks, perturb, proteins, reference, train
+from cytoray.cli import (
+    assess,
+    corpora,
+    genes,
+    integrate,
+    keys,
+    models,
+    networks,
+    perturb,
+    proteins,
+    reference,
+    serve,
+    train,
+)
 from cytoray.cli.common import (
     EXIT_CODES,
     AsJson,
@@ -26,7 +38,7 @@ from cytoray.cli.common import (
 )
 from cytoray.cli.offline import offline_command
 from cytoray.errors import CytorayError
-from cytoray.tasks import task_endpoints, task_offline, task_stages
+from cytoray.tasks import task_offline, task_stages
 
 app = typer.Typer(
     name="cytoray",
@@ -40,6 +52,7 @@ _GROUPS = {
     "data": corpora.app,
     "train": train.app,
     "models": models.app,
+    "keys": keys.app,
     "assess": assess.app,
     "perturbations": perturb.app,
     "proteins": proteins.app,
@@ -136,32 +149,7 @@ app.command()(genes.genes)
 app.command()(perturb.perturb)
 
 
-@app.command()
-def serve(
-    config: Annotated[Path, typer.Option("--config", help="YAML file of the service.", show_default=False)],
-    overrides: Overrides = [],  # noqa: B006
-    num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
-) -> None:
-    """Serve a model on this machine (or the cluster of RAY_ADDRESS) until Ctrl-C."""
-    from cytoray.config import load_config
-    from cytoray.serving.config import ServeConfig
-
-    settings = load_config(ServeConfig, config, overrides=overrides)
-    from cytoray.cluster import connected, is_shared
-
-    with connected(num_cpus=num_cpus):
-        from cytoray.serving.app import run_service, stop_service
-
-        try:
-            url = run_service(settings, host=settings.host, port=settings.port)
-            routes = ", ".join(endpoint.route for endpoint in task_endpoints().values())
-            typer.echo(f"Serving {routes} at {url}; OpenAPI at {url}/docs. Stop with Ctrl-C.")
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            typer.echo("stopping", err=True)
-        finally:
-            if is_shared():  # a Ray started here is stopped as a whole
-                stop_service()
+app.command()(serve.serve)
 
 
 @config_app.command("check")

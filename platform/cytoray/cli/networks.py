@@ -74,15 +74,17 @@ def evaluate(
     screen: Annotated[str | None, typer.Option(help="File of cells in which factors were knocked out.")] = None,
     perturbation_key: Annotated[str, typer.Option(help="Column of obs with the knocked-out gene.")] = "perturbation",
     control: Annotated[str, typer.Option(help="Its value for cells without a knock-out.")] = "control",
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs: controls of the same batch count.")] = None,
     group: Group = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a network beside known edges and a screen, beside correlation alone; nothing is learned from them."""
     from cytoray.tasks.networks.evaluating import Known, evaluate_network
     from cytoray.tasks.networks.network import load_network
+    from cytoray.tasks.networks.screen import ScreenConfig
 
-    known = Known(truth, tuple(confidence), screen, perturbation_key, control)
-    found = evaluate_network(load_network(network), known, group=group)
+    screened = None if screen is None else ScreenConfig(screen, perturbation_key, control, batch_key)
+    found = evaluate_network(load_network(network), Known(truth, tuple(confidence), screened), group=group)
     lines = [
         f"{name}: {row['product']:.3f}"
         + (f", correlation {row['baseline']:.3f} ({row['verdict']})" if row["baseline"] is not None else "")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -73,6 +72,8 @@ def fit_strangeness(distances_H: Float64, label_H: Int64, *, num_labels: int) ->
 
 def area_under_roc(scores_C: Float64, positive_C: Bool) -> float:
     """Return the share of pairs in which the positive cell has the higher score, ties counting half."""
+    from scipy.stats import rankdata  # takes a second to import, and a service only judges single cells
+
     num_positive = int(positive_C.sum())
     num_negative = len(positive_C) - num_positive
     assert num_positive > 0 < num_negative, "both kinds of cells are needed"

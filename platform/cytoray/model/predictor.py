@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -35,13 +35,26 @@ class Predictions:
     doubts: Doubts | None = None  # of a bundle with an annotator
     tree: LabelTree | None = None  # of the labels
 
-    def take(self, rows: slice) -> Predictions:
+    def take(self, rows: slice | npt.NDArray[np.int64]) -> Predictions:
         """Return the predictions for some of the cells."""
         return replace(
             self,
             embeddings=self.embeddings[rows],
             probabilities=None if self.probabilities is None else self.probabilities[rows],
             doubts=None if self.doubts is None else Doubts(self.doubts.in_set[rows], self.doubts.unseen_p[rows]),
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Predictions]) -> Predictions:
+        """Return the predictions for all cells of several parts, which are of one model."""
+        probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+        doubts = [part.doubts for part in parts if part.doubts is not None]
+        in_set, unseen_p = [one.in_set for one in doubts], [one.unseen_p for one in doubts]
+        return replace(
+            parts[0],
+            embeddings=np.concatenate([part.embeddings for part in parts]),
+            probabilities=np.concatenate(probabilities) if probabilities else None,
+            doubts=Doubts(np.concatenate(in_set), np.concatenate(unseen_p)) if doubts else None,
         )
 
 

@@ -164,7 +164,7 @@ def _serve_and_ask(plan: Plan, report: AnnotationReport, log: StageLog) -> str:
     try:
         with log.stage("serve") as row:
             start()
-            url = run_service(plan.serve, host=plan.serve.host, port=plan.serve.port)
+            url = run_service(plan.serve, **plan.serve.listening())
             row.fill(None, url, note=f"{plan.serve.min_replicas} to {plan.serve.max_replicas} replicas")
         with log.stage("query") as row:
             held_out = read_labelled_cells(plan.evaluate.data, plan.evaluate.label_key).cells

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cytoray.errors import RegistryError
-from cytoray.model.bundle import ModelBundle
 from cytoray.registry.cache import WantedBundle, load_cached
 from cytoray.registry.recorded import RecordedAssessment
 from cytoray.tracking.server import explained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from cytoray.model.bundle import ModelBundle
 
 DIGEST_TAG = "cytoray.bundle_digest"
 

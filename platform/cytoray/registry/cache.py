@@ -11,9 +11,13 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cytoray.errors import DigestError, NotFoundError, StorageError
-from cytoray.model.bundle import ATTACHMENTS, ModelBundle, load_bundle
+from cytoray.model.bundle_files import ATTACHMENTS
+
+if TYPE_CHECKING:
+    from cytoray.model.bundle import ModelBundle
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +62,8 @@ def load_cached(wanted: WantedBundle, *, cache_folder: Path, fetch: Callable[[Pa
 
 def load_verified(folder: Path, wanted: WantedBundle) -> ModelBundle:
     """Load a bundle's folder; DigestError if it is damaged or has another digest than the wanted one."""
+    from cytoray.model.bundle import load_bundle  # imports torch, which looking up a version does not need
+
     try:
         bundle = load_bundle(folder)
     except (DigestError, NotFoundError) as error:

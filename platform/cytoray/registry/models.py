@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from cytoray.errors import RegistryError
 from cytoray.failpoints import failpoint
-from cytoray.model.bundle import ModelBundle, load_bundle
 from cytoray.registry.aliases import CANDIDATE, holder, mark_candidate, move_alias
 from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
 from cytoray.registry.gate import AssessmentsConfig, judge_assessments, refusal
@@ -23,6 +22,8 @@ from cytoray.tracking.server import TrackingConfig, connect, experiment_id, expl
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+    from cytoray.model.bundle import ModelBundle
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MODEL_URI = re.compile(rf"models:/(?P<name>{_NAME.pattern})(?:@(?P<alias>[A-Za-z0-9_.-]+)|/(?P<version>[0-9]+))")
@@ -60,6 +61,8 @@ def register(
     loss to the simple method.
     Raises DigestError or ModelError for a bad bundle, RegistryError if MLflow does not answer or rejects the request.
     """
+    from cytoray.model.bundle import load_bundle  # imports torch, which looking up a version does not need
+
     if not _NAME.fullmatch(name):
         raise RegistryError(f"{name!r} is not a model name.", remedy="Use letters, digits, dot, dash and underscore.")
     bundle = load_bundle(bundle_folder)  # only loadable bundles are registered

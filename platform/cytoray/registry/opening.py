@@ -19,13 +19,14 @@ from cytoray.model.public_checkpoint import WEIGHTS, load_public_checkpoint, nam
 from cytoray.registry.artifacts import RegisteredVersion, fetch_bundle
 from cytoray.registry.cache import WantedBundle, load_cached, load_verified
 from cytoray.registry.models import find_version, list_models
+from cytoray.registry.pinning import REGISTERED as REGISTERED  # it is imported from here too
+from cytoray.registry.pinning import RUN as RUN
+from cytoray.registry.pinning import UNREGISTERED
 from cytoray.runs import BundleRecord, describe_runs, find_bundle
 from cytoray.tracking import TrackingConfig
 
 logger = logging.getLogger(__name__)
 CACHE_FOLDER = "~/.cache/cytoray/models"
-RUN, REGISTERED = "run:", "models:/"
-UNREGISTERED = "unregistered"  # the version of a model that is not in the registry
 FORMS = (
     "run:NAME (a finished run of the store), models:/NAME@ALIAS, models:/NAME/VERSION, or the folder or s3:// URI of a "
     "bundle or of a public scGPT checkpoint"

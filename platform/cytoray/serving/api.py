@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import cytoray
 from cytoray.errors import RequestError
+from cytoray.serving.cell_work import Caller
+from cytoray.serving.edge.config import EdgeConfig
+from cytoray.serving.edge.metrics import (
+    CONTENT_TYPE,
+    EdgeMetrics,
+    FiguresCollector,
+    Gather,
+    InfoCollector,
+    ProcessMetrics,
+    collect,
+    render,
+)
+from cytoray.serving.edge.middleware import Edge, Parts
+from cytoray.serving.explorer.config import ExplorerConfig
+from cytoray.serving.explorer.hub import Explorer
+from cytoray.serving.explorer.routes import add_explorer
+from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint
+from cytoray.tasks.messages import CellsRequest
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
 
@@ -39,26 +58,50 @@ class _Api(FastAPI):
         return super().openapi()
 
 
-def build_api(service: CellService, *, echo_request_id: bool = True) -> FastAPI:
-    """Build the application around ``service``.
+def build_api(
+    service: CellService,
+    *,
+    edge: Parts | None = None,
+    gather: Gather | None = None,
+    explorer: ExplorerConfig | None = None,
+) -> FastAPI:
+    """Build the application around ``service``, with its edge (default: one without keys).
 
-    ``echo_request_id`` is False if the server in front (Ray Serve's) writes ``X-Request-Id`` itself.
+    ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
+    ``explorer`` configures the page at `/`; without it there is no page.
     """
+    registry = CollectorRegistry() if edge is None else edge.metrics.registry
+    edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
+    about = service.model.model_dump() | {"cytoray": cytoray.__version__}
+    registry.register(InfoCollector(about))
+    registry.register(FiguresCollector("batcher", service.stats))
+
+    page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
+
+    async def gather_here() -> list[ProcessMetrics]:
+        """Collect the metrics of this process."""
+        return [collect(registry, process="service")]
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         """Close the service when the server ends."""
         yield
+        if page is not None:
+            await page.close()
         await service.close()
 
     api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
-    api.state.echo_request_id = echo_request_id
+    api.state.echo_request_id = edge.echo_request_id
     api.state.model_version = service.model.version
+    api.add_middleware(Edge, parts=edge)
     add_problem_handlers(api)
     _add_probes(api, service)
+    _add_metrics(api, gather or gather_here)
 
     for endpoint in task_endpoints().values():
         _add_endpoint(api, service, endpoint)
+    if page is not None:
+        add_explorer(api, page)
     return api
 
 
@@ -104,26 +147,35 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
         return reply(request, about)
 
 
+def _add_metrics(api: FastAPI, gather: Gather) -> None:
+    """Add the route that Prometheus scrapes."""
+
+    @api.get("/metrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Return the metrics of all processes of the service in Prometheus' text format."""
+        return Response(render(await gather()), headers=reply_headers(request), media_type=CONTENT_TYPE)
+
+
 async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
-    _check_media_type(request)
+    form = read_form(
+        content_type=request.headers.get("content-type", ""),
+        content_encoding=request.headers.get("content-encoding", ""),
+        accept=request.headers.get("accept", ""),
+        options=request.query_params.multi_items(),
+        about_cells=issubclass(endpoint.request, CellsRequest),
+    )
     body = await _read_body(request, limit=service.limits.max_body_bytes)
-    reply = await service.answer(endpoint, body)
+    reply = await service.answer(endpoint, body, form, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
-    headers = reply_headers(request) | {"Server-Timing": timing}
-    return Response(reply.content, headers=headers, media_type="application/json")
+    headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
+    return Response(reply.content, headers=headers, media_type=reply.media_type)
 
 
-def _check_media_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if media_type != "application/json" or encoding != "identity":
-        raise RequestError(
-            f"The body has content type {media_type or 'unknown'!r} and encoding {encoding!r}.",
-            remedy="Send JSON with `Content-Type: application/json`, not compressed.",
-            code="unsupported_media_type",
-            pointer="",
-            accepted=["application/json"],
-        )
+def _caller(request: Request) -> Caller:
+    """Return who asks, as the edge found out; all keys of an owner share one part of the model's time."""
+    state = request.scope.get("state", {})
+    kind = state.get("caller_class")
+    return Caller(str(state.get("key_owner") or ""), None if kind is None else kind == "bulk")
 
 
 async def _read_body(request: Request, *, limit: int) -> bytes:
@@ -156,13 +208,47 @@ def _too_large(seen: int, *, limit: int) -> RequestError:
 def _documented(endpoint: Endpoint[Any, Any]) -> dict[str, Any]:
     """Return the OpenAPI entries of a route that parses its requests and encodes its responses itself."""
 
-    def content(model: str, media_type: str = "application/json") -> dict[str, Any]:
-        """Return the OpenAPI content of a schema."""
-        return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
-
-    problem = {"description": "A problem, see `code`.", "content": content("Problem", "application/problem+json")}
-    answer = {"description": "The answer, in the order of the request.", "content": content(endpoint.response.__name__)}
+    about_cells = issubclass(endpoint.request, CellsRequest)
+    problem = {"description": "A problem, see `code`.", "content": _json_content("Problem", "application/problem+json")}
+    answers = _json_content(endpoint.response.__name__) | (_binary_content(ANSWERS) if about_cells else {})
+    bodies = _json_content(endpoint.request.__name__) | (_binary_content(BODIES) if about_cells else {})
+    answer = {"description": "The answer, in the order of the request.", "content": answers}
     return {
         "responses": {200: answer, "4XX": problem, "5XX": problem},
-        "openapi_extra": {"requestBody": {"required": True, "content": content(endpoint.request.__name__)}},
+        "openapi_extra": {
+            "parameters": [_header("Content-Encoding", ENCODINGS), *(_OPTIONS if about_cells else ())],
+            "requestBody": {"required": True, "content": bodies},
+        },
     }
+
+
+_OPTIONS = (
+    {
+        "name": "matrix",
+        "in": "query",
+        "description": "Of an h5ad body: the matrix to read. Other members of a request are parameters as well if the "
+        "body is not JSON.",
+        "schema": {"type": "string", "enum": ["X", "raw.X"], "default": "X"},
+    },
+    {
+        "name": "gene_names",
+        "in": "query",
+        "description": "Of an h5ad body: the column of var that names the genes, or index.",
+        "schema": {"type": "string", "default": "index"},
+    },
+)
+
+
+def _header(name: str, values: Iterable[str]) -> dict[str, Any]:
+    """Return the OpenAPI entry of a header of requests."""
+    return {"name": name, "in": "header", "schema": {"type": "string", "enum": list(values)}}
+
+
+def _json_content(model: str, media_type: str = JSON) -> dict[str, Any]:
+    """Return the OpenAPI content of a schema."""
+    return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
+
+
+def _binary_content(media_types: Iterable[str]) -> dict[str, Any]:
+    """Return the OpenAPI content of the other media types; docs/serving.md describes them."""
+    return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types if name != JSON}

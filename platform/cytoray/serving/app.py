@@ -6,22 +6,20 @@ import errno
 import logging
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import ApplicationStatus
 
 from cytoray.errors import ServingError
-from cytoray.serving.config import REGISTRY_SCHEME, AppArgs
-from cytoray.serving.deployments import (
-    DRAIN_S,
-    HEALTH_PERIOD_S,
-    HEALTH_TIMEOUT_S,
-    CellDeployment,
-    load_model,
-)
+from cytoray.registry.pinning import PinnedModel, open_pinned, pin_model
+from cytoray.serving.config import AppArgs
+from cytoray.serving.deployments import DRAIN_S, HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, CellDeployment
 
 APP_NAME = "cytoray"
 START_TIMEOUT_S = 120.0
@@ -32,7 +30,16 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(args: AppArgs) -> serve.Application:
-    """Build the application for ``args``; the model is loaded later, by the replicas."""
+    """Build the application for ``args``; the model is loaded later, by the replicas.
+
+    An alias is resolved here, once per deployment, so that all replicas serve the same version, also those that are
+    started later. Raises RegistryError or NotFoundError if there is no such model.
+    """
+    return bind_app(args, pin_model(args.model_uri, sources=args.sources()))
+
+
+def bind_app(args: AppArgs, pinned: PinnedModel) -> serve.Application:
+    """Build the application that serves a pinned model."""
     as_deployment = serve.deployment(
         name="CellDeployment",
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
@@ -50,15 +57,22 @@ def build_app(args: AppArgs) -> serve.Application:
         graceful_shutdown_timeout_s=DRAIN_S,
         max_constructor_retry_count=3,  # a model that failed to load three times will not load later
     )
-    return as_deployment(CellDeployment).bind(args)
+    return as_deployment(CellDeployment).bind(args, pinned)
 
 
-def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, timeout_s: float = START_TIMEOUT_S) -> str:
+def run_service(
+    args: AppArgs,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    timeout_s: float = START_TIMEOUT_S,
+    pinned: PinnedModel | None = None,
+) -> str:
     """Serve ``args`` on the connected Ray cluster and return the base URL once it answers.
 
-    Raises ServingError if the port is in use, Serve is already running or the service is not ready after
-    ``timeout_s``, and whatever loading the model raises: the model is loaded here first, because the error of a
-    replica would only be shown as a stack trace.
+    ``pinned`` is the model of ``args`` if it has been looked up already. Raises ServingError if the port is in use,
+    Serve is already running or the service is not ready after ``timeout_s``, and whatever looking up or loading the
+    model raises.
     """
     assert ray.is_initialized(), "connect to Ray first: Serve would start a cluster of its own"
     if serve.status().proxies:
@@ -68,27 +82,38 @@ def run_service(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, tim
         )
     check_port(host, port=port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its replicas keep their own logs
-    args = pin_version(args)
+    pinned = pinned or pin_model(args.model_uri, sources=args.sources())
     http_options = {"host": host, "port": port, "request_timeout_s": args.limits.deadline_s + PROXY_MARGIN_S}
-    serve.start(proxy_location="HeadOnly", http_options=http_options)
     url = f"http://{host}:{port}"
+    deadline = time.monotonic() + timeout_s
     try:
-        serve.run_many([serve.RunTarget(build_app(args), name=APP_NAME)], wait_for_applications_running=False)
-        wait_until_running(timeout_s=timeout_s)
-        wait_until_ready(url, timeout_s=timeout_s)
+        with ThreadPoolExecutor(1) as threads:
+            proxy = threads.submit(serve.start, proxy_location="HeadOnly", http_options=http_options)
+            _wait_for_controller(proxy, deadline=deadline)
+            # The replicas start while the HTTP server does.
+            serve.run_many(
+                [serve.RunTarget(bind_app(args, pinned), name=APP_NAME)], wait_for_applications_running=False
+            )
+            wait_until_running(timeout_s=deadline - time.monotonic())
+            proxy.result()
+        wait_until_ready(url, timeout_s=deadline - time.monotonic())
     except ServingError:
         stop_service()
+        open_pinned(pinned, sources=args.sources())  # raises the reason if it is the model: replicas only log it
         raise
-    logger.info("serving %s at %s", args.model_uri, url)
+    logger.info("serving %s at %s", pinned.uri, url)
     return url
 
 
-def pin_version(args: AppArgs) -> AppArgs:
-    """Load the model once and replace an alias in ``args`` by its version, so that all replicas serve the same one."""
-    _, model = load_model(args)
-    if not args.model_uri.startswith(REGISTRY_SCHEME):
-        return args
-    return args.model_copy(update={"model_uri": f"{REGISTRY_SCHEME}{model.name}/{model.version}"})
+def _wait_for_controller(started: Future[Any], *, deadline: float) -> None:
+    """Wait until Serve's controller can be found by name, while ``started`` starts it in another thread."""
+    while not started.done() and time.monotonic() < deadline:
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:  # not yet
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 def stop_service() -> None:

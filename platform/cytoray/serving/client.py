@@ -8,12 +8,13 @@ Every endpoint of the table of tasks is a method: ``client.map(adata)``, ``clien
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import numpy as np
@@ -22,7 +23,9 @@ import pydantic_core
 import scipy.sparse as sp
 
 from cytoray.errors import RequestError, ServingError
-from cytoray.serving.sending import Cells, cells_of_adata, check_cells, encode_cells
+from cytoray.serving.payloads.answering import read_answer
+from cytoray.serving.payloads.media import ARROW, JSON
+from cytoray.serving.sending import Cells, cells_of_adata, check_cells, encode_cells, encode_stream
 from cytoray.tasks import find_endpoint, task_endpoints
 from cytoray.tasks.annotation.answers import Annotations
 from cytoray.tasks.endpoint import Answers
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     import anndata
 
 Float32 = npt.NDArray[np.float32]
+Wire = Literal["arrow", "json"]
 
 _STANDARD_MEMBERS = {
     "type",
@@ -44,23 +48,48 @@ _STANDARD_MEMBERS = {
 _SHOWN = 5  # names in a warning
 PATIENCE_S = 900.0  # a large reference takes minutes to be fitted to other genes
 _POLL_S = 1.0  # between requests, while it is
+KEY_VARIABLE = "CYTORAY_API_KEY"
+# Answers that are not the service's: those of Ray Serve, or of another server in front of it.
+_ANSWERS_IN_FRONT = {
+    401: ("A server in front of the service requires credentials.", "Ask its operator."),
+    403: ("A server in front of the service refuses this request.", "Ask its operator."),
+    404: ("No service is deployed at this URL.", "Check the URL, and `serve status` if it is right."),
+    408: ("The time of the server in front of the service is over.", "Lower cells_per_request, or try again later."),
+    413: ("The request is too large for the server in front of the service.", "Lower cells_per_request."),
+    429: ("The service has too many requests.", "Try again later."),
+    500: ("The process that worked on this request has ended, or failed.", "Send it again; see the service's log."),
+    502: ("The server in front of the service got no answer from it.", "Try again later; see the service's log."),
+    503: ("The service is starting, stopping or has too many requests.", "Try again later."),
+    504: ("The time of the server in front of the service is over.", "Lower cells_per_request, or try again later."),
+}
 
 
 class Client:
     """A connection to one service; sends many cells in several requests. Use as a context manager, or ``close`` it."""
 
     def __init__(
-        self, url: str, timeout: float = 60.0, *, cells_per_request: int = 256, patience: float = PATIENCE_S
+        self,
+        url: str,
+        timeout: float = 60.0,
+        *,
+        cells_per_request: int = 256,
+        patience: float = PATIENCE_S,
+        key: str | None = None,
+        wire: Wire = "arrow",
     ) -> None:
         """Connect to the service at ``url``; ``timeout`` in seconds applies to each request.
 
-        ``patience`` is how many seconds a request is repeated while the service is being fitted to its genes.
+        ``patience`` is how many seconds a request is repeated while the service is being fitted to its genes; ``key``
+        is the API key, if the service requires one (default: $CYTORAY_API_KEY). ``wire`` is how cells and their answers
+        travel, "arrow" or "json"; the answers are the same, and so is JSON to a service that does not read Arrow.
         """
         if cells_per_request < 1:
             raise RequestError(f"cells_per_request is {cells_per_request}.", remedy="It must be at least 1.")
         self.url = url.rstrip("/")
-        self._cells_per_request, self._patience = cells_per_request, patience
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        self._cells_per_request, self._patience, self._wire = cells_per_request, patience, wire
+        key = key or os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, headers=headers, trust_env=False)
 
     def embed_adata(self, adata: anndata.AnnData, *, matrix: str = "X", gene_names: str = "index") -> Float32:
         """Return the embeddings (C, D) of the C cells of ``adata``; arguments and errors as in ``annotate_adata``."""
@@ -157,10 +186,10 @@ class Client:
         """Send a request, cells ``cells_per_request`` at a time; join the answers, all of one model version."""
         endpoint = find_endpoint(name)
         if sent is None:
-            return endpoint.read(Answers([], self._post(endpoint.route, pydantic_core.to_json(members))))
+            return endpoint.read(Answers([], self._post(endpoint.route, pydantic_core.to_json(members), JSON)))
         num_cells, step = sent.counts_CG.shape[0], self._cells_per_request
         answers = [
-            self._post(endpoint.route, encode_cells(sent, range(start, min(start + step, num_cells)), **members))
+            self._post_cells(endpoint.route, sent, range(start, min(start + step, num_cells)), **members)
             for start in range(0, num_cells, step)
         ]
         if not answers:
@@ -174,22 +203,35 @@ class Client:
         _warn_of_unknown_genes(sent, answers[0]["genes"])
         empty = [number * step + row for number, answer in enumerate(answers) for row in _empty_cells(answer)]
         _warn_of_empty_cells(sent, empty)
+        _warn_of_values(sent, [warning for answer in answers for warning in answer["warnings"]])
         cells = [cell for answer in answers for cell in answer["cells"]]
         return endpoint.read(Answers(cells, answers[0], len(sent.genes), lambda: self._send("GET", "/version")))
 
-    def _post(self, route: str, body: bytes) -> dict[str, Any]:
+    def _post_cells(self, route: str, sent: Cells, rows: range, /, **members: Any) -> dict[str, Any]:
+        """Return the answer to some of the cells; a service that does not read Arrow is sent JSON from then on."""
+        if self._wire == "arrow":
+            try:
+                return self._post(route, encode_stream(sent, rows, **members), ARROW)
+            except RequestError as error:
+                if error.code != "unsupported_media_type":
+                    raise
+            self._wire = "json"
+        return self._post(route, encode_cells(sent, rows, **members), JSON)
+
+    def _post(self, route: str, body: bytes, media_type: str) -> dict[str, Any]:
         """Return the answer to a request, which is repeated while the service is being fitted to its genes."""
         deadline = time.monotonic() + self._patience
+        headers = {"Content-Type": media_type, "Accept": media_type}
         while True:
             try:
-                return self._send("POST", route, content=body, headers={"Content-Type": "application/json"})
+                return self._send("POST", route, content=body, headers=headers)
             except ServingError as error:
                 if error.details.get("code") != "fitting" or time.monotonic() + _POLL_S > deadline:
                     raise
             time.sleep(_POLL_S)
 
     def _send(self, method: str, route: str, **options: Any) -> dict[str, Any]:
-        """Return the JSON of a reply."""
+        """Return the content of a reply."""
         try:
             response = self._http.request(method, route, **options)
         except httpx.TransportError as error:
@@ -200,6 +242,8 @@ class Client:
             ) from error
         if response.status_code != 200:
             raise _error_of(response)
+        if response.headers.get("content-type", "").startswith(ARROW):
+            return read_answer(response.content)
         answer: dict[str, Any] = pydantic_core.from_json(response.content)
         return answer
 
@@ -236,6 +280,21 @@ def _warn_of_empty_cells(sent: Cells, empty: list[int]) -> None:
     )
 
 
+def _warn_of_values(sent: Cells, found: Sequence[dict[str, Any]]) -> None:
+    """Warn, once, if values do not look like raw counts."""
+    doubtful = [warning for warning in found if warning["code"] == "not_counts"]
+    if not doubtful:
+        return
+    num_cells = sum(warning["num_cells"] for warning in doubtful)
+    warnings.warn(
+        f"The values of {num_cells:,} of {sent.counts_CG.shape[0]:,} cells do not look like raw counts "
+        f"({doubtful[0]['kind']}). Models were trained on raw counts: send those if you have them, such as "
+        "matrix='raw.X' or 'layers/counts'.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
 def _error_of(response: httpx.Response) -> RequestError | ServingError:
     """Convert an error response: RequestError for a 4xx status, ServingError for all others."""
     try:
@@ -243,11 +302,10 @@ def _error_of(response: httpx.Response) -> RequestError | ServingError:
     except ValueError:
         problem = None
     if not isinstance(problem, dict) or "code" not in problem:
-        text = " ".join(response.text.split())[:200]
-        remedy = (
-            "Try again later." if response.status_code in (429, 503) else "Check that the URL is a cytoray service."
-        )
-        return ServingError(f"HTTP {response.status_code}: {text}", remedy=remedy, status=response.status_code)
+        status, text = response.status_code, " ".join(response.text.split())[:200]
+        unknown = ("This is not an answer of the service.", "Check that the URL is a cytoray service.")
+        reason, remedy = _ANSWERS_IN_FRONT.get(status, unknown)
+        return ServingError(f"HTTP {status}: {reason} It says: {text or 'nothing'}.", remedy=remedy, status=status)
     details = {key: value for key, value in problem.items() if key not in _STANDARD_MEMBERS | {"problem", "remedy"}}
     if 400 <= response.status_code < 500:
         return RequestError(str(problem["detail"]), code=str(problem["code"]), **details)

@@ -1,22 +1,22 @@
-"""The Ray Serve deployment: each replica holds a model, its batcher and its HTTP routes in one process."""
+"""The Ray Serve deployment: each replica holds a model, its batcher and its HTTP routes in one process.
+
+The process that deploys imports this module too, so torch and the model's code are imported by the replica only.
+"""
 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-import torch
-from fastapi import FastAPI
 from ray import serve
 
-from cytoray.model.bundle import ModelBundle
-from cytoray.model.device import choose_reserved_device
-from cytoray.registry.opening import open_model
-from cytoray.serving.api import build_api
+from cytoray.registry.pinning import PinnedModel
 from cytoray.serving.config import AppArgs
-from cytoray.serving.service import CellService
-from cytoray.tasks.annotation.product import build_predictor
-from cytoray.tasks.endpoint import ServedModel
-from cytoray.tasks.messages import ModelInfo
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from cytoray.serving.service import CellService
 
 logger = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 10.0
@@ -29,30 +29,44 @@ DRAIN_S = 40.0  # in direct-ingress mode Serve itself keeps a stopping replica o
 class CellDeployment:
     """A replica: it loads and tests its model before Serve routes to it, and repeats the test in health checks."""
 
-    def __init__(self, args: AppArgs) -> None:
+    def __init__(self, args: AppArgs, pinned: PinnedModel) -> None:
+        import torch
+
         torch.set_num_threads(args.torch_threads)
-        self._service = load_service(args)
+        self._edge, self._explorer = args.edge, args.explorer
+        self._service = load_service(args, pinned)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        from cytoray.serving.api import build_api
+        from cytoray.serving.edge.guard import Guard
+        from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
+        from cytoray.serving.edge.middleware import Parts
+        from cytoray.serving.processes import gather_metrics
+
         # Serve's HTTP server writes X-Request-Id on every reply; clients would join a second one to it.
-        return build_api(self._service, echo_request_id=False)
+        edge = Parts(
+            self._edge, self._service.limits, EdgeMetrics(REGISTRY), guard=Guard(self._edge), echo_request_id=False
+        )
+        return build_api(self._service, edge=edge, gather=gather_metrics, explorer=self._explorer)
 
     async def check_health(self) -> None:
         """Check the model; Serve calls this every ``HEALTH_PERIOD_S``, and the replica is unhealthy if it raises."""
         await self._service.check(timeout_s=CANARY_TIMEOUT_S)
 
 
-def load_service(args: AppArgs) -> CellService:
-    """Load the model of ``args``; raises RegistryError, ModelError, DigestError or NotFoundError if that fails."""
-    bundle, model = load_model(args)
+def load_service(args: AppArgs, pinned: PinnedModel) -> CellService:
+    """Load a pinned model; raises RegistryError, ModelError, DigestError or NotFoundError if that fails."""
+    from cytoray.model.device import choose_reserved_device
+    from cytoray.registry.pinning import open_pinned
+    from cytoray.serving.service import CellService
+    from cytoray.tasks.annotation.product import build_predictor
+    from cytoray.tasks.endpoint import ServedModel
+    from cytoray.tasks.messages import ModelInfo
+
+    bundle = open_pinned(pinned, sources=args.sources()).bundle
     device = choose_reserved_device(args.num_gpus)
     bundle.model.to(device)
     logger.info("the model runs on %s", device)
-    predictor = build_predictor(bundle, empty_cells="nan")
-    return CellService(ServedModel(bundle, predictor, model), limits=args.limits)
-
-
-def load_model(args: AppArgs) -> tuple[ModelBundle, ModelInfo]:
-    """Open the model of ``args``; returns its bundle and what identifies it."""
-    opened = open_model(args.model_uri, store=args.store, tracking=args.tracking, cache_folder=args.cache_folder)
-    return opened.bundle, ModelInfo(name=opened.name, version=opened.version, digest=opened.digest)
+    model = ModelInfo(name=pinned.name, version=pinned.version, digest=pinned.digest)
+    served = ServedModel(bundle, build_predictor(bundle, empty_cells="nan"), model)
+    return CellService(served, limits=args.limits, batching=args.batching)

@@ -26,8 +26,13 @@ class Case(NamedTuple):
 
 CASES = {
     "malformed_payload": Case(400, "The body is not a valid request for this route"),
+    "unsupported_protocol": Case(400, "This service does not speak this protocol"),
+    "unauthenticated": Case(401, "A valid API key is required"),
+    "forbidden": Case(403, "This API key does not allow the request"),
     "not_found": Case(404, "Unknown path"),
     "method_not_allowed": Case(405, "This path does not support this method"),
+    "not_acceptable": Case(406, "The answer is not available in the accepted media types"),
+    "body_timeout": Case(408, "The request did not arrive in time"),
     "no_labels": Case(409, "This model does not predict cell types"),
     "wrong_model": Case(409, "This model does not answer this kind of request"),
     "too_large": Case(413, "The request exceeds the limits of the service"),
@@ -37,26 +42,37 @@ CASES = {
     "unknown_proteins": Case(422, "The model does not predict these proteins"),
     "unknown_group": Case(422, "The network does not have this group of cells"),
     "unknown_perturbations": Case(422, "The model does not know these perturbations"),
-    "bad_values": Case(422, "Some values are negative or not finite"),
+    "bad_values": Case(422, "Some values are negative, not finite or too large"),
     "bad_matrix": Case(422, "Genes, indices and values are inconsistent"),
+    "rate_limited": Case(429, "The quota of this API key is used up"),
     "http_error": Case(400, "The request could not be handled"),
     "client_closed": Case(499, "The client closed the connection"),
     "internal": Case(500, "Internal error of the service"),
     "fitting": Case(503, "The model is being fitted to the genes of this request"),
     "model_not_ready": Case(503, "The model is not ready"),
+    "overloaded": Case(503, "The service has too many requests"),
+    "draining": Case(503, "The service is being stopped"),
+    "replica_lost": Case(503, "The process that worked on this request has ended"),
+    "too_many_sessions": Case(503, "All sessions of the explorer are in use"),
     "deadline_exceeded": Case(504, "The answer took too long"),
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+PROBLEM_TYPE = "application/problem+json"
 _OVERHEAD = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+MOST_CHARACTERS, MOST_TEXT, MOST_ENTRIES = 300, 1_500, 20  # of a member of a problem, its detail, and of a list
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def request_id_of(request: Request) -> str:
     """Return the id of this request: the client's ``X-Request-Id`` if it is valid, else a new one."""
     if not hasattr(request.state, "request_id"):
-        given = request.headers.get("x-request-id", "")
-        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request.state.request_id = valid_request_id(request.headers.get("x-request-id", ""))
     return str(request.state.request_id)
+
+
+def valid_request_id(given: str) -> str:
+    """Return the client's id of a request if it is short and printable, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def reply_headers(request: Request) -> dict[str, str]:
@@ -71,18 +87,44 @@ def reply_headers(request: Request) -> dict[str, str]:
 def problem_response(request: Request, code: str, *, detail: str, **members: Any) -> Response:
     """Build the problem+json response for ``code``; ``members`` are further fields, such as the bad entries."""
     case = CASES[code]
+    named = {"detail": detail, "instance": request.url.path, "request_id": request_id_of(request)}
+    content = problem_body(code, **named, **members)
+    headers = reply_headers(request) | {"X-Problem-Code": code} | _retry_after(case.status, members)
+    return Response(content, case.status, headers=headers, media_type=PROBLEM_TYPE)
+
+
+def problem_body(code: str, *, detail: str, instance: str, request_id: str, **members: Any) -> bytes:
+    """Encode the problem ``code`` about a request for the path ``instance``."""
+    case = CASES[code]
     body = {
         "type": f"urn:cytoray:problem:{code.replace('_', '-')}",
         "title": case.title,
         "status": case.status,
-        "detail": detail,
-        "instance": request.url.path,
+        "detail": shortened(detail, most=MOST_TEXT),
+        "instance": shortened(instance),
         "code": code,
-        "request_id": request_id_of(request),
+        "request_id": request_id,
     }
-    headers = reply_headers(request) | ({"Retry-After": "1"} if case.status == 503 else {})
-    content = json.dumps(members | body, default=str).encode()
-    return Response(content, case.status, headers=headers, media_type="application/problem+json")
+    return json.dumps(shortened(members) | body, default=str).encode()
+
+
+def _retry_after(status: int, members: dict[str, Any]) -> dict[str, str]:
+    """Return the header that says when to send a request again, if the problem may have passed by then."""
+    return {"Retry-After": str(members.get("retry_after_s", 1))} if status in {429, 503} else {}
+
+
+def shortened(value: Any, *, most: int = MOST_CHARACTERS) -> Any:
+    """Return a member of a problem without more of the client's input than a reader needs.
+
+    Of a long text the start and the end are kept: the end of a detail is its remedy.
+    """
+    if isinstance(value, str) and len(value) > most:
+        return f"{value[: most * 2 // 3]} … {value[-(most // 3) :]}"
+    if isinstance(value, dict):
+        return {shortened(str(key)): shortened(one) for key, one in list(value.items())[:MOST_ENTRIES]}
+    if isinstance(value, list | tuple):
+        return [shortened(one) for one in value[:MOST_ENTRIES]]
+    return value
 
 
 def add_problem_handlers(api: FastAPI) -> None:

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pydantic_core
+import torch
 
 from cytoray.errors import RequestError, ServingError
-from cytoray.serving.batcher import Batcher, Done
+from cytoray.serving.batching.batcher import Batcher, Done
+from cytoray.serving.batching.config import BatchingConfig
+from cytoray.serving.batching.stats import BatcherStats
+from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
-from cytoray.serving.parsing import SAMPLE, parse_request, select_cells, validate_body
+from cytoray.serving.payloads import h5ad_cells
+from cytoray.serving.payloads.answering import encode_answer
+from cytoray.serving.payloads.json_cells import warm_up
+from cytoray.serving.payloads.media import H5AD, JSON, JSON_FORM, Form
+from cytoray.serving.payloads.parsed import SAMPLE
+from cytoray.serving.payloads.parsing import parse, parse_message
+from cytoray.serving.payloads.selecting import GeneCache, find_warnings, select_cells
+from cytoray.serving.payloads.stopping import Stop
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint, Question, ServedModel
-from cytoray.tasks.messages import CellsRequest, EmptyCells, GeneSummary, ModelInfo
+from cytoray.tasks.messages import CellsRequest, GeneSummary, ModelInfo
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.vocabulary import SPECIAL_TOKENS, GeneVocabulary
 
-BATCH_TOKENS = 65536  # a few minibatches of the predictor: enough cells to sort by length, and still a short wait
 CANARY_GENES = 8
 CANARY_TOLERANCE = 1e-3  # far above float noise between thread counts, far below the difference to another model
 
@@ -33,39 +42,46 @@ class Reply:
 
     content: bytes
     timings: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A request in the batcher."""
-
-    endpoint: Endpoint[Any, Any]
-    question: Question[Any]
-
-    def cost(self) -> int:
-        """Return the cost of the request in tokens."""
-        return self.endpoint.cost(self.question)
+    num_cells: int = 0  # that were answered
+    media_type: str = JSON
 
 
 class CellService:
     """A service for one model version; its construction tests that the model can answer."""
 
-    def __init__(self, served: ServedModel, *, limits: Limits) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        *,
+        limits: Limits,
+        batching: BatchingConfig = BatchingConfig(),  # noqa: B008 - frozen
+    ) -> None:
         """Run the model on one cell, and load what endpoints need; raises ModelError if it cannot answer."""
         self.limits = limits
         self._served = served
         for endpoint in task_endpoints().values():
             served.part(endpoint.load)
         vocabulary = served.bundle.vocabulary
-        self._map_genes = lru_cache(maxsize=16)(vocabulary.map_genes)  # clients send the same genes again and again
-        self._batcher = Batcher(self._run_together, cost=_Item.cost, budget=BATCH_TOKENS)
+        self._genes = GeneCache(vocabulary.map_genes)
+        self._uploads = ThreadPoolExecutor(h5ad_cells.AT_ONCE, thread_name_prefix="h5ad")
+        self._batching = batching
+        self._batcher: Batcher[Asked] = Batcher(
+            partial(run_parts, served), config=batching, too_large=(MemoryError, torch.OutOfMemoryError)
+        )
+        self._canary_thread = ThreadPoolExecutor(1, thread_name_prefix="cytoray-canary")
         self._canary = _build_canary(vocabulary)
         self._expected = served.predict(self._canary)
+        warm_up()
 
     @property
     def model(self) -> ModelInfo:
         """Identity of the model."""
         return self._served.info
+
+    @property
+    def served(self) -> ServedModel:
+        """The model that answers."""
+        return self._served
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -77,24 +93,49 @@ class CellService:
         """Length of an embedding."""
         return int(self._expected.embeddings.shape[1])
 
-    async def answer(self, endpoint: Endpoint[Any, Any], body: bytes) -> Reply:
+    @property
+    def stats(self) -> BatcherStats:
+        """Counters of the batcher, for metrics."""
+        return self._batcher.stats
+
+    async def answer(
+        self,
+        endpoint: Endpoint[Any, Any],
+        body: bytes,
+        form: Form = JSON_FORM,
+        caller: Caller = Caller(),  # noqa: B008
+    ) -> Reply:
         """Answer one request body; raises RequestError if the request is invalid or takes too long."""
         endpoint.check(self._served)
+        stop = Stop()
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await self._answer(endpoint, body)
+                return await self._answer(endpoint, body, form, caller, stop)
         except TimeoutError as error:
             raise RequestError(
                 f"No answer within {self.limits.deadline_s:g} s.",
                 remedy="Send fewer cells in one request, or try again later.",
                 code="deadline_exceeded",
             ) from error
+        finally:
+            stop.set()  # threads cannot be cancelled: they look at this
+
+    async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any], caller: Caller = Caller()) -> Any:  # noqa: B008
+        """Answer a question about cells over the model's vocabulary; raises RequestError if it is refused."""
+        endpoint.check(self._served)
+        await asyncio.to_thread(endpoint.admit, self._served, question)
+        asked = Asked(endpoint, question, caller)
+        return asked.join(await self._submit(asked, self._batcher.clock() + self.limits.deadline_s))
 
     async def check(self, *, timeout_s: float) -> None:
-        """Check the model by a forward pass of one cell outside the batcher; raises ServingError if that fails."""
-        self._batcher.check(max_age_s=2 * self.limits.deadline_s)
+        """Check progress, and the model by a forward pass of one cell; raises ServingError if one of them fails.
+
+        The cell has a thread of its own: neither waiting requests nor the parsing of others delay it.
+        """
+        self._batcher.check()
+        job = asyncio.wrap_future(self._canary_thread.submit(self._served.predict, self._canary))
         try:
-            seen = await asyncio.wait_for(asyncio.to_thread(self._served.predict, self._canary), timeout_s)
+            seen = await asyncio.wait_for(job, timeout_s)
         except TimeoutError as error:
             raise ServingError(f"One cell took more than {timeout_s:g} s.", remedy="Replace this replica.") from error
         if not np.allclose(seen.embeddings, self._expected.embeddings, atol=CANARY_TOLERANCE):
@@ -102,68 +143,66 @@ class CellService:
 
     def check_ready(self) -> None:
         """Raise ServingError if requests would not be answered."""
-        self._batcher.check(max_age_s=2 * self.limits.deadline_s)
+        self._batcher.check()
+
+    async def drain(self) -> None:
+        """Accept no further requests, and wait until those in the queue are computed."""
+        await self._batcher.drain()
 
     async def close(self) -> None:
         """Stop answering."""
         await self._batcher.close()
+        self._uploads.shutdown(wait=False, cancel_futures=True)
+        self._canary_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes) -> Reply:
+    async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, caller: Caller, stop: Stop) -> Reply:
         start = time.perf_counter()
-        question, members = await asyncio.to_thread(self._prepare, endpoint, body)
+        deadline = self._batcher.clock() + self.limits.deadline_s
+        self._batcher.refuse_if_overloaded(caller.key, bulk=bool(caller.is_bulk))  # before any work for it
+        prepare = partial(self._prepare, endpoint, body, form, stop)
+        pool = self._uploads if form.media_type == H5AD else None
+        question, members = await asyncio.get_running_loop().run_in_executor(pool, prepare)
         prepared = time.perf_counter()
-        done: Done[Any] = await self._batcher.submit(_Item(endpoint, question))
-        content = await asyncio.to_thread(_encode, endpoint, question, done.result, members)
-        return Reply(content, {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s})
+        asked = Asked(endpoint, question, caller)
+        done = await self._submit(asked, deadline)
+        content = await asyncio.to_thread(_join_and_encode, asked, done, members, form.answer)
+        timings = {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}
+        return Reply(content, timings, question.cells.num_cells, form.answer)
 
-    def _prepare(self, endpoint: Endpoint[Any, Any], body: bytes) -> tuple[Question[Any], dict[str, Any]]:
+    async def _submit(self, asked: Asked, deadline: float) -> Done[Any]:
+        """Have the batcher run a request by ``deadline``, a time of its clock."""
+        few = self._batching.interactive_cells
+        return await self._batcher.submit(asked.work(self._served, deadline=deadline, interactive_cells=few))
+
+    def _prepare(
+        self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop
+    ) -> tuple[Question[Any], dict[str, Any]]:
         """Parse a request; returns the question, and the members of its answer that all endpoints share."""
+        stop.check()  # it may have waited for a thread
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
-            asked = Question(validate_body(body, kind=endpoint.request), SparseCells.concatenate([]))
+            message = parse_message(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+            asked = Question(message, SparseCells.concatenate([]))
             endpoint.admit(self._served, asked)
             return asked, members
-        request = parse_request(body, kind=endpoint.request, limits=self.limits)
-        mapping = self._map_genes(request.genes, ensembl_ids=request.ensembl_ids, genomes=request.genomes)
+        request = parse(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+        stop.check()
+        mapping = self._genes.map(request)
+        stop.check()
         cells = select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
         genes = GeneSummary(
             matched=int((mapping.ids >= 0).sum()), total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
         )
-        members |= {"genes": genes, "warnings": _warnings(cells)}
+        members |= {"genes": genes, "warnings": find_warnings(request, mapping, cells)}
         measured = np.unique(mapping.ids[mapping.ids >= 0])
         question = Question(request.asked, cells, request.cell_ids, measured)
         endpoint.admit(self._served, question)
         return question, members
 
-    def _run_together(self, items: Sequence[_Item]) -> list[Any]:
-        """Run several requests, those of endpoints with the same ``run`` as one."""
-        results: list[Any] = [None] * len(items)
-        for run in dict.fromkeys(item.endpoint.run for item in items):
-            places = [place for place, item in enumerate(items) if item.endpoint.run is run]
-            found = run(self._served, [items[place].question for place in places])
-            for place, result in zip(places, found, strict=True):
-                results[place] = result
-        return results
 
-
-def _encode(endpoint: Endpoint[Any, Any], question: Question[Any], result: Any, members: dict[str, Any]) -> bytes:
-    """Write an answer as JSON, after the ``members`` that all endpoints share.
-
-    Floats are written as the shortest decimals of their float64 value, so reading them as float32 is exact.
-    """
-    return pydantic_core.to_json(members | endpoint.answer(question, result))
-
-
-def _warnings(cells: SparseCells) -> list[EmptyCells]:
-    """Return the warning about cells without any gene, if there are some."""
-    empty = np.flatnonzero(cells.num_genes_per_cell == 0)
-    if len(empty) == 0:
-        return []
-    problem = (
-        f"{len(empty)} of {cells.num_cells} cells have no expressed gene that the model knows, the first is"
-        f" /cells/{empty[0]}; their answers are null."
-    )
-    return [EmptyCells(code="empty_cells", detail=problem, indices=empty.tolist())]
+def _join_and_encode(asked: Asked, done: Done[Any], members: dict[str, Any], media_type: str) -> bytes:
+    """Write the answer to a request whose parts are done."""
+    return encode_answer(asked.endpoint, asked.question, asked.join(done), members=members, media_type=media_type)
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:

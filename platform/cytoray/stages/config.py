@@ -15,6 +15,7 @@ from cytoray.errors import ConfigError
 from cytoray.registry.gate import AssessmentsConfig, GateConfig
 from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
+from cytoray.serving.deploy_file import DeployFile
 from cytoray.tasks import task_assessments, task_offline, task_stages
 from cytoray.tasks.assessing import CACHE_FOLDER
 from cytoray.tasks.config import CACHE, MODEL, ModelStageConfig
@@ -120,10 +121,15 @@ class ModelShapeConfig(ShapeConfig):
 
 
 def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file as the configuration of its ``kind``; ConfigError lists every mistake."""
+    """Read a YAML file as the configuration of its ``kind``, or as one of `serve deploy`.
+
+    Raises ConfigError that lists every mistake.
+    """
     tree = read_tree(path, overrides=overrides)
     if tree.data and tree.data.keys() <= ModelShapeConfig.model_fields.keys() - {"kind"}:
         return validate_tree(ModelShapeConfig, tree, source=str(path))
+    if "applications" in tree.data or "http_options" in tree.data:
+        return validate_tree(DeployFile, tree, source=str(path))
     kind, kinds = tree.data.get("kind"), stage_configs()
     if not isinstance(kind, str) or kind not in kinds:
         line = tree.origin(("kind",)) or f"{path}:1"

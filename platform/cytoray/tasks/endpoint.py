@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ Asked = TypeVar("Asked", bound=Message)
 Result = TypeVar("Result")
 Part = TypeVar("Part")
 Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
 TableOf = Callable[..., Any]  # (endpoint, question, result, ModelInfo) -> pyarrow.Table with a row per cell
 TABLE: Lazy[TableOf] = Lazy("cytoray.tasks.tables", "table_of_answers")
 
@@ -73,6 +74,11 @@ class Question(Generic[Asked]):
     cell_ids: tuple[str | None, ...] = ()  # (C,), as sent
     genes: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # the vocabulary's that the request measured
 
+    def take(self, rows: Int64) -> Question[Asked]:
+        """Return the question about some of the cells."""
+        cell_ids = tuple(self.cell_ids[row] for row in rows) if self.cell_ids else ()
+        return replace(self, cells=self.cells.take(rows), cell_ids=cell_ids)
+
     def rows(self, columns: dict[str, list[Any]], *, missing: Sequence[int]) -> list[dict[str, Any]]:
         """Return the answer to each cell with its id, from columns (C,); all is None for cells in ``missing``."""
         for column in columns.values():
@@ -120,6 +126,11 @@ def admit(model: ServedModel, question: Question[Any]) -> None:
     """Admit any request."""
 
 
+def is_divisible(model: ServedModel, question: Question[Any]) -> bool:
+    """Answer the cells of any request independently."""
+    return True
+
+
 def load_nothing(model: ServedModel) -> object:
     """Need nothing beyond the model."""
     return None
@@ -134,9 +145,11 @@ def read_cells(answers: Answers) -> list[dict[str, Any]]:
 class Endpoint(Generic[Asked, Result]):
     """A kind of request, answered at ``/v1/NAME``.
 
-    ``run`` is called in the model's thread with several requests at once, also those of other endpoints with the same
-    ``run``, up to a limit of the sum of their ``cost``. A request whose type is a CellsRequest has its cells checked
-    and mapped to the model's vocabulary before, and gets ``genes`` and ``warnings`` in its answer.
+    ``run`` is called in a thread of the batcher with several requests at once, also those of other endpoints with the
+    same ``run``. With ``join`` it answers each cell independently of the others, and gets parts of requests:
+    ``join(results, order)`` puts the results of the parts one after another and takes their cells in ``order`` (C,).
+    A request whose type is a CellsRequest has its cells checked and mapped to the model's vocabulary before, and gets
+    ``genes`` and ``warnings`` in its answer.
     """
 
     name: str
@@ -148,7 +161,9 @@ class Endpoint(Generic[Asked, Result]):
     check: Callable[[ServedModel], None] = accept  # raises RequestError if the model cannot answer
     load: Callable[[ServedModel], object] = load_nothing  # of ``ServedModel.part``: called before the first request
     admit: Callable[[ServedModel, Question[Asked]], None] = admit  # raises RequestError; outside the model's thread
-    cost: Callable[[Question[Asked]], int] = num_tokens
+    cost: Callable[[Question[Asked]], int] = num_tokens  # of a request that is answered as a whole
+    join: Callable[[Sequence[Result], Int64], Result] | None = None
+    divides: Callable[[ServedModel, Question[Asked]], bool] = is_divisible  # whether ``join`` applies to a request
     read: Callable[[Answers], Any] = read_cells  # what the client returns
     table: Lazy[TableOf] = TABLE  # of the answers to cells of files
     offline_members: Mapping[str, Any] = field(default_factory=dict)  # of requests about cells of files

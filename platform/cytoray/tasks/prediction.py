@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cytoray.model.predictor import Predictions
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
 
 def predict_together(model: ServedModel, questions: Sequence[Question[Any]]) -> list[Predictions]:
@@ -25,6 +26,27 @@ def predict_together(model: ServedModel, questions: Sequence[Question[Any]]) -> 
     whole = model.predict(SparseCells.concatenate([question.cells for question in questions]))
     bounds = np.cumsum([0, *(question.cells.num_cells for question in questions)])
     return [whole.take(slice(start, stop)) for start, stop in pairwise(bounds)]
+
+
+def join_predictions(parts: Sequence[Predictions], order: Int64) -> Predictions:
+    """Return the predictions for C cells from those of parts; ``order`` (C,): the cells among those of the parts."""
+    return type(parts[0]).concatenate(parts).take(order)
+
+
+def is_uniform(cells: SparseCells) -> bool:
+    """Whether some of the cells have the same kind of values as all of them: counts, or logarithms (at most 20).
+
+    Tasks that infer the kind from all values of a request answer the cells of such a request independently.
+    """
+    filled = cells.num_genes_per_cell > 0
+    if not filled.any():
+        return True
+    starts = cells.indptr[:-1][filled]
+    has_fractions = np.logical_or.reduceat(cells.values != np.round(cells.values), starts)
+    if not has_fractions.any():
+        return True
+    is_large = np.maximum.reduceat(cells.values, starts) > 20
+    return bool(has_fractions.all()) and bool((is_large == is_large[0]).all())
 
 
 def without_answer(predictions: Predictions) -> list[int]:

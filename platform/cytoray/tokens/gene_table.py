@@ -34,6 +34,9 @@ _SPECIES_PREFIXES = {
     "FBgn": "fruit fly",
     "WBGene": "worm",
 }
+# A look-up of names is cached only up to this length, so that its size is bounded whatever clients send. Ids and
+# symbols are shorter.
+_MOST_CHARACTERS = 64
 # Rodent symbols are written Cd3d, Rpl3-ps1, mt-Nd1, 0610007P14Rik; human ones in capitals, except for C1orf112 etc.
 _MOUSE_SYMBOL = re.compile(r"(?!C\d+orf)(?:mt-)?[A-Z]\d*[a-z][a-z0-9]*(?:-\w+)?|\d\w+Rik")
 _SYMBOL = re.compile(r"[A-Za-z][\w.@/-]*|\d\w+Rik")
@@ -103,9 +106,13 @@ def human_symbols() -> frozenset[str]:
     return frozenset(name for gene in load_human_genes() for name in (*gene.symbols, *gene.previous_symbols))
 
 
-@functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def unversioned(name: str) -> str:
     """Strip the version of a gene id (``ENSG00000167286.12``); empty if ``name`` is not a gene id."""
+    return _unversioned(name) if len(name) <= _MOST_CHARACTERS else ""
+
+
+@functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
+def _unversioned(name: str) -> str:
     match = _GENE_ID.fullmatch(name)
     return match[1] if match else ""
 
@@ -121,8 +128,12 @@ def guess_id_type(names: Sequence[str]) -> IdType:
     return "ensembl" if num_ids > num_symbols else "symbol"
 
 
-@functools.lru_cache(maxsize=1 << 17)
 def _looks_like_symbol(name: str) -> bool:
+    return len(name) <= _MOST_CHARACTERS and _is_symbol(name)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _is_symbol(name: str) -> bool:
     return bool(_SYMBOL.fullmatch(name))
 
 
@@ -178,9 +189,13 @@ def judge_species(
     return Species(_prevailing(of_genes), of_genes)
 
 
-@functools.lru_cache(maxsize=1 << 10)
 def genome_species(genome: str) -> str:
     """Return the species of a genome name (``GRCh38-2020-A``, ``mm10``, ``NCBITaxon:9606``), or "unknown"."""
+    return _genome_species(genome) if len(genome) <= _MOST_CHARACTERS else "unknown"
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _genome_species(genome: str) -> str:
     found = {species for species, pattern in _GENOME_NAMES.items() if pattern.search(genome)}
     return found.pop() if len(found) == 1 else "unknown"
 
@@ -208,8 +223,12 @@ def id_species(name: str) -> str:
     return _SPECIES_PREFIXES.get(unversioned(name).rstrip("0123456789"), "unknown")
 
 
-@functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
 def _species(name: str) -> str:
+    return _name_species(name) if len(name) <= _MOST_CHARACTERS else "unknown"
+
+
+@functools.lru_cache(maxsize=1 << 17)  # the files of a data set have the same genes
+def _name_species(name: str) -> str:
     if unversioned(name):
         return id_species(name)
     if name in human_symbols():

@@ -28,7 +28,8 @@ COUNTS_PER_CELL = 10_000.0
 NUM_COMPONENTS, NUM_VARIABLE = 30, 1_500
 LIMIT = 10.0  # standard deviations at which values are clipped before principal components
 SMALLEST = 1e-9
-_CELLS_AT_A_TIME = 512
+MOST_CELLS_LOOKED_AT = 10_000  # by the choice of variable genes and principal axes
+_CELLS_AT_A_TIME, _GENES_AT_A_TIME = 512, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,11 @@ class NetworkCells:
     @cached_property
     def deviations(self) -> Float64:
         """Standard deviation of each gene's expression without its depth, (G,)."""
-        squares = np.asarray(self.expression.multiply(self.expression).mean(axis=0, dtype=np.float64)).ravel()
+        squares = np.concatenate(
+            [_mean_squares(self.expression[:, start : start + _GENES_AT_A_TIME])
+             for start in range(0, self.expression.shape[1], _GENES_AT_A_TIME)]
+            or [np.empty(0)]
+        )  # fmt: skip
         slopes = self.slopes if self.depth.any() else 0.0
         found: Float64 = np.sqrt(np.maximum(squares - self.means**2 - np.square(slopes), 0.0))
         return found
@@ -73,16 +78,27 @@ class NetworkCells:
 
     def take(self, rows: Int64) -> NetworkCells:
         """Return some of the cells, with depth standardised over them."""
-        some = sparse.csc_matrix(self.expression.tocsr()[rows])
-        return NetworkCells(some, standardise_depth(self.depth[rows]))
+        if len(rows) == self.num_cells and (np.diff(rows) == 1).all():  # all of them: nothing is copied
+            return NetworkCells(self.expression, standardise_depth(self.depth[rows]))
+        return NetworkCells(sparse.csc_matrix(self.expression[rows]), standardise_depth(self.depth[rows]))
 
     def residuals(self, genes: Int64) -> Float32:
         """Return standardised expression of some genes without their depth, (C, len(genes)); a constant gene is 0."""
-        values: Float32 = self.expression[:, genes].toarray().astype(np.float32)
-        values -= np.outer(self.depth.astype(np.float32), self.slopes[genes].astype(np.float32))
-        values -= self.means[genes].astype(np.float32)
-        deviations = self.deviations[genes]
-        values /= np.where(deviations > SMALLEST, deviations, np.inf).astype(np.float32)
+        return self.select(genes).standardise(self.expression[:, genes].toarray(), self.depth)
+
+    def pool(self, pools: sparse.csr_matrix) -> Float32:
+        """Return the averages over pools (P, C) of the standardised expression of all genes, (P, G).
+
+        Only stored values are averaged: no dense array has a row for each cell.
+        """
+        averages = (pools @ sparse.csr_matrix(self.expression)).toarray()
+        return self.standardise(averages, pools @ self.depth)
+
+    def standardise(self, values: Float32, depth: Float64) -> Float32:
+        """Subtract from expression (N, G) the mean and what depth (N,) adds, and divide by the deviation; in place."""
+        values -= np.outer(depth.astype(np.float32), self.slopes.astype(np.float32))
+        values -= self.means.astype(np.float32)
+        values /= np.where(self.deviations > SMALLEST, self.deviations, np.inf).astype(np.float32)
         return values
 
 
@@ -111,7 +127,7 @@ def pools_of(cells: NetworkCells, *, size: int, num: int, seed: int) -> sparse.c
     """Return the weights (P, C) that average each of at most ``num`` cells with its ``size`` - 1 nearest ones.
 
     The cells are a random sample if there are more than ``num``. Nearest: by principal components of the most variable
-    genes without depth.
+    genes, of those that ``cells`` have, without depth.
     """
     rng = np.random.default_rng(seed)
     anchors = np.arange(cells.num_cells)
@@ -128,17 +144,35 @@ def pools_of(cells: NetworkCells, *, size: int, num: int, seed: int) -> sparse.c
     return sparse.csr_matrix((shares, nearest.ravel(), indptr), (len(anchors), cells.num_cells))
 
 
+def variable_genes(cells: NetworkCells, *, num: int = NUM_VARIABLE, seed: int = 0) -> Int64:
+    """Return the ``num`` most variable genes, given their mean; of a random sample of the cells if there are many."""
+    counts = sparse.csr_matrix(cells.expression[_sample(cells.num_cells, seed)])
+    counts.data = np.expm1(counts.data)
+    return most_variable(standardised_variances(counts), num)
+
+
 def components(cells: NetworkCells, *, seed: int) -> Float32:
-    """Return principal components of the most variable genes without depth, (C, D)."""
+    """Return principal components of the most variable genes without depth, (C, D).
+
+    The axes are those of a random sample of the cells if there are many.
+    """
     from sklearn.utils.extmath import randomized_svd
 
-    counts = sparse.csr_matrix(cells.expression)
-    counts.data = np.expm1(counts.data)
-    genes = most_variable(standardised_variances(counts), NUM_VARIABLE)
-    values = np.clip(cells.residuals(genes), -LIMIT, LIMIT)
+    part = cells.select(variable_genes(cells, seed=seed))
+    matrix = sparse.csr_matrix(part.expression)
+    rows = _sample(part.num_cells, seed)
+
+    def clipped(some: Int64) -> Float32:
+        return np.clip(part.standardise(matrix[some].toarray(), part.depth[some]), -LIMIT, LIMIT)
+
+    values = clipped(rows)
     num = min(NUM_COMPONENTS, *values.shape)
-    left, sizes, _ = randomized_svd(values, num, random_state=seed)
-    return np.asarray(left * sizes, np.float32)
+    left, sizes, axes = randomized_svd(values, num, random_state=seed)
+    if len(rows) == part.num_cells:
+        return np.asarray(left * sizes, np.float32)
+    starts = range(0, part.num_cells, _CELLS_AT_A_TIME)
+    blocks = [np.arange(start, min(start + _CELLS_AT_A_TIME, part.num_cells)) for start in starts]
+    return np.concatenate([clipped(block) @ axes.T for block in blocks]).astype(np.float32)
 
 
 def _nearest(points: Float32, anchors: Int64, size: int) -> Int64:
@@ -160,3 +194,14 @@ def equal_halves(num_cells: int, *, groups: Sequence[str] | None = None, seed: i
     names = np.zeros(num_cells, np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
     order = np.lexsort((rng.random(num_cells), names))
     return np.sort(order[::2]), np.sort(order[1::2])
+
+
+def _sample(num_cells: int, seed: int) -> Int64:
+    """Return the rows of all cells, or of a random sample of them."""
+    if num_cells <= MOST_CELLS_LOOKED_AT:
+        return np.arange(num_cells)
+    return np.sort(np.random.default_rng(seed).choice(num_cells, MOST_CELLS_LOOKED_AT, replace=False))
+
+
+def _mean_squares(expression: sparse.csc_matrix) -> Float64:
+    return np.asarray(expression.multiply(expression).mean(axis=0, dtype=np.float64)).ravel()

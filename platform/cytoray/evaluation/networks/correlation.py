@@ -9,18 +9,16 @@ stored values are multiplied, so cells stay sparse; a block of targets at a time
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
 
-from cytoray.evaluation.networks.cells import SMALLEST, Float32, Int64, NetworkCells
+from cytoray.evaluation.networks.cells import SMALLEST, Float32, NetworkCells
 
 
-def correlate(cells: NetworkCells, tfs: Int64, targets: Int64) -> Float32:
-    """Return the correlation of each factor with each target over all cells, (T, B); 0 if a gene is constant."""
-    first, second = sparse.csr_matrix(cells.expression[:, tfs].T), cells.expression[:, targets]
-    products = np.asarray((first @ second).todense(), np.float64) / max(cells.num_cells, 1)
-    covariance = products - np.outer(cells.means[tfs], cells.means[targets])
-    covariance -= np.outer(cells.slopes[tfs], cells.slopes[targets])
-    spread = np.outer(cells.deviations[tfs], cells.deviations[targets])
+def correlate(tfs: NetworkCells, targets: NetworkCells) -> Float32:
+    """Return the correlation of each factor with each target over the same cells, (T, B); 0 if a gene is constant."""
+    products = np.asarray((tfs.expression.T @ targets.expression).todense(), np.float64) / max(tfs.num_cells, 1)
+    covariance = products - np.outer(tfs.means, targets.means)
+    covariance -= np.outer(tfs.slopes, targets.slopes)
+    spread = np.outer(tfs.deviations, targets.deviations)
     found = np.divide(covariance, spread, out=np.zeros_like(covariance), where=spread > SMALLEST)
     return np.clip(found, -1, 1).astype(np.float32)
 

@@ -1,8 +1,8 @@
 """Boosted trees that predict a target from all transcription factors: the gain of a factor's splits is its weight.
 
 Targets have unit variance, so gains compare between targets: those of a target that no factor predicts are small. The
-idea of GENIE3 and GRNBoost2, with fewer and larger steps. Results depend on nothing but the values, the target's
-name and the seed: blocks may be computed anywhere, in any order.
+idea of GENIE3 and GRNBoost2, with fewer and larger steps. Results depend on nothing but the values, the names of cells
+and target and the seed: blocks may be computed anywhere, in any order.
 """
 
 # P pools of cells, T transcription factors, B targets of a block
@@ -24,8 +24,8 @@ from cytoray.evaluation.networks.cells import SMALLEST, Float32, Float64, Int64
 class TreeOptions:
     """How trees are boosted."""
 
-    num_trees: int = 200
-    learning_rate: float = 0.05
+    num_trees: int = 100
+    learning_rate: float = 0.1
     factor_share: float = 0.2  # of the factors that each tree may use
     cell_share: float = 0.8  # of the pools that each tree sees
     num_leaves: int = 8
@@ -40,6 +40,7 @@ class Factors:
     values: Float32  # (P, T)
     names: tuple[str, ...]
     options: TreeOptions = field(default_factory=TreeOptions)
+    cells: str = ""  # a name of the cells: trees of other cells draw other factors, so that chance does not agree
 
     @cached_property
     def _binned(self) -> Any:
@@ -72,7 +73,7 @@ class Factors:
         if not np.ptp(values) > 0:
             return np.zeros(binned.num_feature())
         binned.set_label(values)
-        seed = zlib.crc32(f"{self.options.seed} {name}".encode()) % 2**31
+        seed = zlib.crc32(f"{self.options.seed} {self.cells} {name}".encode()) % 2**31
         booster = lightgbm.train(self._params(seed), binned, self.options.num_trees)
         gains: Float64 = np.asarray(booster.feature_importance("gain"), np.float64)
         return gains / len(values)

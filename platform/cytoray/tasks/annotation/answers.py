@@ -15,7 +15,7 @@ from pydantic import Field
 from cytoray.errors import RequestError
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
-from cytoray.tasks.prediction import predict_together, read_embeddings, without_answer
+from cytoray.tasks.prediction import join_predictions, predict_together, read_embeddings, without_answer
 
 if TYPE_CHECKING:
     from cytoray.model.predictor import Predictions
@@ -164,8 +164,10 @@ ENDPOINT: Endpoint[AnnotateRequest, Predictions] = Endpoint(
     request=AnnotateRequest,
     response=AnnotateResponse,
     run=predict_together,
+    join=join_predictions,
     answer=annotate,
     check=check_labels,
     read=read_annotations,
     offline_members={"include_embedding": False},
+    obsm={"X_scGPT": ("embedding",)},
 )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cytoray.tasks.endpoint import Endpoint, Question
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
-from cytoray.tasks.prediction import predict_together, read_embeddings, without_answer
+from cytoray.tasks.prediction import join_predictions, predict_together, read_embeddings, without_answer
 from cytoray.tasks.spec import Lazy
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ ENDPOINT: Endpoint[EmbedRequest, Predictions] = Endpoint(
     request=EmbedRequest,
     response=EmbedResponse,
     run=predict_together,
+    join=join_predictions,
     answer=embed,
     read=read_embeddings,
     table=Lazy("cytoray.tasks.embedding.table", "table_of_embeddings"),

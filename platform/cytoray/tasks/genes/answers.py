@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import Message, Response
+from cytoray.tasks.messages import Message, Name, Response
 
 if TYPE_CHECKING:
     from cytoray.model.gene_embeddings import GeneEmbeddings
@@ -26,7 +26,7 @@ TOKENS_PER_SEARCH = 256  # what comparing a gene with all others takes, in token
 class GenesRequest(Message):
     """Genes by symbol or Ensembl id."""
 
-    genes: list[str] = Field(
+    genes: list[Name] = Field(
         min_length=1, max_length=MOST_GENES, description="Gene symbols, older symbols or Ensembl ids."
     )
     neighbours: int = Field(0, ge=0, le=MOST_NEIGHBOURS, description="Number of nearest genes of each.")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from pydantic import Field
 from cytoray.tasks.carried import Carried, genes_are_known
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
-from cytoray.tasks.prediction import read_embeddings
+from cytoray.tasks.prediction import is_uniform, read_embeddings
 
 if TYPE_CHECKING:
     import anndata
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cytoray.tasks.integration.attached import BundleIntegration
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 OBSM_KEY = "X_cytoray"
 
 
@@ -102,6 +103,16 @@ def embed_cells(model: ServedModel, questions: Sequence[Question[IntegrateReques
     return found
 
 
+def join_embeddings(parts: Sequence[_Found], order: Int64) -> _Found:
+    """Return the embeddings of a request from those of its parts, which are of one batch."""
+    return replace(parts[0], embeddings=np.concatenate([part.embeddings for part in parts])[order])
+
+
+def divides(model: ServedModel, question: Question[IntegrateRequest]) -> bool:
+    """Whether the cells can be embedded independently: those of a new batch are mapped as a whole."""
+    return question.request.batch in CARRIED.of(model).model.batch_names and is_uniform(question.cells)
+
+
 def answer_integration(question: Question[IntegrateRequest], found: _Found) -> dict[str, Any]:
     """Return the embedding of each cell and the header."""
     missing = np.flatnonzero(np.isnan(found.embeddings[:, 0])).tolist()
@@ -138,8 +149,11 @@ ENDPOINT: Endpoint[IntegrateRequest, _Found] = Endpoint(
     request=IntegrateRequest,
     response=IntegrateResponse,
     run=embed_cells,
+    join=join_embeddings,
+    divides=divides,
     answer=answer_integration,
     check=CARRIED.check,
     load=load_integration,
     read=read_integration,
+    obsm={OBSM_KEY: ("embedding",)},
 )

@@ -15,6 +15,7 @@ from pydantic import Field
 from cytoray.tasks.carried import Carried, genes_are_known
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
+from cytoray.tasks.prediction import is_uniform
 
 if TYPE_CHECKING:
     import anndata
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cytoray.tasks.mapping.reference import Reference
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
 
 class MapRequest(CellsRequest):
@@ -192,6 +194,13 @@ def map_cells(model: ServedModel, questions: Sequence[Question[MapRequest]]) -> 
     ]
 
 
+def join_queries(parts: Sequence[MappedQuery], order: Int64) -> MappedQuery:
+    """Return the answers to a request from those to its parts, which have the same genes."""
+    from cytoray.tasks.mapping.querying import join_mapped
+
+    return join_mapped(parts, order)
+
+
 def answer_query(question: Question[MapRequest], found: MappedQuery) -> dict[str, Any]:
     """Return the answer to each cell and the header, as `cytoray reference query` writes them."""
     from cytoray.tasks.mapping.rows import answer_rows, header
@@ -218,6 +227,8 @@ ENDPOINT: Endpoint[MapRequest, MappedQuery] = Endpoint(
     request=MapRequest,
     response=MapResponse,
     run=map_cells,
+    join=join_queries,
+    divides=lambda model, question: is_uniform(question.cells),
     answer=answer_query,
     check=CARRIED.check,
     load=load_reference,

@@ -7,7 +7,7 @@ All that was learned is arrays, so that a service answers without training libra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +61,20 @@ class Mapped:
         """Cells (C,) that several labels fit; an unassigned cell is not also ambiguous."""
         several: Bool = (self.sets.sum(axis=1) > 1) & ~self.unassigned
         return several
+
+    @staticmethod
+    def concatenate(parts: Sequence[Mapped]) -> Mapped:
+        """Return the answers to all cells; all parts have a baseline, or none has."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        baselines = [part.baseline for part in parts if part.baseline is not None]
+        return Mapped(**joined, baseline=np.concatenate(baselines) if baselines else None)
+
+    def take(self, rows: Int64) -> Mapped:
+        """Return the answers to some of the cells."""
+        taken = {name: getattr(self, name)[rows] for name in _ARRAYS}
+        return Mapped(**taken, baseline=None if self.baseline is None else self.baseline[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +130,7 @@ class Mapper:
             )
             for start in range(0, max(cells.num_cells, 1), CHUNK)
         ]
-        if len(parts) == 1:
-            return parts[0]
-        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
-        has_baseline = parts[0].baseline is not None
-        baseline = np.concatenate([part.baseline for part in parts if part.baseline is not None])
-        return Mapped(**joined, baseline=baseline) if has_baseline else Mapped(**joined)
+        return Mapped.concatenate(parts)
 
     def _map(
         self, cells: Expression, embeddings: Float32 | None, reference: tuple[NeighbourIndex, Int64, Float64]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 FEWEST_GENES = 10
 COVERED = 0.95  # share of a reference cell's counts in the query's genes, below which a mapper is fitted anew
 MOST_KEPT = 4  # fits, each with up to 20,000 cells of the reference: tens of megabytes
@@ -49,7 +50,13 @@ class MappedQuery:
     coverage: float  # share of a usual reference cell's counts that are in the query's genes
     refitted: bool
     answered: Bool  # (C,) False for cells without a gene of the reference
-    warnings: tuple[str, ...] = ()
+    about_genes: tuple[str, ...] = ()  # warnings that do not depend on the cells
+    about_cells: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """All warnings."""
+        return self.about_genes + self.about_cells
 
 
 def embed_with(predict: Callable[[SparseCells], Predictions]) -> Embed:
@@ -183,13 +190,27 @@ def map_query(
         cells, embeddings, index=reference.index, codes_R=reference.codes, plane_R=reference.plane
     )
     answered = np.diff(cells.values.indptr) > 0
+    about_cells = _warnings(mapped, answered)
+    return MappedQuery(mapped, reference, asked, coverage, refitted, answered, tuple(warnings), about_cells)
+
+
+def join_mapped(parts: Sequence[MappedQuery], order: Int64) -> MappedQuery:
+    """Return the answers to a query from those to its parts; ``order`` (C,): its cells among those of the parts."""
+    mapped = Mapped.concatenate([part.mapped for part in parts]).take(order)
+    answered = np.concatenate([part.answered for part in parts])[order]
+    return replace(parts[0], mapped=mapped, answered=answered, about_cells=_warnings(mapped, answered))
+
+
+def _warnings(mapped: Mapped, answered: Bool) -> tuple[str, ...]:
+    """Return what a user should know about the answers to C cells."""
+    warnings = []
     if (empty := int((~answered).sum())) > 0:
         warnings.append(f"cells without a gene of the reference, whose answers are null: {empty}")
     if answered.any() and (share := float(mapped.unassigned[answered].mean())) > 0.3:
         warnings.append(
             f"{100 * share:.0f} % of the cells are unassigned: the query may be of another tissue or technology"
         )
-    return MappedQuery(mapped, reference, asked, coverage, refitted, answered, tuple(warnings))
+    return tuple(warnings)
 
 
 def refit(

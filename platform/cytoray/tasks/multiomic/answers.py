@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +15,8 @@ from pydantic import Field
 from cytoray.errors import RequestError
 from cytoray.tasks.carried import Carried, genes_are_known
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
+from cytoray.tasks.messages import CellsRequest, CellsResponse, Message, Name
+from cytoray.tasks.prediction import is_uniform
 
 if TYPE_CHECKING:
     import anndata
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from cytoray.tasks.multiomic.protein_predictor import ProteinPrediction
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+MOST_PROTEINS = 1_000  # antibody panels have some 300
 LEVEL = 0.9  # of intervals, see protein_predictor
 OBSM_KEY = "X_protein_predicted"
 
@@ -31,7 +34,9 @@ OBSM_KEY = "X_protein_predicted"
 class ProteinsRequest(CellsRequest):
     """Cells over one list of genes, whose proteins are predicted."""
 
-    proteins: list[str] = Field([], description="Names of the proteins to predict; an empty list: all of the model.")
+    proteins: list[Name] = Field(
+        [], max_length=MOST_PROTEINS, description="Names of the proteins to predict; an empty list: all of the model."
+    )
 
 
 class PredictedProtein(Message):
@@ -121,6 +126,13 @@ def predict_proteins(model: ServedModel, questions: Sequence[Question[ProteinsRe
     return found
 
 
+def join_proteins(parts: Sequence[_Found], order: Int64) -> _Found:
+    """Return the prediction for a request from those for its parts, which differ by their cells only."""
+    values = np.concatenate([part.prediction.values for part in parts])[order]
+    names = tuple(map(str, range(len(values))))
+    return replace(parts[0], prediction=replace(parts[0].prediction, values=values, cells=names))
+
+
 def answer_proteins(question: Question[ProteinsRequest], found: _Found) -> dict[str, Any]:
     """Return the proteins of each cell and the header."""
     prediction = found.prediction
@@ -169,6 +181,8 @@ ENDPOINT: Endpoint[ProteinsRequest, _Found] = Endpoint(
     request=ProteinsRequest,
     response=ProteinsResponse,
     run=predict_proteins,
+    join=join_proteins,
+    divides=lambda model, question: is_uniform(question.cells),
     answer=answer_proteins,
     check=CARRIED.check,
     load=load_proteins,

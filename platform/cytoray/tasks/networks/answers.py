@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cytoray.errors import ConfigError, RequestError
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import Message, Response
+from cytoray.tasks.messages import Message, Name, Response
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,13 +23,13 @@ TOKENS_PER_GENE = 64  # what a look-up takes, in tokens of a forward pass
 class NetworksRequest(Message):
     """Genes whose neighbourhood in the network is asked for."""
 
-    genes: list[str] = Field(
+    genes: list[Name] = Field(
         min_length=1, max_length=MOST_GENES, description="Names of genes, as in the data of the network."
     )
     num_edges: int = Field(
         20, ge=1, le=MOST_EDGES, description="Maximum number of regulators, and of targets, of each gene."
     )
-    group: str | None = Field(None, description="Group of cells; null: the first of the network.")
+    group: Name | None = Field(None, description="Group of cells; null: the first of the network.")
 
 
 class NetworkEdge(Message):
@@ -37,7 +37,9 @@ class NetworkEdge(Message):
 
     tf: str
     target: str
-    weight: float = Field(description="Mean percentile of its evidence among its rivals, 0 to 1.")
+    weight: float = Field(
+        description="Of all evidence that halves of the cells repeat, from 0 to 1; 0.5: nothing is known."
+    )
     sign: Literal[-1, 0, 1] = Field(description="Of the correlation of factor and target without depth.")
     correlation: float
 

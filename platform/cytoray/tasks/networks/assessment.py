@@ -17,21 +17,22 @@ import numpy as np
 from cytoray.errors import CorpusError
 from cytoray.evaluation.assessment import Assessment, MetricRow
 from cytoray.evaluation.assessment_page import AssessedTask, Section, details_rows
-from cytoray.evaluation.networks.cells import Float32, equal_halves
+from cytoray.evaluation.networks.cells import equal_halves
 from cytoray.evaluation.networks.ranking import aggregate, equal_weights
 from cytoray.evaluation.networks.scores import FEWEST_EDGES, overlap
 from cytoray.tasks.networks.assess_config import AssessNetworksConfig
 from cytoray.tasks.networks.building import (
     Prepared,
+    ask_model,
     compute_evidence,
     open_evidence,
     prepare,
-    rank_evidence,
     static_evidence,
     work_options,
 )
-from cytoray.tasks.networks.candidates import CORRELATION, TREES
+from cytoray.tasks.networks.candidates import CORRELATION
 from cytoray.tasks.networks.config import InferNetworksConfig
+from cytoray.tasks.networks.evidence import Evidence
 from cytoray.tasks.networks.inference import prepare_work
 from cytoray.tasks.networks.judging import FEWEST_FACTORS, Product, judge_known, judge_screen, leave_factors_out
 from cytoray.tasks.networks.screen import read_screen, screen_genes
@@ -40,7 +41,7 @@ from cytoray.tasks.pieces import Pieces
 
 MOST_TOP, TOP_SHARE = 10_000, 0.1  # edges of the halves that are compared
 WHOLE, HALVES = "all", ("first half", "second half")
-Evidence = dict[str, Float32]
+BASELINE, OF_CELLS = "|correlation|", "evidence of cells"
 
 
 def run_assessment(config: AssessNetworksConfig, pieces: Pieces) -> AssessedTask:
@@ -59,25 +60,25 @@ def run_assessment(config: AssessNetworksConfig, pieces: Pieces) -> AssessedTask
             remedy="Give a larger table, raise --num-targets, or lower --min-share.",
         )
     screened = None
-    if config.screen is not None:
-        screened = read_screen(config.screen, prepared.candidates, key=config.perturbation_key, control=config.control)
-    evidence, static, warnings = _evidence(inference, prepared, pieces)
-    ranked = rank_evidence(evidence[WHOLE], prepared.candidates)
+    if (screen := config.screen_config()) is not None:
+        screened = read_screen(screen, prepared.candidates)
+    evidence, warnings = _evidence(inference, prepared, pieces)
+    values, scores = evidence[WHOLE].values, evidence[WHOLE].scores(prepared.candidates.valid)
     if known is not None:
-        product = leave_factors_out(evidence[WHOLE], ranked, known, seed=config.seed)
+        product = leave_factors_out(values, scores, known, seed=config.seed)
     else:
-        equal = aggregate(ranked, equal_weights(ranked))
+        equal = aggregate(scores, equal_weights(scores))
         product = Product(equal, {"equal weights": 1}, ("without known edges all evidence has the same weight",))
     metrics: dict[str, MetricRow] = {}
     details: dict[str, Any] = {}
     if known is not None:
-        metrics, details = judge_known(evidence[WHOLE], ranked, product, known, seed=config.seed)
-    metrics["half_overlap"], details["halves"] = _overlaps(evidence, static, prepared)
+        metrics, details = judge_known(values, scores, product, known, seed=config.seed)
+    metrics["half_overlap"], details["halves"] = _overlaps(evidence, prepared)
     if screened is not None:
         effects, doubts = screened
         warnings += doubts
         if effects:
-            row, details["screen"] = judge_screen(evidence[WHOLE], product.weights, effects, seed=config.seed)
+            row, details["screen"] = judge_screen(values, product.weights, effects, seed=config.seed)
             metrics["knock_out_auroc"] = row
     assessment = Assessment(
         task="networks",
@@ -95,46 +96,39 @@ def run_assessment(config: AssessNetworksConfig, pieces: Pieces) -> AssessedTask
     return AssessedTask(assessment, _sections(details))
 
 
-def _evidence(
-    config: InferNetworksConfig, prepared: Prepared, pieces: Pieces
-) -> tuple[dict[str, Evidence], Evidence, list[str]]:
-    """Return the evidence of all cells and of each half, that of it which does not depend on cells, and warnings."""
+def _evidence(config: InferNetworksConfig, prepared: Prepared, pieces: Pieces) -> tuple[dict[str, Evidence], list[str]]:
+    """Return the evidence of all cells and of each half, as if there were no others, and warnings."""
     candidates, num_cells = prepared.candidates, prepared.cells.num_cells
     rows = {WHOLE: np.arange(num_cells), **dict(zip(HALVES, equal_halves(num_cells, seed=config.seed), strict=True))}
-    works = {
-        name: prepare_work(prepared.cells.take(some), candidates, work_options(config)) for name, some in rows.items()
-    }
+    works = [
+        prepare_work(prepared.cells.take(some), candidates, work_options(config), name=name)
+        for name, some in rows.items()
+    ]
     model = None if config.model is None else open_evidence(config)
     static, warnings = static_evidence(config, candidates, model)
-    found = compute_evidence(config, works, pieces)
-    for name, own in found.items():
-        own.update(static)
-        if model is not None:
-            some = rows[name]
-            work = lambda some=some: model.of_cells(prepared.data, some, candidates)  # noqa: E731
-            own.update(pieces.compute(f"{name} model", work)[0])
-    return found, static, warnings
+    found = {name: own.with_kinds(static) for name, own in compute_evidence(config, works, pieces).items()}
+    if model is not None:
+        for work in works:
+            own = ask_model(model, prepared, rows[work.name], work, pieces)
+            found[work.name] = found[work.name].with_kinds(own.values, own.halves)
+    return found, warnings
 
 
-def _overlaps(
-    evidence: Mapping[str, Evidence], static: Evidence, prepared: Prepared
-) -> tuple[MetricRow, list[dict[str, Any]]]:
+def _overlaps(evidence: Mapping[str, Evidence], prepared: Prepared) -> tuple[MetricRow, list[dict[str, Any]]]:
     """Compare the strongest edges of the two halves: of all evidence, of that of cells alone, and of each kind."""
     valid = prepared.candidates.valid
     num = min(MOST_TOP, max(1, int(TOP_SHARE * valid.sum())))
-    halves = [rank_evidence(evidence[name], prepared.candidates) for name in HALVES]
-    table: list[dict[str, Any]] = []
-    kinds: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in halves[0] if kind not in static}
-    kinds |= {"evidence of cells": tuple(kinds), "all evidence": tuple(halves[0])}
+    halves = [evidence[name].scores(valid) for name in HALVES]
+    of_cells = tuple(evidence[WHOLE].halves)
+    kinds = {kind: (kind,) for kind in of_cells} | {OF_CELLS: of_cells, "all evidence": tuple(halves[0])}
+    pairs = {BASELINE: [np.abs(evidence[name].values[CORRELATION]) for name in HALVES]}
     for name, members in kinds.items():
-        tops = [aggregate({kind: half[kind] for kind in members}, dict.fromkeys(members, 1.0)) for half in halves]
-        if len(members) == 1 and members[0] in (CORRELATION, TREES):
-            tops = [np.abs(evidence[half][members[0]]) for half in HALVES]
-        table.append({"network": name, "top": num, "jaccard": overlap(tops[0], tops[1], valid, num=num)})
+        pairs[name] = [aggregate(half, dict.fromkeys(members, 1.0)) for half in halves]
+    found = {name: overlap(first, second, valid, num=num) for name, (first, second) in pairs.items()}
     share = num / valid.sum()
     chance = float(share / (2 - share))
-    by_name = {row["network"]: row["jaccard"] for row in table}
-    return MetricRow(floor=chance, baseline=by_name[CORRELATION], product=by_name["evidence of cells"]), table
+    table = [{"network": name, "top": num, "jaccard": jaccard} for name, jaccard in found.items()]
+    return MetricRow(floor=chance, baseline=found[BASELINE], product=found[OF_CELLS]), table
 
 
 def _describe(prepared: Prepared, config: AssessNetworksConfig) -> dict[str, Any]:
@@ -166,14 +160,16 @@ def _sections(details: Mapping[str, Any]) -> list[Section]:
         columns = ("member", "factor_auroc", "early_precision_ratio", "precision_ratio")
         sections.append(Section("Evidence", text, details_rows(columns, details["members"])))
     text = (
-        "Jaccard index of the strongest edges of two halves of the cells. Gene sets are equal in both halves, so the "
-        "product's figure above is that of the evidence of cells."
+        "Jaccard index of the strongest edges of two networks, each inferred from a half of the cells alone. Gene sets "
+        "are equal in both halves, so the product's figure above is that of the evidence of cells. Each kind of "
+        "evidence counts by how far halves of those cells repeat it."
     )
     sections.append(Section("Halves", text, details_rows(("network", "top", "jaccard"), details["halves"])))
     if "screen" in details:
-        of_screen = ("factor", "num_genes", "num_changed", "product", "baseline", "trees")
+        of_screen = ("factor", "num_genes", "num_changed", "product", "baseline", "trees", "other_factors")
         text = (
-            "AUROC of ranking the genes that change (|t| > 3) in cells without the factor by the weight of its edges."
+            "AUROC of ranking the genes that change (|t| > 3) in cells without the factor by the weight of its edges. "
+            "Other factors: the mean if the edges of any other factor are used instead, which is the floor."
         )
         sections.append(Section("Knock-outs", text, details_rows(of_screen, details["screen"])))
     return sections

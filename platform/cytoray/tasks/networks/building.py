@@ -18,12 +18,13 @@ from cytoray import cluster, progress
 from cytoray.evaluation.networks.activity import activities
 from cytoray.evaluation.networks.cells import Float32, Float64, Int64, NetworkCells, pools_of, prepare_cells
 from cytoray.evaluation.networks.programs import enrich, find_programs
-from cytoray.evaluation.networks.ranking import aggregate, equal_weights, learn_weights, percentiles
+from cytoray.evaluation.networks.ranking import aggregate, equal_weights, learn_weights
 from cytoray.evaluation.networks.similarity import set_similarity
 from cytoray.evaluation.networks.trees import TreeOptions
 from cytoray.tasks.gene_sets import resolve_gene_sets
 from cytoray.tasks.networks.candidates import Candidates
 from cytoray.tasks.networks.config import InferNetworksConfig
+from cytoray.tasks.networks.evidence import HALVES, WHOLE, Evidence, join_blocks, score_kinds
 from cytoray.tasks.networks.inference import Work, WorkOptions, choose_candidates, compute_blocks, prepare_work
 from cytoray.tasks.networks.network import GeneNetwork, build_edges, signed_regulons
 from cytoray.tasks.networks.reading import NetworkData, only_group, read_factors, read_network_data, usable_groups
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 GENE_SETS = "gene_sets"
 NO_SETS = "none"
-BY_SIZE = ("correlation", "pooled_correlation")  # signed evidence that counts by its size
 PAYS = 3e10  # cost of trees, some two minutes, above which Ray's start pays
 MOST_POOLS_OF_PROGRAMS = 2_000
 NUM_PROGRAM_COMPONENTS = 30
@@ -72,14 +72,14 @@ def prepare(config: InferNetworksConfig, *, only: tuple[str, str] | None = None,
 
 def work_options(config: InferNetworksConfig) -> WorkOptions:
     """Return how the evidence of ``config`` is computed."""
-    trees = TreeOptions(num_trees=config.num_trees, seed=config.seed)
+    trees = TreeOptions(num_trees=-(-config.num_trees // 2), seed=config.seed)  # of each half
     return WorkOptions(config.pool_size, config.max_pools, config.block_size, trees)
 
 
 def build_network(config: InferNetworksConfig, pieces: Pieces, *, about: Mapping[str, Any]) -> GeneNetwork:
     """Infer the network of the cells that ``config`` names; blocks among the ``pieces`` are not computed again.
 
-    ``about``: what network.json is to say beside what is found here.
+    ``about``: entries of network.json beside those that are computed here.
     """
     started = time.monotonic()
     prepared = prepare(config)
@@ -87,26 +87,30 @@ def build_network(config: InferNetworksConfig, pieces: Pieces, *, about: Mapping
     groups, warnings = usable_groups(data, config.groups)
     model = None if config.model is None else open_evidence(config)
     shared, notes = static_evidence(config, candidates, model)
-    works = {
-        name: prepare_work(prepared.cells.take(rows), candidates, work_options(config)) for name, rows in groups.items()
-    }
-    found: dict[str, dict[str, Float32]] = compute_evidence(config, works, pieces)
-    parts, weights = [], {}
-    for name, rows in groups.items():
-        evidence = {**found[name], **shared}
+    works = [
+        prepare_work(prepared.cells.take(rows), candidates, work_options(config), name=name)
+        for name, rows in groups.items()
+    ]
+    found = compute_evidence(config, works, pieces)
+    parts, weights, reliability = [], {}, {}
+    for work in works:
+        name = work.name
+        evidence = found[name].with_kinds(shared)
         if model is not None:
-            own, _ = pieces.compute(f"{name} model", lambda rows=rows: model.of_cells(data, rows, candidates))  # type: ignore[misc]
-            evidence |= own
-        ranked = rank_evidence(evidence, candidates)
-        weights[name] = _weights(config, ranked, candidates)
-        combined = aggregate(ranked, weights[name])
-        parts.append(build_edges(name, candidates, combined, evidence, num=config.max_edges))
+            own = ask_model(model, prepared, groups[name], work, pieces)
+            evidence = evidence.with_kinds(own.values, own.halves)
+        reliability[name] = evidence.reliability(candidates.valid)
+        scores = score_kinds(evidence.values, reliability[name], candidates.valid)
+        weights[name] = _weights(config, scores, candidates)
+        combined = aggregate(scores, weights[name])
+        parts.append(build_edges(name, candidates, combined, evidence.values, num=config.max_edges))
     listed = {
         **about,
         "tfs": list(candidates.tfs),
         "targets": list(candidates.targets),
         "groups": {name: len(rows) for name, rows in groups.items()},
         "evidence": weights,
+        "reliability": {name: _rounded(kinds) for name, kinds in reliability.items()},
         "programs": _programs(config, prepared, model),
         "warnings": [*prepared.warnings, *warnings, *notes],
         "settings": config.model_dump(mode="json", exclude=set(config.places)),
@@ -117,25 +121,31 @@ def build_network(config: InferNetworksConfig, pieces: Pieces, *, about: Mapping
     return GeneNetwork(network.edges, {**listed, "seconds": seconds}, activity)
 
 
-def compute_evidence(
-    config: InferNetworksConfig, works: Mapping[str, Work], pieces: Pieces
-) -> dict[str, dict[str, Float32]]:
+def compute_evidence(config: InferNetworksConfig, works: Sequence[Work], pieces: Pieces) -> dict[str, Evidence]:
     """Compute the evidence of each group of cells, by Ray's tasks if asked for or if it pays."""
-    total = sum(work.num_blocks for work in works.values())
-    cost = sum(work.cost for work in works.values())
+    total = sum(work.num_blocks for work in works)
+    cost = sum(work.cost for work in works)
     with_ray = config.run_on == "ray" or (config.run_on == "auto" and (cost > PAYS or cluster.is_shared()))
 
-    def compute() -> dict[str, dict[str, Float32]]:
+    def compute() -> dict[str, Evidence]:
         with progress.stage("infer", total=total, unit="blocks") as advance:
-            return {
-                name: compute_blocks(work, pieces, name=name, with_ray=with_ray, advance=advance)
-                for name, work in works.items()
-            }
+            return {work.name: compute_blocks(work, pieces, with_ray=with_ray, advance=advance) for work in works}
 
     if not with_ray:
         return compute()
-    with cluster.connected(num_cpus=config.num_cpus):
+    store = cluster.OBJECT_STORE_BYTES + sum(work.num_bytes for work in works)
+    with cluster.connected(num_cpus=config.num_cpus, object_store_bytes=store):
         return compute()
+
+
+def ask_model(model: ModelEvidence, prepared: Prepared, rows: Int64, work: Work, pieces: Pieces) -> Evidence:
+    """Return the evidence that a model gives about each half of a group's cells, a piece each."""
+    found = []
+    for half in work.halves:
+        own = rows[half.rows]
+        work_of = lambda own=own: model.of_cells(prepared.data, own, prepared.candidates)  # noqa: E731
+        found.append(pieces.compute(f"{half.name} model", work_of)[0])
+    return join_blocks([{WHOLE: {}, HALVES: {kind: np.stack([each[kind] for each in found]) for kind in found[0]}}])
 
 
 def static_evidence(
@@ -158,19 +168,15 @@ def static_evidence(
     return found, warnings
 
 
-def rank_evidence(evidence: Mapping[str, Float32], candidates: Candidates) -> dict[str, Float32]:
-    """Return all evidence as percentiles; a correlation counts by its size."""
-    return {
-        name: percentiles(np.abs(values) if name in BY_SIZE else values, candidates.valid)
-        for name, values in evidence.items()
-    }
-
-
-def _weights(config: InferNetworksConfig, ranked: Mapping[str, Float32], candidates: Candidates) -> dict[str, float]:
+def _weights(config: InferNetworksConfig, scores: Mapping[str, Float32], candidates: Candidates) -> dict[str, float]:
     if config.train_on is None:
-        return equal_weights(ranked)
+        return equal_weights(scores)
     known = known_of(config.train_on, candidates)
-    return learn_weights(ranked, known.edges, known.valid)
+    return learn_weights(scores, known.edges, known.valid)
+
+
+def _rounded(reliability: Mapping[str, Float64]) -> dict[str, list[float]]:
+    return {kind: np.round(values, 4).tolist() for kind, values in reliability.items()}
 
 
 def open_evidence(config: InferNetworksConfig) -> ModelEvidence:
@@ -180,7 +186,7 @@ def open_evidence(config: InferNetworksConfig) -> ModelEvidence:
 
     assert config.model is not None
     opened = open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
-    return ModelEvidence(opened.bundle, num_cells=config.knock_out_cells, seed=config.seed)
+    return ModelEvidence(opened.bundle, num_cells=-(-config.knock_out_cells // 2), seed=config.seed)  # of each half
 
 
 def _programs(config: InferNetworksConfig, prepared: Prepared, model: ModelEvidence | None) -> list[dict[str, Any]]:
@@ -192,7 +198,7 @@ def _programs(config: InferNetworksConfig, prepared: Prepared, model: ModelEvide
     with threadpool_limits(1):
         if points is None:
             pools = pools_of(prepared.cells, size=config.pool_size, num=MOST_POOLS_OF_PROGRAMS, seed=config.seed)
-            values = np.asarray(pools @ prepared.cells.residuals(prepared.candidates.target_columns), np.float32)
+            values = prepared.cells.select(prepared.candidates.target_columns).pool(pools)
             num = min(NUM_PROGRAM_COMPONENTS, *values.shape)
             _, sizes, axes = randomized_svd(values - values.mean(axis=0), num, random_state=config.seed)
             points = np.asarray(axes.T * sizes, np.float64)

@@ -47,7 +47,7 @@ class InferNetworksConfig(Config):
     max_edges: int = Field(1_000_000, ge=1, description="Maximum number of edges that are written, of each group.")
     pool_size: int = Field(15, ge=1, description="Cells that are averaged, each with its nearest ones; 1: no pooling.")
     max_pools: int = Field(5_000, ge=20, description="Maximum number of such averages that trees are grown on.")
-    num_trees: int = Field(200, ge=1, description="Boosted trees per target.")
+    num_trees: int = Field(200, ge=1, description="Boosted trees per target, half of them of each half of the cells.")
     block_size: int = Field(100, ge=1, description="Targets per block: the unit of resuming and of Ray's tasks.")
     knock_out_cells: int = Field(200, ge=1, description="Cells in which the model's knock-out of a factor is computed.")
     seed: int = Field(0, ge=0, description="Seed of samples and trees.")

@@ -11,11 +11,11 @@ import numpy as np
 
 from cytoray.errors import ConfigError, CorpusError
 from cytoray.evaluation.assessment import MetricRow
-from cytoray.tasks.networks.building import rank_evidence
 from cytoray.tasks.networks.candidates import Candidates
+from cytoray.tasks.networks.evidence import score_kinds
 from cytoray.tasks.networks.judging import FEWEST_FACTORS, Product, judge_known, judge_screen
 from cytoray.tasks.networks.network import GeneNetwork
-from cytoray.tasks.networks.screen import read_screen
+from cytoray.tasks.networks.screen import ScreenConfig, read_screen
 from cytoray.tasks.networks.truth import known_of
 
 
@@ -25,9 +25,7 @@ class Known:
 
     truth: str | None = None
     confidence: tuple[str, ...] = ("A", "B")
-    screen: str | None = None
-    perturbation_key: str = "perturbation"
-    control: str = "control"
+    screen: ScreenConfig | None = None
 
 
 def evaluate_network(network: GeneNetwork, known: Known, *, group: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -54,10 +52,11 @@ def evaluate_network(network: GeneNetwork, known: Known, *, group: str | None = 
                 f"{FEWEST_FACTORS} are needed.",
                 remedy="Give a larger table, or infer a network of more genes.",
             )
+        scored = score_kinds(evidence, network.reliability(group), candidates.valid)
         product = Product(weights, {}, ())
-        metrics, details = judge_known(evidence, rank_evidence(evidence, candidates), product, edges, seed=seed)
+        metrics, details = judge_known(evidence, scored, product, edges, seed=seed)
     if known.screen is not None:
-        effects, doubts = read_screen(known.screen, candidates, key=known.perturbation_key, control=known.control)
+        effects, doubts = read_screen(known.screen, candidates)
         warnings += doubts
         if effects:
             metrics["knock_out_auroc"], details["screen"] = judge_screen(evidence, weights, effects, seed=seed)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,13 @@ from cytoray.evaluation.networks.scores import (
     sign_accuracy,
 )
 from cytoray.tasks.networks.candidates import CORRELATION, TREES
+from cytoray.tasks.networks.evidence import Kinds
 from cytoray.tasks.networks.screen import KnockedOut
 
 NUM_FOLDS, NUM_SHUFFLES = 5, 10
 NUM_DRAWS, NUM_SLOW_DRAWS = 1_000, 200
 FEWEST_FACTORS = 3  # that are scored
 EQUAL, LEARNED = "equal weights", "learned weights"
-Evidence = Mapping[str, Float32]
 Score = Callable[[Float32, KnownEdges], float]
 
 
@@ -44,20 +44,20 @@ class Product:
     why: tuple[str, ...]
 
 
-def leave_factors_out(evidence: Evidence, ranked: Evidence, known: KnownEdges, *, seed: int) -> Product:
+def leave_factors_out(evidence: Kinds, scored: Kinds, known: KnownEdges, *, seed: int) -> Product:
     """Choose for each fold of factors between correlation, equal and learned weights, by the other factors alone.
 
     Learned weights are judged on inner folds. Rows of factors without known edges have the choice of all factors.
     """
-    weights = np.empty_like(next(iter(ranked.values())))
+    weights = np.empty_like(next(iter(scored.values())))
     folds = _folds(known, seed)
     chosen: Counter[str] = Counter()
     why = []
     for number, fold in enumerate([np.arange(len(weights)), *folds]):
         is_all = number == 0
         train = known.scored if is_all else np.setdiff1d(known.scored, fold)
-        name, scores = _choose(evidence, ranked, known, train, seed)
-        weights[fold] = _of_candidate(name, evidence, ranked, known, train)[fold]
+        name, scores = _choose(evidence, scored, known, train, seed)
+        weights[fold] = _of_candidate(name, evidence, scored, known, train)[fold]
         if not is_all:
             chosen[name] += 1
             text = ", ".join(f"{each} {score:.3f}" for each, score in scores.items())
@@ -66,11 +66,11 @@ def leave_factors_out(evidence: Evidence, ranked: Evidence, known: KnownEdges, *
 
 
 def judge_known(
-    evidence: Evidence, ranked: Evidence, product: Product, known: KnownEdges, *, seed: int
+    evidence: Kinds, scored: Kinds, product: Product, known: KnownEdges, *, seed: int
 ) -> tuple[dict[str, MetricRow], dict[str, Any]]:
     """Score the product beside correlation alone, with the floor of shuffled edges, and each kind of evidence alone."""
     size = np.abs(evidence[CORRELATION])
-    model = {name: ranked[name] for name in ranked if name in ("knock_out", "embedding", "attention")}
+    model = {name: scored[name] for name in scored if name in ("knock_out", "embedding", "attention")}
     transformer = aggregate(model, equal_weights(model)) if model else None
     floors = [shuffled(known, seed=seed + number) for number in range(NUM_SHUFFLES)]
     scores: dict[str, tuple[Score, int]] = {
@@ -94,8 +94,8 @@ def judge_known(
     signs = sign_accuracy(evidence[CORRELATION], known)
     if signs is not None:
         metrics["sign_accuracy"] = MetricRow(floor=0.5, product=signs)
-    alone = {"|correlation|": size, "product": product.weights, EQUAL: aggregate(ranked, equal_weights(ranked))}
-    cells = {name: values for name, values in ranked.items() if name != "gene_sets"}
+    alone = {"|correlation|": size, "product": product.weights, EQUAL: aggregate(scored, equal_weights(scored))}
+    cells = {name: values for name, values in scored.items() if name != "gene_sets"}
     alone["evidence of cells, equal weights"] = aggregate(cells, equal_weights(cells))
     alone |= {name: np.abs(values) for name, values in evidence.items() if name != CORRELATION}
     members = [
@@ -107,15 +107,22 @@ def judge_known(
 
 
 def judge_screen(
-    evidence: Evidence, weights: Float32, effects: list[KnockedOut], *, seed: int
+    evidence: Kinds, weights: Float32, effects: list[KnockedOut], *, seed: int
 ) -> tuple[MetricRow, list[dict[str, Any]]]:
-    """Score how well edges of knocked-out factors tell the genes that change; an interval over genes."""
+    """Score how well edges of knocked-out factors find the genes that change; an interval over genes.
+
+    The floor is the mean over all other factors of the network, whose edges are scored as if they were those of the
+    factor that was knocked out: popular targets change, too.
+    """
     size = np.abs(evidence[CORRELATION])
     table = []
     for each in effects:
         own = {"product": weights, "baseline": size, TREES: evidence[TREES]}
         found = {name: pooled_auroc([values[each.row, each.columns]], [each.hits]) for name, values in own.items()}
-        table.append({"factor": each.tf, "num_genes": len(each.hits), "num_changed": int(each.hits.sum()), **found})
+        others = [weights[row, each.columns] for row in range(len(weights)) if row != each.row]
+        floor = pooled_auroc(others, [each.hits] * len(others)) if others else 0.5
+        counts = {"num_genes": len(each.hits), "num_changed": int(each.hits.sum())}
+        table.append({"factor": each.tf, **counts, **found, "other_factors": floor})
     rng = np.random.default_rng(seed)
     gaps = []
     for _ in range(NUM_DRAWS):
@@ -130,38 +137,38 @@ def judge_screen(
         if scores[0] is not None and scores[1] is not None:
             gaps.append(scores[0] - scores[1])
     interval = _percentile(np.array(gaps))
-    mean = {name: float(np.mean([row[name] for row in table])) for name in ("product", "baseline")}
-    row = MetricRow(floor=0.5, interval=interval, verdict=verdict_of(interval), **mean)
+    floor, baseline, product = (
+        float(np.mean([row[name] for row in table])) for name in ("other_factors", "baseline", "product")
+    )
+    row = MetricRow(floor=floor, baseline=baseline, product=product, interval=interval, verdict=verdict_of(interval))
     return row, table
 
 
-def _choose(
-    evidence: Evidence, ranked: Evidence, known: KnownEdges, train: Int64, seed: int
-) -> tuple[str, dict[str, float]]:
+def _choose(evidence: Kinds, scored: Kinds, known: KnownEdges, train: Int64, seed: int) -> tuple[str, dict[str, float]]:
     """Return the candidate of the best median AUROC over the training factors, and all scores."""
     own = known.take(train)
-    learned = np.empty_like(next(iter(ranked.values())))[train]
+    learned = np.empty_like(next(iter(scored.values())))[train]
     inner = np.array_split(np.random.default_rng(seed).permutation(len(train)), min(NUM_FOLDS, max(len(train), 1)))
     for fold in inner:
         others = np.setdiff1d(np.arange(len(train)), fold)
-        learned[fold] = _of_candidate(LEARNED, evidence, ranked, known, train[others])[train[fold]]
+        learned[fold] = _of_candidate(LEARNED, evidence, scored, known, train[others])[train[fold]]
     scores = {
         CORRELATION: _median_auroc(np.abs(evidence[CORRELATION])[train], own),
-        EQUAL: _median_auroc(_of_candidate(EQUAL, evidence, ranked, known, train)[train], own),
+        EQUAL: _median_auroc(_of_candidate(EQUAL, evidence, scored, known, train)[train], own),
         LEARNED: _median_auroc(learned, own),
     }
     return max(scores, key=lambda name: scores[name]), scores
 
 
-def _of_candidate(name: str, evidence: Evidence, ranked: Evidence, known: KnownEdges, train: Int64) -> Float32:
+def _of_candidate(name: str, evidence: Kinds, scored: Kinds, known: KnownEdges, train: Int64) -> Float32:
     """Return the weights (T, G) by one candidate, learned from the factors ``train`` if it learns."""
     if name == CORRELATION:
-        return ranked[CORRELATION]
+        return aggregate({CORRELATION: scored[CORRELATION]}, {CORRELATION: 1.0})
     if name == EQUAL:
-        return aggregate(ranked, equal_weights(ranked))
+        return aggregate(scored, equal_weights(scored))
     part = known.take(train)
-    learned = learn_weights({kind: values[train] for kind, values in ranked.items()}, part.edges, part.valid)
-    return aggregate(ranked, learned)
+    learned = learn_weights({kind: values[train] for kind, values in scored.items()}, part.edges, part.valid)
+    return aggregate(scored, learned)
 
 
 def _folds(known: KnownEdges, seed: int) -> list[Int64]:

@@ -32,7 +32,7 @@ from cytoray.tokens.tokenizer import TokenizedCells
 
 KNOCK_OUT, EMBEDDING, ATTENTION = "knock_out", "embedding", "attention"
 NUM_COMPONENTS = 2  # removed from gene embeddings
-ATTENTION_CELLS = 200
+ATTENTION_CELLS = 100  # of each half of the cells
 HIDDEN = 0.4  # share of a cell's genes whose values are generated, as in pretraining
 CELLS_AT_A_TIME = 16
 
@@ -42,7 +42,7 @@ class ModelEvidence:
     """A model of cells, asked about the genes of networks."""
 
     bundle: ModelBundle
-    num_cells: int = 200  # that express a factor, in which it is knocked out
+    num_cells: int = 100  # that express a factor, in which it is knocked out
     seed: int = 0
 
     def points(self, genes: Sequence[str]) -> Float64:

@@ -44,7 +44,7 @@ class GeneNetwork:
     """
 
     edges: pd.DataFrame
-    about: Mapping[str, Any]  # of network.json: tfs, targets, groups, evidence, programs, warnings, settings
+    about: Mapping[str, Any]  # of network.json: tfs, targets, groups, evidence, reliability, programs, …
     activity: pd.DataFrame | None = None  # (C, T) by the names of cells; None if it was not read
 
     @property
@@ -66,6 +66,14 @@ class GeneNetwork:
     def programs(self) -> list[dict[str, Any]]:
         """Groups of genes that vary together: number, genes, and the gene sets that they contain."""
         return list(self.about["programs"])
+
+    def reliability(self, group: str | None = None) -> dict[str, npt.NDArray[np.float64]]:
+        """Return how reliable each kind of evidence of a group is, of each factor (T,), by halves of the cells.
+
+        Empty if the network was inferred without it.
+        """
+        kinds = self.about.get("reliability", {}).get(self.groups[0] if group is None else group, {})
+        return {kind: np.asarray(values, np.float64) for kind, values in kinds.items()}
 
     def group_edges(self, group: str | None = None) -> pd.DataFrame:
         """Return the edges of one group, the first if none is named; ConfigError for an unknown one."""

@@ -18,8 +18,13 @@ from cytoray.tasks.networks.candidates import CORRELATION
 from cytoray.tasks.networks.network import GeneNetwork, edge_rows
 
 MOST_DRAWN, MOST_NAMED = 120, 60  # edges, genes with a name
-MOST_FACTORS, MOST_PROGRAMS = 30, 15
+MOST_FACTORS, MOST_PROGRAMS, MOST_RELIABLE = 30, 15, 20
+UNRELIABLE = 0.1
 _ACTIVATES, _REPRESSES = COLOURS[0], COLOURS[2]
+_RELIABILITY = (
+    "Agreement of two halves of the cells on the order of a factor's targets, from 0 to 1. Evidence is multiplied by "
+    "it, so a factor with unreliable evidence has no strong edges."
+)
 _STYLE = (
     "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;color:#1f2933}img{max-width:100%}"
     "h2{margin-top:2rem}td,th{text-align:left;padding:.15rem .6rem;vertical-align:top}"
@@ -46,6 +51,9 @@ def render_network(network: GeneNetwork) -> bytes:
         parts.append(_picture("Factors and programs", png(draw_programs(network))))
         parts += ["<h2>Programs</h2>", _programs(network)]
     parts += ["<h2>Edges</h2>", _edges(network)]
+    if any(network.reliability(group) for group in network.groups):
+        parts += ["<h2>Reliability</h2>", f"<p>{_RELIABILITY}</p>"]
+        parts += [_reliability(network, group) for group in network.groups]
     page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Network</title><style>{_STYLE}</style>"
     return (page + "".join(parts) + "</html>").encode()
 
@@ -123,6 +131,19 @@ def _edges(network: GeneNetwork) -> str:
         top = edge_rows(network.group_edges(group).head(20))
         rows += [(group, edge.tf, edge.target, signs[edge.sign], f"{edge.weight:.3f}") for edge in top]
     return _table(rows)
+
+
+def _reliability(network: GeneNetwork, group: str) -> str:
+    """Return the median over factors, the factors of the highest mean, and how many are close to 0."""
+    kinds = network.reliability(group)
+    if not kinds:
+        return ""
+    means = np.mean(list(kinds.values()), axis=0)
+    order = np.argsort(-means, kind="stable")[:MOST_RELIABLE]
+    medians = [f"{np.median(values):.2f}" for values in kinds.values()]
+    rows = [(group, *kinds), ("median of all factors", *medians)]
+    rows += [(network.tfs[row], *(f"{values[row]:.2f}" for values in kinds.values())) for row in order]
+    return _table(rows) + f"<p>{int((means < UNRELIABLE).sum()):,} of {len(means):,} factors: below {UNRELIABLE}.</p>"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

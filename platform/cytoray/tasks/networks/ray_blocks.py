@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import ray
 
 if TYPE_CHECKING:
-    from cytoray.tasks.networks.inference import Block, Work
+    from cytoray.tasks.networks.evidence import Block
+    from cytoray.tasks.networks.inference import Work
 
 MAX_RETRIES = 3  # of a task whose worker dies
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cytoray.errors import RequestError
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import Message, Response
+from cytoray.tasks.messages import Message, Name, Response
 
 if TYPE_CHECKING:
     from cytoray.tasks.perturbation.predicting import PerturbationPrediction, PerturbationPredictor
@@ -27,7 +27,7 @@ TOKENS_PER_PERTURBATION = 256  # what a prediction takes, in tokens of a forward
 class PerturbRequest(Message):
     """Perturbations by the genes that they hit."""
 
-    perturbations: list[str] = Field(
+    perturbations: list[Name] = Field(
         min_length=1,
         max_length=MOST_PERTURBATIONS,
         description="Genes (symbols or Ensembl ids), combinations such as STAT1+IRF1, or conditions of the screen.",

@@ -1,4 +1,4 @@
-"""Doses and times of a screen: numbers in columns of obs, by which perturbed cells are told apart and controls matched.
+"""Doses and times of a screen: numbers in columns of obs that distinguish perturbed cells, and match controls.
 
 values = numeric_columns(adata.obs, ("dose", "time"), uri="screen.h5ad")  # (C, K)
 parse_point("dose=0.5,time=6")  # {"dose": 0.5, "time": 6.0}

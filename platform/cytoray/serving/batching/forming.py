@@ -1,0 +1,179 @@
+"""Form one batch: cells of similar length, up to a predicted time and a number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from cytoray.serving.batching.config import BatchingConfig
+from cytoray.serving.batching.costs import CostModel
+from cytoray.serving.batching.queues import Int64, LengthQueue, Segment, Ticket, lowest_length
+
+Item = TypeVar("Item")
+PADDING = 0.1  # share of a batch's rectangle that may be padding
+IsLost = Callable[[Ticket[Any]], bool]  # whether a request is over; if it can no longer be answered, it becomes so
+Remove = Callable[[Ticket[Any], int, int, int], None]  # subtract cells, tokens and squares from sums
+
+
+@dataclass(frozen=True, eq=False)
+class Take(Generic[Item]):
+    """Cells of a request in a batch."""
+
+    ticket: Ticket[Item]
+    rows: Int64
+    tokens: int
+    squares: int
+
+    @property
+    def all_or_rows(self) -> Int64 | None:
+        """The rows, None for all cells of the request."""
+        return None if len(self.rows) == len(self.ticket.work.tokens) else self.rows
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Generic[Item]):
+    """Cells that the model is given together."""
+
+    kind: Hashable
+    takes: tuple[Take[Item], ...]
+    longest: int
+    predicted_s: float = 0.0
+
+    @cached_property
+    def cells(self) -> int:
+        """Number of cells."""
+        return sum(len(take.rows) for take in self.takes)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Number of tokens, without padding."""
+        return sum(take.tokens for take in self.takes)
+
+    @cached_property
+    def squares(self) -> int:
+        """Sum of the squares of the tokens of each cell."""
+        return sum(take.squares for take in self.takes)
+
+
+class Draft(Generic[Item]):
+    """A batch that is being formed."""
+
+    def __init__(self, seed: LengthQueue[Item], model: CostModel, config: BatchingConfig) -> None:
+        self.kind, self.bucket = seed.kind, seed.bucket
+        self._model = model
+        self._seconds_left = config.target_batch_s - model.coefficients.fixed
+        self._most_tokens = min(config.max_batch_tokens, model.most_tokens)
+        self.cells = self._tokens = self._longest = 0
+        self._taken: dict[Ticket[Item], list[tuple[Int64, int, int]]] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a cell of the longest one's length would be too much."""
+        return self.cells > 0 and (
+            self._seconds_left <= 0 or (self.cells + 1) * self._longest > self._most_tokens
+        )  # fmt: skip
+
+    def accepts(self, queue: LengthQueue[Item]) -> bool:
+        """Whether the length of the next cells of a queue fits to those of the draft."""
+        head = queue.head()
+        return head is not None and self._within_padding(head, max(self._longest, head.longest)) > 0
+
+    def draw(self, queue: LengthQueue[Item], seconds: float, *, is_lost: IsLost, remove: Remove) -> float:
+        """Move cells from a queue to the draft for at most ``seconds``; returns the seconds that they take."""
+        spent = 0.0
+        while (segment := queue.head()) is not None:
+            ticket = segment.ticket
+            if is_lost(ticket):
+                continue
+            count = self._room(segment, min(seconds - spent, self._seconds_left))
+            if not count:
+                break
+            length = segment.longest if count == segment.cells else int(segment.lengths[count - 1])
+            rows, tokens, squares = segment.take(count)
+            queue.cells -= count
+            queue.tokens -= tokens
+            queue.squares -= squares
+            remove(ticket, count, tokens, squares)
+            cost = self._model.marginal(tokens, squares)
+            spent += cost
+            self._seconds_left -= cost
+            self.cells += count
+            self._tokens += tokens
+            self._longest = max(self._longest, length)
+            self._taken.setdefault(ticket, []).append((rows, tokens, squares))
+            if segment.cells:
+                break
+        return spent
+
+    def finish(self) -> Batch[Item]:
+        """Return the batch."""
+        takes = tuple(_joined(ticket, parts) for ticket, parts in self._taken.items())
+        cost = self._model.marginal(sum(take.tokens for take in takes), sum(take.squares for take in takes))
+        return Batch(self.kind, takes, self._longest, self._model.coefficients.fixed + cost)
+
+    def _room(self, segment: Segment[Item], seconds: float) -> int:
+        """Return how many cells of a segment may be added; at least one to an empty draft."""
+        longest = max(self._longest, segment.longest)
+        if segment.cells == 1 and self.cells:  # most of what waits under load
+            cost = self._model.marginal(segment.tokens, segment.squares)
+            fits = cost <= seconds and (self.cells + 1) * longest <= self._most_tokens
+            return int(fits and self._within_padding(segment, longest) > 0)
+        most = min(segment.cells, self._most_tokens // longest - self.cells, self._within_padding(segment, longest))
+        least = 0 if self.cells else 1
+        if most <= least:
+            return least
+        if segment.cells == most and self._model.marginal(segment.tokens, segment.squares) <= seconds:
+            return most
+        _, per_token, per_square = self._model.coefficients
+        lengths = segment.lengths[:most]
+        costs = np.cumsum(per_token * lengths + per_square * np.square(lengths))
+        return max(int(np.searchsorted(costs, seconds, side="right")), least)
+
+    def _within_padding(self, segment: Segment[Item], longest: int) -> int:
+        """Return how many cells keep padding within its share, or cheaper than another batch for them would be."""
+        if not self.cells:
+            return segment.cells
+        waste = self.cells * longest - self._tokens
+        each = longest - lowest_length(segment.bucket)  # at most
+        spare = PADDING * self.cells * longest - waste
+        beyond = each - PADDING * longest
+        within = (segment.cells if beyond <= 0 else int(spare / beyond)) if spare >= 0 else 0
+        fixed, per_token, _ = self._model.coefficients
+        free = fixed / per_token - waste if per_token > 0 else 0.0
+        cheap = (int(free / each) if each else segment.cells) if free > 0 else 0
+        return min(max(within, cheap), segment.cells)
+
+
+def fill(
+    draft: Draft[Item],
+    queues: Iterable[LengthQueue[Item]],
+    seconds: float,
+    *,
+    is_lost: IsLost,
+    remove: Remove,
+) -> float:
+    """Draw from queues, the nearest in length first, for at most ``seconds``; returns the seconds of the cells."""
+    spent = 0.0
+    closed: set[bool] = set()  # sides, shorter and longer, where cells would have too much padding
+    for queue in queues:
+        if draft.is_full or spent >= seconds or len(closed) == 2:
+            break
+        is_longer = queue.bucket > draft.bucket
+        if is_longer in closed:
+            continue
+        if draft.accepts(queue):
+            spent += draft.draw(queue, seconds - spent, is_lost=is_lost, remove=remove)
+        elif queue.bucket != draft.bucket:
+            closed.add(is_longer)
+    return spent
+
+
+def _joined(ticket: Ticket[Item], parts: list[tuple[Int64, int, int]]) -> Take[Item]:
+    if len(parts) == 1:
+        return Take(ticket, *parts[0])
+    rows = np.concatenate([rows for rows, _, _ in parts])
+    return Take(ticket, rows, sum(tokens for _, tokens, _ in parts), sum(squares for _, _, squares in parts))

@@ -1,0 +1,109 @@
+"""Work on a session in a process of its own, with limits: the model's process never opens a file from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cytoray.errors import CorpusError, CytorayError
+
+FAILED = 2  # exit status of a process whose last line names the problem
+PR_SET_PDEATHSIG = 1
+NICENESS = 5  # the model goes first
+LOG = "child.log"
+MAX_LINE = 2**20
+Report = Callable[[dict[str, Any]], None]
+
+
+async def run_child(
+    module: str, folder: Path, *, max_memory_bytes: int, max_step_s: float, report: Report, **options: Any
+) -> None:
+    """Run ``python -m MODULE`` on a session's folder; ``report`` gets each of its messages.
+
+    Raises the CytorayError that the process reports, or one that says how it ended.
+    """
+    limits = {"max_memory_bytes": max_memory_bytes, "max_step_s": max_step_s}
+    command = (sys.executable, "-m", module, str(folder), json.dumps(options | limits))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (folder / LOG).open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log,
+            env=environment, start_new_session=True, limit=MAX_LINE,
+        )  # fmt: skip
+    last: dict[str, Any] = {}
+    try:
+        async with asyncio.timeout(max_step_s):
+            assert process.stdout is not None
+            async for line in process.stdout:
+                last = json.loads(line)
+                report(last)
+            await process.wait()
+    except TimeoutError as error:
+        raise CorpusError(
+            f"The file was not done within {max_step_s:g} s.", remedy="Take part of its cells."
+        ) from error
+    finally:
+        await _end(process)
+    _raise_failure(process.returncode, last)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of a process and wait for it."""
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _raise_failure(status: int | None, last: dict[str, Any]) -> None:
+    """Raise CorpusError unless a process ended well."""
+    if status == 0:
+        return
+    if status == FAILED and "problem" in last:
+        raise CorpusError(last["problem"], remedy=last["remedy"])
+    raise CorpusError(
+        "The file could not be read: the process that reads it ended unexpectedly.",
+        remedy="It may be damaged, or need more memory than the service allows; take part of its cells.",
+        status=status,
+    )
+
+
+def child_main(work: Callable[[Path, dict[str, Any], Report], None]) -> None:
+    """Do ``work(folder, options, report)`` in this process, which `run_child` started; exits with its outcome."""
+    folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    limit_resources(memory_bytes=options["max_memory_bytes"], cpu_s=options["max_step_s"])
+    try:
+        work(folder, options, _print)
+    except CytorayError as error:
+        _print({"problem": error.problem, "remedy": error.remedy})
+        sys.exit(FAILED)
+    except MemoryError:
+        _print({"problem": "The file needs more memory than the service allows.", "remedy": "Take part of its cells."})
+        sys.exit(FAILED)
+
+
+def limit_resources(*, memory_bytes: int, cpu_s: float) -> None:
+    """Limit memory, time and files of this process, give way to others, and end with the process that started it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(NICENESS)
+    for kind, limit in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, int(cpu_s) + 1),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _print(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
