@@ -65,7 +65,9 @@ class Draft(Generic[Item]):
     def __init__(self, seed: LengthQueue[Item], model: CostModel, config: BatchingConfig) -> None:
         self.kind, self.bucket = seed.kind, seed.bucket
         self._model = model
-        self._seconds_left = config.target_batch_s - model.coefficients.fixed
+        fixed = model.coefficients.fixed
+        self.budget = max(config.target_batch_s - fixed, fixed)  # seconds for cells: no less than any batch takes
+        self._seconds_left = self.budget
         self._most_tokens = min(config.max_batch_tokens, model.most_tokens)
         self.cells = self._tokens = self._longest = 0
         self._taken: dict[Ticket[Item], list[tuple[Int64, int, int]]] = {}
@@ -142,9 +144,10 @@ class Draft(Generic[Item]):
         spare = PADDING * self.cells * longest - waste
         beyond = each - PADDING * longest
         within = (segment.cells if beyond <= 0 else int(spare / beyond)) if spare >= 0 else 0
-        fixed, per_token, _ = self._model.coefficients
-        free = fixed / per_token - waste if per_token > 0 else 0.0
-        cheap = (int(free / each) if each else segment.cells) if free > 0 else 0
+        fixed, per_token, per_square = self._model.coefficients
+        price = each * (per_token + per_square * longest)  # of the padding of a cell
+        saved = fixed - waste * (per_token + per_square * longest)
+        cheap = (int(min(saved / price, segment.cells)) if price > 0 else segment.cells) if saved >= 0 else 0
         return min(max(within, cheap), segment.cells)
 
 
