@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cytoray.errors import RequestError
 from cytoray.serving.batching.config import BatchingConfig
-from cytoray.serving.batching.forming import PADDING, Batch
+from cytoray.serving.batching.forming import PADDING, SMALL, Batch
 from cytoray.serving.batching.queues import Ticket, Work
 from cytoray.serving.batching.scheduler import Scheduler
 
@@ -120,8 +120,8 @@ def test_every_cell_is_computed_once_within_budgets(asked: list[Any]) -> None:
             assert batch.longest * batch.cells <= CONFIG.max_batch_tokens
             assert batch.predicted_s <= CONFIG.target_batch_s * (1 + 1e-9)
             waste = batch.longest * batch.cells - batch.tokens
-            # Padding is limited, or cheaper than a batch of its own would be; the rectangle is what it would have cost.
-            assert waste <= PADDING * batch.longest * batch.cells or waste * PER_TOKEN <= 1.4 * FIXED
+            rectangle = batch.longest * batch.cells
+            assert waste <= PADDING * rectangle or rectangle <= SMALL or waste * PER_TOKEN <= 1.4 * FIXED
     assert all(simulation.scheduler.backlog_s(bulk=bulk) == pytest.approx(0) for bulk in (False, True))
 
 

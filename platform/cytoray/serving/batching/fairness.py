@@ -112,9 +112,12 @@ class Group(Generic[Item]):
         while not draft.is_full and len(flows) <= COMPANIONS and (flow := self._next_flow()) is not None:
             flows.append(flow)
             draw(flow, draft.budget / (len(flows) + len(self._order)))
-        for flow in flows:  # what is left is for those who come first
-            if not draft.is_full:
-                draw(flow, draft.budget)
+        for is_strict in (True, False):  # what is left is for those who come first
+            draft.is_strict = is_strict
+            for flow in flows:
+                if not draft.is_full:
+                    draw(flow, draft.budget)
+        for flow in flows:
             self._activate(flow)
         if not draft.cells:
             return None
