@@ -1,6 +1,6 @@
 """CPU time to read a request of 512 cells in each format: ``python -m benchmarks.payloads``.
 
-Baseline of reading: JSON by pydantic's models, a Python object per number. All sides alternate in one process; times are
+Baseline of reading: JSON by pydantic, with a Python object per number. All sides alternate in one process; times are
 CPU times of the service's process, and for h5ad wall time as well, as a process of its own reads the file.
 """
 
