@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,8 +20,7 @@ IsLost = Callable[[Ticket[Any]], bool]  # whether a request is over; if it can n
 Remove = Callable[[Ticket[Any], int, int, int], None]  # subtract cells, tokens and squares from sums
 
 
-@dataclass(frozen=True, eq=False)
-class Take(Generic[Item]):
+class Take(NamedTuple, Generic[Item]):
     """Cells of a request in a batch."""
 
     ticket: Ticket[Item]
@@ -82,7 +81,7 @@ class Draft(Generic[Item]):
         )  # fmt: skip
 
     def accepts(self, queue: LengthQueue[Item]) -> bool:
-        """Whether the length of the next cells of a queue fits to those of the draft."""
+        """Whether the length of the next cells of a queue fits those of the draft."""
         head = queue.head()
         return head is not None and self._within_padding(head, max(self._longest, head.longest)) > 0
 
