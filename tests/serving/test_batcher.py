@@ -242,21 +242,26 @@ def test_health_is_progress_not_the_age_of_requests() -> None:
 
 
 def test_a_service_may_be_busy_for_longer_than_a_batch_may() -> None:
-    async def scenario(batcher: Batcher[list[int]], model: Model, clock: Clock) -> None:
-        first = await block(batcher, model)
-        waiting = await queue(batcher, *(work(100) for _ in range(20)))
+    clock, entered, permits = Clock(), threading.Semaphore(0), threading.Semaphore(0)
+
+    def answer(kind: Hashable, parts: Sequence[Part[list[int]]]) -> list[int]:
+        entered.release()
+        assert permits.acquire(timeout=20)
+        return [0 for _ in parts]
+
+    async def main() -> None:
+        config = BatchingConfig(max_batch_tokens=100)
+        batcher: Batcher[list[int]] = Batcher(answer, config=config, clock=clock)
+        waiting = await queue(batcher, *(work(100) for _ in range(10)))
         for _ in range(10):
+            await asyncio.to_thread(entered.acquire)
             clock.now += 50
             batcher.check()
-            model.entered.clear()
-            model.gate.set()
-            model.gate.clear()
-            await asyncio.to_thread(model.entered.wait, 20)
-            batcher.check()
-        model.gate.set()
-        await asyncio.gather(first, *waiting)
+            permits.release()
+        await asyncio.gather(*waiting)
+        await batcher.close()
 
-    run(scenario, max_batch_tokens=100)
+    asyncio.run(main())
 
 
 def test_two_threads_run_batches_at_the_same_time() -> None:

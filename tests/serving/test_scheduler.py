@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cytoray.errors import RequestError
 from cytoray.serving.batching.config import BatchingConfig
-from cytoray.serving.batching.forming import PADDING, Batch
+from cytoray.serving.batching.forming import PADDING, SMALL, Batch
 from cytoray.serving.batching.queues import Ticket, Work
 from cytoray.serving.batching.scheduler import Scheduler
 
@@ -26,7 +26,8 @@ CONFIG = BatchingConfig(target_batch_s=0.1, max_wait_s=0.5)
 class Simulation:
     """A model of known speed behind a scheduler."""
 
-    def __init__(self, config: BatchingConfig = CONFIG, *, per_token: float = PER_TOKEN) -> None:
+    def __init__(self, config: BatchingConfig = CONFIG, *, per_token: float = PER_TOKEN, fixed: float = FIXED) -> None:
+        self.fixed = fixed
         self.scheduler: Scheduler[str] = Scheduler(config)
         self.now = 0.0
         self.per_token = per_token
@@ -63,7 +64,7 @@ class Simulation:
                 place = (take.ticket.work.item, row)
                 assert place not in self.began, "a cell is computed once"
                 self.began[place] = self.now
-        seconds = FIXED + self.per_token * batch.tokens
+        seconds = self.fixed + self.per_token * batch.tokens
         self.now += seconds
         for take in batch.takes:
             self._left[take.ticket.work.item] -= len(take.rows)
@@ -119,8 +120,8 @@ def test_every_cell_is_computed_once_within_budgets(asked: list[Any]) -> None:
             assert batch.longest * batch.cells <= CONFIG.max_batch_tokens
             assert batch.predicted_s <= CONFIG.target_batch_s * (1 + 1e-9)
             waste = batch.longest * batch.cells - batch.tokens
-            # Padding is limited, or cheaper than a batch of its own would be; the rectangle is what it would have cost.
-            assert waste <= PADDING * batch.longest * batch.cells or waste * PER_TOKEN <= 1.3 * FIXED
+            rectangle = batch.longest * batch.cells
+            assert waste <= PADDING * rectangle or rectangle <= SMALL or waste * PER_TOKEN <= 1.4 * FIXED
     assert all(simulation.scheduler.backlog_s(bulk=bulk) == pytest.approx(0) for bulk in (False, True))
 
 
@@ -228,6 +229,14 @@ def test_an_unknown_model_is_tried_with_few_tokens() -> None:
     assert first is not None
     assert second is not None
     assert (first.cells, second.cells) == (40, 1)  # 4,096 tokens took 40 s, a batch may take 0.1
+
+
+def test_a_batch_has_many_cells_if_it_takes_long_whatever_it_holds() -> None:
+    simulation = Simulation(fixed=1.0).learn()
+    for number in range(600):
+        simulation.submit(f"{number}", [50])
+    simulation.run()
+    assert [batch.cells for batch in simulation.batches][1:-1] == pytest.approx([200] * 2, rel=0.25)
 
 
 def refused(ask: Callable[[], object]) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ class BatchingConfig(Config):
         0.2,
         gt=0,
         description="Predicted time in seconds that a batch may take: about as long as a small request waits beside "
-        "large ones. A single cell may take longer.",
+        "large ones. A single cell may take longer, and so may a batch whose duration hardly depends on its cells.",
     )
     max_batch_tokens: int = Field(
         65536, ge=1, description="Maximum number of tokens of a batch of more than one cell, padding included."

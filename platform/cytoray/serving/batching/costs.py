@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 Float64 = npt.NDArray[np.float64]
 WINDOW = 16  # batches remembered of each length of cells
 HALF_LIFE, LEAST_WEIGHT = 4, 1e-3  # in batches: a change of speed counts soon, other lengths are not forgotten
-RIDGE = 1e-4
+RIDGE = np.array([1e-2, 1e-4, 1e-4])  # a single batch says that cells take time, not that each batch does
 FIRST_TOKENS = 4096  # of the first batch of a kind: one minibatch of the predictor
 GROWTH = 2  # a batch is at most so many times as large as the largest one measured
 FRESH_S = 10.0  # a prediction without a measurement for so long is not used to refuse anything
@@ -126,7 +126,7 @@ def fit(samples: Float64, *, prior: Coefficients) -> Coefficients:
     rows = np.stack([np.ones_like(tokens), tokens, squares], axis=1) / np.maximum(seconds, 1e-6)[:, None]
     scale = rows.mean(axis=0)
     ridge = np.sqrt(RIDGE)
-    left = np.vstack([rows / scale * weights[:, None], ridge * np.eye(3)])
+    left = np.vstack([rows / scale * weights[:, None], np.diag(ridge)])
     right = np.concatenate([weights, ridge * np.array(prior) * scale])
     solution, _ = nnls(left, right)
     return Coefficients(*(solution / scale).tolist())

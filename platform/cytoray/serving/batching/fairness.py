@@ -99,7 +99,7 @@ class Group(Generic[Item]):
         first = self._next_flow()
         if first is None:
             return None
-        start, target = first.served, self._config.target_batch_s
+        start = first.served
         seed = self._seed(first.waiting(), now)
         draft: Draft[Item] = Draft(seed, self._costs.of(seed.kind), self._config)
 
@@ -109,13 +109,16 @@ class Group(Generic[Item]):
             flow.served += fill(draft, near, seconds, is_lost=is_lost, remove=self._uncount)
 
         flows = [first]
-        draw(first, target / (1 + len(self._order)))
+        draw(first, draft.budget / (1 + len(self._order)))
         while not draft.is_full and len(flows) <= COMPANIONS and (flow := self._next_flow()) is not None:
             flows.append(flow)
-            draw(flow, target / (len(flows) + len(self._order)))
-        for flow in flows:  # what is left is for those who come first
-            if not draft.is_full:
-                draw(flow, target)
+            draw(flow, draft.budget / (len(flows) + len(self._order)))
+        for is_strict in (True, False):  # what is left is for those who come first
+            draft.is_strict = is_strict
+            for flow in flows:
+                if not draft.is_full:
+                    draw(flow, draft.budget)
+        for flow in flows:
             self._activate(flow)
         if not draft.cells:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,12 +15,12 @@ from cytoray.serving.batching.queues import Int64, LengthQueue, Segment, Ticket,
 
 Item = TypeVar("Item")
 PADDING = 0.1  # share of a batch's rectangle that may be padding
+SMALL = 4096  # tokens of a rectangle that is filled with cells of any length if no others are left
 IsLost = Callable[[Ticket[Any]], bool]  # whether a request is over; if it can no longer be answered, it becomes so
 Remove = Callable[[Ticket[Any], int, int, int], None]  # subtract cells, tokens and squares from sums
 
 
-@dataclass(frozen=True, eq=False)
-class Take(Generic[Item]):
+class Take(NamedTuple, Generic[Item]):
     """Cells of a request in a batch."""
 
     ticket: Ticket[Item]
@@ -65,7 +65,10 @@ class Draft(Generic[Item]):
     def __init__(self, seed: LengthQueue[Item], model: CostModel, config: BatchingConfig) -> None:
         self.kind, self.bucket = seed.kind, seed.bucket
         self._model = model
-        self._seconds_left = config.target_batch_s - model.coefficients.fixed
+        fixed = model.coefficients.fixed
+        self.budget = max(config.target_batch_s - fixed, fixed)  # seconds for cells: no less than any batch takes
+        self._seconds_left = self.budget
+        self.is_strict = True  # about padding
         self._most_tokens = min(config.max_batch_tokens, model.most_tokens)
         self.cells = self._tokens = self._longest = 0
         self._taken: dict[Ticket[Item], list[tuple[Int64, int, int]]] = {}
@@ -78,7 +81,7 @@ class Draft(Generic[Item]):
         )  # fmt: skip
 
     def accepts(self, queue: LengthQueue[Item]) -> bool:
-        """Whether the length of the next cells of a queue fits to those of the draft."""
+        """Whether the length of the next cells of a queue fits those of the draft."""
         head = queue.head()
         return head is not None and self._within_padding(head, max(self._longest, head.longest)) > 0
 
@@ -134,7 +137,10 @@ class Draft(Generic[Item]):
         return max(int(np.searchsorted(costs, seconds, side="right")), least)
 
     def _within_padding(self, segment: Segment[Item], longest: int) -> int:
-        """Return how many cells keep padding within its share, or cheaper than another batch for them would be."""
+        """Return how many cells keep padding within its share.
+
+        A draft that is not strict also takes cells whose padding is small, or cheaper than another batch for them.
+        """
         if not self.cells:
             return segment.cells
         waste = self.cells * longest - self._tokens
@@ -142,10 +148,13 @@ class Draft(Generic[Item]):
         spare = PADDING * self.cells * longest - waste
         beyond = each - PADDING * longest
         within = (segment.cells if beyond <= 0 else int(spare / beyond)) if spare >= 0 else 0
-        fixed, per_token, _ = self._model.coefficients
-        free = fixed / per_token - waste if per_token > 0 else 0.0
-        cheap = (int(free / each) if each else segment.cells) if free > 0 else 0
-        return min(max(within, cheap), segment.cells)
+        if self.is_strict:
+            return min(within, segment.cells)
+        fixed, per_token, per_square = self._model.coefficients
+        price = each * (per_token + per_square * longest)  # of the padding of a cell
+        saved = fixed - waste * (per_token + per_square * longest)
+        cheap = (int(min(saved / price, segment.cells)) if price > 0 else segment.cells) if saved >= 0 else 0
+        return min(max(within, cheap, SMALL // longest - self.cells), segment.cells)
 
 
 def fill(
