@@ -7,7 +7,7 @@ SOURCES := platform jobs serve tests benchmarks scripts
 FAST := not slow and not faults and not juicefs and not browser
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs check check-monitoring format clean
+.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs fuzz check check-monitoring format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,10 @@ explorer: $(EXPLORER)/node_modules/.installed  ## Build the explorer's page from
 
 test-explorer: $(STAMP) $(EXPLORER)/node_modules/.installed  ## The explorer's page in headless Chromium (EXPLORER_SHOTS=folder keeps pictures)
 	$(BIN)/python -m pytest -m "browser" -s
+
+FUZZ_REQUESTS ?= 1000000
+fuzz: $(STAMP)  ## Mutated bodies for each parser of the service (FUZZ_REQUESTS=number); prints the outcomes
+	FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest -s --timeout 0 tests/serving/test_fuzz.py
 
 PARITY ?= ../shared/reference/scgpt_numbers
 parity: $(STAMP)  ## Every array of the original implementation's (PARITY=folder) beside ours; fails if one is left out

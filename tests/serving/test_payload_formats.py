@@ -25,7 +25,7 @@ from cytoray.tasks.integration.answers import IntegrateRequest
 GENES = [f"GENE{number:02d}" for number in range(40)]
 COMPRESS = {
     "identity": lambda body: body,
-    "gzip": lambda body: gzip.compress(body[:100]) + gzip.compress(body[100:]),
+    "gzip": lambda body: gzip.compress(body[:100]) + gzip.compress(body[100:300]) + gzip.compress(body[300:]),
     "zstd": lambda body: pa.Codec("zstd").compress(body, asbytes=True),
 }
 

@@ -62,7 +62,8 @@ def _gunzip(body: bytes) -> Iterator[bytes]:
         while not unpacker.eof:
             chunk = view[start : start + STEP]
             part = unpacker.decompress(chunk, STEP)
-            used = len(chunk) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
+            rest = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
+            used = len(chunk) - len(rest)
             if not part and not used:
                 raise EOFError
             start += used
@@ -73,9 +74,10 @@ def _unzstd(body: bytes) -> Iterator[bytes]:
     """Yield the content of a zstd stream, ``STEP`` bytes at a time."""
     if _window_log(body) > _MAX_WINDOW_LOG:
         raise OSError("window too large")
+    step = bytearray(STEP)  # not ``read``: pyarrow 25 keeps its memory for ever if the stream is damaged
     with pa.CompressedInputStream(pa.BufferReader(body), "zstd") as stream:
-        while part := stream.read(STEP):
-            yield part
+        while num_bytes := stream.readinto(step):
+            yield bytes(memoryview(step)[:num_bytes])
 
 
 def _window_log(body: bytes) -> int:

@@ -27,6 +27,7 @@ OPTIONS = ("matrix", "gene_names")  # in the query of the URL, as arguments of t
 MEMORY_BYTES, CPU_S, WALL_S = 320 * 2**20, 20, 30  # of the process, beside its libraries
 AT_ONCE = 2  # such processes; the service has as many threads for them, so that other requests do not wait
 _POLL_S = 0.02
+_DTYPES = ("|i1", "|u1", *(f"<{kind}{size}" for kind in "iuf" for size in (2, 4, 8)))  # that it may hand over
 _REMEDY = "Write it with adata.write_h5ad(path, compression='gzip'), and name the matrix with the option matrix."
 
 
@@ -115,9 +116,9 @@ def _unpack(written: bytes) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
         head = json.loads(written[8:start])
         arrays = []
         for kind, count in head["arrays"]:
-            dtype = np.dtype(str(kind))
-            if dtype.kind not in "iuf" or not 0 <= int(count) <= len(written):
+            if kind not in _DTYPES or not 0 <= int(count) <= len(written):
                 raise ValueError(kind)
+            dtype = np.dtype(kind)
             arrays.append(np.frombuffer(written, dtype, int(count), start))
             start += int(count) * dtype.itemsize
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
