@@ -289,5 +289,5 @@ def test_the_page_is_served_with_a_policy_that_allows_its_own_files_only(page: P
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert page.ask("GET", "/", headers={"If-None-Match": reply.headers["etag"]}).status_code == 304
-    assert page.get("/explorer/explorer.js").status_code == 200
-    assert page.get("/explorer/passwd").json()["code"] == "not_found"
+    assert page.get("/assets/explorer.js").status_code == 200
+    assert page.get("/assets/passwd").json()["code"] == "not_found"

@@ -11,6 +11,8 @@ export type Shape = (typeof SHAPES)[number];
 export type Theme = "light" | "dark";
 export type Rgb = [number, number, number];
 
+/** The ground of the map, as the style sheet has it for cards. */
+export const GROUND: Record<Theme, string> = { light: "#ffffff", dark: "#181f26" };
 export const MUTED: Record<Theme, string> = { light: "#d5dae0", dark: "#39434e" };
 
 export function hue(code: number, theme: Theme): string {

@@ -1,8 +1,8 @@
-// Chromium as the tests use it: without a graphics card, so WebGL runs in software.
+// Chromium as the tests use it: without a graphics card, so that WebGL runs in software (SwiftShader).
 import { chromium } from "playwright-core";
 
 const PLACES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
-const FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"];
+const FLAGS = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"];
 
 /** Open a browser and a page; `complaints` collects errors of its console, such as breaches of the content policy. */
 export async function openBrowser(options = {}) {

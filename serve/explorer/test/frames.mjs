@@ -1,8 +1,8 @@
-// Frames per second while 100,000 cells are panned and zoomed: node frames.mjs URL [CELLS]. The cells are made up here;
-// the page is the service's. Prints JSON: frames per second, the longest frame, and when the page was painted.
+// Frames per second while 100,000 cells are panned and zoomed: node frames.mjs URL [CELLS] [PAINTER] [PICTURE].
+// PAINTER is pixels or webgl (in software here). The cells are made up here; the page is the service's. Prints JSON: frames per second, the longest frame, and when the page was painted.
 import { openBrowser } from "./browser.mjs";
 
-const [url, count = "100000"] = process.argv.slice(2);
+const [url, count = "100000", painter = "pixels", picture] = process.argv.slice(2);
 const numCells = Number(count);
 const { browser, page, complaints } = await openBrowser();
 const places = new Float32Array(2 * numCells);
@@ -30,7 +30,7 @@ await page.route("**/explorer/api/sessions/**", (route) => {
   if (path.endsWith("/columns/annotate.0")) return route.fulfill(numbers(codes));
   return route.fulfill({ json: path.endsWith("/genes") ? [] : session });
 });
-await page.goto(`${url}/#session=${session.id}`);
+await page.goto(`${url}/?painter=${painter}#session=${session.id}`);
 await page.locator(".entry").first().waitFor({ timeout: 60_000 });
 await page.waitForTimeout(1500);
 const box = await page.locator("canvas").boundingBox();
@@ -44,10 +44,11 @@ await page.mouse.up();
 const times = await page.evaluate(() => window.explorerFrames);
 const gaps = times.slice(1).map((time, at) => time - times[at]).sort((one, other) => one - other);
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime);
-if (process.argv[4]) await page.screenshot({ path: process.argv[4] });
+if (picture) await page.screenshot({ path: picture });
 console.log(
   JSON.stringify({
     cells: numCells,
+    painter,
     frames_per_s: Math.round((1000 * (times.length - 1)) / (times.at(-1) - times[0])),
     median_frame_ms: Math.round(gaps[gaps.length >> 1]),
     p95_frame_ms: Math.round(gaps[Math.floor(gaps.length * 0.95)]),

@@ -65,7 +65,7 @@ await accessible("cell");
 await page.locator(".entry").first().click();
 seen.filtered = await page.locator(".strip .number").innerText();
 await page.locator(".entry").first().click();
-const gene = page.getByLabel("or by a gene");
+const gene = page.getByRole("combobox", { name: "or by a gene" });
 await gene.fill("STAT");
 await gene.press("Enter");
 await page.locator(".histogram").waitFor(WAIT);

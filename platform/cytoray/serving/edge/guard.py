@@ -18,7 +18,7 @@ from cytoray.serving.edge.quotas import Quotas
 
 logger = logging.getLogger(__name__)
 #: Answered to everybody: probes, which carry no key, and documents without data.
-OPEN = frozenset(("/healthz", "/readyz", "/docs", "/openapi.json", "/"))
+OPEN = frozenset(("/healthz", "/readyz", "/docs", "/openapi.json", "/", "/assets"))
 LOOK_AGAIN_S = 1.0  # a revoked key is refused after this time at most
 UNLIMITED = Allowance()
 

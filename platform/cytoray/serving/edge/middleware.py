@@ -22,7 +22,9 @@ from cytoray.serving.edge.tracing import traced
 from cytoray.tasks import task_endpoints
 
 ALIVE = "/healthz"
-ROUTES = frozenset(("/", "/docs", "/healthz", "/metrics", "/openapi.json", "/readyz", "/version"))
+ROUTES = frozenset(
+    ("/", "/assets", "/docs", "/explorer", "/healthz", "/metrics", "/openapi.json", "/readyz", "/version")
+)
 #: Routes below /v1 that are not endpoints of the table of tasks.
 MORE = frozenset(("/v1/jobs", "/v1/models", "/v1/uploads"))
 SERVES_OWN = "/-/"  # Serve's probes, which its load balancers ask

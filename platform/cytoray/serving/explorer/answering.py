@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +16,19 @@ import pyarrow.parquet as pq
 
 from cytoray.drafts import draft_of
 from cytoray.errors import RequestError
+from cytoray.serving.cell_work import Caller
+from cytoray.serving.config import Limits
 from cytoray.serving.explorer.cells import StoredCells
 from cytoray.tasks import task_offline
 from cytoray.tasks.endpoint import Endpoint, Question, ServedModel
 from cytoray.tasks.tables import HEADER
 
 EMBEDDED = "embed"  # the endpoint whose answers are laid out
-CHUNK_TOKENS = 32_768  # of one question: others wait for at most one
-RETRY_S = 2.0  # while the model is being fitted to the genes of the file
+CHUNK_TOKENS = 16_384  # of one question
+BULK = Caller("explorer", is_bulk=True)  # requests of others come first
+RETRY_S = 2.0  # while the model is busy, or is being fitted to the genes of the file
 MOST_RETRIES = 600
+PASSING = ("fitting", "overloaded")  # codes of refusals that pass
 
 
 class Asker(Protocol):
@@ -34,7 +38,11 @@ class Asker(Protocol):
     def served(self) -> ServedModel:
         """The model."""
 
-    async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any]) -> Any:
+    @property
+    def limits(self) -> Limits:
+        """Limits of one request."""
+
+    async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any], caller: Caller = ...) -> Any:
         """Answer a question with the result of the endpoint's ``run``; raises RequestError if it is refused."""
 
 
@@ -78,8 +86,7 @@ async def answer_cells(
     writers: dict[str, pq.ParquetWriter] = {}
     with _drafts(folder, group) as drafts:
         try:
-            for start, stop in cells.chunks(tokens=CHUNK_TOKENS):
-                result = await _ask(service, group[0], question_about(group[0], cells, start, stop))
+            async for start, stop, result in _answer_chunks(service, group[0], cells):
                 for endpoint, draft in zip(group, drafts, strict=True):
                     question = question_about(endpoint, cells, start, stop)
                     table = await asyncio.to_thread(_table, endpoint, question, result, service.served)
@@ -90,6 +97,24 @@ async def answer_cells(
         finally:
             for writer in writers.values():
                 writer.close()
+
+
+async def _answer_chunks(
+    service: Asker, endpoint: Endpoint[Any, Any], cells: StoredCells
+) -> AsyncIterator[tuple[int, int, Any]]:
+    """Yield row ranges and their results; ranges shrink if the model cannot answer them within the deadline."""
+    tokens, start = CHUNK_TOKENS, 0
+    while start < cells.num_cells:
+        stop = cells.end_of_chunk(start, tokens=tokens)
+        try:
+            result = await _ask(service, endpoint, question_about(endpoint, cells, start, stop))
+        except RequestError as error:
+            if error.code != "deadline_exceeded" or stop - start == 1:
+                raise
+            tokens //= 2
+            continue
+        yield start, stop, result
+        start = stop
 
 
 def answers_file(folder: Path, endpoint: str) -> Path:
@@ -104,12 +129,12 @@ def header_of(table: pa.Table) -> dict[str, Any]:
 
 
 async def _ask(service: Asker, endpoint: Endpoint[Any, Any], question: Question[Any]) -> Any:
-    """Ask, and ask again while the model is being fitted to the genes of the file."""
+    """Ask, and ask again while the model is busy or is being fitted to the genes of the file."""
     for attempt in range(MOST_RETRIES):
         try:
-            return await service.ask(endpoint, question)
+            return await service.ask(endpoint, question, BULK)
         except RequestError as error:
-            if error.code != "fitting" or attempt == MOST_RETRIES - 1:
+            if error.code not in PASSING or attempt == MOST_RETRIES - 1:
                 raise
         await asyncio.sleep(RETRY_S)
     raise AssertionError("unreachable")

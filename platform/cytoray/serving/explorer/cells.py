@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,14 +130,10 @@ class StoredCells:
             np.array(self.gene_ids[here]), np.array(self.values[here]), indptr, self.cell_ids[start:stop]
         )
 
-    def chunks(self, *, tokens: int) -> Iterable[tuple[int, int]]:
-        """Yield row ranges of about so many tokens, at least one cell each."""
-        start = 0
-        while start < self.num_cells:
-            stop = int(np.searchsorted(self.indptr, self.indptr[start] + tokens, side="right")) - 1
-            stop = min(max(stop, start + 1), start + tokens, self.num_cells)
-            yield start, stop
-            start = stop
+    def end_of_chunk(self, start: int, *, tokens: int) -> int:
+        """Return where a chunk of about so many tokens ends, after at least one cell."""
+        wanted = self.indptr[start:] + np.arange(self.num_cells - start + 1)  # a <cls> per cell
+        return start + max(int(np.searchsorted(wanted, wanted[0] + tokens, side="right")) - 1, 1)
 
     def expression(self, gene: int) -> Float32:
         """Return one gene's expression (C,): log1p of counts per 10,000, or the file's own values if not counts."""

@@ -17,7 +17,7 @@ from cytoray.serving.explorer.sessions import NewSession, Session, Sessions, Ses
 from cytoray.serving.explorer.work import WRITING, Worker
 from cytoray.tasks import task_endpoints
 
-PART_BYTES = 8 * 2**20  # of an upload, in one request: below the limits of servers in front
+PART_BYTES = 4 * 2**20  # of an upload, in one request: below the limits of servers in front, also of time
 
 
 class Explorer:
@@ -46,7 +46,7 @@ class Explorer:
             "attached": sorted(bundle.attachments),
             "tasks": [name for name, endpoint in task_endpoints().items() if can_answer(endpoint, served)],
             "demos": [demo.model_dump(include={"name", "about"}) for demo in config.demos],
-            "part_bytes": PART_BYTES,
+            "part_bytes": min(PART_BYTES, self.service.limits.max_body_bytes),
             "max_file_bytes": config.max_file_bytes,
             "max_cells": config.max_cells,
             "max_age_s": config.max_age_s,

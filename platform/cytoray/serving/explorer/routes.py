@@ -63,11 +63,11 @@ def _add_page(api: FastAPI) -> None:
         """Return the page."""
         return reply(request, "index.html")
 
-    @api.get("/explorer/{name}", include_in_schema=False)
+    @api.get("/assets/{name}", include_in_schema=False)
     async def asset(request: Request, name: str) -> Response:
         """Return the page's script or style sheet."""
         if name not in files:
-            raise RequestError(f"/explorer/{name} is not a file of the page.", code="not_found")
+            raise RequestError(f"/assets/{name[:80]} is not a file of the page.", code="not_found")
         return reply(request, name)
 
 

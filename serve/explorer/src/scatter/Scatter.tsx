@@ -1,11 +1,12 @@
 /** The map of cells: pan, zoom, hover, select; by pointer, touch or keyboard. */
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Colouring, drawingOrder, formatValue, slotColours } from "../colouring";
-import type { Theme } from "../palette";
+import { GROUND, type Theme, rgb } from "../palette";
 import { type Camera, HOME, type Size, dataLength, panned, pointSize, toData, toScreen, zoomed } from "./camera";
-import { PointCloud } from "./gl";
 import { Grid, inDirection } from "./grid";
 import { mapLabels, withoutOverlaps } from "./labels";
+import { Pace } from "./pace";
+import { type Painter, choosePainter } from "./painter";
 
 export interface Arrow {
   from: number;
@@ -40,14 +41,14 @@ declare global {
 export function Scatter(props: Props) {
   const { places, colouring, shown, theme, selected, withLabels, arrows, onSelect, onCamera } = props;
   const canvas = useRef<HTMLCanvasElement>(null);
-  const cloud = useRef<PointCloud | null>(null);
+  const cloud = useRef<Painter | null>(null);
   const moved = useRef({ before: places, since: -Infinity });
-  const [trouble, setTrouble] = useState("");
   const [size, setSize] = useState<Size>({ width: 800, height: 600 });
   const [camera, setCamera] = useState<Camera>(HOME);
   const [hovered, setHovered] = useState(-1);
-  const latest = useRef({ camera, size });
-  latest.current = { camera, size };
+  const latest = useRef({ camera, size, theme });
+  const pace = useRef(new Pace()).current;
+  latest.current = { camera, size, theme };
   const frame = useRef(0);
   const grid = useMemo(() => new Grid(places), [places]);
   const labels = useMemo(() => (withLabels ? mapLabels(colouring, places, shown) : []), [withLabels, colouring, places, shown]);
@@ -55,24 +56,21 @@ export function Scatter(props: Props) {
   /** Draw in the next frame; while the cells move to new places, in every frame. */
   const redraw = (): void => {
     if (frame.current) return;
-    frame.current = requestAnimationFrame(() => {
+    frame.current = requestAnimationFrame((now) => {
       frame.current = 0;
       const at = Math.min((performance.now() - moved.current.since) / MOVE_MS, 1);
       const eased = 1 - (1 - at) ** 3;
-      cloud.current?.draw(latest.current.camera, latest.current.size, devicePixelRatio, eased);
-      window.explorerFrames?.push(performance.now());
+      const level = pace.levelAt(now, latest.current.camera, at < 1);
+      cloud.current?.draw(latest.current.camera, latest.current.size, devicePixelRatio, eased, rgb(GROUND[latest.current.theme]), level);
+      window.explorerFrames?.push(now);
       if (at < 1) redraw();
+      else if (level > 0) pace.whenStill(redraw);
     });
   };
 
   useEffect(() => {
     const element = canvas.current!;
-    const gl = element.getContext("webgl2", { antialias: false, alpha: true });
-    if (!gl) {
-      setTrouble("This browser has no WebGL 2, which the map needs. The answers can be downloaded all the same.");
-      return;
-    }
-    cloud.current = new PointCloud(gl);
+    cloud.current = choosePainter(element);
     const observer = new ResizeObserver(([entry]) => {
       const { width, height } = entry.contentRect;
       element.width = Math.max(1, Math.round(width * devicePixelRatio));
@@ -173,7 +171,6 @@ export function Scatter(props: Props) {
         <button type="button" aria-label="Zoom out" title="Zoom out (−)" onClick={() => setCamera((now) => zoomed(now, size, 1 / 1.5, size.width / 2, size.height / 2))}>−</button>
         <button type="button" aria-label="Show all cells" title="Show all cells (0)" onClick={() => setCamera(HOME)}>⤢</button>
       </div>
-      {trouble && <p class="problem" role="alert">{trouble}</p>}
       <p id="map-help" class="unseen">
         Arrow keys move the map, plus and minus zoom, zero shows all cells. Enter selects the cell in the middle, shift with an arrow key
         moves to the next cell in that direction, escape ends the selection.
