@@ -2,16 +2,19 @@
 
 # Annotations are real objects here, not strings: Ray Serve reads that of build_app to validate the YAML's args.
 
+import contextlib
 import errno
 import logging
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import ApplicationStatus
@@ -87,7 +90,7 @@ def run_service(
     url = f"http://{host}:{port}"
     deadline = time.monotonic() + timeout_s
     try:
-        with ThreadPoolExecutor(1) as threads:
+        with _explained(), ThreadPoolExecutor(1) as threads:
             proxy = threads.submit(serve.start, proxy_location="HeadOnly", http_options=http_options)
             _wait_for_controller(proxy, deadline=deadline)
             # The replicas start while the HTTP server does.
@@ -103,6 +106,19 @@ def run_service(
         raise
     logger.info("serving %s at %s", pinned.uri, url)
     return url
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Convert what Ray raises if a part of Serve does not start into a ServingError."""
+    try:
+        yield
+    except (RayError, TimeoutError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ServingError(
+            f"Ray Serve did not start: {lines[0] if lines else type(error).__name__}",
+            remedy="Check that the machine has free memory and processor time, and start again.",
+        ) from error
 
 
 def _wait_for_controller(started: Future[Any], *, deadline: float) -> None:
