@@ -116,3 +116,12 @@ GOALS |= {
     "embed_memory": Goal("embed 100,000 cells of a backed h5ad: memory grown by", "GiB", at_most=1),
     "invariance": Goal("largest change of an embedding", "", at_most=1e-5),
 }
+
+_CELLS = "cells that wait, lognormal lengths, padded model"
+# Of the service: see ``benchmarks/batcher.py``.
+GOALS |= {
+    "batcher_sorted": Goal(_CELLS, "cells/s", "a loop over all cells sorted by length", at_least=0.98, of_ratio=True),
+    "batcher_fifo": Goal(_CELLS, "cells/s", "batches of 32 in the order of arrival", at_least=1.5, of_ratio=True),
+    "batcher_serve_batch": Goal(_CELLS, "cells/s", "ray.serve.batch with batch_size_fn", at_least=1.3, of_ratio=True),
+    "batcher_scheduling": Goal("scheduling with 10,000 one-cell requests in the queue", "us/cell", at_most=5),
+}

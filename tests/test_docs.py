@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from cytoray.cli.common import Defaults
 from cytoray.cli.main import app
 from cytoray.stages.config import load_stage_config, stage_configs
+from cytoray.tasks import task_endpoints
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,6 +77,9 @@ def check_command(words: list[str]) -> None:
             parse_cytoray(arguments)
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        case ["curl", "-s", url, "--data-binary", "@cells.h5ad", *_]:
+            routes = {endpoint.route for endpoint in task_endpoints().values()}
+            assert url.removeprefix("localhost:8000").partition("?")[0] in routes
         case ["curl", *_, payload]:
             assert json.loads(payload).keys() == {"genes", "cells"}
         case ["ray", "job", "submit", "--runtime-env", file, "--", "python", "-m", job, "--config", config, *_]:

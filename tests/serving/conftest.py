@@ -101,11 +101,11 @@ def one_by_one() -> BatchingConfig:
 def make_counts() -> Callable[..., sp.csr_matrix]:
     """Make counts over the 40 genes, of cells with different numbers of expressed genes, none without any."""
 
-    def make(num_cells: int, *, seed: int = 0) -> sp.csr_matrix:
+    def make(num_cells: int, *, seed: int = 0, fractional: bool = False) -> sp.csr_matrix:
         rng = np.random.default_rng(seed)
         dense = rng.poisson(1.0, (num_cells, NUM_GENES)).astype(np.float32)
         dense[:, 0] += 1
-        dense[:, 1] *= np.float32(1.1)  # no dyadic fraction: only exact decimals bring it across
+        dense[:, 1] *= np.float32(1.1 if fractional else 1)  # no dyadic fraction: only exact decimals bring it across
         return sp.csr_matrix(dense)
 
     return make

@@ -21,7 +21,7 @@ def _embeddings(answer: dict[str, Any]) -> np.ndarray:
 
 
 def test_served_equals_offline(http: Any, bundle: Any, make_counts: Any, as_cells: Any, as_request: Any) -> None:
-    counts = make_counts(12)
+    counts = make_counts(12, fractional=True)
     offline = CellPredictor(bundle).predict(as_cells(counts))
     answer = http.post("/v1/annotate", json=as_request(counts)).json()
     np.testing.assert_array_equal(_embeddings(answer), offline.embeddings)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import io
 import struct
@@ -24,6 +25,7 @@ from request_bodies import arrays_of, arrow_body, arrow_stream, h5ad_body, json_
 import cytoray.corpus.readers.genes  # noqa: F401 - here, so that no test pays for it
 from cytoray.errors import RequestError
 from cytoray.serving.config import Limits
+from cytoray.serving.payloads import h5ad_cells
 from cytoray.serving.payloads.media import ARROW, H5AD, JSON, NPZ, Form
 from cytoray.serving.payloads.parsing import parse
 from cytoray.serving.problems import CASES
@@ -403,3 +405,14 @@ def test_a_sandbox_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("cytoray.serving.payloads.h5ad_cells.WALL_S", 0)
     error = _refusal(h5ad_body(GENES, COUNTS, tmp_path), Form(H5AD))
     assert "memory or time" in str(error)
+
+
+def test_no_code_of_the_service_unpickles() -> None:
+    folder = Path(h5ad_cells.__file__).parents[1]
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            assert not {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & set(names), path
+            if isinstance(node, ast.keyword):
+                given = node.value.value if isinstance(node.value, ast.Constant) else None
+                assert (node.arg, given) not in (("allow_pickle", True), ("weights_only", False)), path

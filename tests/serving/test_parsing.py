@@ -33,7 +33,7 @@ def _select(request: ParsedRequest) -> Any:
 
 
 def test_the_matrix_arrives_as_it_was_sent(make_counts: Any, as_request: Any) -> None:
-    counts = make_counts(20)
+    counts = make_counts(20, fractional=True)
     body = json.dumps(as_request(counts)).encode()
     request = parse(body, JSON_FORM, kind=EmbedRequest, limits=Limits())
     seen = sp.csr_matrix((request.values, request.columns, request.indptr), shape=counts.shape)

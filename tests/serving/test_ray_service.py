@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,12 @@ def test_the_served_model_answers_as_offline_and_says_who_it_is(
     assert (refused.status_code, refused.headers["content-type"]) == (404, "application/problem+json")
     assert httpx.get(f"{url}/version").json()["model"]["name"] == "tiny"
     assert "/v1/annotate" in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+    metrics = httpx.get(f"{url}/metrics").text
+    assert re.search(r'cytoray_build_info\{[^}]*name="tiny"[^}]*process="[a-z0-9]+"[^}]*version="1"\} 1', metrics)
+    assert re.search(r'cytoray_cells_total\{[^}]*route="/v1/annotate"\} 96', metrics)
+    too_large = httpx.post(f"{url}/v1/embed", content=b" " * (args.limits.max_body_bytes + 1))
+    assert (too_large.status_code, len(too_large.headers.get_list("x-request-id"))) == (413, 1)
 
     with pytest.raises(ServingError, match="already running"):
         run_service(args, port=port)

@@ -34,7 +34,8 @@ def test_the_yaml_is_valid_complete_and_local() -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["request_timeout_s"] > args.limits.deadline_s
     assert application["args"].keys() == AppArgs.model_fields.keys()
-    assert application["args"]["limits"].keys() == type(args.limits).model_fields.keys()
+    for part in ("limits", "batching", "edge", "explorer"):
+        assert application["args"][part].keys() == type(getattr(args, part)).model_fields.keys()
 
 
 def test_ray_sees_the_type_of_the_arguments() -> None:

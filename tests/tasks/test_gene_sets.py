@@ -26,7 +26,14 @@ def test_a_name_is_a_packaged_collection():
     assert resolve_gene_sets("hallmark") is load_gene_sets("hallmark")
 
 
-@pytest.mark.parametrize("data", [b"\x89PNG\r\n\xff", gzip.compress(b"A\tfirst\tCD3D\n")[:-6], b"\x1f\x8bno"])
+TEXTLESS = {
+    "a picture": b"\x89PNG\r\n\xff",
+    "cut short": gzip.compress(b"A\tfirst\tCD3D\n")[:-6],
+    "not gzip": b"\x1f\x8bno",
+}
+
+
+@pytest.mark.parametrize("data", TEXTLESS.values(), ids=TEXTLESS)  # ids without bytes: gzip writes the time
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path, data: bytes):
     (tmp_path / "own.gmt").write_bytes(data)
     with pytest.raises(ConfigError, match=r"own.gmt is not a .gmt file"):

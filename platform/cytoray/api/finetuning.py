@@ -98,13 +98,9 @@ class scGPTFineTuningModel(scGPT):
         Raises ConfigError for settings, ModelError for labels that are missing, too few or many, or unseen before,
         TrainingError if the loss is not finite. The model always ends in eval mode.
         """
-        settings: dict[str, Any] = {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "patience": patience,
-            "seed": seed,
-        }
+        settings: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "patience": patience}
         settings |= {"batch_size": batch_size, "validation_fraction": validation_fraction, "number_loss": number_loss}
+        settings |= {"seed": seed}
         settings |= {"freeze_layers": freeze_layers, "layer_decay": layer_decay}
         defaults = {"batch_size": self.config.batch_size, "seed": self.config.seed}
         given = {name: defaults.get(name) if value is None else value for name, value in settings.items()}

@@ -21,18 +21,20 @@ from scipy import sparse
 
 from cytoray import storage
 from cytoray.tasks.messages import ModelInfo
-from cytoray.tasks.tables import HEADER
+from cytoray.tasks.tables import ANSWER, HEADER
 
 Float32 = npt.NDArray[np.float32]
 
 
-def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo, obsm: Mapping[str, tuple[str, ...]]) -> None:
-    """Write the cells of the parquet files ``tables`` (URIs), in that order, one table at a time.
+def write_h5ad(
+    path: Path, tables: Sequence[str | pa.Table], *, model: ModelInfo, obsm: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Write the cells of ``tables``, URIs of parquet files or tables in memory, in that order, one at a time.
 
-    obs has ``cell_id`` and the columns of numbers and texts that are not empty; lists of texts are joined by " | ".
-    ``obsm`` names the columns of each of its arrays: one of lists of numbers, or several of numbers; an array without
-    any answer is left out. What is nested,
-    such as neighbours, stays in the tables. uns has the model and, if there is one, the header. X is (C, 0).
+    obs has ``obs_name`` as its index, and the columns of numbers and texts that are not empty; lists of texts are
+    joined by " | ". ``obsm`` names the columns of each of its arrays: one of lists of numbers, or several of numbers;
+    an array without any answer is left out. What is nested, such as neighbours, stays in the tables. uns has the model
+    and, if there are some, the header and the members of the answer that are not about single cells. X is (C, 0).
     """
     columns = {name for group in obsm.values() for name in group}
     obs = pd.concat([_obs(_read(table), columns) for table in tables], ignore_index=True).set_index("obs_name")
@@ -42,11 +44,13 @@ def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo, obsm: Map
     metadata = _read(tables[0]).schema.metadata
     if HEADER in metadata:
         uns["cytoray_header"] = metadata[HEADER].decode()
+    if ANSWER in metadata:
+        uns["cytoray_answer"] = metadata[ANSWER].decode()
     empty = sparse.csr_matrix((len(obs), 0), dtype=np.float32)
     anndata.AnnData(empty, obs=obs, uns=uns).write_h5ad(path)
     with h5py.File(path, "a") as file:
         for key, names in obsm.items():
-            if all(_read(table)[names[0]].null_count == len(_read(table)) for table in tables):
+            if not any(_has_values(_read(table), names[0]) for table in tables):
                 continue  # such as places on the map of a reference that has none
             width = max(_width(_read(table), names) for table in tables)
             target = file["obsm"].create_dataset(key, (len(obs), width), np.float32)
@@ -58,8 +62,15 @@ def write_h5ad(path: Path, tables: Sequence[str], *, model: ModelInfo, obsm: Map
                 start += len(part)
 
 
-def _read(uri: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+def _read(table: str | pa.Table) -> pa.Table:
+    if not isinstance(table, str):
+        return table
+    return pq.read_table(io.BytesIO(storage.read_bytes(table)))
+
+
+def _has_values(table: pa.Table, name: str) -> bool:
+    """Return whether any cell has a value in a column, which may be absent."""
+    return name in table.column_names and bool(table[name].null_count < len(table))
 
 
 def _obs(table: pa.Table, arrays: set[str]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.metrics import (
     CONTENT_TYPE,
     EdgeMetrics,
+    FiguresCollector,
     Gather,
     InfoCollector,
     ProcessMetrics,
@@ -29,7 +30,7 @@ from cytoray.serving.edge.middleware import Edge, Parts
 from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.routes import add_explorer
-from cytoray.serving.payloads.media import read_form
+from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
@@ -73,6 +74,7 @@ def build_api(
     edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
     about = service.model.model_dump() | {"cytoray": cytoray.__version__}
     registry.register(InfoCollector(about))
+    registry.register(FiguresCollector("batcher", service.stats))
 
     page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
 
@@ -166,14 +168,14 @@ async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any
     reply = await service.answer(endpoint, body, form, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
     headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
-    return Response(reply.content, headers=headers, media_type="application/json")
+    return Response(reply.content, headers=headers, media_type=reply.media_type)
 
 
 def _caller(request: Request) -> Caller:
-    """Return who asks, as the middleware in front found out."""
+    """Return who asks, as the edge found out; all keys of an owner share one part of the model's time."""
     state = request.scope.get("state", {})
     kind = state.get("caller_class")
-    return Caller(str(state.get("key_id") or ""), None if kind is None else kind == "bulk")
+    return Caller(str(state.get("key_owner") or ""), None if kind is None else kind == "bulk")
 
 
 async def _read_body(request: Request, *, limit: int) -> bytes:
@@ -206,13 +208,47 @@ def _too_large(seen: int, *, limit: int) -> RequestError:
 def _documented(endpoint: Endpoint[Any, Any]) -> dict[str, Any]:
     """Return the OpenAPI entries of a route that parses its requests and encodes its responses itself."""
 
-    def content(model: str, media_type: str = "application/json") -> dict[str, Any]:
-        """Return the OpenAPI content of a schema."""
-        return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
-
-    problem = {"description": "A problem, see `code`.", "content": content("Problem", "application/problem+json")}
-    answer = {"description": "The answer, in the order of the request.", "content": content(endpoint.response.__name__)}
+    about_cells = issubclass(endpoint.request, CellsRequest)
+    problem = {"description": "A problem, see `code`.", "content": _json_content("Problem", "application/problem+json")}
+    answers = _json_content(endpoint.response.__name__) | (_binary_content(ANSWERS) if about_cells else {})
+    bodies = _json_content(endpoint.request.__name__) | (_binary_content(BODIES) if about_cells else {})
+    answer = {"description": "The answer, in the order of the request.", "content": answers}
     return {
         "responses": {200: answer, "4XX": problem, "5XX": problem},
-        "openapi_extra": {"requestBody": {"required": True, "content": content(endpoint.request.__name__)}},
+        "openapi_extra": {
+            "parameters": [_header("Content-Encoding", ENCODINGS), *(_OPTIONS if about_cells else ())],
+            "requestBody": {"required": True, "content": bodies},
+        },
     }
+
+
+_OPTIONS = (
+    {
+        "name": "matrix",
+        "in": "query",
+        "description": "Of an h5ad body: the matrix to read. Other members of a request are parameters as well if the "
+        "body is not JSON.",
+        "schema": {"type": "string", "enum": ["X", "raw.X"], "default": "X"},
+    },
+    {
+        "name": "gene_names",
+        "in": "query",
+        "description": "Of an h5ad body: the column of var that names the genes, or index.",
+        "schema": {"type": "string", "default": "index"},
+    },
+)
+
+
+def _header(name: str, values: Iterable[str]) -> dict[str, Any]:
+    """Return the OpenAPI entry of a header of requests."""
+    return {"name": name, "in": "header", "schema": {"type": "string", "enum": list(values)}}
+
+
+def _json_content(model: str, media_type: str = JSON) -> dict[str, Any]:
+    """Return the OpenAPI content of a schema."""
+    return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
+
+
+def _binary_content(media_types: Iterable[str]) -> dict[str, Any]:
+    """Return the OpenAPI content of the other media types; docs/serving.md describes them."""
+    return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types if name != JSON}

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import numpy as np
@@ -23,7 +23,9 @@ import pydantic_core
 import scipy.sparse as sp
 
 from cytoray.errors import RequestError, ServingError
-from cytoray.serving.sending import Cells, cells_of_adata, check_cells, encode_cells
+from cytoray.serving.payloads.answering import read_answer
+from cytoray.serving.payloads.media import ARROW, JSON
+from cytoray.serving.sending import Cells, cells_of_adata, check_cells, encode_cells, encode_stream
 from cytoray.tasks import find_endpoint, task_endpoints
 from cytoray.tasks.annotation.answers import Annotations
 from cytoray.tasks.endpoint import Answers
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import anndata
 
 Float32 = npt.NDArray[np.float32]
+Wire = Literal["arrow", "json"]
 
 _STANDARD_MEMBERS = {
     "type",
@@ -72,16 +75,18 @@ class Client:
         cells_per_request: int = 256,
         patience: float = PATIENCE_S,
         key: str | None = None,
+        wire: Wire = "arrow",
     ) -> None:
         """Connect to the service at ``url``; ``timeout`` in seconds applies to each request.
 
         ``patience`` is how many seconds a request is repeated while the service is being fitted to its genes; ``key``
-        is the API key, if the service requires one (default: $CYTORAY_API_KEY).
+        is the API key, if the service requires one (default: $CYTORAY_API_KEY). ``wire`` is how cells and their answers
+        travel, "arrow" or "json"; the answers are the same, and so is JSON to a service that does not read Arrow.
         """
         if cells_per_request < 1:
             raise RequestError(f"cells_per_request is {cells_per_request}.", remedy="It must be at least 1.")
         self.url = url.rstrip("/")
-        self._cells_per_request, self._patience = cells_per_request, patience
+        self._cells_per_request, self._patience, self._wire = cells_per_request, patience, wire
         key = key or os.environ.get(KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self.url, timeout=timeout, headers=headers, trust_env=False)
@@ -181,10 +186,10 @@ class Client:
         """Send a request, cells ``cells_per_request`` at a time; join the answers, all of one model version."""
         endpoint = find_endpoint(name)
         if sent is None:
-            return endpoint.read(Answers([], self._post(endpoint.route, pydantic_core.to_json(members))))
+            return endpoint.read(Answers([], self._post(endpoint.route, pydantic_core.to_json(members), JSON)))
         num_cells, step = sent.counts_CG.shape[0], self._cells_per_request
         answers = [
-            self._post(endpoint.route, encode_cells(sent, range(start, min(start + step, num_cells)), **members))
+            self._post_cells(endpoint.route, sent, range(start, min(start + step, num_cells)), **members)
             for start in range(0, num_cells, step)
         ]
         if not answers:
@@ -198,22 +203,35 @@ class Client:
         _warn_of_unknown_genes(sent, answers[0]["genes"])
         empty = [number * step + row for number, answer in enumerate(answers) for row in _empty_cells(answer)]
         _warn_of_empty_cells(sent, empty)
+        _warn_of_values(sent, [warning for answer in answers for warning in answer["warnings"]])
         cells = [cell for answer in answers for cell in answer["cells"]]
         return endpoint.read(Answers(cells, answers[0], len(sent.genes), lambda: self._send("GET", "/version")))
 
-    def _post(self, route: str, body: bytes) -> dict[str, Any]:
+    def _post_cells(self, route: str, sent: Cells, rows: range, /, **members: Any) -> dict[str, Any]:
+        """Return the answer to some of the cells; a service that does not read Arrow is sent JSON from then on."""
+        if self._wire == "arrow":
+            try:
+                return self._post(route, encode_stream(sent, rows, **members), ARROW)
+            except RequestError as error:
+                if error.code != "unsupported_media_type":
+                    raise
+            self._wire = "json"
+        return self._post(route, encode_cells(sent, rows, **members), JSON)
+
+    def _post(self, route: str, body: bytes, media_type: str) -> dict[str, Any]:
         """Return the answer to a request, which is repeated while the service is being fitted to its genes."""
         deadline = time.monotonic() + self._patience
+        headers = {"Content-Type": media_type, "Accept": media_type}
         while True:
             try:
-                return self._send("POST", route, content=body, headers={"Content-Type": "application/json"})
+                return self._send("POST", route, content=body, headers=headers)
             except ServingError as error:
                 if error.details.get("code") != "fitting" or time.monotonic() + _POLL_S > deadline:
                     raise
             time.sleep(_POLL_S)
 
     def _send(self, method: str, route: str, **options: Any) -> dict[str, Any]:
-        """Return the JSON of a reply."""
+        """Return the content of a reply."""
         try:
             response = self._http.request(method, route, **options)
         except httpx.TransportError as error:
@@ -224,6 +242,8 @@ class Client:
             ) from error
         if response.status_code != 200:
             raise _error_of(response)
+        if response.headers.get("content-type", "").startswith(ARROW):
+            return read_answer(response.content)
         answer: dict[str, Any] = pydantic_core.from_json(response.content)
         return answer
 
@@ -255,6 +275,21 @@ def _warn_of_empty_cells(sent: Cells, empty: list[int]) -> None:
     warnings.warn(
         f"{len(empty):,} of {sent.counts_CG.shape[0]:,} cells have no gene that the model knows: {names}. Their "
         "results are NaN, their labels None.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _warn_of_values(sent: Cells, found: Sequence[dict[str, Any]]) -> None:
+    """Warn, once, if values do not look like raw counts."""
+    doubtful = [warning for warning in found if warning["code"] == "not_counts"]
+    if not doubtful:
+        return
+    num_cells = sum(warning["num_cells"] for warning in doubtful)
+    warnings.warn(
+        f"The values of {num_cells:,} of {sent.counts_CG.shape[0]:,} cells do not look like raw counts "
+        f"({doubtful[0]['kind']}). Models were trained on raw counts: send those if you have them, such as "
+        "matrix='raw.X' or 'layers/counts'.",
         UserWarning,
         stacklevel=4,
     )

@@ -1,4 +1,4 @@
-"""Cells that a client sends: checked before the request is made, and encoded as JSON."""
+"""Cells that a client sends: checked before the request is made, and encoded as an Arrow stream or as JSON."""
 
 # C cells, G genes
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pydantic_core
 import scipy.sparse as sp
 
@@ -16,6 +17,8 @@ from cytoray.errors import CorpusError, RequestError
 
 if TYPE_CHECKING:
     import anndata
+
+_MOST_SMALL = 65_535  # counts up to here fit uint16
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,32 @@ def encode_cells(cells: Cells, rows: range, /, **members: Any) -> bytes:
     if cells.genomes is not None:
         body["genomes"] = cells.genomes
     return pydantic_core.to_json(body)
+
+
+def encode_stream(cells: Cells, rows: range, /, **members: Any) -> bytes:
+    """Encode some of the rows as the Arrow stream of a request, which may have further members."""
+    import pyarrow as pa
+
+    part_CG = cells.counts_CG[rows.start : rows.stop]
+    ids = None if cells.ids is None else [str(cells.ids[row]) for row in rows]
+    texts = {"genes": cells.genes, "ensembl_ids": cells.ensembl_ids, "genomes": cells.genomes, "ids": ids}
+    columns: dict[str, Any] = {name: pa.array([those], pa.list_(pa.string())) for name, those in texts.items() if those}
+    columns |= {"indptr": [part_CG.indptr], "indices": [part_CG.indices], "data": [_compact(part_CG.data)]}
+    batch = pa.record_batch(columns).replace_schema_metadata({"request": pydantic_core.to_json(members)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _compact(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return values as the service reads them from JSON, float32; small counts take half of that."""
+    with np.errstate(over="ignore"):  # the service refuses values that become infinite
+        floats = values.astype(np.float64).astype(np.float32)
+    if not len(floats) or not (floats.min() >= 0 and floats.max() <= _MOST_SMALL):  # not for NaN either
+        return floats
+    small = floats.astype(np.uint16)
+    return small if np.array_equal(small, floats) else floats
 
 
 def _check_length(name: str, entries: Sequence[str], expected: int, *, axis: str) -> None:

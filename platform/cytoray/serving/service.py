@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pydantic_core
 import torch
 
 from cytoray.errors import RequestError, ServingError
@@ -19,8 +18,10 @@ from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.batching.stats import BatcherStats
 from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
+from cytoray.serving.payloads import h5ad_cells
+from cytoray.serving.payloads.answering import encode_answer
 from cytoray.serving.payloads.json_cells import warm_up
-from cytoray.serving.payloads.media import JSON_FORM, Form
+from cytoray.serving.payloads.media import H5AD, JSON, JSON_FORM, Form
 from cytoray.serving.payloads.parsed import SAMPLE
 from cytoray.serving.payloads.parsing import parse, parse_message
 from cytoray.serving.payloads.selecting import GeneCache, find_warnings, select_cells
@@ -42,6 +43,7 @@ class Reply:
     content: bytes
     timings: dict[str, float]
     num_cells: int = 0  # that were answered
+    media_type: str = JSON
 
 
 class CellService:
@@ -61,6 +63,7 @@ class CellService:
             served.part(endpoint.load)
         vocabulary = served.bundle.vocabulary
         self._genes = GeneCache(vocabulary.map_genes)
+        self._uploads = ThreadPoolExecutor(h5ad_cells.AT_ONCE, thread_name_prefix="h5ad")
         self._batching = batching
         self._batcher: Batcher[Asked] = Batcher(
             partial(run_parts, served), config=batching, too_large=(MemoryError, torch.OutOfMemoryError)
@@ -149,19 +152,22 @@ class CellService:
     async def close(self) -> None:
         """Stop answering."""
         await self._batcher.close()
+        self._uploads.shutdown(wait=False, cancel_futures=True)
         self._canary_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, caller: Caller, stop: Stop) -> Reply:
         start = time.perf_counter()
         deadline = self._batcher.clock() + self.limits.deadline_s
         self._batcher.refuse_if_overloaded(caller.key, bulk=bool(caller.is_bulk))  # before any work for it
-        question, members = await asyncio.to_thread(self._prepare, endpoint, body, form, stop)
+        prepare = partial(self._prepare, endpoint, body, form, stop)
+        pool = self._uploads if form.media_type == H5AD else None
+        question, members = await asyncio.get_running_loop().run_in_executor(pool, prepare)
         prepared = time.perf_counter()
         asked = Asked(endpoint, question, caller)
         done = await self._submit(asked, deadline)
-        content = await asyncio.to_thread(_join_and_encode, asked, done, members)
+        content = await asyncio.to_thread(_join_and_encode, asked, done, members, form.answer)
         timings = {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}
-        return Reply(content, timings, question.cells.num_cells)
+        return Reply(content, timings, question.cells.num_cells, form.answer)
 
     async def _submit(self, asked: Asked, deadline: float) -> Done[Any]:
         """Have the batcher run a request by ``deadline``, a time of its clock."""
@@ -194,17 +200,9 @@ class CellService:
         return question, members
 
 
-def _join_and_encode(asked: Asked, done: Done[Any], members: dict[str, Any]) -> bytes:
+def _join_and_encode(asked: Asked, done: Done[Any], members: dict[str, Any], media_type: str) -> bytes:
     """Write the answer to a request whose parts are done."""
-    return _encode(asked.endpoint, asked.question, asked.join(done), members)
-
-
-def _encode(endpoint: Endpoint[Any, Any], question: Question[Any], result: Any, members: dict[str, Any]) -> bytes:
-    """Write an answer as JSON, after the ``members`` that all endpoints share.
-
-    Floats are written as the shortest decimals of their float64 value, so reading them as float32 is exact.
-    """
-    return pydantic_core.to_json(members | endpoint.answer(question, result))
+    return encode_answer(asked.endpoint, asked.question, asked.join(done), members=members, media_type=media_type)
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:

@@ -169,7 +169,7 @@ def _squared_error(predicted_T: Tensor, prepared: PerturbedMinibatch) -> SummedL
 
 
 def _correlation(one: Float64, other: Float64) -> float:
-    """Return Pearson's correlation; 0 if one of both is constant."""
+    """Return Pearson's correlation; 0 if either is constant."""
     one, other = one - one.mean(), other - other.mean()
     lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(one @ other / lengths) if lengths > 1e-12 else 0.0

@@ -163,6 +163,7 @@ def components(cells: NetworkCells, *, seed: int) -> Float32:
     rows = _sample(part.num_cells, seed)
 
     def clipped(some: Int64) -> Float32:
+        """Return the standardised expression of some cells, within limits."""
         return np.clip(part.standardise(matrix[some].toarray(), part.depth[some]), -LIMIT, LIMIT)
 
     values = clipped(rows)

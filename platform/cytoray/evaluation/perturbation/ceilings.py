@@ -1,4 +1,4 @@
-"""Limits that the data set: agreement of two halves of the cells, and predictions that another half would make.
+"""Limits set by the data: agreement of two halves of the cells, and predictions that another half would make.
 
 A perturbation is measurable if the effects of its two halves correlate; of those, it is saturated if the mean of the
 others comes close to what a half of its own cells predicts. All others are resistant.

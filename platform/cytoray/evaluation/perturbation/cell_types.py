@@ -79,7 +79,7 @@ def predict_type(known: KnownTypes, control: Float64, setting: TypeSetting) -> F
 
 
 def shares(known: KnownTypes, control: Float64, setting: TypeSetting) -> Float64:
-    """Return how much each known type counts (T,), in sum 1."""
+    """Return the weight of each known type (T,); the weights sum to 1."""
     found = known.reliability.copy()
     if setting.temperature:
         likeness = similarity(known, control)

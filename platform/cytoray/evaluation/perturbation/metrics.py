@@ -112,7 +112,7 @@ def effect_sizes(deltas: Float64, mask: Bools) -> Float64:
 def diversity_ratio(predicted: Float64, truth: Float64) -> float:
     """Return the mean distance between predictions, as a share of that between true effects; NaN for fewer than 2.
 
-    Below COLLAPSED all predictions are about the same.
+    Below COLLAPSED, all predictions are nearly the same.
     """
     if len(predicted) < 2:
         return float("nan")

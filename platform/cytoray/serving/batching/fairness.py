@@ -104,6 +104,7 @@ class Group(Generic[Item]):
         draft: Draft[Item] = Draft(seed, self._costs.of(seed.kind), self._config)
 
         def draw(flow: Flow[Item], seconds: float) -> None:
+            """Fill the draft with cells of one caller, and count their time as its."""
             near = _by_distance(flow.waiting(), seed)
             flow.served += fill(draft, near, seconds, is_lost=is_lost, remove=self._uncount)
 

@@ -160,6 +160,7 @@ class Scheduler(Generic[Item]):
         advance = self._config.target_batch_s / self._config.interactive_share
 
         def is_lost(ticket: Ticket[Any]) -> bool:
+            """Whether a request cannot be answered in time any more."""
             return self._is_lost(ticket, now)
 
         while waiting := [group for group in self._groups.values() if group.cells]:

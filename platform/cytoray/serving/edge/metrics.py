@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -59,17 +60,31 @@ class EdgeMetrics:
         self.draining = Gauge("cytoray_draining", "1 while the service is being stopped.", registry=registry)
 
 
-class FiguresCollector:
-    """Collector of figures that are kept elsewhere, by name; those that end in _total are counters."""
+class Figures(Protocol):
+    """Figures that are kept elsewhere: counters, and gauges of this moment."""
 
-    def __init__(self, figures: Callable[[], Mapping[str, float]]) -> None:
+    @property
+    def gauges(self) -> Callable[[], Mapping[str, float]]:
+        """The gauges by name."""
+
+    def snapshot(self) -> Mapping[str, float]:
+        """Return counters and gauges by name; names of seconds end in _s."""
+
+
+class FiguresCollector:
+    """Collector of figures, as ``cytoray_PREFIX_NAME``."""
+
+    def __init__(self, prefix: str, figures: Figures) -> None:
+        self._prefix = prefix
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         """Read the figures."""
-        for name, value in self._figures().items():
-            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield family(f"cytoray_{name}", f"See docs/serving.md: {name}.", value=value)
+        gauges = self._figures.gauges()
+        for name, value in self._figures.snapshot().items():
+            family = GaugeMetricFamily if name in gauges else CounterMetricFamily
+            full = f"cytoray_{self._prefix}_{name.removesuffix('_s')}{'_seconds' if name.endswith('_s') else ''}"
+            yield family(full, f"{name} of the {self._prefix} of a replica.", value=value)
 
 
 class InfoCollector:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from cytoray.serving.payloads.stopping import NEVER, Stop
 
 OPTIONS = ("matrix", "gene_names")  # in the query of the URL, as arguments of the client
 MEMORY_BYTES, CPU_S, WALL_S = 320 * 2**20, 20, 30  # of the process, beside its libraries
-_AT_ONCE = threading.BoundedSemaphore(2)  # such processes; others wait
+AT_ONCE = 2  # such processes; the service has as many threads for them, so that other requests do not wait
 _POLL_S = 0.02
 _REMEDY = "Write it with adata.write_h5ad(path, compression='gzip'), and name the matrix with the option matrix."
 
@@ -50,7 +49,7 @@ def read_matrix(body: bytes, options: Mapping[str, str], *, limits: Limits, stop
         "cpu_s": CPU_S,
         "wall_s": WALL_S,
     }
-    with _AT_ONCE, _scratch() as source, _scratch() as target:
+    with _scratch() as source, _scratch() as target:
         stop.check()
         source.write(body)
         source.flush()

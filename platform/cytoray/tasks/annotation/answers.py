@@ -169,4 +169,5 @@ ENDPOINT: Endpoint[AnnotateRequest, Predictions] = Endpoint(
     check=check_labels,
     read=read_annotations,
     offline_members={"include_embedding": False},
+    obsm={"X_scGPT": ("embedding",)},
 )

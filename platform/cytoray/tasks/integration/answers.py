@@ -155,4 +155,5 @@ ENDPOINT: Endpoint[IntegrateRequest, _Found] = Endpoint(
     check=CARRIED.check,
     load=load_integration,
     read=read_integration,
+    obsm={OBSM_KEY: ("embedding",)},
 )

@@ -128,6 +128,7 @@ def compute_evidence(config: InferNetworksConfig, works: Sequence[Work], pieces:
     with_ray = config.run_on == "ray" or (config.run_on == "auto" and (cost > PAYS or cluster.is_shared()))
 
     def compute() -> dict[str, Evidence]:
+        """Compute the blocks of all groups."""
         with progress.stage("infer", total=total, unit="blocks") as advance:
             return {work.name: compute_blocks(work, pieces, with_ray=with_ray, advance=advance) for work in works}
 

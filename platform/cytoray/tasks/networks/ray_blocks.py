@@ -21,6 +21,7 @@ def start_blocks(work: Work, numbers: Sequence[int]) -> Callable[[int], Block]:
     waiting = {number: task.remote(shared, number) for number in numbers}
 
     def result(number: int) -> Block:
+        """Wait for a block."""
         found: Block = ray.get(waiting.pop(number)) if number in waiting else work.compute(number)
         return found
 

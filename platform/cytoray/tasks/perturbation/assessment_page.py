@@ -1,4 +1,4 @@
-"""What the page of a perturbation assessment shows beside the table of metrics."""
+"""Sections of the page of a perturbation assessment, beside the table of metrics."""
 
 from __future__ import annotations
 

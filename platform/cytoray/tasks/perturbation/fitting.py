@@ -242,6 +242,7 @@ class _Singles:
 
     @staticmethod
     def of(effects: Effects, targets: Sequence[str], views: Mapping[str, View], symbols: Parts) -> _Singles:
+        """Compare single perturbations with each other, and mask their own genes."""
         mask = np.ones(effects.deltas.shape, bool)
         for row, target in enumerate(targets):
             mask[row, _columns(symbols, (target,))] = False

@@ -120,6 +120,7 @@ class _Known:
 
     @staticmethod
     def of(screen: Screen, members: Members) -> _Known:
+        """Measure the effects of a screen."""
         effects = measure_effects(screen.cells)
         if screen.values is None:
             owners = np.arange(len(screen.names))

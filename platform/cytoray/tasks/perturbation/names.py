@@ -107,7 +107,7 @@ def suffix_warnings(parsed: Iterable[Perturbation], where: str) -> list[str]:
 
 
 def _guides(values: Sequence[str], control: str, known: _Genes) -> dict[str, str]:
-    """Targets by guide, if the values name guides: most are no gene, and one without what numbers a guide."""
+    """Targets by guide, if the values name guides: most are not genes, but are without the number of a guide."""
     stems = {}
     for value in values:
         match = _GUIDE.match(value)

@@ -141,7 +141,7 @@ class PerturbationModel(PerturbationPredictor):
     def load(cls, folder: str | Path, *, generator: str | OpenedModel | None = None) -> PerturbationModel:
         """Load a model after verifying its digests; nothing in it can run code.
 
-        ``generator`` is where the generator that it predicts with lies now, if it was moved; any model URI.
+        ``generator`` is any URI of the generator that the model predicts with, if it was moved.
         """
         return cls.of(load_model(Path(folder)).with_generator(lambda use: _open_generator(use, generator)))
 
@@ -228,7 +228,7 @@ def _open_generator(use: GeneratorUse, place: str | OpenedModel | None) -> Gener
     except CytorayError as error:
         raise ModelError(
             f"The generator that this model predicts with cannot be opened: {error.problem}",
-            remedy="Say where it is with --generator, or generator= in Python.",
+            remedy="Name its place with --generator, or generator= in Python.",
         ) from error
     found = find_generator(opened.bundle, opened.uri)
     if found is None:

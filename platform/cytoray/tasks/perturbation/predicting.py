@@ -210,7 +210,7 @@ class PerturbationPredictor:
         return found
 
     def _unknown(self, parsed: Sequence[tuple[str, ...]], generated: Mapping[str, Float64]) -> list[str]:
-        """A warning about targets that nothing but the mean is known of."""
+        """Warnings about targets that are predicted as the mean."""
         alone = [
             part
             for part in sorted({part for parts in parsed for part in parts})

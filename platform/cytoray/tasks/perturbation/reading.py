@@ -19,7 +19,7 @@ from cytoray.evaluation.voters import Expression
 from cytoray.tasks.multiomic.paired import RnaCells, build_rna, sum_columns
 from cytoray.tasks.multiomic.reading import ROWS_AT_A_TIME, read_rna_of
 from cytoray.tasks.perturbation.covariates import numeric_columns
-from cytoray.tasks.perturbation.screen import Columns, Screen, build_screen
+from cytoray.tasks.perturbation.screen import Columns, Screen, ScreenColumns, build_screen
 
 DOMINANT_SHARE, FEWEST_UMIS = 0.8, 5  # of a cell's guide counts: its guide is then clear
 
@@ -42,7 +42,7 @@ def read_screen(cells: Any, columns: Columns) -> Screen:
         values = _dominant_guides(reader, len(rna.names)) if is_table else reader.labels(columns.perturbation)
         batches, types = (_texts(reader, key) for key in (columns.batch, columns.cell_type))
         numbers = numeric_columns(reader.obs, columns.covariates, uri=uri)
-    return build_screen(rna, values, columns, uri=uri, batches=batches, cell_types=types, values_of=numbers)
+    return build_screen(rna, ScreenColumns(values, batches, types, numbers), columns, uri=uri)
 
 
 def cell_type_column(uri: str) -> str | None:
@@ -109,14 +109,12 @@ def _screen_of(adata: Any, columns: Columns) -> Screen:
         table = adata.obsm[columns.perturbation]
         names = list(map(str, getattr(table, "columns", adata.uns.get("guide_names", range(table.shape[1])))))
         values = dominant(sparse.csr_matrix(np.asarray(table) if hasattr(table, "columns") else table), names)
-    texts = [
+    batches, types = (
         None if key is None else [text or "missing" for text in label_texts(adata.obs[key])]
         for key in (columns.batch, columns.cell_type)
-    ]
-    numbers = numeric_columns(adata.obs, columns.covariates, uri="AnnData")
-    return build_screen(
-        rna_of(adata), values, columns, uri="AnnData", batches=texts[0], cell_types=texts[1], values_of=numbers
     )
+    numbers = numeric_columns(adata.obs, columns.covariates, uri="AnnData")
+    return build_screen(rna_of(adata), ScreenColumns(values, batches, types, numbers), columns, uri="AnnData")
 
 
 def rna_of(adata: Any) -> RnaCells:

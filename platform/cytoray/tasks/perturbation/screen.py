@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from cytoray.errors import CorpusError
 from cytoray.evaluation.perturbation.covariates import point_codes
@@ -114,74 +115,84 @@ class Screen:
         return replace(self, cells=cells, parts=tuple(self.parts[owner] for owner in owners))
 
 
-def build_screen(
-    rna: RnaCells,
-    values: Sequence[str | None],
-    columns: Columns,
-    *,
-    uri: str,
-    batches: Sequence[str] | None = None,
-    cell_types: Sequence[str] | None = None,
-    values_of: Float64 | None = None,
-    warnings: Sequence[str] = (),
-) -> Screen:
-    """Build a screen from cells and their values in the perturbation column.
+@dataclass(frozen=True, eq=False)
+class ScreenColumns:
+    """The values that C cells have in the columns of a screen."""
 
-    ``values_of`` are the values (C, K) of ``columns.covariates``: cells are matched with controls that agree in them,
-    if controls have several. Cells without a known perturbation are left out and counted, as are perturbations of fewer
-    than FEWEST_CELLS cells.
-    Raises CorpusError for data that cannot be used.
+    perturbations: Sequence[str | None]
+    batches: Sequence[str] | None = None
+    cell_types: Sequence[str] | None = None
+    covariates: Float64 | None = None  # (C, K)
+
+
+def build_screen(rna: RnaCells, values: ScreenColumns, columns: Columns, *, uri: str) -> Screen:
+    """Build a screen from cells and their values in its columns.
+
+    Cells are matched with controls of their batch and, for covariates of which controls have several values, of the
+    same value. Cells without a known perturbation are left out and counted, as are perturbations of fewer than
+    FEWEST_CELLS cells. Raises CorpusError for data that cannot be used.
     """
-    where, notes = f"{uri}, {columns.perturbation}", list(warnings)
+    where, notes, batches = f"{uri}, {columns.perturbation}", list[str](), values.batches
     if len(rna.genes) < FEWEST_GENES:
         raise CorpusError(f"{uri} has {len(rna.genes)} genes; at least {FEWEST_GENES} are needed.", remedy="Add genes.")
-    named = name_perturbations(values, control=columns.control, measured=rna.genes, where=where)
+    named = name_perturbations(values.perturbations, control=columns.control, measured=rna.genes, where=where)
     notes += named.warnings
     codes = np.array([-2 if code is None else code for code in named.codes], np.int64)
-    if values_of is not None:
-        codes = without_missing(codes, values_of, columns.covariates, notes)
-        codes = without_rare_points(codes, values_of, fewest=FEWEST_CELLS, notes=notes)
-        batches = matched_batches(batches, codes, values_of, columns.covariates)
+    if values.covariates is not None:
+        codes = without_missing(codes, values.covariates, columns.covariates, notes)
+        codes = without_rare_points(codes, values.covariates, fewest=FEWEST_CELLS, notes=notes)
+        batches = matched_batches(batches, codes, values.covariates, columns.covariates)
     codes = _without_rare(codes, named.names, notes)
-    num_controls = int((codes == CONTROL).sum())
-    if num_controls < FEWEST_CONTROLS:
-        raise CorpusError(
-            f"{where}: {num_controls} control cells ({columns.control!r}); at least {FEWEST_CONTROLS} are needed.",
-            remedy="Name the control value with --control, or add control cells.",
-        )
+    _check_numbers(codes, columns.control, where)
     kept = np.flatnonzero(codes > -2)
     present = np.unique(codes[kept][codes[kept] >= 0])
-    if not len(present):
-        raise CorpusError(
-            f"{where}: no perturbation has {FEWEST_CELLS} cells.", remedy="Add cells, or name another column."
-        )
     moved = np.full(len(named.names) + 1, CONTROL, np.int64)
     moved[present] = np.arange(len(present))
     parts = tuple(named.parts[code] for code in present)
-    expression = rna.rna.take(kept).expression.astype(np.float64)
-    if not np.any(expression.data):
-        raise CorpusError(f"{uri}: no cell has a count of RNA.", remedy="Give raw counts.")
-    if rna.rna.log_normalised:
-        notes.append(f"{uri}: the values have fractions, so they are taken as log-normalised and used as they are")
+    cells = PerturbedCells(
+        _expression(rna, kept, uri, notes),
+        moved[codes[kept]],
+        tuple(named.names[code] for code in present),
+        _batch_codes(batches, kept, moved[codes[kept]], notes),
+    )
     found = Screen(
-        PerturbedCells(
-            expression,
-            moved[codes[kept]],
-            tuple(named.names[code] for code in present),
-            _batch_codes(batches, kept, moved[codes[kept]], notes),
-        ),
+        cells,
         rna.genes,
         symbols_of(rna.genes),
         parts,
         frozenset(part for each in parts for part in each) & named.genes,
         uri,
         columns.control,
-        None if cell_types is None else tuple(cell_types[row] for row in kept.tolist()),
+        None if values.cell_types is None else tuple(values.cell_types[row] for row in kept.tolist()),
         columns.covariates,
-        None if values_of is None else values_of[kept],
-        facts={"left_out": dict(named.left_out), "num_controls": num_controls},
+        None if values.covariates is None else values.covariates[kept],
+        facts={"left_out": dict(named.left_out), "num_controls": int((codes == CONTROL).sum())},
     )
     return replace(found, warnings=(*notes, *_doubts(found)))
+
+
+def _check_numbers(codes: Int64, control: str, where: str) -> None:
+    """Raise CorpusError without enough control cells, or without a perturbation that has enough cells."""
+    num_controls = int((codes == CONTROL).sum())
+    if num_controls < FEWEST_CONTROLS:
+        raise CorpusError(
+            f"{where}: {num_controls} control cells ({control!r}); at least {FEWEST_CONTROLS} are needed.",
+            remedy="Name the control value with --control, or add control cells.",
+        )
+    if not (codes >= 0).any():
+        raise CorpusError(
+            f"{where}: no perturbation has {FEWEST_CELLS} cells.", remedy="Add cells, or name another column."
+        )
+
+
+def _expression(rna: RnaCells, kept: Int64, uri: str, notes: list[str]) -> sparse.csr_matrix:
+    """The expression of the kept cells; a warning if the values are not counts."""
+    expression = rna.rna.take(kept).expression.astype(np.float64)
+    if not np.any(expression.data):
+        raise CorpusError(f"{uri}: no cell has a count of RNA.", remedy="Give raw counts.")
+    if rna.rna.log_normalised:
+        notes.append(f"{uri}: the values have fractions, so they are taken as log-normalised and used as they are")
+    return expression
 
 
 def _without_rare(codes: Int64, names: Sequence[str], notes: list[str]) -> Int64:
@@ -207,7 +218,7 @@ def _batch_codes(batches: Sequence[str] | None, kept: Int64, codes: Int64, notes
 
 
 def _doubts(screen: Screen) -> list[str]:
-    """Warnings about few genes, targets that were not measured, and conditions that are no genes."""
+    """Warnings about few genes, targets that were not measured, and conditions that are not genes."""
     found = []
     if len(screen.genes) < FEW_GENES:
         found.append(f"{len(screen.genes)} genes are few: correlations over them are uncertain")
