@@ -31,7 +31,9 @@ from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.layout_inputs import read_embeddings
 from cytoray.serving.explorer.reading import read_file
 from cytoray.serving.explorer.routes import add_explorer
+from cytoray.serving.explorer.sessions import Session
 from cytoray.serving.explorer.shifting import mean_places, moved_cells
+from cytoray.serving.explorer.work import Worker
 from cytoray.serving.service import CellService
 from cytoray.tokens.cells import SparseCells
 
@@ -232,6 +234,20 @@ def test_a_file_without_cells_is_a_failed_session_that_says_why(page: Page) -> N
     assert state["stage"] == "failed"
     assert state["trouble"]["detail"].startswith("notes.txt: this looks like")
     assert state["trouble"]["remedy"]
+
+
+def test_an_error_of_the_service_ends_a_session_and_is_logged(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(worker: Worker, session: Session, *, uri: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Worker, "run", fail)
+    session = page.send(b"anything")
+    page.runner.run(asyncio.wait([page.explorer._work[session]]))
+    state = page.get("", session).json()
+    assert (state["stage"], state["trouble"]["detail"]) == ("failed", "The service failed on this file.")
+    assert f"session {session} of the explorer failed" in caplog.text
 
 
 def test_a_file_of_genes_that_the_model_does_not_know_says_so(
