@@ -17,16 +17,25 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from cytoray.errors import CorpusError
+from cytoray.errors import CorpusError, RequestError
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.serving.api import build_api
-from cytoray.serving.explorer.cells import StoredCells
+from cytoray.serving.edge.exchange import route_of
+from cytoray.serving.edge.guard import OPEN
+from cytoray.serving.edge.middleware import ROUTES
+from cytoray.serving.explorer import answering, shifting
+from cytoray.serving.explorer.cells import CellWriter, StoredCells
 from cytoray.serving.explorer.config import DemoConfig, ExplorerConfig
 from cytoray.serving.explorer.hub import Explorer
+from cytoray.serving.explorer.layout_inputs import read_embeddings
 from cytoray.serving.explorer.reading import read_file
 from cytoray.serving.explorer.routes import add_explorer
+from cytoray.serving.explorer.sessions import Session
+from cytoray.serving.explorer.shifting import mean_places, moved_cells
+from cytoray.serving.explorer.work import Worker
 from cytoray.serving.service import CellService
+from cytoray.tokens.cells import SparseCells
 
 NUM_CELLS = 9  # fewer than UMAP takes: its compilation would take most of the time of these tests
 GENES = tuple(f"GENE{number:02d}" for number in range(40))
@@ -227,6 +236,20 @@ def test_a_file_without_cells_is_a_failed_session_that_says_why(page: Page) -> N
     assert state["trouble"]["remedy"]
 
 
+def test_an_error_of_the_service_ends_a_session_and_is_logged(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(worker: Worker, session: Session, *, uri: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Worker, "run", fail)
+    session = page.send(b"anything")
+    page.runner.run(asyncio.wait([page.explorer._work[session]]))
+    state = page.get("", session).json()
+    assert (state["stage"], state["trouble"]["detail"]) == ("failed", "The service failed on this file.")
+    assert f"session {session} of the explorer failed" in caplog.text
+
+
 def test_a_file_of_genes_that_the_model_does_not_know_says_so(
     bundle: ModelBundle, counts: sp.csr_matrix, tmp_path: Path
 ) -> None:
@@ -291,3 +314,65 @@ def test_the_page_is_served_with_a_policy_that_allows_its_own_files_only(page: P
     assert page.ask("GET", "/", headers={"If-None-Match": reply.headers["etag"]}).status_code == 304
     assert page.get("/assets/explorer.js").status_code == 200
     assert page.get("/assets/passwd").json()["code"] == "not_found"
+
+
+def test_a_perturbation_moves_cells_by_the_change_of_their_nearest_cells(tmp_path: Path) -> None:
+    writer = CellWriter(tmp_path / "cells")
+    dense = np.array([[4.0, 0.0, 6.0], [0.0, 5.0, 5.0]], np.float32)
+    rows = sp.csr_matrix(dense)
+    ids = np.arange(2, dtype=np.uint64)
+    writer.add(SparseCells(rows.indices, rows.data, rows.indptr.astype(np.int64), ids))
+    about = {"names": ["a", "b"], "rows": [0, 1], "values_are": "counts"}
+    totals = dense.sum(axis=1).astype(np.float64)
+    writer.finish(num_genes=3, totals=totals, genes=np.arange(3, dtype=np.int32), about=about)
+    cells = StoredCells.open(tmp_path / "cells")
+    moved = moved_cells(cells, [1, 0], np.array([1, 2]), np.array([-100.0, 0.5], np.float32))
+    normalised = np.log1p(dense / totals[:, None] * 1e4)
+    assert moved.gene_ids.tolist() == [2, 0, 2], "a gene whose expression would be negative has none"
+    wanted = [normalised[1, 2] + 0.5, normalised[0, 0], normalised[0, 2] + 0.5]
+    np.testing.assert_allclose(moved.values, wanted, rtol=1e-6)
+    assert [cells.expression(gene).tolist() for gene in (0, 1)] == [
+        pytest.approx([normalised[0, 0], 0]),
+        pytest.approx([0, normalised[1, 1]]),
+    ]
+    known = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]
+    places = np.array([[0, 0], [2, 0], [5, 5], [9, 9]], np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shifting, "NUM_NEIGHBOURS", 2)
+        near = mean_places(known, places, np.array([[1, 0, 0], [np.nan] * 3], np.float32))
+    assert near[0].tolist() == [1, 0]
+    assert np.isnan(near[1]).all()
+
+
+def test_with_keys_the_page_is_open_and_its_data_is_not() -> None:
+    routes = {path: route_of(path, ROUTES) for path in ("/", "/assets/explorer.js", f"{API}/about", f"{API}/sessions")}
+    assert {path for path, route in routes.items() if route in OPEN} == {"/", "/assets/explorer.js"}
+    assert routes[f"{API}/sessions"] == "/explorer"
+
+
+def test_a_busy_model_is_asked_again_in_smaller_chunks(
+    ready: Ready, counts: sp.csr_matrix, tmp_path: Path, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, asked = ready.page.explorer.service, []
+
+    class Busy:
+        served, limits = service.served, service.limits
+
+        async def ask(self, endpoint: Any, question: Any, caller: Any) -> Any:
+            asked.append(question.cells.num_cells)
+            if len(asked) == 1:
+                raise RequestError("busy", code="overloaded")
+            if question.cells.num_cells > 4:
+                raise RequestError("too long", code="deadline_exceeded")
+            return await service.ask(endpoint, question, caller)
+
+    monkeypatch.setattr(answering, "RETRY_S", 0.0)
+    cells = ready.page.explorer.cells(ready.page.explorer.sessions.find(ready.id))
+    group = [endpoint for endpoint in answering.cell_endpoints(service.served) if endpoint.name == "embed"]
+    done: list[int] = []
+    loop.run(answering.answer_cells(Busy(), group, cells, tmp_path, done.append))
+    assert asked[:2] == [NUM_CELLS, NUM_CELLS]
+    assert sum(done) == NUM_CELLS
+    assert max(done) <= 4
+    again = read_embeddings(tmp_path)
+    np.testing.assert_allclose(again, read_embeddings(ready.page.explorer.sessions.find(ready.id).folder), atol=1e-6)

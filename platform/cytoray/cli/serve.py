@@ -29,6 +29,7 @@ def serve(
     def announce(url: str) -> None:
         """Print where the service is."""
         routes = ", ".join(endpoint.route for endpoint in task_endpoints().values())
-        typer.echo(f"Serving {routes} at {url}; OpenAPI at {url}/docs. Stop with Ctrl-C.")
+        page = f"The explorer: {url}/. " if settings.explorer.enabled else ""
+        typer.echo(f"{page}Serving {routes} at {url}; OpenAPI at {url}/docs. Stop with Ctrl-C.")
 
     serve_until_stopped(settings, num_cpus=num_cpus, on_ready=announce)

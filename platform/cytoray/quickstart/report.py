@@ -59,6 +59,7 @@ def show_summary(log: StageLog, report: AnnotationReport, *, separation: str, ur
     console.print(
         f"  cytoray serve --config {configs}/serve.yaml           # the same service, until Ctrl-C", soft_wrap=True
     )
+    console.print(f"  open {url}/ in a browser: drop a file of cells and explore the answers", soft_wrap=True)
     console.print(
         f"  python -m jobs.finetune --config {configs}/finetune.yaml  # any stage as a job, here or on a cluster",
         soft_wrap=True,

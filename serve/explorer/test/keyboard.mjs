@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { openBrowser } from "./browser.mjs";
 
 const [url, out] = process.argv.slice(2);
-const WAIT = { timeout: 240_000 };
+const WAIT = { timeout: 600_000 };
 const seen = {};
 const { browser, page, complaints } = await openBrowser({ reducedMotion: "reduce" });
 const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.innerText ?? "");

@@ -6,7 +6,7 @@ import axe from "axe-core";
 import { onScreen, openBrowser } from "./browser.mjs";
 
 const [url, file, out] = process.argv.slice(2);
-const WAIT = { timeout: 240_000 };
+const WAIT = { timeout: 600_000 };
 const seen = {};
 const { browser, page, complaints } = await openBrowser({ acceptDownloads: true });
 const shot = (name) => page.screenshot({ path: join(out, `${name}.png`) });

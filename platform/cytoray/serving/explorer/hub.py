@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache
+import logging
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from cytoray.serving.explorer.answering import Asker, can_answer
 from cytoray.serving.explorer.cells import StoredCells
 from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.serving.explorer.downloads import ANNOTATED, CSV, write_csv
-from cytoray.serving.explorer.sessions import NewSession, Session, Sessions, SessionState
+from cytoray.serving.explorer.sessions import NewSession, Session, Sessions, SessionState, Trouble
 from cytoray.serving.explorer.work import WRITING, Worker
 from cytoray.tasks import task_endpoints
 
+logger = logging.getLogger(__name__)
 PART_BYTES = 4 * 2**20  # of an upload, in one request: below the limits of servers in front, also of time
 
 
@@ -73,7 +75,9 @@ class Explorer:
         name = session.folder.name
         self._owned[name] = session
         uri = session.state.demo_uri or str(session.upload)
-        self._work[name] = asyncio.create_task(self._worker.run(session, uri=uri), name=f"explorer-{name}")
+        task = asyncio.create_task(self._worker.run(session, uri=uri), name=f"explorer-{name}")
+        task.add_done_callback(partial(_report_failure, session))
+        self._work[name] = task
 
     async def wait(self, session_id: str) -> SessionState:
         """Wait until the work on a session of this process is done."""
@@ -113,3 +117,12 @@ class Explorer:
                 uri = state.demo_uri or str(session.upload)
                 await self._worker.child(WRITING, session, lambda message: None, uri=uri)
         return path
+
+
+def _report_failure(session: Session, task: asyncio.Task[None]) -> None:
+    """Log an error that is not the user's, and let the session say that there was one."""
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    logger.error("session %s of the explorer failed", session.folder.name, exc_info=error)
+    remedy = "Try again; if it fails again, the log of the service has the cause."
+    session.update(stage="failed", trouble=Trouble(detail="The service failed on this file.", remedy=remedy))

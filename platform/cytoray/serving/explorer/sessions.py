@@ -178,7 +178,7 @@ class Sessions:
 
     def sweep(self) -> None:
         """Delete sessions that nobody has used for ``max_age_s``."""
-        for folder in self._folders():
+        for folder in self._root.parent.glob("*/*"):  # of all models: nobody else sweeps those of former ones
             if time.time() - folder.stat().st_mtime > self._config.max_age_s:
                 Session(folder).delete()
 
