@@ -68,8 +68,9 @@ def build(base: Path, store: Path, **changes: Any) -> FinetuneIntegrationConfig:
 
 
 def test_steps_hold_whole_minibatches_of_each_worker(base: Path, tmp_path: Path) -> None:
+    two = WorkersConfig(num_workers=2)
     with pytest.raises(ValueError, match=r"multiple of integration\.cells_per_minibatch times the workers"):
-        build(base, tmp_path, train=TrainConfig(num_steps=4, cells_per_step=16))
+        build(base, tmp_path, train=TrainConfig(num_steps=4, cells_per_step=16), workers=two)
 
 
 def test_wider_decoders_start_as_the_initial_ones(base: Path) -> None:

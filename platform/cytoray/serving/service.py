@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.batching.batcher import Batcher, Done
@@ -57,6 +56,8 @@ class CellService:
         batching: BatchingConfig = BatchingConfig(),  # noqa: B008 - frozen
     ) -> None:
         """Run the model on one cell, and load what endpoints need; raises ModelError if it cannot answer."""
+        import torch  # the model has it; a client's tools import this module without
+
         self.limits = limits
         self._served = served
         for endpoint in task_endpoints().values():
