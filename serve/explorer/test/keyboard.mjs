@@ -39,7 +39,7 @@ await page.keyboard.press("Escape");
 seen.none = await page.locator("[role=status]").innerText();
 
 await page.evaluate(() => document.activeElement.blur());
-await tabTo(/\d/); // the first entry of the legend
+await tabTo(/^[^\n]+\n\d+$/); // the first entry of the legend: a name and its number of cells
 seen.entry = await focused();
 await page.keyboard.press("Space");
 seen.filtered = await page.locator(".strip .number").innerText();

@@ -108,7 +108,7 @@ await page.locator(".menu summary").click();
 
 // Dark, narrow.
 await page.emulateMedia({ colorScheme: "dark" });
-await page.getByLabel("Colour by", { exact: true }).selectOption({ label: "Cell type" });
+await page.locator("label:has-text(\"Colour by\") select").first().selectOption({ label: "Cell type" });
 await page.locator(".entry").first().waitFor(WAIT);
 await page.getByRole("tab", { name: "Cell" }).click();
 await page.waitForTimeout(300);
