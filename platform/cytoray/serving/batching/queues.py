@@ -1,7 +1,7 @@
 """What waits: requests, their cells by length, and the cells of each caller.
 
 A request of many cells is not one object per cell: it has a segment for each range of lengths, from which batches take
-cells. Lengths of one bucket differ by at most a tenth, so that a rectangle of its cells has at most 10 % padding.
+cells. Lengths of one bucket differ by at most a twentieth, so that a rectangle of its cells has at most 5 % padding.
 """
 
 # C cells of a request
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 Item = TypeVar("Item")
 Int64 = npt.NDArray[np.int64]
-RATIO = 1.1  # of the lengths of a bucket
+RATIO = 1.05  # of the lengths of a bucket; neighbouring buckets share batches as far as padding allows
 NONE: Int64 = np.empty(0, np.int64)
 
 
