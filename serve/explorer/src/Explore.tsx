@@ -114,6 +114,7 @@ export function Explore({ about, session, theme, onProblem }: Props) {
   const isGene = colouring?.key.startsWith("gene:");
   return (
     <main class="explore">
+      <h1 class="unseen">{session.name}</h1>
       <aside class="side" aria-label="Colour and filter">
         <label class="field">
           Colour by

@@ -85,13 +85,13 @@ export function GenePanel({ tasks, names, gene, onGene, onColour, onShift }: Pro
         <>
           {tasks.includes("perturb") && (
             <section aria-label="Perturbation">
-              <h3>If {gene} is perturbed</h3>
+              <h2 class="part">If {gene} is perturbed</h2>
               {found.effect ? <Effect effect={found.effect} onGene={onGene} onShift={onShift} /> : <ProblemCard problem={found.troubles.perturb} />}
             </section>
           )}
           {tasks.includes("networks") && (
             <section aria-label="Network">
-              <h3>Regulators and targets</h3>
+              <h2 class="part">Regulators and targets</h2>
               {!found.network && <p class="faint">The network does not have this gene.</p>}
               {found.network && (
                 <>
@@ -104,7 +104,7 @@ export function GenePanel({ tasks, names, gene, onGene, onColour, onShift }: Pro
           )}
           {found.near && (
             <section aria-label="Neighbours">
-              <h3>Genes with the most similar vectors</h3>
+              <h2 class="part">Genes with the most similar vectors</h2>
               <p class="chips">{found.near.map(({ gene: name }) => link(name))}</p>
               <Bars rows={found.near.slice(0, 5).map(({ gene: name, cosine }) => ({ name, share: cosine, text: cosine.toFixed(2) }))} />
             </section>

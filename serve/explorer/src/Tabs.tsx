@@ -11,7 +11,8 @@ export function Tabs({ value, onChange, tabs }: Props) {
   const press = (event: KeyboardEvent): void => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const next = tabs[(tabs.findIndex(({ key }) => key === value) + step + tabs.length) % tabs.length];
+    const focused = (event.target as HTMLElement).id;
+    const next = tabs[(tabs.findIndex(({ key }) => `tab-${key}` === focused) + step + tabs.length) % tabs.length];
     onChange(next.key);
     document.getElementById(`tab-${next.key}`)?.focus();
   };
