@@ -95,7 +95,9 @@ def test_a_dropped_file_is_explored_on_a_map(visit: dict[str, Any], url: str, fo
     assert wanted in visit["verdict"][0]
     assert visit["spoken"].startswith(f"cell0: {wanted}")
     assert visit["neighbours"] == 5
-    assert " ".join(visit["problem"].split()).startswith("This file cannot be shown notes.txt: this looks like plain text")
+    assert " ".join(visit["problem"].split()).startswith(
+        "This file cannot be shown notes.txt: this looks like plain text"
+    )
     assert visit["closed"] == 404
 
 

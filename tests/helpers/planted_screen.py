@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import sparse
+
+from cytoray.tasks.perturbation import assessment, judging, knowledge
 
 PATHWAYS = {
     "interferon": ("IFNGR1", "IFNGR2", "JAK1", "STAT1"),
@@ -69,3 +74,13 @@ def write_sets(folder: Path) -> Path:
     path = folder / "pathways.gmt"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@contextmanager
+def small_assessments() -> Iterator[None]:
+    """No packaged gene sets, fewer draws, and one unit with tests of its own: seconds instead of minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knowledge, "SHIPPED", ())
+        patch.setattr(judging, "NUM_DRAWS", 50)
+        patch.setattr(assessment, "MOST_TESTED_UNITS", 1)
+        yield

@@ -11,13 +11,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from planted_screen import GENES, NEW, TARGETS, screen, write_sets
+from planted_screen import GENES, NEW, TARGETS, screen, small_assessments, write_sets
 from typer.testing import CliRunner
 
 import cytoray
 from cytoray.cli.main import app
 from cytoray.errors import CorpusError, RequestError
-from cytoray.tasks.perturbation import assessment, judging, knowledge
 from cytoray.tasks.perturbation.reading import read_screen
 from cytoray.tasks.perturbation.screen import Columns
 
@@ -28,10 +27,7 @@ OTHERS = [column for column, gene in enumerate(GENES) if gene not in TARGETS]
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     """Only the planted gene sets, and fewer draws."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knowledge, "SHIPPED", ())
-        patch.setattr(judging, "NUM_DRAWS", 50)
-        patch.setattr(assessment, "MOST_TESTED_UNITS", 1)
+    with small_assessments():
         yield
 
 

@@ -11,7 +11,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from planted_screen import GENES, NEW, PATHWAYS, TARGETS, screen
+from planted_screen import GENES, NEW, PATHWAYS, TARGETS, screen, small_assessments
 from typer.testing import CliRunner
 
 import cytoray
@@ -22,7 +22,6 @@ from cytoray.model.config import ModelConfig
 from cytoray.model.perturbation import predict_perturbed
 from cytoray.model.transformer import ScGPT
 from cytoray.tasks.attaching import attach
-from cytoray.tasks.perturbation import assessment, judging, knowledge
 from cytoray.tasks.perturbation.generator import find_generator, keep_earlier_targets
 from cytoray.tasks.perturbation.reading import read_screen
 from cytoray.tasks.perturbation.screen import Columns
@@ -38,10 +37,7 @@ LEARNING = 150  # steps
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     """No gene sets, so that only the generator knows pathways; fewer draws."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knowledge, "SHIPPED", ())
-        patch.setattr(judging, "NUM_DRAWS", 50)
-        patch.setattr(assessment, "MOST_TESTED_UNITS", 1)
+    with small_assessments():
         yield
 
 

@@ -59,7 +59,7 @@ class AppArgs(Config):
     max_replicas: int = Field(2, ge=1, description="Maximum number of replicas, under load.")
     target_ongoing_requests: float = Field(4.0, gt=0, description="Target number of requests in flight per replica.")
     max_ongoing_requests: int = Field(
-        16, ge=1, description="Maximum number of requests in flight per replica, probes included."
+        64, ge=1, description="Maximum number of requests in flight per replica, probes included."
     )
     max_queued_requests: int = Field(
         64, ge=1, description="Maximum number of requests waiting in the proxy; more get a 503."
