@@ -32,6 +32,10 @@ from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.routes import add_explorer
 from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
+from cytoray.serving.rollout.metrics import RolloutCollector
+from cytoray.serving.rollout.routes import NO_WEBHOOK, Rollouts, add_rollout
+from cytoray.serving.rollout.slot import ModelSlot
+from cytoray.serving.rollout.status import RolloutStatus
 from cytoray.serving.schemas import Problem
 from cytoray.serving.service import CellService
 from cytoray.tasks import task_endpoints
@@ -59,11 +63,12 @@ class _Api(FastAPI):
 
 
 def build_api(
-    service: CellService,
+    service: CellService | ModelSlot,
     *,
     edge: Parts | None = None,
     gather: Gather | None = None,
     explorer: ExplorerConfig | None = None,
+    rollouts: Rollouts = NO_WEBHOOK,
 ) -> FastAPI:
     """Build the application around ``service``, with its edge (default: one without keys).
 
@@ -72,8 +77,17 @@ def build_api(
     """
     registry = CollectorRegistry() if edge is None else edge.metrics.registry
     edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
-    about = service.model.model_dump() | {"cytoray": cytoray.__version__}
-    registry.register(InfoCollector(about))
+
+    def identity() -> dict[str, str]:
+        """Return the identity of the version that serves now."""
+        return service.model.model_dump() | {"cytoray": cytoray.__version__}
+
+    def status() -> dict[str, RolloutStatus]:
+        """Return the status of the model."""
+        return {service.model.name: service.status()}
+
+    registry.register(InfoCollector(identity))
+    registry.register(RolloutCollector(status))
     registry.register(FiguresCollector("batcher", service.stats))
 
     page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
@@ -92,7 +106,7 @@ def build_api(
 
     api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
     api.state.echo_request_id = edge.echo_request_id
-    api.state.model_version = service.model.version
+    api.state.model_version = lambda: service.model.version
     api.add_middleware(Edge, parts=edge)
     add_problem_handlers(api)
     _add_probes(api, service)
@@ -100,12 +114,13 @@ def build_api(
 
     for endpoint in task_endpoints().values():
         _add_endpoint(api, service, endpoint)
+    add_rollout(api, status, rollouts)
     if page is not None:
         add_explorer(api, page)
     return api
 
 
-def _add_endpoint(api: FastAPI, service: CellService, endpoint: Endpoint[Any, Any]) -> None:
+def _add_endpoint(api: FastAPI, service: CellService | ModelSlot, endpoint: Endpoint[Any, Any]) -> None:
     """Add the route of an endpoint."""
 
     async def answer(request: Request) -> Response:
@@ -116,7 +131,7 @@ def _add_endpoint(api: FastAPI, service: CellService, endpoint: Endpoint[Any, An
     api.add_api_route(endpoint.route, answer, methods=["POST"], response_class=Response, **about)
 
 
-def _add_probes(api: FastAPI, service: CellService) -> None:
+def _add_probes(api: FastAPI, service: CellService | ModelSlot) -> None:
     """Add the routes for liveness, readiness and information about the service."""
 
     def reply(request: Request, content: dict[str, Any]) -> Response:
@@ -132,7 +147,8 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
     async def readyz(request: Request) -> Response:
         """Report whether a model is loaded and can answer; 503 otherwise."""
         service.check_ready()
-        return reply(request, {"status": "ready", "model": service.model.model_dump()})
+        status = service.status()
+        return reply(request, {"status": "ready", "model": status.model.model_dump(), "degraded": status.degraded})
 
     @api.get("/version")
     async def version(request: Request) -> Response:
@@ -156,7 +172,7 @@ def _add_metrics(api: FastAPI, gather: Gather) -> None:
         return Response(render(await gather()), headers=reply_headers(request), media_type=CONTENT_TYPE)
 
 
-async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
+async def _answer(request: Request, service: CellService | ModelSlot, endpoint: Endpoint[Any, Any]) -> Response:
     form = read_form(
         content_type=request.headers.get("content-type", ""),
         content_encoding=request.headers.get("content-encoding", ""),
@@ -168,6 +184,7 @@ async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any
     reply = await service.answer(endpoint, body, form, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
     headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
+    headers["X-Model-Version"] = reply.model.version
     return Response(reply.content, headers=headers, media_type=reply.media_type)
 
 

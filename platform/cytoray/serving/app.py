@@ -20,7 +20,8 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import ApplicationStatus
 
 from cytoray.errors import ServingError
-from cytoray.registry.pinning import PinnedModel, open_pinned, pin_model
+from cytoray.registry.last_good import pin_or_recall
+from cytoray.registry.pinning import PinnedModel, open_pinned
 from cytoray.serving.config import AppArgs
 from cytoray.serving.deployments import DRAIN_S, HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, CellDeployment
 
@@ -35,10 +36,10 @@ logger = logging.getLogger(__name__)
 def build_app(args: AppArgs) -> serve.Application:
     """Build the application for ``args``; the model is loaded later, by the replicas.
 
-    An alias is resolved here, once per deployment, so that all replicas serve the same version, also those that are
-    started later. Raises RegistryError or NotFoundError if there is no such model.
+    An alias is resolved here, and followed by the replicas. Raises RegistryError or NotFoundError if there is no such
+    model.
     """
-    return bind_app(args, pin_model(args.model_uri, sources=args.sources()))
+    return bind_app(args, pin_or_recall(args.model_uri, sources=args.sources()))
 
 
 def bind_app(args: AppArgs, pinned: PinnedModel) -> serve.Application:
@@ -85,7 +86,7 @@ def run_service(
         )
     check_port(host, port=port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its replicas keep their own logs
-    pinned = pinned or pin_model(args.model_uri, sources=args.sources())
+    pinned = pinned or pin_or_recall(args.model_uri, sources=args.sources())
     http_options = {"host": host, "port": port, "request_timeout_s": args.limits.deadline_s + PROXY_MARGIN_S}
     url = f"http://{host}:{port}"
     deadline = time.monotonic() + timeout_s

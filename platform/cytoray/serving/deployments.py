@@ -33,21 +33,25 @@ class CellDeployment:
         import torch
 
         torch.set_num_threads(args.torch_threads)
-        self._edge, self._explorer = args.edge, args.explorer
-        self._service = load_service(args, pinned)
+        from cytoray.serving.rollout.building import build_slot
+
+        self._edge, self._explorer, self._rollout = args.edge, args.explorer, args.rollout
+        self._service = build_slot(args, pinned, load=load_service)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from cytoray.serving.api import build_api
         from cytoray.serving.edge.guard import Guard
         from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
         from cytoray.serving.edge.middleware import Parts
-        from cytoray.serving.processes import gather_metrics
+        from cytoray.serving.processes import gather_metrics, notify_all
+        from cytoray.serving.rollout.routes import Rollouts
 
         # Serve's HTTP server writes X-Request-Id on every reply; clients would join a second one to it.
         edge = Parts(
             self._edge, self._service.limits, EdgeMetrics(REGISTRY), guard=Guard(self._edge), echo_request_id=False
         )
-        return build_api(self._service, edge=edge, gather=gather_metrics, explorer=self._explorer)
+        rollouts = Rollouts(self._rollout.webhook_secret_file, notify_all)
+        return build_api(self._service, edge=edge, gather=gather_metrics, explorer=self._explorer, rollouts=rollouts)
 
     async def check_health(self) -> None:
         """Check the model; Serve calls this every ``HEALTH_PERIOD_S``, and the replica is unhealthy if it raises."""

@@ -78,7 +78,7 @@ def valid_request_id(given: str) -> str:
 def reply_headers(request: Request) -> dict[str, str]:
     """Return the headers of every reply, problems included."""
     state = request.app.state
-    headers = {"X-Model-Version": state.model_version, **_OVERHEAD}
+    headers = {"X-Model-Version": state.model_version(), **_OVERHEAD}
     if state.echo_request_id:
         headers["X-Request-Id"] = request_id_of(request)
     return headers

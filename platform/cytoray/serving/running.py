@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 from cytoray.cluster import connected, is_shared
-from cytoray.registry.pinning import pin_model
+from cytoray.registry.last_good import pin_or_recall
 from cytoray.serving.config import ServeConfig
 from cytoray.serving.edge.keys import read_keys
 
@@ -32,7 +32,7 @@ def serve_until_stopped(settings: ServeConfig, *, num_cpus: int, on_ready: Calla
     if settings.edge.needs_key:
         read_keys(str(settings.edge.keys_file))
     with ThreadPoolExecutor(1, thread_name_prefix="cytoray-pin") as threads:
-        pinning = threads.submit(pin_model, settings.model_uri, sources=settings.sources())
+        pinning = threads.submit(pin_or_recall, settings.model_uri, sources=settings.sources())
         if not is_shared():
             from cytoray.serving.edge.proxy import prepare_environment
 

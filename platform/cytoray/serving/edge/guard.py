@@ -17,8 +17,8 @@ from cytoray.serving.edge.keys import Allowance, KeyRecord, KeyRing, read_keys
 from cytoray.serving.edge.quotas import Quotas
 
 logger = logging.getLogger(__name__)
-#: Answered to everybody: probes, which carry no key, and documents without data.
-OPEN = frozenset(("/healthz", "/readyz", "/docs", "/openapi.json", "/", "/assets"))
+#: Answered to everybody: probes, which carry no key, documents without data, and webhooks, which are signed.
+OPEN = frozenset(("/healthz", "/readyz", "/docs", "/openapi.json", "/", "/assets", "/v1/webhooks"))
 LOOK_AGAIN_S = 1.0  # a revoked key is refused after this time at most
 UNLIMITED = Allowance()
 

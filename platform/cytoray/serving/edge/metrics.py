@@ -88,15 +88,16 @@ class FiguresCollector:
 
 
 class InfoCollector:
-    """Collector of what does not change: the model and the version of the code."""
+    """Collector of the identity of the model and the version of the code; ``read`` returns the labels."""
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
-        self._labels = dict(labels)
+    def __init__(self, read: Callable[[], Mapping[str, str]]) -> None:
+        self._read = read
 
     def collect(self) -> Iterator[Metric]:
         """Return one sample of 1 with the labels."""
-        family = GaugeMetricFamily("cytoray_build_info", "Model and code of a replica.", labels=list(self._labels))
-        family.add_metric(list(self._labels.values()), 1.0)
+        labels = self._read()
+        family = GaugeMetricFamily("cytoray_build_info", "Model and code of a replica.", labels=list(labels))
+        family.add_metric(list(labels.values()), 1.0)
         yield family
 
 
