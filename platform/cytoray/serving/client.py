@@ -172,7 +172,8 @@ class Client:
         """Ask an endpoint with what its method was given."""
         kind = find_endpoint(name).request
         if not issubclass(kind, CellsRequest):
-            return self._ask(name, None, **dict(zip(kind.model_fields, given, strict=False)), **members)
+            names = (name for name in kind.model_fields if name != "model")  # that is the first, by inheritance
+            return self._ask(name, None, **dict(zip(names, given, strict=False)), **members)
         if len(given) == 1 and hasattr(given[0], "obs_names"):
             return self._ask(name, cells_of_adata(given[0], matrix=matrix, gene_names=gene_names), **members)
         if len(given) == 2:

@@ -17,6 +17,7 @@ from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.batching.stats import BatcherStats
 from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
+from cytoray.serving.hosting.asking import check_asked
 from cytoray.serving.payloads import h5ad_cells
 from cytoray.serving.payloads.answering import encode_answer
 from cytoray.serving.payloads.json_cells import warm_up
@@ -41,6 +42,7 @@ class Reply:
 
     content: bytes
     timings: dict[str, float]
+    model: ModelInfo  # that answered
     num_cells: int = 0  # that were answered
     media_type: str = JSON
 
@@ -168,7 +170,7 @@ class CellService:
         done = await self._submit(asked, deadline)
         content = await asyncio.to_thread(_join_and_encode, asked, done, members, form.answer)
         timings = {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}
-        return Reply(content, timings, question.cells.num_cells, form.answer)
+        return Reply(content, timings, members["model"], question.cells.num_cells, form.answer)
 
     async def _submit(self, asked: Asked, deadline: float) -> Done[Any]:
         """Have the batcher run a request by ``deadline``, a time of its clock."""
@@ -183,10 +185,12 @@ class CellService:
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
             message = parse_message(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+            check_asked(message.model, form)
             asked = Question(message, SparseCells.concatenate([]))
             endpoint.admit(self._served, asked)
             return asked, members
         request = parse(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+        check_asked(request.asked.model, form)
         stop.check()
         mapping = self._genes.map(request)
         stop.check()
