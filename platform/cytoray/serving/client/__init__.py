@@ -7,6 +7,17 @@ Every endpoint of the table of tasks is a method: ``client.map(adata)``, ``clien
 from cytoray.serving.client.asynchronous import AsyncClient
 from cytoray.serving.client.blocking import Client
 from cytoray.serving.client.chunks import IncompleteError, Partial
+from cytoray.serving.client.jobs import AsyncJob, Job
 from cytoray.serving.client.settings import KEY_VARIABLE, PATIENCE_S, ClientSettings
 
-__all__ = ["KEY_VARIABLE", "PATIENCE_S", "AsyncClient", "Client", "ClientSettings", "IncompleteError", "Partial"]
+__all__ = [
+    "KEY_VARIABLE",
+    "PATIENCE_S",
+    "AsyncClient",
+    "AsyncJob",
+    "Client",
+    "ClientSettings",
+    "IncompleteError",
+    "Job",
+    "Partial",
+]

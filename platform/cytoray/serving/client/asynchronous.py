@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cytoray.serving.client.core import Core
 from cytoray.serving.client.facade import Methods
 from cytoray.serving.client.frames import annotated
+from cytoray.serving.client.jobs import AsyncJob
 from cytoray.serving.client.questions import Asked
 from cytoray.serving.client.reading import read_result, warn
 from cytoray.serving.client.settings import ClientSettings
@@ -65,6 +66,14 @@ class AsyncClient(Methods):
     async def ask(self, endpoint: str, sent: CellSource | None = None, /, **members: Any) -> Any:
         """Ask any endpoint by name; see ``Client.ask``."""
         return await self._named(endpoint, sent, members)
+
+    async def submit_job(self, cells: Any, task: str = "annotate", **options: Any) -> AsyncJob:
+        """Submit a job for many cells; see ``Client.submit_job``."""
+        return await self._core.submit_job(cells, task, options)
+
+    async def job(self, job_id: str) -> AsyncJob:
+        """Return a job that was submitted before, by its id."""
+        return await self._core.find_job(job_id)
 
     async def close(self) -> None:
         """Close the connections."""

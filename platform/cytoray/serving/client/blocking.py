@@ -14,6 +14,7 @@ from cytoray.serving.client.background import Background
 from cytoray.serving.client.core import Core
 from cytoray.serving.client.facade import Methods
 from cytoray.serving.client.frames import annotated
+from cytoray.serving.client.jobs import Job
 from cytoray.serving.client.questions import Asked
 from cytoray.serving.client.reading import read_result, warn
 from cytoray.serving.client.settings import ClientSettings
@@ -100,6 +101,19 @@ class Client(Methods):
         answers, an array for instance. Raises RequestError for an unknown endpoint; otherwise as ``embed``.
         """
         return self._named(endpoint, sent, members)
+
+    def submit_job(self, cells: Any, task: str = "annotate", **options: Any) -> Job:
+        """Submit a job for many cells: an AnnData, a local file (uploaded), ``"s3://…"``, or ``{"corpus": "NAME"}``.
+
+        Options: ``format`` ("h5ad", "parquet", "csv"), ``model``, ``parameters`` (further members of a request of the
+        task), ``key`` (the same key gives the same job again). ``submit_job(…).result("answers.h5ad")`` waits for the
+        result and downloads it.
+        """
+        return Job(self._background, self._background.run(self._core.submit_job(cells, task, options)))
+
+    def job(self, job_id: str) -> Job:
+        """Return a job that was submitted before, by its id."""
+        return Job(self._background, self._background.run(self._core.find_job(job_id)))
 
     def close(self) -> None:
         """Close the connections, and end the thread that served them."""

@@ -6,8 +6,9 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,8 @@ from cytoray.serving.payloads.media import JSON
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _CONNECT_S = 5.0  # for which a service that has never answered is waited for
 _FITTING_PAUSE_S = 1.0
+_OUTSIDE_ATTEMPTS = 5
+_PART_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,31 @@ class Connection:
         found: dict[str, Any] = pydantic_core.from_json(response.content)
         return found
 
+    async def outside(
+        self, method: str, url: str, *, file: Path | None = None, start: int = 0, stop: int = 0
+    ) -> httpx.Response:
+        """Send a file to the store of the service, or ask it for bytes, by a URL that was signed for this."""
+        headers = {"Range": f"bytes={start}-{stop - 1}"} if stop else {}
+        if file is not None:
+            headers["Content-Length"] = str(file.stat().st_size)
+        async with httpx.AsyncClient(timeout=self.settings.timeout, trust_env=False) as http:
+            for attempt in range(_OUTSIDE_ATTEMPTS):
+                try:
+                    content = None if file is None else _content(file)
+                    response = await http.request(method, url, content=content, headers=headers)
+                except httpx.TransportError as error:
+                    failure = failure_to_connect(error, url.partition("?")[0])
+                else:
+                    if response.is_success:
+                        return response
+                    failure = failure_of(response)
+                await asyncio.sleep(_pause(attempt))
+        raise failure.error
+
     async def ask(self, sent: Sent, pace: Pace) -> httpx.Response:
         """Return the answer to a request; raises Failure if there is none by the deadline, or will be none."""
         started, attempt = time.monotonic(), 0
-        headers = {**sent.headers, "Idempotency-Key": uuid.uuid4().hex}
+        headers = {"Idempotency-Key": uuid.uuid4().hex, **sent.headers}
         while True:
             try:
                 async with pace.turn():
@@ -104,10 +128,17 @@ class Connection:
             response = await self._http.request(sent.method, sent.route, content=content, headers=headers)
         except httpx.TransportError as error:
             raise failure_to_connect(error, self.settings.url) from error
-        if not response.is_success:
+        if not response.is_success and not (response.is_redirect and "Range" in headers):
             raise failure_of(response)
         self._is_known = True
         return response
+
+
+async def _content(file: Path) -> AsyncIterator[bytes]:
+    """Yield the content of a file in parts."""
+    with file.open("rb") as opened:
+        while part := await asyncio.to_thread(opened.read, _PART_BYTES):
+            yield part
 
 
 def _pause(attempt: int) -> float:

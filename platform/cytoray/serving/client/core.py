@@ -9,6 +9,7 @@ from typing import Any
 from cytoray.progress import stage
 from cytoray.serving.client.asking import Asker, Received
 from cytoray.serving.client.connection import Connection
+from cytoray.serving.client.jobs import AsyncJob, JobRequest, Jobs
 from cytoray.serving.client.questions import Asked
 from cytoray.serving.client.settings import Progress, Settings
 
@@ -25,6 +26,16 @@ class Core:
         """Ask, with a display of progress if that is wanted."""
         with _display(self.settings.progress, asked) as progress:
             return await self._asker.ask(asked, progress=progress)
+
+    async def submit_job(self, cells: Any, task: str, options: dict[str, Any]) -> AsyncJob:
+        """Submit a job; ``options`` are format, model, parameters and key of ``JobRequest``."""
+        jobs = Jobs(self.connection)
+        return AsyncJob(jobs, await jobs.submit(JobRequest(cells, task, **{"model": self.settings.model, **options})))
+
+    async def find_job(self, job_id: str) -> AsyncJob:
+        """Return a job by its id."""
+        jobs = Jobs(self.connection)
+        return AsyncJob(jobs, await jobs.find(job_id))
 
     async def close(self) -> None:
         """Close the connections."""
