@@ -219,5 +219,5 @@ def test_any_alias_goes_back_to_the_version_that_had_it(tracking, make_bundle):
         now, before = roll_back(NAME, tracking=tracking, alias="challenger")
         assert (now.version, before.version) == (expected, 3 - expected)
         assert "challenger" in now.aliases
-    with pytest.raises(RegistryError, match="no canary"):
+    with pytest.raises(RegistryError, match="has no canary"):
         roll_back(NAME, tracking=tracking, alias="canary")

@@ -33,7 +33,8 @@ def move_alias(client: MlflowClient, name: str, version: str, *, alias: str) -> 
     """Move ``alias`` to the version, which then stops being the candidate; the old holder becomes ``previous``.
 
     Each step changes one row of the store, so readers see either the old holder or the new one. ``previous`` is changed
-    for ``champion`` only; with other aliases, only a tag of the version names the one that it replaced. Moving an alias to its holder changes nothing, but repairs what a crash may have left behind.
+    for ``champion`` only; with other aliases, only a tag of the version names the one that it replaced. Moving an alias
+    to its holder changes nothing, but repairs what a crash may have left behind.
     """
     before = holder(client, name, alias=alias)
     failpoint("register.before_alias")

@@ -30,14 +30,15 @@ from cytoray.serving.edge.middleware import Edge, Parts
 from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.routes import add_explorer
+from cytoray.serving.hosting.asking import find_asked
+from cytoray.serving.hosting.routes import MODELS, add_models, allowed_models
+from cytoray.serving.hosting.table import ModelTable, Slot
 from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.rollout.metrics import RolloutCollector
 from cytoray.serving.rollout.routes import NO_WEBHOOK, Rollouts, add_rollout
-from cytoray.serving.rollout.slot import ModelSlot
-from cytoray.serving.rollout.status import RolloutStatus
+from cytoray.serving.rollout.status import RolloutStatus, status_of
 from cytoray.serving.schemas import Problem
-from cytoray.serving.service import CellService
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint
 from cytoray.tasks.messages import CellsRequest
@@ -63,34 +64,23 @@ class _Api(FastAPI):
 
 
 def build_api(
-    service: CellService | ModelSlot,
+    models: ModelTable | Slot,
     *,
     edge: Parts | None = None,
     gather: Gather | None = None,
     explorer: ExplorerConfig | None = None,
     rollouts: Rollouts = NO_WEBHOOK,
 ) -> FastAPI:
-    """Build the application around ``service``, with its edge (default: one without keys).
+    """Build the application around ``models``, with its edge (default: one without keys).
 
     ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
     ``explorer`` configures the page at `/`; without it there is no page.
     """
+    table = models if isinstance(models, ModelTable) else ModelTable.of(models)
     registry = CollectorRegistry() if edge is None else edge.metrics.registry
-    edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
-
-    def identity() -> dict[str, str]:
-        """Return the identity of the version that serves now."""
-        return service.model.model_dump() | {"cytoray": cytoray.__version__}
-
-    def status() -> dict[str, RolloutStatus]:
-        """Return the status of the model."""
-        return {service.model.name: service.status()}
-
-    registry.register(InfoCollector(identity))
-    registry.register(RolloutCollector(status))
-    registry.register(FiguresCollector("batcher", service.stats))
-
-    page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
+    edge = edge or Parts(EdgeConfig(), table.limits, EdgeMetrics(registry))
+    _register(table, registry)
+    page = Explorer(table.default.slot, explorer) if explorer is not None and explorer.enabled else None
 
     async def gather_here() -> list[ProcessMetrics]:
         """Collect the metrics of this process."""
@@ -98,40 +88,66 @@ def build_api(
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        """Close the service when the server ends."""
+        """Close the models when the server ends."""
         yield
         if page is not None:
             await page.close()
-        await service.close()
+        await table.close()
 
     api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
     api.state.echo_request_id = edge.echo_request_id
-    api.state.model_version = lambda: service.model.version
+    api.state.models = table
     api.add_middleware(Edge, parts=edge)
     add_problem_handlers(api)
-    _add_probes(api, service)
+    _add_probes(api, table)
     _add_metrics(api, gather or gather_here)
-
     for endpoint in task_endpoints().values():
-        _add_endpoint(api, service, endpoint)
-    add_rollout(api, status, rollouts)
+        _add_endpoint(api, table, endpoint)
+    add_models(api, table)
+    add_rollout(api, lambda request: _status_of_asked(table, request), rollouts)
     if page is not None:
         add_explorer(api, page)
     return api
 
 
-def _add_endpoint(api: FastAPI, service: CellService | ModelSlot, endpoint: Endpoint[Any, Any]) -> None:
-    """Add the route of an endpoint."""
+def _status_of_asked(table: ModelTable, request: Request) -> RolloutStatus:
+    """Return the status of the model that the query names."""
+    model = table.find(request.query_params.get("model"), allowed=allowed_models(request))
+    return status_of(model.slot)
+
+
+def _statuses(table: ModelTable) -> dict[str, RolloutStatus]:
+    """Return which version of each model serves, and why."""
+    return {model.name: status_of(model.slot) for model in table}
+
+
+def _register(table: ModelTable, registry: CollectorRegistry) -> None:
+    """Add what /metrics shows of each model."""
+
+    def identities() -> list[dict[str, str]]:
+        """Return the labels of each model."""
+        about = {"cytoray": cytoray.__version__}
+        return [{"model": model.name, **model.slot.model.model_dump(), **about} for model in table]
+
+    registry.register(InfoCollector(identities))
+    registry.register(RolloutCollector(lambda: _statuses(table)))
+    registry.register(FiguresCollector("batcher", lambda: {model.name: model.slot.stats for model in table}))
+
+
+def _add_endpoint(api: FastAPI, table: ModelTable, endpoint: Endpoint[Any, Any]) -> None:
+    """Add the routes of an endpoint: that of the model which the request names, and those of each model."""
 
     async def answer(request: Request) -> Response:
         """Answer a request; OpenAPI has the endpoint's description."""
-        return await _answer(request, service, endpoint)
+        return await _answer(request, table, endpoint)
 
-    about = _documented(endpoint) | {"name": endpoint.name, "description": endpoint.description}
-    api.add_api_route(endpoint.route, answer, methods=["POST"], response_class=Response, **about)
+    about = _documented(endpoint) | {"description": endpoint.description, "methods": ["POST"]}
+    api.add_api_route(endpoint.route, answer, name=endpoint.name, response_class=Response, **about)
+    of_model = {"name": f"{endpoint.name}_of_model", "response_class": Response}
+    api.add_api_route(f"{MODELS}/{{model:path}}/{endpoint.name}", answer, **about | of_model)
 
 
-def _add_probes(api: FastAPI, service: CellService | ModelSlot) -> None:
+def _add_probes(api: FastAPI, table: ModelTable) -> None:
     """Add the routes for liveness, readiness and information about the service."""
 
     def reply(request: Request, content: dict[str, Any]) -> Response:
@@ -145,20 +161,23 @@ def _add_probes(api: FastAPI, service: CellService | ModelSlot) -> None:
 
     @api.get("/readyz")
     async def readyz(request: Request) -> Response:
-        """Report whether a model is loaded and can answer; 503 otherwise."""
-        service.check_ready()
-        status = service.status()
-        return reply(request, {"status": "ready", "model": status.model.model_dump(), "degraded": status.degraded})
+        """Report whether all models are loaded and can answer; otherwise 503, which names one that cannot."""
+        table.check_ready()
+        found = _statuses(table)
+        degraded = {name: status.degraded for name, status in found.items() if status.degraded is not None}
+        model = table.default.slot.model.model_dump()
+        return reply(request, {"status": "ready", "model": model, "models": list(found), "degraded": degraded})
 
     @api.get("/version")
     async def version(request: Request) -> Response:
-        """Return the code version, the model and the limits of this service."""
+        """Return the code version, a model (`?model=NAME`; default: the first) and the limits of this service."""
+        slot = table.find(request.query_params.get("model"), allowed=allowed_models(request)).slot
         about = {
             "cytoray": cytoray.__version__,
-            "model": service.model.model_dump(),
-            "labels": service.labels,
-            "embedding_width": service.width,
-            "limits": service.limits.model_dump(),
+            "model": slot.model.model_dump(),
+            "labels": slot.labels,
+            "embedding_width": slot.width,
+            "limits": table.limits.model_dump(),
         }
         return reply(request, about)
 
@@ -172,7 +191,8 @@ def _add_metrics(api: FastAPI, gather: Gather) -> None:
         return Response(render(await gather()), headers=reply_headers(request), media_type=CONTENT_TYPE)
 
 
-async def _answer(request: Request, service: CellService | ModelSlot, endpoint: Endpoint[Any, Any]) -> Response:
+async def _answer(request: Request, table: ModelTable, endpoint: Endpoint[Any, Any]) -> Response:
+    """Answer a request by the model that it asks."""
     form = read_form(
         content_type=request.headers.get("content-type", ""),
         content_encoding=request.headers.get("content-encoding", ""),
@@ -180,11 +200,13 @@ async def _answer(request: Request, service: CellService | ModelSlot, endpoint: 
         options=request.query_params.multi_items(),
         about_cells=issubclass(endpoint.request, CellsRequest),
     )
-    body = await _read_body(request, limit=service.limits.max_body_bytes)
-    reply = await service.answer(endpoint, body, form, caller=_caller(request))
+    body = await _read_body(request, limit=table.limits.max_body_bytes)
+    body, form = await find_asked(body, form, path=request.path_params.get("model"), limits=table.limits)
+    model = table.find(form.model, allowed=allowed_models(request))
+    reply = await model.slot.answer(endpoint, body, form, caller=_caller(request))
     timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
     headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
-    headers["X-Model-Version"] = reply.model.version
+    headers |= {"X-Model": model.name, "X-Model-Version": reply.model.version}
     return Response(reply.content, headers=headers, media_type=reply.media_type)
 
 
@@ -233,12 +255,18 @@ def _documented(endpoint: Endpoint[Any, Any]) -> dict[str, Any]:
     return {
         "responses": {200: answer, "4XX": problem, "5XX": problem},
         "openapi_extra": {
-            "parameters": [_header("Content-Encoding", ENCODINGS), *(_OPTIONS if about_cells else ())],
+            "parameters": [_header("Content-Encoding", ENCODINGS), _MODEL, *(_OPTIONS if about_cells else ())],
             "requestBody": {"required": True, "content": bodies},
         },
     }
 
 
+_MODEL = {
+    "name": "model",
+    "in": "query",
+    "description": "The model that is asked: NAME, NAME@ALIAS or NAME/VERSION; default: the first of the service.",
+    "schema": {"type": "string"},
+}
 _OPTIONS = (
     {
         "name": "matrix",

@@ -30,6 +30,7 @@ CASES = {
     "unauthenticated": Case(401, "A valid API key is required"),
     "forbidden": Case(403, "This API key does not allow the request"),
     "not_found": Case(404, "Unknown path"),
+    "unknown_model": Case(404, "This service does not have the model"),
     "method_not_allowed": Case(405, "This path does not support this method"),
     "not_acceptable": Case(406, "The answer is not available in the accepted media types"),
     "body_timeout": Case(408, "The request did not arrive in time"),
@@ -78,7 +79,7 @@ def valid_request_id(given: str) -> str:
 def reply_headers(request: Request) -> dict[str, str]:
     """Return the headers of every reply, problems included."""
     state = request.app.state
-    headers = {"X-Model-Version": state.model_version(), **_OVERHEAD}
+    headers = {"X-Model-Version": state.models.default.slot.model.version, **_OVERHEAD}
     if state.echo_request_id:
         headers["X-Request-Id"] = request_id_of(request)
     return headers

@@ -19,6 +19,7 @@ from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.batching.stats import BatcherStats
 from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
+from cytoray.serving.hosting.asking import check_asked
 from cytoray.serving.payloads import h5ad_cells
 from cytoray.serving.payloads.answering import encode_answer
 from cytoray.serving.payloads.json_cells import warm_up
@@ -198,10 +199,12 @@ class CellService:
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
             message = parse_message(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+            check_asked(message.model, form)
             asked = Question(message, SparseCells.concatenate([]))
             endpoint.admit(self._served, asked)
             return asked, members
         request = parse(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+        check_asked(request.asked.model, form)
         stop.check()
         mapping = self._genes.map(request)
         stop.check()

@@ -18,7 +18,7 @@ from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.models import register
 from cytoray.registry.pinning import pin_model
 from cytoray.serving.config import AppArgs, Limits
-from cytoray.serving.deployments import load_service
+from cytoray.serving.hosting.loading import load_service
 from cytoray.serving.rollout.building import build_slot
 from cytoray.serving.rollout.config import RolloutConfig
 from cytoray.serving.rollout.slot import ModelSlot

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cytoray.serving.deployments import load_service
+from cytoray.serving.hosting.loading import load_service
 from cytoray.serving.rollout.config import ChallengerConfig
 from cytoray.serving.rollout.slot import ModelSlot
 from cytoray.tasks import find_endpoint

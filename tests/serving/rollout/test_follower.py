@@ -23,7 +23,7 @@ from cytoray.registry.last_good import pin_or_recall
 from cytoray.registry.models import GOLDEN_TAG
 from cytoray.registry.pinning import pin_model
 from cytoray.registry.promotion import roll_back
-from cytoray.serving.deployments import load_service
+from cytoray.serving.hosting.loading import load_service
 from cytoray.serving.rollout.slot import ModelSlot
 from cytoray.tasks import find_endpoint
 from cytoray.tokens.vocabulary import GeneVocabulary

@@ -80,7 +80,7 @@ def test_versions_and_the_webhook_over_http(publish: Any, follow: Any, runner: A
     assert found.json()["model"]["version"] == "2"
     assert found.json()["previous"]["version"] == "1"
     assert found.json()["swaps"] == {"swapped": 1}
-    assert service.get("/readyz").json()["degraded"] is None
+    assert service.get("/readyz").json()["degraded"] == {}
     assert service.get("/v1/model?model=other").status_code == 404
     metrics = service.get("/metrics").text
     assert 'cytoray_swaps_total{model="tiny",process="service",result="swapped"} 1.0' in metrics

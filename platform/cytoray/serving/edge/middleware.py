@@ -156,7 +156,8 @@ class Edge:
         metrics.seconds.labels(exchange.route).observe(seconds)
         if exchange.code:
             metrics.rejections.labels(exchange.code).inc()
-        metrics.cells.labels(exchange.route).inc(exchange.cells)
+        if exchange.cells:
+            metrics.cells.labels(exchange.route, exchange.model).inc(exchange.cells)
         metrics.bytes_in.inc(exchange.bytes_in)
         metrics.bytes_out.inc(exchange.bytes_out)
         self._log.write(exchange, seconds=seconds)
@@ -182,3 +183,4 @@ def _identify(scope: Scope, caller: Caller) -> None:
     """Give the application who asks, and keep the key from it."""
     scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() != b"authorization"]
     scope["state"] |= {"key_id": caller.key_id, "key_owner": caller.owner, "caller_class": caller.allowance.kind}
+    scope["state"]["allowed_models"] = caller.allowance.models

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,8 +15,9 @@ from cytoray.serving.rollout.status import RolloutStatus
 from cytoray.serving.rollout.webhook import Webhook
 
 MODEL, WEBHOOK = "/v1/model", "/v1/webhooks/mlflow"
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 Notify = Callable[[str], Awaitable[None]]
-Read = Callable[[], Mapping[str, RolloutStatus]]
+Read = Callable[[Request], RolloutStatus]
 
 
 async def notify_here(name: str) -> None:
@@ -37,19 +37,15 @@ NO_WEBHOOK = Rollouts()
 
 
 def add_rollout(api: FastAPI, read: Read, rollouts: Rollouts = NO_WEBHOOK) -> None:
-    """Add the routes; ``read`` returns the status of each model of this replica, the default first."""
+    """Add the routes; ``read`` returns the status of the model that a request names."""
     webhook = None if rollouts.secret_file is None else Webhook(rollouts.secret_file)
 
     @api.get(MODEL, response_model=RolloutStatus)
     async def model(request: Request) -> Response:
         """Return which version of a model (`?model=NAME`; default: the first) this replica serves, and why."""
-        found = read()
-        name = request.query_params.get("model") or next(iter(found))
-        if name not in found:
-            raise RequestError(
-                f"This service has no model {name!r}.", remedy=f"It has {', '.join(found)}.", code="not_found"
-            )
-        return _reply(request, found[name].model_dump())
+        found = read(request)
+        headers = reply_headers(request) | {"X-Model-Version": found.model.version}
+        return JSONResponse(found.model_dump(), headers=headers)
 
     @api.post(WEBHOOK, status_code=202, openapi_extra=_BODY)
     async def moved(request: Request) -> Response:
@@ -61,11 +57,4 @@ def add_rollout(api: FastAPI, read: Read, rollouts: Rollouts = NO_WEBHOOK) -> No
         name = webhook.read(await request.body(), request.headers)
         if name:
             await rollouts.notify(name)
-        return _reply(request, {"looked_at": name or None}, status=202)
-
-
-_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
-
-
-def _reply(request: Request, content: dict[str, Any], *, status: int = 200) -> Response:
-    return JSONResponse(content, status, headers=reply_headers(request))
+        return JSONResponse({"looked_at": name or None}, 202, headers=reply_headers(request))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from pydantic import Field
 
 from cytoray.tasks.messages import Message, ModelInfo
@@ -47,3 +49,24 @@ class RolloutStatus(Message):
     checked: str | None = Field(None, description="When the alias was last seen.")
     swaps: dict[str, int] = Field({}, description="Attempts to change the version, by result.")
     challenger: ChallengerStatus | None = None
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A slot that knows why it serves a version."""
+
+    def status(self) -> RolloutStatus:
+        """Return which version serves, and why."""
+
+
+class Identified(Protocol):
+    """A slot."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """Identity of the version that answers at this moment."""
+
+
+def status_of(slot: Identified) -> RolloutStatus:
+    """Return the status of a slot; of one without rollouts, its version."""
+    return slot.status() if isinstance(slot, Reporting) else RolloutStatus(model=slot.model)
