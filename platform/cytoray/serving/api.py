@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -30,6 +31,8 @@ from cytoray.serving.edge.middleware import Edge, Parts
 from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.routes import add_explorer
+from cytoray.serving.jobs.hub import Find, Jobs
+from cytoray.serving.jobs.routes import SCHEMAS, add_jobs
 from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.schemas import Problem
@@ -39,6 +42,8 @@ from cytoray.tasks.endpoint import Endpoint
 from cytoray.tasks.messages import CellsRequest
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
+
+MakeJobs = Callable[[Find], Jobs]
 
 
 class _Api(FastAPI):
@@ -50,7 +55,7 @@ class _Api(FastAPI):
             schema = super().openapi()
             endpoints = task_endpoints().values()
             models: list[type[BaseModel]] = [endpoint.request for endpoint in endpoints]
-            models += [*(endpoint.response for endpoint in endpoints), Problem]
+            models += [*(endpoint.response for endpoint in endpoints), Problem, *SCHEMAS]
             _, definitions = models_json_schema(
                 [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
             )
@@ -64,11 +69,13 @@ def build_api(
     edge: Parts | None = None,
     gather: Gather | None = None,
     explorer: ExplorerConfig | None = None,
+    make_jobs: MakeJobs | None = None,
 ) -> FastAPI:
     """Build the application around ``service``, with its edge (default: one without keys).
 
     ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
-    ``explorer`` configures the page at `/`; without it there is no page.
+    ``explorer`` configures the page at `/`; without it there is no page. ``make_jobs`` makes the jobs, given how a
+    model is found by its name; without it the service takes none.
     """
     registry = CollectorRegistry() if edge is None else edge.metrics.registry
     edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
@@ -77,6 +84,9 @@ def build_api(
     registry.register(FiguresCollector("batcher", service.stats))
 
     page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
+    jobs = make_jobs(partial(_find_model, service)) if make_jobs is not None else None
+    if jobs is not None:
+        registry.register(FiguresCollector("jobs", jobs.keeper.figures))
 
     async def gather_here() -> list[ProcessMetrics]:
         """Collect the metrics of this process."""
@@ -84,8 +94,12 @@ def build_api(
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        """Close the service when the server ends."""
+        """Look after jobs while the server runs, and close the service when it ends."""
+        if jobs is not None:
+            jobs.resume()
         yield
+        if jobs is not None:
+            await jobs.close()
         if page is not None:
             await page.close()
         await service.close()
@@ -100,9 +114,22 @@ def build_api(
 
     for endpoint in task_endpoints().values():
         _add_endpoint(api, service, endpoint)
+    add_jobs(api, jobs)
     if page is not None:
         add_explorer(api, page)
     return api
+
+
+def _find_model(service: CellService, name: str | None) -> CellService:
+    """Return the model called ``name``, or the only one; RequestError if it is another's name."""
+    if name not in (None, service.model.name):
+        raise RequestError(
+            f"Unknown model {name!r}.",
+            remedy=f"Known are {service.model.name}.",
+            code="unknown_model",
+            pointer="/model",
+        )
+    return service
 
 
 def _add_endpoint(api: FastAPI, service: CellService, endpoint: Endpoint[Any, Any]) -> None:

@@ -6,8 +6,11 @@ The process that deploys imports this module too, so torch and the model's code 
 from __future__ import annotations
 
 import logging
+import os
+from functools import partial
 from typing import TYPE_CHECKING
 
+import ray
 from ray import serve
 
 from cytoray.registry.pinning import PinnedModel
@@ -34,6 +37,9 @@ class CellDeployment:
 
         torch.set_num_threads(args.torch_threads)
         self._edge, self._explorer = args.edge, args.explorer
+        self._args = args
+        if args.jobs.on_cluster:
+            os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         self._service = load_service(args, pinned)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -41,13 +47,19 @@ class CellDeployment:
         from cytoray.serving.edge.guard import Guard
         from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
         from cytoray.serving.edge.middleware import Parts
+        from cytoray.serving.jobs.hub import Jobs, JobsPlace
         from cytoray.serving.processes import gather_metrics
 
         # Serve's HTTP server writes X-Request-Id on every reply; clients would join a second one to it.
         edge = Parts(
             self._edge, self._service.limits, EdgeMetrics(REGISTRY), guard=Guard(self._edge), echo_request_id=False
         )
-        return build_api(self._service, edge=edge, gather=gather_metrics, explorer=self._explorer)
+        make_jobs = None
+        args = self._args
+        if args.jobs.enabled:
+            place = JobsPlace(args.jobs, args.store, args.cache_folder, args.limits.max_body_bytes)
+            make_jobs = partial(Jobs, place)
+        return build_api(self._service, edge=edge, gather=gather_metrics, explorer=self._explorer, make_jobs=make_jobs)
 
     async def check_health(self) -> None:
         """Check the model; Serve calls this every ``HEALTH_PERIOD_S``, and the replica is unhealthy if it raises."""
