@@ -29,7 +29,7 @@ from cytoray.serving.jobs.messages import JobRequest, JobState, State
 from cytoray.serving.jobs.uploads import HOUR_S, PART_BYTES, Uploads
 from cytoray.tasks import task_offline
 from cytoray.tasks.endpoint import Endpoint, ServedModel
-from cytoray.tasks.messages import CellsRequest, ModelInfo
+from cytoray.tasks.messages import CellsRequest
 
 logger = logging.getLogger(__name__)
 EVENTS_S, EVENT_EVERY_S = 25.0, 1.0  # length of a stream of events: clients connect again
@@ -40,12 +40,8 @@ class Slot(Protocol):
     """A model of the service, in the version of the moment."""
 
     @property
-    def model(self) -> ModelInfo:
-        """Identity of the model."""
-
-    @property
     def served(self) -> ServedModel:
-        """The model."""
+        """The model, with its identity."""
 
 
 Find = Callable[[str | None], Slot]  # by name; raises RequestError for an unknown one
@@ -101,9 +97,10 @@ class Jobs:
         known = None if key is None else self.files.recall(owner, key)
         if known is not None and (found := self._repeated(known, digest)) is not None:
             return found, False
-        spec = self._spec(owner, asked, key)
+        served = self._find_model(asked.model).served  # once: the version may change at any time
+        spec = self._spec(owner, asked, key, served)
         self._check_room(owner)
-        self._keep_model(spec.model, self._find_model(asked.model).served)
+        self._keep_model(served)
         if key is not None:
             kept = self.files.remember(owner, key, Submitted(digest=digest, job=spec.id))
             if kept.job != spec.id:
@@ -202,11 +199,10 @@ class Jobs:
         spec = folder.spec()
         return None if spec is None else self._state(folder, spec)
 
-    def _spec(self, owner: str, asked: JobRequest, key: str | None) -> JobSpec:
+    def _spec(self, owner: str, asked: JobRequest, key: str | None, served: ServedModel) -> JobSpec:
         """Check a request, and fix all that may change until the job is done."""
-        slot = self._find_model(asked.model)
         endpoint = find_task(asked.task)
-        endpoint.check(slot.served)
+        endpoint.check(served)
         _check_parameters(endpoint, asked.parameters)
         name = sha256 = None
         if asked.input.upload is not None:
@@ -224,7 +220,7 @@ class Jobs:
             uri = check_uri(asked.input.uri, allowed=self.config.allowed_inputs)
         return JobSpec(
             id=new_id("j"), owner=owner, created=time.time(), task=asked.task, input=asked.input, format=asked.format,
-            parameters=asked.parameters, model=slot.model, uri=uri, name=name, sha256=sha256, key=key,
+            parameters=asked.parameters, model=served.info, uri=uri, name=name, sha256=sha256, key=key,
         )  # fmt: skip
 
     def _corpus(self, name: str) -> str:
@@ -251,8 +247,9 @@ class Jobs:
                 remedy="Wait for one of them, or cancel it.", code="too_many_jobs", retry_after_s=60,
             )  # fmt: skip
 
-    def _keep_model(self, model: ModelInfo, served: ServedModel) -> None:
+    def _keep_model(self, served: ServedModel) -> None:
         """Keep a copy of the model, so that the job does not depend on how long this version is served."""
+        model = served.info
         uri = bundle_uri(self.config.root, model.digest)
         listing = storage.join(uri, DIGESTS)
         if storage.exists(listing):

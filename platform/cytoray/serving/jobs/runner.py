@@ -123,8 +123,8 @@ def run_job(settings: RunnerSettings) -> None:
             if isinstance(error, StorageError) and not isinstance(error, NotFoundError):
                 raise
             end = JobEnd(state="failed", ended=time.time(), problem=_problem(error, spec))
-        failpoint("jobs.before_end")
-        folder.finish(end)
+    failpoint("jobs.before_end")
+    folder.finish(end)  # the last file that is written: the job may be deleted from now on
 
 
 def _work(folder: JobFolder, spec: JobSpec, settings: RunnerSettings, pulse: Pulse) -> JobEnd:
