@@ -169,7 +169,7 @@ def test_requests_that_are_too_large_are_made_smaller(ask: Any, make_counts: Any
 
     found, transport = ask(fault, make_counts(37), limits={"max_cells": 5}, cells_per_request=37, parallel=1)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert len(transport.requests) >= 3 + 37 / 5
+    assert len(transport.requests) >= 2 + 37 / 5  # one too late, one too large
 
 
 def versioned(response: httpx.Response, version: str) -> httpx.Response:
