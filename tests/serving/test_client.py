@@ -128,7 +128,7 @@ def test_a_refusal_carries_its_code_and_offenders(url: str, make_counts: Any) ->
 def test_servers_in_front_are_not_mistaken_for_a_wrong_url(
     foreign_url: str, make_counts: Any, status: int, message: str
 ) -> None:
-    with Client(f"{foreign_url}/{status}") as client, pytest.raises(ServingError, match=message) as caught:
+    with Client(f"{foreign_url}/{status}", deadline=0) as client, pytest.raises(ServingError, match=message) as caught:
         client.embed(GENES, make_counts(1))
     assert "their words" in str(caught.value)
     assert (status in (404, 418)) == ("URL" in str(caught.value))
@@ -150,7 +150,7 @@ def test_nobody_there(make_counts: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with (
-        Client(f"http://127.0.0.1:{port}") as client,
+        Client(f"http://127.0.0.1:{port}", deadline=0) as client,
         pytest.raises(ServingError, match="Check that the service is running"),
     ):
         client.embed(GENES, make_counts(1))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+import cytoray
 from cytoray.serving.problems import CASES
 
 Post = Callable[..., httpx.Response]
@@ -210,3 +213,22 @@ def test_a_bad_request_id_is_not_repeated(post: Post) -> None:
         made_up = post("/v1/embed", b"{", **{"X-Request-Id": bad}).json()["request_id"]
         assert made_up != bad
         assert len(made_up) == 32
+
+
+def test_every_code_that_is_raised_is_in_the_catalogue() -> None:
+    folder = Path(cytoray.__file__).parent
+    raised = {code: path for path in folder.rglob("*.py") for code in _raised_codes(ast.parse(path.read_text()))}
+    assert "unknown_perturbations" in raised
+    assert {code: path for code, path in raised.items() if code not in CASES} == {}
+
+
+def _raised_codes(tree: ast.AST) -> Iterator[str]:
+    """Yield the literal codes of all RequestErrors that a file builds."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("RequestError"):
+            for given in node.keywords:
+                branches = (
+                    [given.value.body, given.value.orelse] if isinstance(given.value, ast.IfExp) else [given.value]
+                )
+                if given.arg == "code":
+                    yield from (branch.value for branch in branches if isinstance(branch, ast.Constant))

@@ -22,6 +22,7 @@ from cytoray.cli import (
     networks,
     perturb,
     proteins,
+    query,
     reference,
     serve,
     train,
@@ -150,6 +151,7 @@ app.command()(perturb.perturb)
 
 
 app.command()(serve.serve)
+app.command()(query.query)
 
 
 @config_app.command("check")

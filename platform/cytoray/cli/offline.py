@@ -17,14 +17,17 @@ def offline_command(kind: str, help_text: str) -> Callable[..., None]:
 
     def command(
         uris: Annotated[
-            list[str] | None, typer.Argument(help="Files, s3://… objects, or prefixes ending in '/'.")
+            list[str] | None,
+            typer.Argument(help="Files, s3://… objects, prefixes ending in '/', or corpus:NAME of the store."),
         ] = None,
         out: Annotated[str | None, typer.Option(help="Folder or s3:// prefix for the parquet files.")] = None,
         model: Annotated[
             str | None,
             typer.Option(help="Bundle or public checkpoint (folder or s3://), models:/NAME@ALIAS, or run:NAME."),
         ] = None,
-        store: Annotated[str | None, typer.Option(help="Root of everything cytoray keeps, for run:NAME.")] = None,
+        store: Annotated[
+            str | None, typer.Option(help="Root of everything cytoray keeps, for run:NAME and corpus:NAME.")
+        ] = None,
         uri: Annotated[
             str | None, typer.Option("--uri", help="MLflow, for models:/…: http(s)://… or sqlite:///…")
         ] = None,

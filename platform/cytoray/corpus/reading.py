@@ -13,7 +13,7 @@ from cytoray.corpus.checking.checks import RowChecks, check_rows, corpus_values,
 from cytoray.corpus.config import CheckConfig, RuleConfig, SourceConfig
 from cytoray.corpus.readers.opening import open_source
 from cytoray.errors import CorpusError
-from cytoray.tokens.cells import Int32, SparseCells
+from cytoray.tokens.cells import Int32, Int64, SparseCells
 from cytoray.tokens.packed import unpack
 from cytoray.tokens.vocabulary import GeneVocabulary
 
@@ -33,6 +33,7 @@ class NamedCells:
     labels: tuple[str | None, ...]  # (C,), all None if no label was asked for
     second: tuple[str | None, ...] = ()  # (C,) values of a second column of obs, if one was asked for
     measured: Int32 | None = None  # ids of the vocabulary's genes that the file has a column of, ascending
+    rows: Int64 | None = None  # (C,) of each cell in the file
 
 
 def read_cells(
@@ -72,6 +73,7 @@ def read_labelled_cells(
         names=tuple(named.names[row] for row in rows),
         labels=tuple(named.labels[row] for row in rows),
         second=tuple(named.second[row] for row in rows) if second_key is not None else (),
+        rows=None if named.rows is None else named.rows[rows],
     )
 
 
@@ -113,4 +115,5 @@ class _Reading:
         names = tuple(str(reader.obs.index[row]) for row in kept)
         others = () if second is None else tuple(second[row] for row in kept)
         measured = np.unique(mapping.ids[mapping.ids >= 0])
-        return NamedCells(SparseCells.concatenate(parts), names, tuple(labels[row] for row in kept), others, measured)
+        chosen = tuple(labels[row] for row in kept)
+        return NamedCells(SparseCells.concatenate(parts), names, chosen, others, measured, kept)

@@ -1,4 +1,4 @@
-"""Offline answers to the cells of files: Ray Data over row ranges, by the endpoints that the service uses."""
+"""Offline answers to the cells of files and corpora: Ray Data over row ranges, by the endpoints of the service."""
 
 # C cells
 
@@ -9,8 +9,8 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,9 @@ import ray.data
 
 from cytoray import cluster, progress, storage
 from cytoray.corpus.config import SourceConfig
-from cytoray.corpus.readers.base import SourceDescription
-from cytoray.corpus.readers.finding import expand_sources
-from cytoray.corpus.readers.opening import open_source
+from cytoray.corpus.places import CellPlace, PlacedCells, open_places
 from cytoray.corpus.readers.ranges import RangeFile
-from cytoray.corpus.reading import NamedCells, read_cells
+from cytoray.failpoints import failpoint
 from cytoray.model.bundle import ModelBundle
 from cytoray.model.device import choose_reserved_device
 from cytoray.registry.opening import CACHE_FOLDER, open_model
@@ -40,9 +38,10 @@ from cytoray.tasks.tables import HEADER
 from cytoray.tokens.cells import SparseCells
 
 logger = logging.getLogger(__name__)
+FindPlaces = Callable[[Sequence[SourceConfig]], Sequence[CellPlace]]
 _NUM_EMPTY, _EMPTY = b"cytoray.num_empty", b"cytoray.empty_cells"  # of a table: their number, names of the first
 _SHOWN = 5  # names in a warning
-FORMAT = 2  # of the tables: files of another one are written again
+FORMAT = 3  # of the tables: files of another one are written again
 
 
 def embed_cells(predictor: Predictor, batches: Iterable[SparseCells], *, model: ModelInfo) -> Iterator[pa.Table]:
@@ -66,7 +65,7 @@ class OfflineResult:
 
 @dataclass(frozen=True)
 class OfflineTask:
-    """Cells of files, the endpoint that answers them, the model, and the destination of the tables."""
+    """Cells of files and corpora, the endpoint that answers them, the model, and the destination of the tables."""
 
     sources: tuple[SourceConfig, ...]
     bundle: str  # URI of the bundle's folder, readable from every worker
@@ -78,34 +77,54 @@ class OfflineTask:
     num_gpus: float = 0.0  # of each actor; 0: it uses the CPU
     h5ad: bool = False
     cache_folder: str = CACHE_FOLDER  # on each machine, for a bundle that is not local
+    members: Mapping[str, Any] = field(default_factory=dict)  # of the requests, beside those that the endpoint sets
+    find: FindPlaces = open_places
 
 
-def answer_sources(task: OfflineTask, *, advance: progress.Advance = progress.silent) -> OfflineResult:
+@dataclass(frozen=True)
+class Part:
+    """Rows of one place that are answered together, and the file of their answers."""
+
+    place: CellPlace
+    start: int
+    stop: int
+    file: str
+
+
+def plan_parts(task: OfflineTask) -> list[Part]:
+    """Divide the cells of all sources, in their order; raises CorpusError or StorageError if one cannot be read."""
+    places = task.find(task.sources)
+    return [part for number, place in enumerate(places) for part in _parts_of(task, number, place)]
+
+
+def answer_sources(
+    task: OfflineTask, *, parts: Sequence[Part] | None = None, advance: progress.Advance = progress.silent
+) -> OfflineResult:
     """Answer all cells of all sources into ``out/part-….parquet``, one file per row range; ``advance`` counts rows.
 
-    Row ranges already written for the same endpoint, model and file are kept; ``out/manifest.json`` is written last.
+    ``parts`` are those of ``plan_parts``, if it was called before. Row ranges already written for the same endpoint,
+    model and file are kept; ``out/manifest.json`` is written last.
     Cells without any gene that the model knows have NaN or null for an answer; a warning names them. With ``h5ad`` each
     source becomes an h5ad file as well, with arrays of numbers in obsm, such as embeddings in ``obsm["X_scGPT"]``.
     """
-    opened = [_describe(source) for source in expand_sources(task.sources)]
-    ranges = [item for number, (source, about) in enumerate(opened) for item in _ranges(task, number, source, about)]
+    parts = plan_parts(task) if parts is None else parts
     identity = {
         "endpoint": task.endpoint,
         "model_digest": task.model.digest,
-        "files": [item.file for item in ranges],
+        "files": [part.file for part in parts],
         "h5ad": task.h5ad,
     }
     done_uri = storage.join(task.out, "manifest.json")
     if storage.exists(done_uri) and (done := json.loads(storage.read_bytes(done_uri)))["identity"] == identity:
         return _result(done, skipped=True)
-    counts = _answer_ranges(task, ranges, advance)
-    made = tuple(_write_h5ad(task, opened, ranges)) if task.h5ad else ()
+    counts = _answer_parts(task, parts, advance)
+    made = tuple(_write_h5ad(task, parts)) if task.h5ad else ()
     record = {
         "identity": identity,
         "num_cells": sum(count.num_cells for count in counts.values()),
         "num_empty": sum(count.num_empty for count in counts.values()),
-        "empty_cells": list(chain.from_iterable(counts[item.file].empty_cells for item in ranges))[:_SHOWN],
-        "warnings": list(dict.fromkeys(chain.from_iterable(counts[item.file].warnings for item in ranges))),
+        "empty_cells": list(chain.from_iterable(counts[part.file].empty_cells for part in parts))[:_SHOWN],
+        "warnings": list(dict.fromkeys(chain.from_iterable(counts[part.file].warnings for part in parts))),
         "files": {file: count.num_cells for file, count in sorted(counts.items())},
         "h5ad": made,
     }
@@ -128,29 +147,15 @@ def _result(record: dict[str, Any], *, skipped: bool) -> OfflineResult:
     return OfflineResult(num_cells, num_empty, len(record["files"]), skipped, tuple(record["h5ad"]), empty, warnings)
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Rows of one source that are written to one file."""
-
-    source: SourceConfig
-    start: int
-    stop: int
-    file: str
-
-
-def _describe(source: SourceConfig) -> tuple[SourceConfig, SourceDescription]:
-    with open_source(source) as reader:
-        return source, reader.describe()
-
-
-def _ranges(task: OfflineTask, number: int, source: SourceConfig, about: SourceDescription) -> Iterator[_Range]:
-    """Yield the row ranges of one source; a file's name contains a digest of everything its content depends on."""
+def _parts_of(task: OfflineTask, number: int, place: CellPlace) -> Iterator[Part]:
+    """Yield the row ranges of one place; a file's name contains a digest of everything its content depends on."""
+    members = json.dumps(task.members, sort_keys=True) if task.members else ""
     made_of = hashlib.sha256(
-        f"{task.endpoint} {task.model.digest} {about.version} {source.fingerprint()} {FORMAT}".encode()
+        f"{task.endpoint} {task.model.digest} {place.version} {FORMAT}{members}".encode()
     ).hexdigest()[:16]
-    for start in range(0, about.num_cells, task.rows_per_file):
-        stop = min(start + task.rows_per_file, about.num_cells)
-        yield _Range(source, start, stop, f"part-{number:05d}-{start:010d}-{stop:010d}-{made_of}.parquet")
+    for start in range(0, place.num_rows, task.rows_per_file):
+        stop = min(start + task.rows_per_file, place.num_rows)
+        yield Part(place, start, stop, f"part-{number:05d}-{start:010d}-{stop:010d}-{made_of}.parquet")
 
 
 @dataclass(frozen=True)
@@ -163,13 +168,13 @@ class _Counts:
     warnings: list[str]
 
 
-def _answer_ranges(task: OfflineTask, ranges: list[_Range], advance: progress.Advance) -> dict[str, _Counts]:
+def _answer_parts(task: OfflineTask, parts: Sequence[Part], advance: progress.Advance) -> dict[str, _Counts]:
     """Answer row ranges whose files are missing; return the numbers of cells, and of empty cells, by file."""
     there = {entry.uri.rpartition("/")[2]: entry for entry in storage.list_objects(task.out)}
-    found = {item.file: _read_counts(there[item.file]) for item in ranges if item.file in there}
+    found = {part.file: _read_counts(there[part.file]) for part in parts if part.file in there}
     counts = {file: count for file, count in found.items() if count is not None}
-    missing = [item for item in ranges if item.file not in counts]
-    advance(sum(item.stop - item.start for item in ranges if item.file in counts))
+    missing = [part for part in parts if part.file not in counts]
+    advance(sum(part.stop - part.start for part in parts if part.file in counts), already=True)
     if missing:
         for row in _answer_missing(task, missing):
             lists = list(row["empty_cells"]), list(row["warnings"])
@@ -178,19 +183,19 @@ def _answer_ranges(task: OfflineTask, ranges: list[_Range], advance: progress.Ad
     return counts
 
 
-def _answer_missing(task: OfflineTask, missing: list[_Range]) -> Iterable[dict[str, Any]]:
+def _answer_missing(task: OfflineTask, missing: list[Part]) -> Iterable[dict[str, Any]]:
     """Answer row ranges: in this process if there are few cells and Ray is not running, else in Ray actors."""
     numbers = [{"number": number} for number in range(len(missing))]
-    if cluster.is_small(sum(item.stop - item.start for item in missing)):
-        return map(_RangeAnswerer(task, missing), numbers)
+    if cluster.is_small(sum(part.stop - part.start for part in missing)):
+        return map(_PartAnswerer(task, missing), numbers)
     cluster.start()
     dataset = ray.data.from_items(numbers, override_num_blocks=len(missing))
     compute = ray.data.ActorPoolStrategy(size=min(task.num_actors, len(missing)))
-    embedder: Any = _RangeAnswerer
-    embedded = dataset.map(
-        embedder, fn_constructor_args=(task, missing), compute=compute, num_gpus=task.num_gpus or None
+    answerer: Any = _PartAnswerer
+    answered = dataset.map(
+        answerer, fn_constructor_args=(task, missing), compute=compute, num_gpus=task.num_gpus or None
     )
-    rows: Iterable[dict[str, Any]] = embedded.iter_rows()
+    rows: Iterable[dict[str, Any]] = answered.iter_rows()
     return rows
 
 
@@ -212,51 +217,53 @@ def _warnings(metadata: Mapping[bytes, bytes]) -> list[str]:
     return warnings
 
 
-class _RangeAnswerer:
+class _PartAnswerer:
     """An actor that holds the model."""
 
-    def __init__(self, task: OfflineTask, ranges: list[_Range]) -> None:
+    def __init__(self, task: OfflineTask, parts: list[Part]) -> None:
         bundle = open_model(task.bundle, cache_folder=task.cache_folder).bundle
         assert bundle.digest == task.model.digest, "the bundle changed while it was in use"
         bundle.model.to(choose_reserved_device(task.num_gpus))
-        self._task, self._ranges = task, ranges
+        self._task, self._parts = task, parts
         self._endpoint = find_endpoint(task.endpoint)
         self._served = offline_model(bundle, task.model)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Answer one row range and write its table atomically."""
-        item = self._ranges[row["number"]]
-        vocabulary = self._served.bundle.vocabulary
-        named = read_cells(item.source, start=item.start, stop=item.stop, vocabulary=vocabulary, keep_empty=True)
-        empty = np.flatnonzero(named.cells.num_genes_per_cell == 0)
-        empty_cells = [named.names[row] for row in empty[:_SHOWN]]
-        table = self._answer(named)
-        source = pa.array([item.source.identity] * table.num_rows, pa.string()).dictionary_encode()
+        part = self._parts[row["number"]]
+        failpoint("offline.before_part")
+        placed = part.place.read(part.start, part.stop, self._served.bundle.vocabulary)
+        empty = np.flatnonzero(placed.cells.num_genes_per_cell == 0)
+        empty_cells = [placed.names[row] for row in empty[:_SHOWN]]
+        table = self._answer(placed)
         columns = {
-            "cell_id": pa.array(named.cells.cell_ids, pa.uint64()),
-            "obs_name": pa.array(named.names, pa.string()),
+            "cell_id": pa.array(placed.cells.cell_ids, pa.uint64()),
+            "obs_name": pa.array(placed.names, pa.string()),
+            "source": pa.array(placed.sources, pa.string()).dictionary_encode(),
+            "row": pa.array(placed.rows, pa.int64()),
         }
-        for place, (name, column) in enumerate({**columns, "source": source}.items()):
+        for place, (name, column) in enumerate(columns.items()):
             table = table.add_column(place, name, column)
         about = {_NUM_EMPTY: str(len(empty)), _EMPTY: json.dumps(empty_cells)}
         table = table.replace_schema_metadata({**table.schema.metadata, **about})
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        storage.write_bytes(storage.join(self._task.out, item.file), sink.getvalue())
+        storage.write_bytes(storage.join(self._task.out, part.file), sink.getvalue())
+        failpoint("offline.after_part")
         return {
-            "file": item.file,
-            "num_rows": item.stop - item.start,
+            "file": part.file,
+            "num_rows": part.stop - part.start,
             "num_cells": table.num_rows,
             "num_empty": len(empty),
             "empty_cells": empty_cells,
             "warnings": _warnings(table.schema.metadata),
         }
 
-    def _answer(self, named: NamedCells) -> pa.Table:
+    def _answer(self, placed: PlacedCells) -> pa.Table:
         """Ask the endpoint about some cells, as a service would."""
-        assert named.measured is not None, "read from a file"
-        request = self._endpoint.request.model_construct(**self._endpoint.offline_members)
-        question = Question(request, named.cells, named.names, named.measured)
+        members = {**self._endpoint.offline_members, **self._task.members}
+        request = self._endpoint.request.model_construct(**members)
+        question = Question(request, placed.cells, placed.names, placed.measured)
         (result,) = self._endpoint.run(self._served, [question])
         table: pa.Table = self._endpoint.table.load()(self._endpoint, question, result, self._task.model)
         return table
@@ -267,19 +274,19 @@ def offline_model(bundle: ModelBundle, model: ModelInfo) -> ServedModel:
     return ServedModel(bundle, build_predictor(bundle, empty_cells="nan"), model, waits=True)
 
 
-def _write_h5ad(
-    task: OfflineTask, opened: list[tuple[SourceConfig, SourceDescription]], ranges: list[_Range]
-) -> list[str]:
-    """Write one h5ad file per source from its tables."""
+def _write_h5ad(task: OfflineTask, parts: Sequence[Part]) -> list[str]:
+    """Write one h5ad file per file or corpus from its tables."""
     made = []
-    for number, (source, _) in enumerate(opened):
-        stem = Path(source.uri.rstrip("/")).name.split(".")[0]
+    files: dict[str, list[str]] = {}
+    for part in parts:
+        files.setdefault(part.place.uri, []).append(storage.join(task.out, part.file))
+    for number, (uri, tables) in enumerate(files.items()):
+        stem = Path(uri.rstrip("/")).name.split(".")[0]
         target = storage.join(task.out, f"{number:05d}-{stem}.h5ad")
-        files = [storage.join(task.out, item.file) for item in ranges if item.source == source]
         with tempfile.TemporaryDirectory(prefix="cytoray-answers-") as scratch:
             local = Path(scratch) / "out" / Path(target).name
             local.parent.mkdir()
-            write_h5ad(local, files, model=task.model, obsm=find_endpoint(task.endpoint).obsm)
+            write_h5ad(local, tables, model=task.model, obsm=find_endpoint(task.endpoint).obsm)
             storage.upload_folder(local.parent, task.out)
         made.append(target)
     return made

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,30 @@ if TYPE_CHECKING:
     import anndata
 
 _MOST_SMALL = 65_535  # counts up to here fit uint16
+_ROWS_OF_COLUMNS = 8_192  # cells that are read at a time from a file that is stored by gene
+_COLUMN_ENTRIES = 2**22  # entries of it that are looked at at a time
+
+
+class CellSource(Protocol):
+    """Interface of cells that a client sends in parts: ``Cells`` in memory, ``FileCells`` in a file."""
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells C."""
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the G genes."""
+
+    @property
+    def ensembl_ids(self) -> list[str] | None:
+        """Ensembl ids of the G genes; None if none are known."""
+
+    def name(self, row: int) -> str:
+        """Return the name of a cell in messages."""
+
+    def block(self, rows: range) -> Cells:
+        """Return some neighbouring cells, in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +58,21 @@ class Cells:
     ids: Sequence[str] | None = None  # (C,), sent
     genomes: list[str] | None = None  # (G,), empty text if it is unknown
     names: Sequence[str] | None = None  # (C,), for messages; ``ids`` if None
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells C."""
+        return int(self.counts_CG.shape[0])
+
+    def block(self, rows: range) -> Cells:
+        """Return some neighbouring cells."""
+        part = slice(rows.start, rows.stop)
+        return replace(
+            self,
+            counts_CG=self.counts_CG[part],
+            ids=None if self.ids is None else self.ids[part],
+            names=None if self.names is None else self.names[part],
+        )
 
     def name(self, row: int) -> str:
         """Return what a message calls a cell."""
@@ -58,10 +100,93 @@ def check_cells(
     return Cells([str(gene) for gene in genes], gene_ids, counts_CG, ids)
 
 
-def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> Cells:
+@dataclass(frozen=True, eq=False)
+class GeneNames:
+    """Identities of the columns of a file or table; columns with the same name, id and genome become one."""
+
+    genes: list[str]  # (G,)
+    ensembl_ids: list[str] | None  # (G,)
+    genomes: list[str] | None  # (G,)
+    places: npt.NDArray[np.int64] | None = None  # of each column among the genes; None if they are the columns
+
+    @staticmethod
+    def of_columns(names: list[str], ensembl_ids: list[str] | None, genomes: list[str] | None) -> GeneNames:
+        """Return the genes of columns (names, ids and genomes of each)."""
+        blank = [""] * len(names)
+        columns = list(zip(names, ensembl_ids or blank, genomes or blank, strict=True))
+        first = {gene: place for place, gene in enumerate(dict.fromkeys(columns))}
+        if len(first) == len(columns):
+            return GeneNames(names, ensembl_ids, genomes)
+        return GeneNames(
+            [name for name, _, _ in first],
+            None if ensembl_ids is None else [gene_id for _, gene_id, _ in first],
+            None if genomes is None else [genome for _, _, genome in first],
+            np.array([first[gene] for gene in columns]),
+        )
+
+    def cells(self, matrix: Any, names: Sequence[str]) -> Cells:
+        """Return the rows of a matrix over the columns as cells."""
+        counts_CG = sp.csr_matrix(matrix, copy=True)
+        if self.places is not None:
+            shape = (counts_CG.shape[0], len(self.genes))
+            counts_CG = sp.csr_matrix((counts_CG.data, self.places[counts_CG.indices], counts_CG.indptr), shape=shape)
+        counts_CG.sum_duplicates()
+        return Cells(self.genes, self.ensembl_ids, counts_CG, genomes=self.genomes, names=names)
+
+
+class FileCells:
+    """Cells in a file, read in parts: ``rows(start, stop)`` returns their matrix over the columns of ``named``."""
+
+    def __init__(
+        self, named: GeneNames, names: Sequence[str], rows: Callable[[int, int], Any], *, read_at_once: int = 1
+    ) -> None:
+        self.names = names
+        self._named, self._step = named, read_at_once
+        self._lock = threading.Lock()  # readers of files are not for several threads
+        self._read = lru_cache(maxsize=2)(rows)
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells C."""
+        return len(self.names)
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the G genes."""
+        return self._named.genes
+
+    @property
+    def ensembl_ids(self) -> list[str] | None:
+        """Ensembl ids of the G genes; None if none are known."""
+        return self._named.ensembl_ids
+
+    def name(self, row: int) -> str:
+        """Return the name of a cell in messages."""
+        return str(self.names[row])
+
+    def block(self, rows: range) -> Cells:
+        """Read some neighbouring cells; a file that is stored by gene is read many cells at a time."""
+        with self._lock:
+            return self._block(rows)
+
+    def _block(self, rows: range) -> Cells:
+        if self._step == 1:
+            return self._named.cells(self._read(rows.start, rows.stop), self.names[rows.start : rows.stop])
+        first, last = rows.start // self._step, (max(rows.stop - 1, rows.start)) // self._step
+        slabs = [self._slab(number) for number in range(first, last + 1)]
+        offset = first * self._step
+        matrix = sp.vstack(slabs, format="csr")[rows.start - offset : rows.stop - offset]
+        return self._named.cells(matrix, self.names[rows.start : rows.stop])
+
+    def _slab(self, number: int) -> Any:
+        return self._read(number * self._step, min((number + 1) * self._step, self.num_cells))
+
+
+def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> CellSource:
     """Return the cells of an AnnData, with gene names, Ensembl ids and genomes found as in files.
 
-    Columns with the same name, id and genome are summed, as they are everywhere else in cytoray.
+    Columns with the same name, id and genome are summed, as they are everywhere else in cytoray. Of a backed AnnData X
+    and raw.X are read in parts, when they are sent.
     """
     # Only here: a client that sends arrays needs neither pandas nor the readers.
     from cytoray.corpus.config import SourceConfig
@@ -71,10 +196,39 @@ def cells_of_adata(adata: anndata.AnnData, *, matrix: str, gene_names: str) -> C
     source = SourceConfig(uri="memory://AnnData", gene_column=column)
     var = adata.raw.var if matrix == "raw.X" and adata.raw is not None else adata.var
     names = genes.gene_names(var, source)
-    ensembl_ids = genes.ensembl_ids(var, names, source)
-    cells = check_cells(names, _matrix(adata, matrix), ensembl_ids=ensembl_ids)
-    genomes = genes.gene_genomes(var)
-    return _summed(replace(cells, genomes=genomes, names=list(adata.obs_names)))
+    named = GeneNames.of_columns(names, genes.ensembl_ids(var, names, source), genes.gene_genomes(var))
+    cell_names = list(adata.obs_names)
+    found = _matrix(adata, matrix)
+    if not adata.isbacked or sp.issparse(found) or isinstance(found, np.ndarray):
+        return named.cells(found, cell_names)
+    if getattr(found, "format", "csr") == "csc":
+        by_gene = found.group
+        return FileCells(
+            named, cell_names, lambda start, stop: _rows_by_gene(by_gene, start, stop), read_at_once=_ROWS_OF_COLUMNS
+        )
+    return FileCells(named, cell_names, lambda start, stop: found[start:stop])
+
+
+def _rows_by_gene(group: Any, start: int, stop: int) -> sp.csr_matrix:
+    """Read some rows of a matrix that is stored by column, looking at a part of its entries at a time."""
+    indptr = group["indptr"][:].astype(np.int64)
+    marks = [*range(0, int(indptr[-1]), _COLUMN_ENTRIES), int(indptr[-1])]
+    rows, columns, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [group["data"][:0]]
+    for first, last in pairwise(marks):
+        indices = group["indices"][first:last]
+        here = np.flatnonzero((indices >= start) & (indices < stop))
+        rows.append(indices[here].astype(np.int64) - start)
+        columns.append(np.searchsorted(indptr, first + here, side="right") - 1)
+        values.append(group["data"][first:last][here])
+    shape = (stop - start, len(indptr) - 1)
+    entries = (np.concatenate(rows), np.concatenate(columns))
+    return sp.coo_matrix((np.concatenate(values), entries), shape=shape).tocsr()
+
+
+def cells_of_frame(frame: Any) -> Cells:
+    """Return the rows of a pandas DataFrame whose columns are genes; its index names the cells."""
+    names = [str(name) for name in frame.index]
+    return replace(check_cells([str(gene) for gene in frame.columns], frame.to_numpy()), names=names)
 
 
 def encode_cells(cells: Cells, rows: range, /, **members: Any) -> bytes:
@@ -131,7 +285,7 @@ def _check_length(name: str, entries: Sequence[str], expected: int, *, axis: str
 
 
 def _matrix(adata: anndata.AnnData, matrix: str) -> Any:
-    """Return the matrix named X, raw.X or layers/NAME, in memory."""
+    """Return the matrix named X, raw.X or layers/NAME."""
     there = {"X": adata.X, **{f"layers/{name}": layer for name, layer in adata.layers.items()}}
     if adata.raw is not None:
         there["raw.X"] = adata.raw.X
@@ -139,24 +293,4 @@ def _matrix(adata: anndata.AnnData, matrix: str) -> Any:
     if found is None:
         names = ", ".join(name for name, held in there.items() if held is not None) or "none"
         raise CorpusError(f"The AnnData has no matrix {matrix!r}.", remedy=f"It has {names}.", key=matrix)
-    return found[:] if adata.isbacked else found
-
-
-def _summed(cells: Cells) -> Cells:
-    """Return the same cells with one column for each combination of name, id and genome."""
-    blank = [""] * len(cells.genes)
-    genes = list(zip(cells.genes, cells.ensembl_ids or blank, cells.genomes or blank, strict=True))
-    places = {gene: place for place, gene in enumerate(dict.fromkeys(genes))}
-    if len(places) == len(genes):
-        return cells
-    columns = np.array([places[gene] for gene in genes])[cells.counts_CG.indices]
-    shape = (cells.counts_CG.shape[0], len(places))
-    counts_CG = sp.csr_matrix((cells.counts_CG.data, columns, cells.counts_CG.indptr), shape=shape)
-    counts_CG.sum_duplicates()
-    return replace(
-        cells,
-        genes=[name for name, _, _ in places],
-        ensembl_ids=None if cells.ensembl_ids is None else [gene_id for _, gene_id, _ in places],
-        genomes=None if cells.genomes is None else [genome for _, _, genome in places],
-        counts_CG=counts_CG,
-    )
+    return found

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
+from cytoray import storage
 from cytoray.config import Config, Location, read_tree, validate_tree
 from cytoray.corpus.config import IngestConfig, SourceConfig
 from cytoray.errors import ConfigError
@@ -22,6 +23,8 @@ from cytoray.tasks.config import CACHE, MODEL, ModelStageConfig
 from cytoray.tasks.networks.config import InferNetworksConfig
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import ShapeConfig
+
+CORPUS = "corpus:"  # of the URI of a corpus in the store
 
 
 class PromoteConfig(ModelStageConfig):
@@ -64,7 +67,9 @@ class OfflineConfig(Config):
     tracking: TrackingConfig | None = Field(None, description="MLflow and the run journal; required for models:/….")
     cache_folder: Location = Field(CACHE_FOLDER, description=CACHE)
     data: tuple[SourceConfig, ...] = Field(
-        min_length=1, description="One source of cells or a list; a uri that ends in / means all files below it."
+        min_length=1,
+        description="One source of cells or a list; a uri that ends in / means all files below it, corpus:NAME or "
+        "corpus:NAME@VERSION (or STORE/corpora/NAME) a committed corpus.",
     )
     out: Location = Field(description="Folder or s3:// prefix for the parquet files.")
     h5ad: bool = Field(False, description="Also write one h5ad file per source, with arrays of numbers in obsm.")
@@ -74,8 +79,9 @@ class OfflineConfig(Config):
 
     @field_validator("data", mode="before")
     @classmethod
-    def _one_is_a_list(cls, data: Any) -> Any:
-        return tuple(data) if isinstance(data, list | tuple) else (data,)
+    def _one_is_a_list(cls, data: Any, info: ValidationInfo) -> Any:
+        store = info.data.get("store")
+        return tuple(_in_store(one, store) for one in (data if isinstance(data, list | tuple) else (data,)))
 
     @model_validator(mode="after")
     def _model_can_be_found(self) -> Self:
@@ -84,6 +90,16 @@ class OfflineConfig(Config):
         if self.model.startswith("models:/") and self.tracking is None:
             raise ValueError("model models:/NAME needs tracking")
         return self
+
+
+def _in_store(source: Any, store: str | None) -> Any:
+    """Return a source whose uri is ``corpus:NAME`` with the URI of that corpus; others as they are."""
+    uri = source.get("uri") if isinstance(source, dict) else None
+    if not isinstance(uri, str) or not uri.startswith(CORPUS):
+        return source
+    if store is None:
+        raise ValueError(f"{uri} needs store")
+    return {**source, "uri": storage.join(store, "corpora", uri.removeprefix(CORPUS))}
 
 
 class EmbedConfig(OfflineConfig):

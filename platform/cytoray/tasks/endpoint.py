@@ -131,6 +131,11 @@ def is_divisible(model: ServedModel, question: Question[Any]) -> bool:
     return True
 
 
+def never_together(answer: Mapping[str, Any]) -> bool:
+    """Answer that the cells of a request do not depend on each other."""
+    return False
+
+
 def load_nothing(model: ServedModel) -> object:
     """Need nothing beyond the model."""
     return None
@@ -164,6 +169,7 @@ class Endpoint(Generic[Asked, Result]):
     cost: Callable[[Question[Asked]], int] = num_tokens  # of a request that is answered as a whole
     join: Callable[[Sequence[Result], Int64], Result] | None = None
     divides: Callable[[ServedModel, Question[Asked]], bool] = is_divisible  # whether ``join`` applies to a request
+    together: Callable[[Mapping[str, Any]], bool] = never_together  # whether an answer depends on all cells it is to
     read: Callable[[Answers], Any] = read_cells  # what the client returns
     table: Lazy[TableOf] = TABLE  # of the answers to cells of files
     offline_members: Mapping[str, Any] = field(default_factory=dict)  # of requests about cells of files

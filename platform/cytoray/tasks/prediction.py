@@ -62,4 +62,4 @@ def read_embeddings(answers: Answers) -> Float32:
     if width is None:
         width = answers.service.get("embedding_width", 0)
     none = [np.nan] * width
-    return np.array([embedding or none for embedding in found], np.float32).reshape(len(found), width)
+    return np.array([none if one is None else one for one in found], np.float32).reshape(len(found), width)

@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from anndata.io import write_elem
 from scipy import sparse
 
 from cytoray.drafts import draft_of
@@ -26,6 +25,7 @@ from cytoray.serving.explorer.columns import read_column, read_layout
 from cytoray.serving.explorer.downloads import ANNOTATED, PREFIX, answer_columns, title_of
 from cytoray.serving.explorer.layout_inputs import read_embeddings
 from cytoray.serving.explorer.sessions import Column, Session
+from cytoray.serving.h5ad_files import is_plain_h5ad, put_column, put_element, require_mapping
 
 EMBEDDING = "X_scGPT"  # in obsm, as `cytoray embed --h5ad` writes it
 
@@ -46,17 +46,6 @@ def write_annotated(folder: Path, options: dict[str, Any], report: Report) -> No
             _add(file, session, rows)
 
 
-def is_plain_h5ad(path: str) -> bool:
-    """Whether a file is a local h5ad that columns can be added to."""
-    if "://" in path or not h5py.is_hdf5(path):
-        return False
-    with h5py.File(path) as file:
-        tables = [file[name] for name in ("obs", "var") if name in file]
-        return len(tables) == 2 and all(
-            isinstance(table, h5py.Group) and table.attrs.get("encoding-type") == "dataframe" for table in tables
-        )
-
-
 def _add(file: h5py.File, session: Session, rows: npt.NDArray[np.int64]) -> None:
     """Add the answers; ``rows`` (C,) are the cells' rows in the file."""
     obs = file["obs"]
@@ -64,10 +53,7 @@ def _add(file: h5py.File, session: Session, rows: npt.NDArray[np.int64]) -> None
     columns = answer_columns(session)
     for column in columns:
         if not column.part_of:
-            name = PREFIX + title_of(column).replace("/", "_").replace(".", "_")
-            _write(obs, name, _spread_column(session, column, rows, num_rows))
-            order = [*(other for other in obs.attrs["column-order"] if other != name), name]
-            obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
+            put_column(obs, PREFIX + title_of(column), _spread_column(session, column, rows, num_rows))
     arrays = {EMBEDDING: read_embeddings(session.folder)}
     arrays |= {f"X_{PREFIX}{name}": read_layout(session, name) for name in session.state.layouts}
     names: dict[str, Any] = {}
@@ -76,21 +62,13 @@ def _add(file: h5py.File, session: Session, rows: npt.NDArray[np.int64]) -> None
         title = PREFIX + "_".join(part for part in key if part != "annotate")
         arrays[title] = np.stack([read_column(session, part).to_numpy(zero_copy_only=False) for part in parts], axis=1)
         names[f"{title}_names"] = np.array([part.name for part in parts], dtype=object)
-    for group in ("obsm", "uns"):
-        file.require_group(group).attrs.setdefault("encoding-type", "dict")
-        file[group].attrs.setdefault("encoding-version", "0.1.0")
+    obsm, uns = (require_mapping(file, name) for name in ("obsm", "uns"))
     for name, array in arrays.items():
         whole = np.full((num_rows, array.shape[1]), np.nan, np.float32)
         whole[rows] = array
-        _write(file["obsm"], name, whole)
+        put_element(obsm, name, whole)
     for name, value in {**names, f"{PREFIX}model": session.state.model.model_dump()}.items():
-        _write(file["uns"], name, value)
-
-
-def _write(group: h5py.Group, name: str, value: Any) -> None:
-    if name in group:
-        del group[name]
-    write_elem(group, name, value)
+        put_element(uns, name, value)
 
 
 def _spread_column(session: Session, column: Column, rows: npt.NDArray[np.int64], num_rows: int) -> Any:

@@ -28,7 +28,7 @@ def encode_answer(
     answer = members | endpoint.answer(question, result)
     if media_type == JSON:
         return pydantic_core.to_json(answer)
-    table = _table(endpoint, answer)
+    table = table_of_cells(endpoint, answer)
     if media_type == ARROW:
         return _as_stream(table)
     return _as_h5ad(table, endpoint, answer) if media_type == H5AD else _as_parquet(table)
@@ -46,7 +46,7 @@ def read_answer(content: bytes) -> dict[str, Any]:
     return answer | {"cells": table.to_pylist(maps_as_pydicts="strict")}
 
 
-def _table(endpoint: Endpoint[Any, Any], answer: dict[str, Any]) -> pa.Table:
+def table_of_cells(endpoint: Endpoint[Any, Any], answer: dict[str, Any]) -> pa.Table:
     """Return the answers to C cells as a table of C rows with the members of their JSON objects as columns.
 
     Numbers are float64, as in JSON, but those of lists float32 if that is exact, as for embeddings.

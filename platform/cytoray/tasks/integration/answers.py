@@ -154,6 +154,7 @@ ENDPOINT: Endpoint[IntegrateRequest, _Found] = Endpoint(
     answer=answer_integration,
     check=CARRIED.check,
     load=load_integration,
+    together=lambda answer: bool(answer["header"]["is_new_batch"]),
     read=read_integration,
     obsm={OBSM_KEY: ("embedding",)},
 )

@@ -145,7 +145,7 @@ def _refuse_unknown(targets: Sequence[str], hit: Sequence[tuple[str, ...]]) -> N
         raise RequestError(
             f"The model does not know {', '.join(unknown[:20])}{', …' if len(unknown) > 20 else ''}.",
             remedy="Name perturbations by human genes (A, or A+B), or by conditions that the model was trained on.",
-            code="unknown_target",
+            code="unknown_perturbations",
         )
 
 
