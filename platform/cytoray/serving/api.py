@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,6 +33,8 @@ from cytoray.serving.explorer.routes import add_explorer
 from cytoray.serving.hosting.asking import find_asked
 from cytoray.serving.hosting.routes import MODELS, add_models, allowed_models
 from cytoray.serving.hosting.table import ModelTable, Slot
+from cytoray.serving.jobs.hub import Find, Jobs
+from cytoray.serving.jobs.routes import SCHEMAS, add_jobs
 from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.rollout.metrics import RolloutCollector
@@ -45,6 +47,8 @@ from cytoray.tasks.messages import CellsRequest
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
 
+MakeJobs = Callable[[Find], Jobs]
+
 
 class _Api(FastAPI):
     """FastAPI with an OpenAPI document that also describes bodies that the routes parse and encode themselves."""
@@ -55,7 +59,7 @@ class _Api(FastAPI):
             schema = super().openapi()
             endpoints = task_endpoints().values()
             models: list[type[BaseModel]] = [endpoint.request for endpoint in endpoints]
-            models += [*(endpoint.response for endpoint in endpoints), Problem]
+            models += [*(endpoint.response for endpoint in endpoints), Problem, *SCHEMAS]
             _, definitions = models_json_schema(
                 [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
             )
@@ -70,17 +74,22 @@ def build_api(
     gather: Gather | None = None,
     explorer: ExplorerConfig | None = None,
     rollouts: Rollouts = NO_WEBHOOK,
+    make_jobs: MakeJobs | None = None,
 ) -> FastAPI:
     """Build the application around ``models``, with its edge (default: one without keys).
 
     ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
-    ``explorer`` configures the page at `/`; without it there is no page.
+    ``explorer`` configures the page at `/`; without it there is no page. ``make_jobs`` makes the jobs, given how a
+    model is found by its name; without it the service takes none.
     """
     table = models if isinstance(models, ModelTable) else ModelTable.of(models)
     registry = CollectorRegistry() if edge is None else edge.metrics.registry
     edge = edge or Parts(EdgeConfig(), table.limits, EdgeMetrics(registry))
     _register(table, registry)
     page = Explorer(table.default.slot, explorer) if explorer is not None and explorer.enabled else None
+    jobs = make_jobs(lambda name, allowed: table.find(name, allowed=allowed).slot) if make_jobs is not None else None
+    if jobs is not None:
+        registry.register(FiguresCollector("jobs", lambda: {"": jobs.keeper.figures}))
 
     async def gather_here() -> list[ProcessMetrics]:
         """Collect the metrics of this process."""
@@ -88,8 +97,12 @@ def build_api(
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        """Close the models when the server ends."""
+        """Look after jobs while the server runs, and close the models when it ends."""
+        if jobs is not None:
+            jobs.resume()
         yield
+        if jobs is not None:
+            await jobs.close()
         if page is not None:
             await page.close()
         await table.close()
@@ -105,6 +118,7 @@ def build_api(
         _add_endpoint(api, table, endpoint)
     add_models(api, table)
     add_rollout(api, lambda request: _status_of_asked(table, request), rollouts)
+    add_jobs(api, jobs)
     if page is not None:
         add_explorer(api, page)
     return api

@@ -87,8 +87,8 @@ def build_slot(args: AppArgs, pinned: PinnedModel, *, load: Load) -> ModelSlot:
             continue
         slot = ModelSlot(service)
         slot.follower = Follower(slot, uri, choice, versions=versions, config=args.rollout)
-        for refused, error in failed[:1]:  # that of the alias
-            slot.follower.refuse(refused, error)
+        for refused, reason in failed[:1]:  # that of the alias
+            slot.follower.refuse(refused, reason)
         versions.remember(uri, choice)
         slot.follower.start()
         return slot
