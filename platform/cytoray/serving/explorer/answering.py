@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +44,21 @@ class Asker(Protocol):
 
     async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any], caller: Caller = ...) -> Any:
         """Answer a question with the result of the endpoint's ``run``; raises RequestError if it is refused."""
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """A service whose version may change, and which can be kept at one."""
+
+    def hold(self) -> AbstractContextManager[Asker]:
+        """Give the version of this moment."""
+
+
+@contextmanager
+def one_version(service: Asker) -> Iterator[Asker]:
+    """Give a service that answers by one version of its model for as long as the block lasts."""
+    with ExitStack() as stack:
+        yield stack.enter_context(service.hold()) if isinstance(service, Holding) else service
 
 
 def cell_endpoints(served: ServedModel) -> list[Endpoint[Any, Any]]:

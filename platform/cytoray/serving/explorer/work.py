@@ -19,6 +19,7 @@ from cytoray.serving.explorer.answering import (
     answers_file,
     endpoints_by_run,
     header_of,
+    one_version,
 )
 from cytoray.serving.explorer.cells import StoredCells
 from cytoray.serving.explorer.child import run_child
@@ -68,15 +69,17 @@ class Worker:
         )
 
     async def _run(self, session: Session, uri: str) -> None:
-        await self._read(session, uri)
-        cells = await asyncio.to_thread(StoredCells.open, session.folder / "cells")
-        for group in endpoints_by_run(self.service.served):
-            await self._answer(session, cells, group)
+        with one_version(self.service) as service:
+            session.update(model=service.served.info)
+            await self._read(session, uri, service)
+            cells = await asyncio.to_thread(StoredCells.open, session.folder / "cells")
+            for group in endpoints_by_run(service.served):
+                await self._answer(session, cells, group, service)
         await self._lay_out(session)
 
-    async def _read(self, session: Session, uri: str) -> None:
+    async def _read(self, session: Session, uri: str, service: Asker) -> None:
         state = session.update(stage="reading", done=0, total=0)
-        vocabulary = self.service.served.bundle.vocabulary.to_json()
+        vocabulary = service.served.bundle.vocabulary.to_json()
         (session.folder / VOCABULARY).write_text(vocabulary, encoding="utf-8")
 
         def report(message: dict[str, Any]) -> None:
@@ -92,7 +95,9 @@ class Worker:
         options = {"uri": uri, "name": state.name, "max_cells": self.config.max_cells}
         await self.child(READING, session, report, **options)
 
-    async def _answer(self, session: Session, cells: StoredCells, group: list[Endpoint[Any, Any]]) -> None:
+    async def _answer(
+        self, session: Session, cells: StoredCells, group: list[Endpoint[Any, Any]], service: Asker
+    ) -> None:
         """Answer the cells by endpoints that share a run; only the embeddings are indispensable."""
         names = [endpoint.name for endpoint in group]
         session.update(stage="answering", done=0, total=cells.num_cells)
@@ -102,7 +107,7 @@ class Worker:
             session.update(done=session.state.done + count)
 
         try:
-            await answer_cells(self.service, group, cells, session.folder, advance)
+            await answer_cells(service, group, cells, session.folder, advance)
         except RequestError as error:
             if EMBEDDED in names:
                 raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -296,7 +297,7 @@ def _error_of(future: Future[Result], late: str) -> BaseException | None:
 def _described(error: BaseException) -> tuple[str, str]:
     """Return the reason as a text, and a stable name of its kind."""
     if isinstance(error, CytorayError):
-        kind = type(error).__name__.removesuffix("Error").lower()
+        kind = re.sub(r"(?<=.)([A-Z])", r"_\1", type(error).__name__.removesuffix("Error")).lower()
         return str(error), str(error.details.get("refused", kind))
     return f"{type(error).__name__}: {error}"[:500], "failed"
 
