@@ -153,7 +153,7 @@ def test_a_broken_version_never_serves(
     assert (slot.model.version, slot.status().degraded) == ("1", None)
 
 
-def test_a_version_that_takes_too_long_is_thrown_away(publish: Any, follow: Any) -> None:
+def test_a_version_that_takes_too_long_is_discarded(publish: Any, follow: Any) -> None:
     release, loaded = threading.Event(), []
 
     def load(args: Any, pinned: Any) -> Any:

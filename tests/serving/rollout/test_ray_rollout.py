@@ -30,7 +30,7 @@ WAIT_S = 120.0
 
 @pytest.fixture
 def url(ray_cluster: Any, args: Any, publish: Any, tmp_path: Path, free_port: int) -> Iterator[str]:
-    """A service of two replicas that only look when they are told to."""
+    """A service of two replicas that look at the alias only when they are notified."""
     publish(1)
     (tmp_path / "secret").write_text("secret")
     rollout = RolloutConfig(poll_s=1000.0, webhook_secret_file=str(tmp_path / "secret"))

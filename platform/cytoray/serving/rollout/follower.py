@@ -38,7 +38,7 @@ JITTER = 0.25  # so that replicas do not ask MLflow at the same time
 
 
 class Versions(Protocol):
-    """Where versions come from."""
+    """The source of versions."""
 
     def look_up(self, uri: str) -> PinnedModel:
         """Find the version that ``uri`` names now."""
@@ -93,7 +93,7 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following; what is being loaded is thrown away."""
+        """Stop following; a version that is being loaded is discarded."""
         LISTENERS.discard(self)
         self._stopped.set()
         self._wake.set()
