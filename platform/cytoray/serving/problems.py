@@ -49,6 +49,7 @@ CASES = {
     "http_error": Case(400, "The request could not be handled"),
     "client_closed": Case(499, "The client closed the connection"),
     "internal": Case(500, "Internal error of the service"),
+    "poison_request": Case(500, "Replicas end while they work on this request"),
     "fitting": Case(503, "The model is being fitted to the genes of this request"),
     "model_not_ready": Case(503, "The model is not ready"),
     "overloaded": Case(503, "The service has too many requests"),
@@ -79,7 +80,7 @@ def valid_request_id(given: str) -> str:
 def reply_headers(request: Request) -> dict[str, str]:
     """Return the headers of every reply, problems included."""
     state = request.app.state
-    headers = {"X-Model-Version": state.models.default.slot.model.version, **_OVERHEAD}
+    headers = {"X-Model-Version": state.models.default.model.version, **_OVERHEAD}
     if state.echo_request_id:
         headers["X-Request-Id"] = request_id_of(request)
     return headers
