@@ -102,11 +102,11 @@ def _add_models(api: FastAPI, table: RemoteTable) -> None:
 
 
 def _add_others(api: FastAPI, table: RemoteTable, args: AppArgs) -> None:
-    """Relay all other requests, such as those of the explorer, to the default model."""
+    """Relay all other requests, such as those of the explorer, to the default model, or that in their query."""
 
     @api.api_route("/{path:path}", methods=ANY_METHOD, include_in_schema=False)
     async def relay(request: Request, path: str) -> Response:
-        """Have the default model answer."""
+        """Have the model answer."""
         body = await read_body(request, limit=args.limits.max_body_bytes)
-        model = await table.find(None, allowed=allowed_models(request))
+        model = await table.find(request.query_params.get("model"), allowed=allowed_models(request))
         return model.relay(body)
