@@ -36,7 +36,7 @@ def test_the_yaml_is_valid_complete_and_local() -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["request_timeout_s"] > args.limits.deadline_s
     assert application["args"].keys() == AppArgs.model_fields.keys()
-    for part in ("precision_check", "limits", "batching", "edge", "explorer"):
+    for part in ("precision_check", "limits", "batching", "edge", "explorer", "rollout"):
         assert application["args"][part].keys() == type(getattr(args, part)).model_fields.keys()
 
 

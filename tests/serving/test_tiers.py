@@ -70,7 +70,7 @@ class Handle:
 
     async def _describe(self) -> Any:
         self._lose()
-        return describe(self.table.default, self.table).model_dump() | {"labels": []}
+        return describe(self.table.default, self.table).model_dump() | {"labels": [], "degraded": None}
 
 
 class Tiers:

@@ -34,14 +34,21 @@ from cytoray.serving.explorer.routes import add_explorer
 from cytoray.serving.hosting.asking import find_asked
 from cytoray.serving.hosting.routes import MODELS, add_models, allowed_models
 from cytoray.serving.hosting.table import ModelTable, Slot
+from cytoray.serving.jobs.hub import Find, Jobs
+from cytoray.serving.jobs.routes import SCHEMAS, add_jobs
 from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, Form, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
+from cytoray.serving.rollout.metrics import RolloutCollector
+from cytoray.serving.rollout.routes import NO_WEBHOOK, Rollouts, add_rollout
+from cytoray.serving.rollout.status import RolloutStatus, status_of
 from cytoray.serving.schemas import Problem
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint
 from cytoray.tasks.messages import CellsRequest
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
+
+MakeJobs = Callable[[Find], Jobs]
 
 
 Respond = Callable[[Request, Endpoint[Any, Any]], Awaitable[Response]]
@@ -56,7 +63,7 @@ class Api(FastAPI):
             schema = super().openapi()
             endpoints = task_endpoints().values()
             models: list[type[BaseModel]] = [endpoint.request for endpoint in endpoints]
-            models += [*(endpoint.response for endpoint in endpoints), Problem]
+            models += [*(endpoint.response for endpoint in endpoints), Problem, *SCHEMAS]
             _, definitions = models_json_schema(
                 [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
             )
@@ -70,17 +77,23 @@ def build_api(
     edge: Parts | None = None,
     gather: Gather | None = None,
     explorer: ExplorerConfig | None = None,
+    rollouts: Rollouts = NO_WEBHOOK,
+    make_jobs: MakeJobs | None = None,
 ) -> FastAPI:
     """Build the application around ``models``, with its edge (default: one without keys).
 
     ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
-    ``explorer`` configures the page at `/`; without it there is no page.
+    ``explorer`` configures the page at `/`; without it there is no page. ``make_jobs`` makes the jobs, given how a
+    model is found by its name; without it the service takes none.
     """
     table = models if isinstance(models, ModelTable) else ModelTable.of(models)
     registry = CollectorRegistry() if edge is None else edge.metrics.registry
     edge = edge or Parts(EdgeConfig(), table.limits, EdgeMetrics(registry))
     _register(table, registry)
     page = Explorer(table.default.slot, explorer) if explorer is not None and explorer.enabled else None
+    jobs = make_jobs(lambda name, allowed: table.find(name, allowed=allowed).slot) if make_jobs is not None else None
+    if jobs is not None:
+        registry.register(FiguresCollector("jobs", lambda: {"": jobs.keeper.figures}))
 
     async def gather_here() -> list[ProcessMetrics]:
         """Collect the metrics of this process."""
@@ -88,8 +101,12 @@ def build_api(
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        """Close the models when the server ends."""
+        """Look after jobs while the server runs, and close the models when it ends."""
+        if jobs is not None:
+            jobs.resume()
         yield
+        if jobs is not None:
+            await jobs.close()
         if page is not None:
             await page.close()
         await table.close()
@@ -108,9 +125,22 @@ def build_api(
 
     add_endpoints(api, respond)
     add_models(api, table)
+    add_rollout(api, lambda request: _status_of_asked(table, request), rollouts)
+    add_jobs(api, jobs)
     if page is not None:
         add_explorer(api, page)
     return api
+
+
+def _status_of_asked(table: ModelTable, request: Request) -> RolloutStatus:
+    """Return the status of the model that the query names."""
+    model = table.find(request.query_params.get("model"), allowed=allowed_models(request))
+    return status_of(model.slot)
+
+
+def _statuses(table: ModelTable) -> dict[str, RolloutStatus]:
+    """Return which version of each model serves, and why."""
+    return {model.name: status_of(model.slot) for model in table}
 
 
 def _register(table: ModelTable, registry: CollectorRegistry) -> None:
@@ -122,6 +152,7 @@ def _register(table: ModelTable, registry: CollectorRegistry) -> None:
         return [{"model": model.name, **model.slot.model.model_dump(), **about} for model in table]
 
     registry.register(InfoCollector(identities))
+    registry.register(RolloutCollector(lambda: _statuses(table)))
     registry.register(FiguresCollector("batcher", lambda: {model.name: model.slot.stats for model in table}))
 
 
@@ -158,8 +189,10 @@ def _add_probes(api: FastAPI, table: ModelTable) -> None:
     async def readyz(request: Request) -> Response:
         """Report whether all models are loaded and can answer; otherwise 503, which names one that cannot."""
         table.check_ready()
-        names = [model.name for model in table]
-        return reply(request, {"status": "ready", "model": table.default.slot.model.model_dump(), "models": names})
+        found = _statuses(table)
+        degraded = {name: status.degraded for name, status in found.items() if status.degraded is not None}
+        model = table.default.slot.model.model_dump()
+        return reply(request, {"status": "ready", "model": model, "models": list(found), "degraded": degraded})
 
     @api.get("/version")
     async def version(request: Request) -> Response:

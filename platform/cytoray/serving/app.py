@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 def build_app(args: AppArgs) -> serve.Application:
     """Build the application for ``args``; the models are loaded later, by the replicas.
 
-    An alias is resolved here, once per deployment, so that all replicas serve the same version, also those that are
-    started later. Raises RegistryError or NotFoundError if there is no such model.
+    An alias is resolved here, and followed by the replicas. Raises RegistryError or NotFoundError if there is no such
+    model.
     """
     return bind_app(args, plan_models(args))
 
@@ -60,7 +60,7 @@ def bind_app(args: AppArgs, planned: tuple[PlannedModel, ...]) -> serve.Applicat
         one = model.args
         resources = {"num_cpus": one.num_cpus, "num_gpus": one.num_gpus}
         deployed = _deployed(ModelDeployment, one, resources=resources, name=f"Model-{model.name}")
-        handles[model.name] = deployed.bind(args, model, place == 0)
+        handles[model.name] = deployed.bind(model, place == 0)
     waiting = sum(model.args.max_ongoing_requests * model.args.max_replicas for model in planned)
     tiered: serve.Application = _deployed(
         IngressDeployment,

@@ -14,6 +14,8 @@ from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.edge.addresses import is_loopback
 from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.explorer.config import ExplorerConfig
+from cytoray.serving.jobs.config import JobsConfig
+from cytoray.serving.rollout.config import RolloutConfig
 from cytoray.tracking import TrackingConfig
 
 
@@ -126,6 +128,8 @@ class AppArgs(Config):
     batching: BatchingConfig = Field(BatchingConfig(), description="Batches and the queue of each replica.")
     edge: EdgeConfig = Field(EdgeConfig(), description="Who may ask the service, and where requests are logged.")
     explorer: ExplorerConfig = Field(ExplorerConfig(), description="The page at `/`.")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="How the service follows an alias that moves.")
+    jobs: JobsConfig = Field(JobsConfig(), description="Jobs, at `/v1/jobs`.")
 
     def sources(self) -> Sources:
         """Return where the model is looked up and kept."""

@@ -5,9 +5,12 @@ The process that deploys imports this module too, so torch and the model's code 
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -18,6 +21,8 @@ from cytoray.serving.hosting.planning import PlannedModel
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from cytoray.serving.edge.guard import Guard
+    from cytoray.serving.hosting.table import ModelTable
 
 HEALTH_PERIOD_S = 10.0
 HEALTH_TIMEOUT_S = 30.0
@@ -30,47 +35,61 @@ class CellDeployment:
     """A replica: it loads and tests its models before Serve routes to it, and repeats the test in health checks."""
 
     def __init__(self, args: AppArgs, planned: tuple[PlannedModel, ...]) -> None:
-        import torch
-
-        from cytoray.serving.hosting.loading import load_table
-
-        torch.set_num_threads(args.torch_threads)
-        self._edge, self._explorer = args.edge, args.explorer
-        self._models = load_table(planned)
+        self._args, self._models = args, _load(args, planned)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        from cytoray.serving.api import build_api
         from cytoray.serving.edge.guard import Guard
-        from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
-        from cytoray.serving.edge.middleware import Parts
-        from cytoray.serving.processes import gather_metrics
 
-        # Serve's HTTP server writes X-Request-Id on every reply; clients would join a second one to it.
-        edge = Parts(
-            self._edge, self._models.limits, EdgeMetrics(REGISTRY), guard=Guard(self._edge), echo_request_id=False
-        )
-        return build_api(self._models, edge=edge, gather=gather_metrics, explorer=self._explorer)
+        return _build_api(self._models, self._args, guard=Guard(self._args.edge))
 
     async def check_health(self) -> None:
         """Check the models; Serve calls this every ``HEALTH_PERIOD_S``, and the replica is unhealthy if it raises."""
         await self._models.check(timeout_s=CANARY_TIMEOUT_S)
 
 
+def _load(args: AppArgs, planned: tuple[PlannedModel, ...]) -> ModelTable:
+    """Load the models of this replica."""
+    import torch
+
+    from cytoray.serving.hosting.loading import load_table
+
+    torch.set_num_threads(args.torch_threads)
+    if args.jobs.on_cluster:
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    return load_table(planned)
+
+
+def _build_api(models: ModelTable, args: AppArgs, *, guard: Guard | None, is_default: bool = True) -> FastAPI:
+    """Build the application of a replica with models; the explorer and jobs are those of the default one."""
+    from cytoray.serving.api import build_api
+    from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
+    from cytoray.serving.edge.middleware import Parts
+    from cytoray.serving.jobs.hub import Jobs, JobsPlace
+    from cytoray.serving.processes import gather_metrics, notify_all
+    from cytoray.serving.rollout.routes import Rollouts
+
+    # Serve's HTTP server writes X-Request-Id on every reply; clients would join a second one to it.
+    edge = Parts(args.edge, models.limits, EdgeMetrics(REGISTRY), guard=guard, echo_request_id=False)
+    make_jobs = None
+    if args.jobs.enabled and is_default:
+        place = JobsPlace(args.jobs, args.store, args.cache_folder, args.limits.max_body_bytes)
+        make_jobs = partial(Jobs, place)
+    return build_api(
+        models,
+        edge=edge,
+        gather=gather_metrics,
+        explorer=args.explorer if is_default else None,
+        rollouts=Rollouts(args.rollout.webhook_secret_file, notify_all),
+        make_jobs=make_jobs,
+    )
+
+
 class ModelDeployment:
-    """A replica of one model of a tiered service: it answers requests that the ingress relays."""
+    """A replica of one model of a tiered service: it answers requests that the ingress relays and has admitted."""
 
-    def __init__(self, args: AppArgs, planned: PlannedModel, has_explorer: bool) -> None:
-        import torch
-
-        from cytoray.serving.api import build_api
-        from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
-        from cytoray.serving.edge.middleware import Parts
-        from cytoray.serving.hosting.loading import load_table
-
-        torch.set_num_threads(planned.args.torch_threads)
-        self._models = load_table((planned,))
-        edge = Parts(args.edge, args.limits, EdgeMetrics(REGISTRY), echo_request_id=False)
-        self._api = build_api(self._models, edge=edge, explorer=args.explorer if has_explorer else None)
+    def __init__(self, planned: PlannedModel, is_default: bool) -> None:
+        self._models = _load(planned.args, (planned,))
+        self._api = _build_api(self._models, planned.args, guard=None, is_default=is_default)
 
     async def answer(self, scope: Scope, body: bytes) -> list[Message]:
         """Return the messages of the answer to a request."""
@@ -88,10 +107,12 @@ class ModelDeployment:
     async def describe(self) -> dict[str, Any]:
         """Return what ``/v1/models`` shows of the model, and its labels; raises ServingError if it is not ready."""
         from cytoray.serving.hosting.routes import describe
+        from cytoray.serving.rollout.status import status_of
 
         self._models.check_ready()
+        slot = self._models.default.slot
         about = describe(self._models.default, self._models).model_dump()
-        return about | {"labels": list(self._models.default.slot.labels)}
+        return about | {"labels": list(slot.labels), "degraded": status_of(slot).degraded}
 
     async def check_health(self) -> None:
         """Check the model; as ``CellDeployment.check_health``."""

@@ -26,7 +26,7 @@ ROUTES = frozenset(
     ("/", "/assets", "/docs", "/explorer", "/healthz", "/metrics", "/openapi.json", "/readyz", "/version")
 )
 #: Routes below /v1 that are not endpoints of the table of tasks.
-MORE = frozenset(("/v1/jobs", "/v1/models", "/v1/uploads"))
+MORE = frozenset(("/v1/jobs", "/v1/model", "/v1/models", "/v1/uploads", "/v1/webhooks"))
 SERVES_OWN = "/-/"  # Serve's probes, which its load balancers ask
 PASSED = "cytoray.edge"  # in the state of a request that has passed an edge
 

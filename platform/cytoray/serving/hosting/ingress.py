@@ -57,9 +57,10 @@ def _add_probes(api: FastAPI, table: RemoteTable, args: AppArgs) -> None:
     @api.get("/readyz")
     async def readyz(request: Request) -> Response:
         """Report whether all models are loaded and can answer; otherwise 503, which names one that cannot."""
-        await table.describe()
-        names = [model.name for model in table.models]
-        about = {"status": "ready", "model": table.default.model.model_dump(), "models": names}
+        seen = {one["name"]: one["degraded"] for one in await table.describe()}
+        degraded = {name: why for name, why in seen.items() if why is not None}
+        model = table.default.model.model_dump()
+        about = {"status": "ready", "model": model, "models": list(seen), "degraded": degraded}
         return JSONResponse(about, headers=reply_headers(request))
 
     @api.get("/version")

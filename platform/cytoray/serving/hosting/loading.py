@@ -12,6 +12,7 @@ from cytoray.serving.config import AppArgs
 from cytoray.serving.hosting.planning import AT_ONCE, PlannedModel
 from cytoray.serving.hosting.precision import in_bfloat16
 from cytoray.serving.hosting.table import HostedModel, ModelTable
+from cytoray.serving.rollout.building import build_slot
 from cytoray.serving.service import CellService
 from cytoray.tasks.annotation.product import build_predictor
 from cytoray.tasks.endpoint import Predictor, ServedModel
@@ -21,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def load_table(planned: Sequence[PlannedModel]) -> ModelTable:
-    """Load models; raises as ``load_service``."""
+    """Load models, each into a slot that follows its alias; raises as ``load_service``."""
     with ThreadPoolExecutor(min(len(planned), AT_ONCE), thread_name_prefix="cytoray-load") as threads:
-        services = list(threads.map(lambda model: load_service(model.args, model.pinned), planned))
+        slots = list(threads.map(lambda model: build_slot(model.args, model.pinned, load=load_service), planned))
     return ModelTable(
         [
-            HostedModel(model.name, service, model.alias, model.args.precision)
-            for model, service in zip(planned, services, strict=True)
+            HostedModel(model.name, slot, model.alias, model.args.precision)
+            for model, slot in zip(planned, slots, strict=True)
         ]
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cytoray.registry.pinning import REGISTERED, PinnedModel, pin_model
+from cytoray.registry.last_good import pin_or_recall
+from cytoray.registry.pinning import REGISTERED, PinnedModel
 from cytoray.serving.config import AppArgs
 
 AT_ONCE = 8  # models that are looked up or loaded in parallel
@@ -33,9 +34,9 @@ class PlannedModel:
 
 
 def plan_models(args: AppArgs) -> tuple[PlannedModel, ...]:
-    """Look up the models of a service; raises as ``pinning.pin_model``."""
+    """Look up the models of a service; raises as ``last_good.pin_or_recall``."""
     alone = [args.for_model(model) for model in args.models] or [args]
     with ThreadPoolExecutor(min(len(alone), AT_ONCE), thread_name_prefix="cytoray-pin") as threads:
-        pinned = list(threads.map(lambda one: pin_model(str(one.model_uri), sources=one.sources()), alone))
+        pinned = list(threads.map(lambda one: pin_or_recall(str(one.model_uri), sources=one.sources()), alone))
     names = [model.name for model in args.models] or [pinned[0].name]
     return tuple(PlannedModel(*each) for each in zip(names, alone, pinned, strict=True))
