@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect
@@ -21,7 +22,8 @@ from cytoray.serving.edge.metrics import EdgeMetrics
 from cytoray.serving.edge.tracing import traced
 from cytoray.tasks import task_endpoints
 
-ALIVE = "/healthz"
+ALIVE, READY = "/healthz", "/readyz"
+READY_S = 4.0  # Serve would let a probe wait for a replica as long as any other request
 ROUTES = frozenset(
     ("/", "/assets", "/docs", "/explorer", "/healthz", "/metrics", "/openapi.json", "/readyz", "/version")
 )
@@ -132,7 +134,8 @@ class Edge:
             body = await self._bodies.read(scope, receive)
             exchange.bytes_in = len(body)
             watched = exchange.watch(send, before_start=self._quota_of(caller, exchange))
-            await self._forwarder.forward(scope, Replay(body, receive), watched, exchange=exchange)
+            forwarded = self._forwarder.forward(scope, Replay(body, receive), watched, exchange=exchange)
+            await (_probe(forwarded) if exchange.route == READY else forwarded)
         finally:
             self._bodies.release(body)
             if parts.guard is not None:
@@ -161,6 +164,19 @@ class Edge:
         metrics.bytes_in.inc(exchange.bytes_in)
         metrics.bytes_out.inc(exchange.bytes_out)
         self._log.write(exchange, seconds=seconds)
+
+
+async def _probe(forwarded: Coroutine[None, None, None]) -> None:
+    """Wait for the answer to a probe; raises RequestError if it takes long, as while no replica has a model."""
+    try:
+        async with asyncio.timeout(READY_S):
+            await forwarded
+    except TimeoutError as error:
+        raise RequestError(
+            f"No replica has answered within {READY_S:g} s.",
+            remedy="Wait until the model is loaded.",
+            code="model_not_ready",
+        ) from error
 
 
 async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
