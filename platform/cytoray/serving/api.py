@@ -128,8 +128,18 @@ def build_api(
     add_rollout(api, lambda request: _status_of_asked(table, request), rollouts)
     add_jobs(api, jobs)
     if page is not None:
-        add_explorer(api, page)
+        _add_page(api, page, table)
     return api
+
+
+def _add_page(api: FastAPI, page: Explorer, table: ModelTable) -> None:
+    """Add the explorer."""
+
+    async def admit(request: Request) -> None:
+        """Refuse a key that is not for the model of the page."""
+        table.find(None, allowed=allowed_models(request))
+
+    add_explorer(api, page, admit=admit)
 
 
 def _status_of_asked(table: ModelTable, request: Request) -> RolloutStatus:

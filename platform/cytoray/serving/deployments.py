@@ -5,6 +5,7 @@ The process that deploys imports this module too, so torch and the model's code 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from functools import partial
@@ -91,6 +92,7 @@ class ModelDeployment:
     def __init__(self, planned: PlannedModel, is_default: bool) -> None:
         self._models = _load(planned.args, (planned,))
         self._api = _build_api(self._models, planned.args, guard=None, is_default=is_default)
+        self._running: contextlib.AsyncExitStack | None = None
 
     async def answer(self, scope: Scope, body: bytes) -> list[Message]:
         """Return the messages of the answer to a request."""
@@ -116,13 +118,16 @@ class ModelDeployment:
         return about | {"labels": list(slot.labels), "degraded": status_of(slot).degraded}
 
     async def check_health(self) -> None:
-        """Check the model; as ``CellDeployment.check_health``."""
+        """Check the model; as ``CellDeployment.check_health``. Serve also calls it before the first request."""
+        if self._running is None:  # what an HTTP server would do for the application
+            self._running = contextlib.AsyncExitStack()
+            await self._running.enter_async_context(self._api.router.lifespan_context(self._api))
         await self._models.check(timeout_s=CANARY_TIMEOUT_S)
 
     async def __del__(self) -> None:
         """Close the model and what uses it; Serve calls this when the replica has been drained."""
-        async with self._api.router.lifespan_context(self._api):
-            pass
+        if self._running is not None:
+            await self._running.aclose()
 
 
 @serve.ingress()
