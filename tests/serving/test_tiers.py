@@ -29,6 +29,7 @@ from cytoray.serving.hosting.ingress import build_ingress
 from cytoray.serving.hosting.planning import PlannedModel
 from cytoray.serving.hosting.relay import answer_in_parts, answer_whole
 from cytoray.serving.hosting.remote import RemoteModel, RemoteTable
+from cytoray.serving.hosting.replicas import Replicas
 from cytoray.serving.hosting.routes import describe
 from cytoray.serving.hosting.table import HostedModel, ModelTable
 from tests.helpers.two_models import TwoModels
@@ -87,7 +88,9 @@ class Tiers:
             planned = PlannedModel(one.name, args, PinnedModel("uri", info.name, info.version, info.digest))
             retries = Retries(within_s=60.0)
             handle: Any = self.handles[one.name]
-            models.append(RemoteModel.build(planned, handle, retries=retries, on_retry=self.retries.append))
+            models.append(
+                RemoteModel.build(planned, Replicas(one.name, handle), retries=retries, on_retry=self.retries.append)
+            )
         parts = Parts(args.edge, LIMITS, EdgeMetrics(CollectorRegistry()), guard=Guard(args.edge))
 
         async def gather() -> list[Any]:
