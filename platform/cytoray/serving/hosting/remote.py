@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from cytoray.errors import RequestError
 from cytoray.serving.edge.bodies import Replay
 from cytoray.serving.edge.exchange import Receive, Scope, Send, begin
 from cytoray.serving.edge.forwarding import Forwarder, Retries
@@ -18,6 +19,7 @@ from cytoray.serving.hosting.planning import PlannedModel
 from cytoray.serving.hosting.replicas import Replicas
 from cytoray.tasks.messages import ModelInfo
 
+MARGIN_S = 2.0  # a replica that has the request answers first, with a problem that says more
 LOOK_AGAIN_S = 2.0  # between questions of what the models are, if a request names an unknown version
 
 
@@ -66,10 +68,19 @@ class _Relayed(Response):
         self._forwarder, self._asked, self._is_repeatable = forwarder, body, is_repeatable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask the model; raises RequestError if no replica can answer."""
+        """Ask the model; raises RequestError if no replica answers in time."""
         cleaned, exchange = begin(scope, routes=frozenset(), now=self._forwarder.clock())
         exchange.is_repeatable |= self._is_repeatable
-        await self._forwarder.forward(cleaned, Replay(self._asked, receive), send, exchange=exchange)
+        limit = self._forwarder.retries.within_s + MARGIN_S if self._is_repeatable else None
+        try:
+            async with asyncio.timeout(limit):
+                await self._forwarder.forward(cleaned, Replay(self._asked, receive), send, exchange=exchange)
+        except TimeoutError as error:
+            raise RequestError(
+                f"No answer within {self._forwarder.retries.within_s:g} s: no replica of the model was free.",
+                remedy="Try again later.",
+                code="deadline_exceeded",
+            ) from error
 
 
 class RemoteTable:
