@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from cytoray.serving.api import build_api
 from cytoray.serving.edge.exchange import route_of
 from cytoray.serving.edge.guard import OPEN
 from cytoray.serving.edge.middleware import ROUTES
-from cytoray.serving.explorer import answering, shifting
+from cytoray.serving.explorer import answering, sessions, shifting
 from cytoray.serving.explorer.cells import CellWriter, StoredCells
 from cytoray.serving.explorer.config import DemoConfig, ExplorerConfig
 from cytoray.serving.explorer.hub import Explorer
@@ -376,3 +377,31 @@ def test_a_busy_model_is_asked_again_in_smaller_chunks(
     assert max(done) <= 4
     again = read_embeddings(tmp_path)
     np.testing.assert_allclose(again, read_embeddings(ready.page.explorer.sessions.find(ready.id).folder), atol=1e-6)
+
+
+def test_a_full_disk_leaves_no_session_and_no_half_of_a_part(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(30_000)
+    opened = page.ask("POST", f"{API}/sessions", json={"name": "a.h5ad", "num_bytes": len(content)}).json()["id"]
+    before = len(list(page.explorer.sessions._folders()))
+
+    class Full(io.BufferedWriter):
+        def write(self, data: Any) -> int:
+            super().write(data[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(path: Path, mode: str = "r", **options: Any) -> Any:
+        return Full(io.FileIO(path, "a")) if mode == "ab" else open(path, mode, **options)
+
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", open_full)
+        full.setattr(sessions, "replace_file", fail)
+        reply = page.ask("PUT", f"{API}/sessions/{opened}/file?offset=0", content=content)
+        assert (reply.status_code, reply.json()["code"]) == (507, "storage_full")
+        reply = page.ask("POST", f"{API}/sessions", json={"name": "b.h5ad", "num_bytes": 10})
+        assert (reply.status_code, reply.json()["code"]) == (507, "storage_full")
+    assert len(list(page.explorer.sessions._folders())) == before
+    assert page.get("", opened).json()["received"] == 0
+    page.ask("DELETE", f"{API}/sessions/{opened}")

@@ -19,7 +19,9 @@ from cytoray.model.bundle import save_bundle
 from cytoray.registry.models import register
 from cytoray.registry.pinning import PinnedModel, pin_model
 from cytoray.serving.app import bind_app, build_app, check_port, wait_until_ready, wait_until_running
-from cytoray.serving.deployments import AppArgs, load_service
+from cytoray.serving.config import AppArgs
+from cytoray.serving.hosting.loading import load_service
+from cytoray.serving.hosting.planning import PlannedModel
 from cytoray.tracking import TrackingConfig
 
 YAML = Path(__file__).parents[2] / "serve" / "embed.yaml"
@@ -34,7 +36,7 @@ def test_the_yaml_is_valid_complete_and_local() -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["request_timeout_s"] > args.limits.deadline_s
     assert application["args"].keys() == AppArgs.model_fields.keys()
-    for part in ("limits", "batching", "edge", "explorer"):
+    for part in ("limits", "batching", "edge", "explorer", "rollout"):
         assert application["args"][part].keys() == type(getattr(args, part)).model_fields.keys()
 
 
@@ -45,7 +47,8 @@ def test_ray_sees_the_type_of_the_arguments() -> None:
 
 def test_the_deployment_is_bounded_and_surges() -> None:
     args = AppArgs(model_uri="bundle", num_cpus=0.5, max_replicas=3, max_queued_requests=9)
-    deployment = bind_app(args, PinnedModel("bundle", "bundle", "1", "d" * 64))._bound_deployment
+    planned = PlannedModel("bundle", args, PinnedModel("bundle", "bundle", "1", "d" * 64))
+    deployment = bind_app(args, (planned,))._bound_deployment
     config = deployment._deployment_config
     assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
     assert deployment.ray_actor_options["num_cpus"] == 0.5
@@ -98,7 +101,8 @@ def test_replicas_serve_the_version_of_the_deployment_whatever_the_alias_becomes
     save_bundle(build_bundle(), tmp_path / "one")
     register(tmp_path / "one", name="tiny", tracking=tracking, alias="champion")
     args = AppArgs(model_uri="models:/tiny@champion", tracking=tracking, cache_folder=str(tmp_path / "cache"))
-    _, pinned = build_app(args)._bound_deployment.init_args
+    _, (planned,) = build_app(args)._bound_deployment.init_args
+    pinned = planned.pinned
     save_bundle(build_bundle(("X", "Y")), tmp_path / "two")
     register(tmp_path / "two", name="tiny", tracking=tracking, alias="champion")
     assert load_service(args, pinned).model.version == "1"

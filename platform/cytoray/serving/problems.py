@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -68,8 +69,10 @@ CASES = {
     "replica_lost": Case(503, "The process that worked on this request has ended"),
     "too_many_sessions": Case(503, "All sessions of the explorer are in use"),
     "deadline_exceeded": Case(504, "The answer took too long"),
+    "storage_full": Case(507, "The service has no space left for files"),
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # a disk, a quota, or the limit of a process
 PROBLEM_TYPE = "application/problem+json"
 _OVERHEAD = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 MOST_CHARACTERS, MOST_TEXT, MOST_ENTRIES = 300, 1_500, 20  # of a member of a problem, its detail, and of a list
@@ -91,7 +94,7 @@ def valid_request_id(given: str) -> str:
 def reply_headers(request: Request) -> dict[str, str]:
     """Return the headers of every reply, problems included."""
     state = request.app.state
-    headers = {"X-Model-Version": state.model_version, **_OVERHEAD}
+    headers = {"X-Model-Version": state.models.default.slot.model.version, **_OVERHEAD}
     if state.echo_request_id:
         headers["X-Request-Id"] = request_id_of(request)
     return headers
@@ -148,6 +151,7 @@ def add_problem_handlers(api: FastAPI) -> None:
     api.add_exception_handler(ServingError, _on_serving_error)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
+    api.add_exception_handler(OSError, _on_os_error)
     api.add_exception_handler(Exception, _on_any_error)
 
 
@@ -176,6 +180,15 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     return problem_response(request, "client_closed", detail="The client closed the connection.")
+
+
+async def _on_os_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in FULL:
+        raise error
+    logger.error("request %s: %s", request_id_of(request), error)
+    detail = "The disk of the service is full. Try again later, or ask its operator to free space."
+    return problem_response(request, "storage_full", detail=detail)
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cytoray.serving.edge import middleware
 from cytoray.serving.edge.config import EdgeConfig
 
 
@@ -215,3 +216,15 @@ def test_log_and_metrics_know_the_request_but_not_its_content(behind: Any, tmp_p
     log.rename(log.with_suffix(".1"))  # logrotate
     edge.ask()
     assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_probe_does_not_wait_for_a_replica(behind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve lets requests wait while no replica has loaded its model."""
+    monkeypatch.setattr(middleware, "READY_S", 0.01)
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    answer = behind(waits).ask("/readyz", method="GET")
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_not_ready")
+    assert answer.headers["retry-after"] == "1"

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.places import FilePlace, open_places
 from cytoray.errors import CorpusError, CytorayError
-from cytoray.serving.explorer.child import limit_resources
+from cytoray.serving.confinement import Confinement, confine
 from cytoray.tokens.vocabulary import GeneVocabulary
 
+NICENESS = 5  # the model goes first
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -74,7 +75,16 @@ def write_answer(target: BinaryIO, head: dict[str, Any], arrays: Arrays) -> None
 def main() -> None:
     """Answer until stdin is closed."""
     limits = json.loads(sys.argv[1])
-    limit_resources(memory_bytes=limits["memory_bytes"], cpu_s=limits["cpu_s"])
+    os.nice(NICENESS)
+    confine(
+        Confinement(
+            memory_bytes=limits["memory_bytes"],
+            cpu_s=int(limits["cpu_s"]) + 1,
+            num_files=256,
+            beside=False,
+            network=limits["network"],
+        )
+    )
     target = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     desk = Desk()

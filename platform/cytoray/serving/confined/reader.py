@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.errors import CorpusError
+from cytoray.serving.confinement import ENVIRONMENT
 
 MODULE = "cytoray.serving.confined.child"
 MAX_ANSWER_BYTES = 4 * 2**30
@@ -51,7 +52,7 @@ class Reader:
         self.vocabulary: tuple[str, ...] = ()
         self._limits = limits
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, json.dumps(asdict(limits))],
+            [sys.executable, "-m", MODULE, json.dumps(asdict(limits) | {"network": for_s3})],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(for_s3=for_s3),
             start_new_session=True, bufsize=0,
         )  # fmt: skip
@@ -144,9 +145,7 @@ def ask_reader(
 def _environment(*, for_s3: bool) -> dict[str, str]:
     prefixes = _KEPT_FOR_S3 if for_s3 else ()
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(tuple(prefixes))}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    plugins = {"HDF5_PLUGIN_PRELOAD": "::"}  # HDF5 loads none by itself
-    return {**kept, **threads, **plugins, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return {**kept, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _ended() -> CorpusError:

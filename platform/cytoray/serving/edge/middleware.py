@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect
@@ -21,12 +22,13 @@ from cytoray.serving.edge.metrics import EdgeMetrics
 from cytoray.serving.edge.tracing import traced
 from cytoray.tasks import task_endpoints
 
-ALIVE = "/healthz"
+ALIVE, READY = "/healthz", "/readyz"
+READY_S = 4.0  # Serve would let a probe wait for a replica as long as any other request
 ROUTES = frozenset(
     ("/", "/assets", "/docs", "/explorer", "/healthz", "/metrics", "/openapi.json", "/readyz", "/version")
 )
 #: Routes below /v1 that are not endpoints of the table of tasks.
-MORE = frozenset(("/v1/jobs", "/v1/models", "/v1/uploads"))
+MORE = frozenset(("/v1/jobs", "/v1/model", "/v1/models", "/v1/uploads", "/v1/webhooks"))
 SERVES_OWN = "/-/"  # Serve's probes, which its load balancers ask
 PASSED = "cytoray.edge"  # in the state of a request that has passed an edge
 
@@ -132,7 +134,8 @@ class Edge:
             body = await self._bodies.read(scope, receive)
             exchange.bytes_in = len(body)
             watched = exchange.watch(send, before_start=self._quota_of(caller, exchange))
-            await self._forwarder.forward(scope, Replay(body, receive), watched, exchange=exchange)
+            forwarded = self._forwarder.forward(scope, Replay(body, receive), watched, exchange=exchange)
+            await (_probe(forwarded) if exchange.route == READY else forwarded)
         finally:
             self._bodies.release(body)
             if parts.guard is not None:
@@ -156,10 +159,24 @@ class Edge:
         metrics.seconds.labels(exchange.route).observe(seconds)
         if exchange.code:
             metrics.rejections.labels(exchange.code).inc()
-        metrics.cells.labels(exchange.route).inc(exchange.cells)
+        if exchange.cells:
+            metrics.cells.labels(exchange.route, exchange.model).inc(exchange.cells)
         metrics.bytes_in.inc(exchange.bytes_in)
         metrics.bytes_out.inc(exchange.bytes_out)
         self._log.write(exchange, seconds=seconds)
+
+
+async def _probe(forwarded: Coroutine[None, None, None]) -> None:
+    """Wait for the answer to a probe; raises RequestError if it takes long, as while no replica has a model."""
+    try:
+        async with asyncio.timeout(READY_S):
+            await forwarded
+    except TimeoutError as error:
+        raise RequestError(
+            f"No replica has answered within {READY_S:g} s.",
+            remedy="Wait until the model is loaded.",
+            code="model_not_ready",
+        ) from error
 
 
 async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
@@ -182,3 +199,4 @@ def _identify(scope: Scope, caller: Caller) -> None:
     """Give the application who asks, and keep the key from it."""
     scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() != b"authorization"]
     scope["state"] |= {"key_id": caller.key_id, "key_owner": caller.owner, "caller_class": caller.allowance.kind}
+    scope["state"]["allowed_models"] = caller.allowance.models

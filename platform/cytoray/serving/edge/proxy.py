@@ -2,7 +2,8 @@
 
 ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=cytoray.serving.edge.proxy:build_middlewares`` puts it there; the variable
 must be set when Ray is started, as `cytoray serve` does. CYTORAY_EDGE then holds the keys ``edge`` and ``limits`` of
-the service as JSON; without it, keys are only checked by the replicas.
+the service as JSON; without it, keys are only checked by the replicas. RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS=1 lets
+Serve kill a replica that hangs, instead of waiting for it while its requests wait: the edge asks another.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
 from cytoray.serving.edge.middleware import Edge, Parts
 
 CALLBACK_VARIABLE, SETTINGS_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "CYTORAY_EDGE"
+KILL_VARIABLE = "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"
 RETRIES = 2
 
 
@@ -35,6 +37,7 @@ class ProxySettings(Config):
 def prepare_environment(args: AppArgs, environment: MutableMapping[str, str]) -> None:
     """Set what puts the edge into the HTTP server of a Ray that is started with ``environment``."""
     environment[CALLBACK_VARIABLE] = f"{build_middlewares.__module__}:{build_middlewares.__name__}"
+    environment[KILL_VARIABLE] = "1"
     environment[SETTINGS_VARIABLE] = ProxySettings(edge=args.edge, limits=args.limits).model_dump_json()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.resources
+import os
 from typing import Any
 
 import numpy as np
@@ -190,16 +191,16 @@ async def _append(request: Request, session: Session, *, offset: int) -> None:
             received=state.received,
         )
     whole = False
-    with session.upload.open("ab") as file:
-        try:
+    try:
+        with session.upload.open("ab") as file:
             async for chunk in request.stream():
                 if file.tell() + len(chunk) > state.num_bytes:
                     raise _more_than_announced(state.num_bytes)
                 file.write(chunk)
-            whole = True
-        finally:
-            if not whole:
-                file.truncate(offset)
+        whole = True
+    finally:
+        if not whole and session.upload.exists():
+            os.truncate(session.upload, offset)  # when it is closed: a full disk fails that too
 
 
 def _more_than_announced(num_bytes: int) -> RequestError:

@@ -158,12 +158,15 @@ class Sessions:
                 code="too_many_sessions",
             )
         session = Session(self._root / secrets.token_urlsafe(16))
-        (session.folder / "columns").mkdir(parents=True, mode=0o700)
-        for folder in (self._root.parent, self._root, session.folder):
-            folder.chmod(0o700)
-        session.write(
-            SessionState(id=session.folder.name, name=Path(name).name, num_bytes=num_bytes, model=self._model)
-        )
+        state = SessionState(id=session.folder.name, name=Path(name).name, num_bytes=num_bytes, model=self._model)
+        try:
+            (session.folder / "columns").mkdir(parents=True, mode=0o700)
+            for folder in (self._root.parent, self._root, session.folder):
+                folder.chmod(0o700)
+            session.write(state)
+        except OSError:  # such as a full disk: no session, and none that counts as open
+            session.delete()
+            raise
         return session
 
     def find(self, session_id: str) -> Session:

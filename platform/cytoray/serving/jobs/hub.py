@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from cytoray import storage
 from cytoray.errors import RequestError, ServingError
 from cytoray.model.bundle_files import DIGESTS
+from cytoray.serving.hosting.table import EVERY
 from cytoray.serving.jobs.config import JobsConfig
 from cytoray.serving.jobs.files import ID, Beat, JobEnd, JobFiles, JobFolder, JobSpec, Submitted, created_at, new_id
 from cytoray.serving.jobs.inputs import check_corpus, check_uri
@@ -44,7 +45,8 @@ class Slot(Protocol):
         """The model, with its identity."""
 
 
-Find = Callable[[str | None], Slot]  # by name; raises RequestError for an unknown one
+#: A model by its name, among those that a key is for; raises RequestError for an unknown one.
+Find = Callable[[str | None, Sequence[str]], Slot]
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,19 @@ class Jobs:
                 await self._keeping
         await asyncio.to_thread(self.keeper.close)
 
-    def submit(self, owner: str, asked: JobRequest, *, key: str | None) -> tuple[JobState, bool]:
+    def submit(
+        self, owner: str, asked: JobRequest, *, key: str | None, models: Sequence[str] = EVERY
+    ) -> tuple[JobState, bool]:
         """Put a job into the queue; returns it, and whether it is new.
 
-        With ``key`` the same request gives the same job. Raises RequestError if it is not valid or may not be done now.
+        With ``key`` the same request gives the same job; ``models`` are those that the owner may ask. Raises
+        RequestError if it is not valid or may not be done now.
         """
         digest = hashlib.sha256(json.dumps(asked.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
         known = None if key is None else self.files.recall(owner, key)
         if known is not None and (found := self._repeated(known, digest)) is not None:
             return found, False
-        served = self._find_model(asked.model).served  # once: the version may change at any time
+        served = self._find_model(asked.model, models).served  # once: the version may change at any time
         spec = self._spec(owner, asked, key, served)
         self._check_room(owner)
         self._keep_model(served)

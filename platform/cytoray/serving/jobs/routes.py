@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,6 +13,7 @@ from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 from cytoray import storage
 from cytoray.errors import RequestError
 from cytoray.serving.config import Limits
+from cytoray.serving.hosting.routes import allowed_models
 from cytoray.serving.jobs.hub import Jobs
 from cytoray.serving.jobs.messages import JobList, JobRequest, JobState, UploadRequest, UploadState
 from cytoray.serving.jobs.uploads import read_announcement
@@ -95,7 +97,8 @@ def _add_jobs(api: FastAPI, hub: Hub) -> None:
         """Submit a job; with the header `Idempotency-Key` the same body gives the same job."""
         jobs = hub()
         asked = read_message(await _read(request), kind=JobRequest, limits=MESSAGE_LIMITS)
-        state, is_new = await asyncio.to_thread(jobs.submit, _owner(request), asked, key=_key(request))
+        submit = partial(jobs.submit, _owner(request), asked, key=_key(request), models=allowed_models(request))
+        state, is_new = await asyncio.to_thread(submit)
         headers = {"Location": f"/v1/jobs/{state.id}"}
         return _reply(request, state, status=202 if is_new else 200, headers=headers)
 
