@@ -152,6 +152,7 @@ def _work(folder: JobFolder, spec: JobSpec, settings: RunnerSettings, pulse: Pul
     _check_total(total, most=config.max_cells)
     pulse.expect(total)
     answered = answer_sources(task, parts=parts, advance=pulse.advance)
+    pulse.advance(total, already=True)  # also if a former attempt had answered everything
     failpoint("jobs.before_result")
     result = _write_result(folder, spec, task, parts)
     return _succeeded(answered, result)
