@@ -1,7 +1,7 @@
 """The process that does one job: ``python -m cytoray.serving.jobs.runner SETTINGS``, started by `keeper`.
 
-It is not the model's replica: that one may die while the job goes on, and its requests come first. Answers are those of
-`serving.offline`, part by part, so that another process continues where this one was killed.
+It is not the model's replica, which may die while the job continues, and whose requests come first. Answers are those
+of `serving.offline`, part by part, so that another process continues where this one was killed.
 """
 
 from __future__ import annotations
