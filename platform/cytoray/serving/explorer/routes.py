@@ -6,10 +6,11 @@ import asyncio
 import hashlib
 import importlib.resources
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from cytoray.errors import RequestError
@@ -38,10 +39,17 @@ SECURITY = {
 }
 
 
-def add_explorer(api: FastAPI, explorer: Explorer) -> None:
-    """Add the page and its API to the application; OpenAPI does not have them, as they may change with the page."""
+async def admit_all(request: Request) -> None:
+    """Admit any request."""
+
+
+def add_explorer(api: FastAPI, explorer: Explorer, *, admit: Callable[[Request], Awaitable[None]] = admit_all) -> None:
+    """Add the page and its API to the application; OpenAPI does not have them, as they may change with the page.
+
+    ``admit`` raises RequestError for a request to the API whose key is not for the model.
+    """
     _add_page(api)
-    router = APIRouter(prefix=API, include_in_schema=False)
+    router = APIRouter(prefix=API, include_in_schema=False, dependencies=[Depends(admit)])
     _add_sessions(router, explorer)
     _add_contents(router, explorer)
     _add_downloads(router, explorer)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import secrets
 import time
@@ -57,6 +56,16 @@ class Beat(Message):
     done: int = 0
     total: int | None = None
     rate: float | None = None
+
+
+class Attempt(Message):
+    """A claim to a job by the process that starts one for it."""
+
+    done: int  # cells that had been answered
+    host: str
+    process: str  # see ``alive.describe_process``
+    nonce: str
+    is_excused: bool = False  # it was ended because the service was
 
 
 class JobEnd(Message):
@@ -138,19 +147,24 @@ class JobFolder:
         """Return True the first time: the cells of a job are counted once."""
         return self._put("charged", secrets.token_bytes(8))
 
-    def attempts(self) -> list[int]:
-        """Cells that had been answered at the beginning of each attempt."""
-        uris = storage.list_files(self._file("attempts"))
-        return [int(json.loads(storage.read_bytes(uri))["done"]) for uri in uris]
+    def attempts(self) -> list[Attempt]:
+        """All attempts so far."""
+        found = (load(uri, Attempt) for uri in storage.list_files(self._file("attempts")))
+        return [attempt for attempt in found if attempt is not None]
 
     def num_attempts(self) -> int:
         """Number of attempts so far."""
         return len(storage.list_files(self._file("attempts")))
 
-    def claim(self, attempt: int, *, done: int) -> bool:
-        """Begin an attempt, numbered from 1; returns False if another process was first."""
-        record = {"done": done, "nonce": secrets.token_hex(8)}
-        return self._put(f"attempts/{attempt:04d}.json", json.dumps(record).encode())
+    def claim(self, number: int, attempt: Attempt) -> bool:
+        """Begin an attempt, numbered from 1; returns False if another keeper was first."""
+        return self._put(f"attempts/{number:04d}.json", attempt.model_dump_json().encode())
+
+    def excuse(self) -> None:
+        """Note that the last attempt was ended on purpose."""
+        if attempts := self.attempts():
+            excused = attempts[-1].model_copy(update={"is_excused": True})
+            storage.write_bytes(self._file(f"attempts/{len(attempts):04d}.json"), excused.model_dump_json().encode())
 
     def note_end(self) -> bool:
         """Return True the first time: the end of a job is counted once."""

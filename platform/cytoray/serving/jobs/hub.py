@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from cytoray import storage
 from cytoray.errors import RequestError, ServingError
 from cytoray.model.bundle_files import DIGESTS
-from cytoray.serving.hosting.table import EVERY
+from cytoray.serving.hosting.names import EVERY
 from cytoray.serving.jobs.config import JobsConfig
 from cytoray.serving.jobs.files import ID, Beat, JobEnd, JobFiles, JobFolder, JobSpec, Submitted, created_at, new_id
 from cytoray.serving.jobs.inputs import check_corpus, check_uri
