@@ -70,6 +70,7 @@ class Head:
     environment: dict[str, str]
     process: subprocess.Popen[Any]
     nodes: list[subprocess.Popen[Any]] = field(default_factory=list)
+    deployed: object = None  # the service that was deployed last
 
     @property
     def token(self) -> dict[str, str]:
@@ -269,6 +270,7 @@ class Service:
         """Deploy it as it is configured, and wait until it answers."""
         file = self.folder / "deploy.yaml"
         file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        self.head.deployed = self
         self.head.deploy(file)
         self.wait_until_ready()
 
