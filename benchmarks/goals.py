@@ -117,11 +117,23 @@ GOALS |= {
     "invariance": Goal("largest change of an embedding", "", at_most=1e-5),
 }
 
+_OFFLINE = "the better of a sorted loop and the batcher in process"
 _CELLS = "cells that wait, lognormal lengths, padded model"
-# Of the service: see ``benchmarks/batcher.py``.
+# Of the service: see ``benchmarks/batcher.py`` and ``benchmarks/serve.py``.
 GOALS |= {
     "batcher_sorted": Goal(_CELLS, "cells/s", "a loop over all cells sorted by length", at_least=0.98, of_ratio=True),
     "batcher_fifo": Goal(_CELLS, "cells/s", "batches of 32 in the order of arrival", at_least=1.5, of_ratio=True),
     "batcher_serve_batch": Goal(_CELLS, "cells/s", "ray.serve.batch with batch_size_fn", at_least=1.3, of_ratio=True),
     "batcher_scheduling": Goal("scheduling with 10,000 one-cell requests in the queue", "us/cell", at_most=5),
+    "serve_ratio": Goal("cells served over HTTP", "cells/s", _OFFLINE, of_ratio=True),
+    "serve_ratio_64": Goal(f"lowest ratio to {_OFFLINE}: 64 cells or more, c >= 4, 1 ms/cell", "", at_least=0.95),
+    "serve_ratio_16": Goal(f"lowest ratio to {_OFFLINE}: 16 cells, c >= 4, 1 ms/cell", "", at_least=0.9),
+    "serve_ratio_1": Goal(f"ratio to {_OFFLINE}: 1 cell, c = 64, 10 ms/cell or more", "", at_least=0.8),
+    "serve_open": Goal("cells served to requests at random times", "cells/s", "cells sent"),
+    "serve_requests": Goal("requests of 1 cell that costs about nothing, c = 64", "requests/s", at_least=300),
+    "serve_idle_p50": Goal("added to 1 cell at idle, p50", "ms", at_most=5),
+    "serve_idle_p99": Goal("added to 1 cell at idle, p99", "ms", at_most=15),
+    "serve_beside_bulk": Goal("1 cell beside requests of 4,096, p99: 2 batches of 0.2 s + 15 ms", "ms", at_most=415),
+    "serve_overload": Goal("cells served at 5 times the load", "cells/s", "the peak", at_least=0.95, of_ratio=True),
+    "serve_refusals": Goal("time to refuse a request at 5 times the load, p99", "ms", at_most=50),
 }

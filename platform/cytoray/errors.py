@@ -73,6 +73,10 @@ class RegistryError(CytorayError):
     """A registered model, version or alias that cannot be found, written or trusted."""
 
 
+class RegistryUnavailableError(RegistryError):
+    """An MLflow, or its storage, that does not answer."""
+
+
 class ServingError(CytorayError):
     """A service that cannot be started, reached or trusted."""
 

@@ -335,6 +335,19 @@ def _honours_put_if_absent(prefix: str, endpoint: str | None) -> bool:
     return False
 
 
+def presign(uri: str, *, expires_s: int, write: bool = False, save_as: str = "") -> str:
+    """Return a URL by which anybody can read an object, or write one, until it expires.
+
+    Browsers save what they read as ``save_as``.
+    """
+    assert is_remote(uri), f"{uri} is not on S3"
+    system, path = _resolve(uri)
+    method = "put_object" if write else "get_object"
+    options = {"ResponseContentDisposition": f'attachment; filename="{save_as}"'} if save_as else {}
+    with _explained(uri):
+        return str(_call(system, "url", path, expires=expires_s, client_method=method, **options))
+
+
 def upload_folder(folder: Path, uri: str, *, last: str = "") -> None:
     """Copy every file below a local folder to a prefix; the file named ``last`` comes when all others are there."""
     for path in sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p == folder / last, p)):

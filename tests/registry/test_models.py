@@ -12,6 +12,7 @@ import torch
 from cytoray.errors import CytorayError, DigestError, RegistryError
 from cytoray.failpoints import VARIABLE, FailpointError
 from cytoray.model.bundle import load_bundle
+from cytoray.model.golden import check_golden_cells
 from cytoray.registry.models import Lineage, list_versions, register, resolve
 from cytoray.tracking import RunLog
 from cytoray.tracking.server import connect
@@ -39,6 +40,8 @@ def test_a_registered_bundle_resolves_to_the_same_weights_with_its_lineage_as_ta
     )
     assert version.digest == hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest()
     tags = connect(tracking.uri).get_model_version(NAME, "1").tags
+    check_golden_cells(load_bundle(folder), tags.pop("cytoray.golden_cells"))
+    assert int(tags.pop("cytoray.bundle_bytes")) == sum(path.stat().st_size for path in folder.iterdir())
     assert tags == {
         "cytoray.bundle_digest": version.digest,
         "cytoray.run_id": log.mlflow_run_id,

@@ -21,7 +21,7 @@ from cytoray.model.bundle import Attachment, ModelBundle, load_bundle, save_bund
 from cytoray.model.public_checkpoint import export_bundle, load_public_checkpoint
 from cytoray.registry.models import register
 from cytoray.registry.opening import find_digest, open_model
-from cytoray.registry.pinning import open_pinned, pin_model
+from cytoray.registry.pinning import Sources, open_pinned, pin_model
 from cytoray.runs import BundleRecord, record_uri
 from cytoray.serving.config import AppArgs
 from cytoray.stages.config import EmbedConfig
@@ -189,3 +189,13 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(places: Places, s3_uri:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CytorayError, match="Set cache_folder"):
         open_model(f"{s3_uri}/tiny", cache_folder=tmp_path / "file")
+
+
+def test_a_damaged_local_bundle_is_found_when_it_is_pinned(make_bundle, tmp_path):
+    folder = make_bundle(1)
+    sources = Sources(None, None, str(tmp_path / "cache"))
+    assert pin_model(str(folder), sources=sources).digest == load_bundle(folder).digest
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DigestError, match=r"model\.safetensors"):
+        pin_model(str(folder), sources=sources)

@@ -210,3 +210,14 @@ def test_the_stage_registers_asks_the_gate_and_tells_what_became_of_it(tracking,
     assert held(tracking) == {"candidate": 1}
     told = find_stage("promote")(config)
     assert (told["model"], told["version"], told["aliases"]) == (f"models:/{NAME}@champion", 1, ["champion"])
+
+
+def test_any_alias_goes_back_to_the_version_that_had_it(tracking, make_bundle):
+    for seed in (1, 2):
+        register(make_bundle(seed), name=NAME, tracking=tracking, alias="challenger")
+    for expected in (1, 2):
+        now, before = roll_back(NAME, tracking=tracking, alias="challenger")
+        assert (now.version, before.version) == (expected, 3 - expected)
+        assert "challenger" in now.aliases
+    with pytest.raises(RegistryError, match="has no canary"):
+        roll_back(NAME, tracking=tracking, alias="canary")

@@ -33,12 +33,14 @@ from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.guard import Guard
 from cytoray.serving.edge.metrics import EdgeMetrics
 from cytoray.serving.edge.middleware import Parts
+from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.serving.service import CellService
 from cytoray.tasks.endpoint import ServedModel
 from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
+from tests.helpers.two_models import TwoModels
 
 NUM_GENES = 40
 GENES = tuple(f"GENE{number:02d}" for number in range(NUM_GENES))
@@ -194,12 +196,14 @@ def listen() -> Iterator[Callable[..., str]]:
     """``listen(service)`` puts the application around a service behind uvicorn, in a thread; returns its URL."""
     stops: list[Callable[[], None]] = []
 
-    def listen(service: CellService, *, config: EdgeConfig | None = None) -> str:
+    def listen(
+        service: CellService, *, config: EdgeConfig | None = None, explorer: ExplorerConfig | None = None
+    ) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
         parts = None
         if config is not None:
             parts = Parts(config, service.limits, EdgeMetrics(CollectorRegistry()), guard=Guard(config))
-        server = uvicorn.Server(uvicorn.Config(build_api(service, edge=parts), log_config=None))
+        server = uvicorn.Server(uvicorn.Config(build_api(service, edge=parts, explorer=explorer), log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 
@@ -214,3 +218,13 @@ def listen() -> Iterator[Callable[..., str]]:
     yield listen
     for stop in stops:
         stop()
+
+
+@pytest.fixture
+def two(build_bundle: Callable[..., ModelBundle], runner: asyncio.Runner) -> Iterator[TwoModels]:
+    """A service with the models blood and gut, which answer differently; gut has no labels."""
+    gut = build_bundle(())
+    gut.model.value_encoder.linear1.weight.data *= 2
+    two = TwoModels({"blood": build_bundle(), "gut": gut}, runner, LIMITS)
+    yield two
+    runner.run(two.table.close())

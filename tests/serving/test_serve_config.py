@@ -19,7 +19,9 @@ from cytoray.model.bundle import save_bundle
 from cytoray.registry.models import register
 from cytoray.registry.pinning import PinnedModel, pin_model
 from cytoray.serving.app import bind_app, build_app, check_port, wait_until_ready, wait_until_running
-from cytoray.serving.deployments import AppArgs, load_service
+from cytoray.serving.config import AppArgs
+from cytoray.serving.hosting.loading import load_service
+from cytoray.serving.hosting.planning import PlannedModel
 from cytoray.tracking import TrackingConfig
 
 YAML = Path(__file__).parents[2] / "serve" / "embed.yaml"
@@ -34,7 +36,7 @@ def test_the_yaml_is_valid_complete_and_local() -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["request_timeout_s"] > args.limits.deadline_s
     assert application["args"].keys() == AppArgs.model_fields.keys()
-    for part in ("limits", "batching", "edge", "explorer"):
+    for part in ("precision_check", "limits", "batching", "edge", "explorer", "rollout"):
         assert application["args"][part].keys() == type(getattr(args, part)).model_fields.keys()
 
 
@@ -45,16 +47,41 @@ def test_ray_sees_the_type_of_the_arguments() -> None:
 
 def test_the_deployment_is_bounded_and_surges() -> None:
     args = AppArgs(model_uri="bundle", num_cpus=0.5, max_replicas=3, max_queued_requests=9)
-    deployment = bind_app(args, PinnedModel("bundle", "bundle", "1", "d" * 64))._bound_deployment
+    planned = PlannedModel("bundle", args, PinnedModel("bundle", "bundle", "1", "d" * 64))
+    deployment = bind_app(args, (planned,))._bound_deployment
     config = deployment._deployment_config
     assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
     assert deployment.ray_actor_options["num_cpus"] == 0.5
     assert config.health_check_timeout_s > 20  # the canary's own
 
 
+def test_in_two_tiers_each_model_has_a_deployment_and_the_ingress_waits_for_all() -> None:
+    models = [
+        {"name": "blood", "model_uri": "/blood", "num_gpus": 1.0, "min_replicas": 2, "max_replicas": 4},
+        {"name": "gut", "model_uri": "/gut"},
+    ]
+    args = AppArgs.model_validate({"layout": "tiered", "models": models, "num_cpus": 0.5, "max_ongoing_requests": 10})
+    pinned = PinnedModel("bundle", "bundle", "1", "d" * 64)
+    ingress = bind_app(args, tuple(PlannedModel(m.name, args.for_model(m), pinned) for m in args.models))
+    deployment = ingress._bound_deployment
+    config = deployment._deployment_config
+    assert (config.num_replicas, config.max_ongoing_requests, config.max_surge_percent) == (2, 60, 100)
+    blood, gut = (handle._bound_deployment for handle in deployment.init_args[2].values())
+    assert (blood.name, blood.ray_actor_options["num_gpus"], gut.ray_actor_options["num_gpus"]) == ("Model-blood", 1, 0)
+    scaling = blood._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, blood._deployment_config.max_surge_percent) == (2, 4, 100)
+    assert gut._deployment_config.autoscaling_config.min_replicas == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"models": [{"name": "a", "model_uri": "a", "max_replicas": 2}], "model_uri": None},
+            "only with layout: tiered",
+        ),
+        ({"layout": "tier"}, "fused"),
+        ({"precision": "float16"}, "bfloat16"),
         ({"min_replica": 2}, "Extra inputs"),
         ({"min_replicas": 3, "max_replicas": 2}, "more than max_replicas"),
         ({"limits": {"max_cell": 2}}, "Extra inputs"),
@@ -98,7 +125,8 @@ def test_replicas_serve_the_version_of_the_deployment_whatever_the_alias_becomes
     save_bundle(build_bundle(), tmp_path / "one")
     register(tmp_path / "one", name="tiny", tracking=tracking, alias="champion")
     args = AppArgs(model_uri="models:/tiny@champion", tracking=tracking, cache_folder=str(tmp_path / "cache"))
-    _, pinned = build_app(args)._bound_deployment.init_args
+    _, (planned,) = build_app(args)._bound_deployment.init_args
+    pinned = planned.pinned
     save_bundle(build_bundle(("X", "Y")), tmp_path / "two")
     register(tmp_path / "two", name="tiny", tracking=tracking, alias="champion")
     assert load_service(args, pinned).model.version == "1"

@@ -36,7 +36,7 @@ from cytoray.tasks import TASKS, find_endpoint, learning_stages
 from cytoray.tasks.config import FromModelConfig
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.learning import Learning, open_initial, run_learning
-from cytoray.tasks.messages import CellsRequest, CellsResponse, Message, Response
+from cytoray.tasks.messages import CellsRequest, CellsResponse, Message, Request, Response
 from cytoray.tasks.spec import Lazy, TaskSpec, TaskStage
 from cytoray.tokens.collator import PackedMinibatch, widen
 from cytoray.tokens.tokenizer import TokenizerConfig
@@ -164,7 +164,7 @@ COUNTS = Endpoint(
 )
 
 
-class NamesRequest(Message):
+class NamesRequest(Request):
     prefix: str
 
 

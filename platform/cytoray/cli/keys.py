@@ -22,6 +22,9 @@ def keys_new(
         list[str] | None,
         typer.Option("--scope", help="A route it may ask: embed, annotate, metrics, …; repeatable; default: all."),
     ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A model it may ask, by name; repeatable; default: all.")
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option("--class", help="interactive, or bulk, which waits; default: by the size of each request."),
@@ -40,6 +43,7 @@ def keys_new(
 
     given: dict[str, Any] = {
         "scopes": scopes or None,
+        "models": models or None,
         "kind": kind,
         "cells_per_minute": cells_per_minute,
         "concurrency": concurrency,
@@ -89,6 +93,7 @@ def _described(record: Any) -> dict[str, Any]:
         "id": record.id,
         "owner": record.owner,
         "scopes": list(allowance.scopes),
+        "models": list(allowance.models),
         "class": allowance.kind,
         "cells_per_minute": allowance.cells_per_minute,
         "concurrency": allowance.concurrency,

@@ -110,13 +110,14 @@ app.command("attach")(attach_command())
 def rollback(
     model: Annotated[str, typer.Argument(help="Name of the registered model.")],
     uri: TrackingUri,
+    alias: Annotated[str, typer.Option(help="Alias to move back.")] = "champion",
     as_json: AsJson = False,
 ) -> None:
-    """Make the previous champion the champion again; a second rollback undoes the first."""
+    """Give an alias back to the version that had it before; a second rollback undoes the first."""
     from cytoray.registry.promotion import roll_back
 
-    champion, previous = roll_back(model, tracking=tracking_of(uri))
-    found = {"champion": champion, "previous": previous}
+    current, previous = roll_back(model, tracking=tracking_of(uri), alias=alias)
+    found = {alias: current, "previous": previous}
     lines = [f"{alias}  {version.name}/{version.version}  {version.digest[:16]}" for alias, version in found.items()]
     print_answer(found, lines, as_json=as_json)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-REPLACED_TAG = "cytoray.replaced_version"
+REPLACED_TAG = "cytoray.replaced_version"  # of a champion; of other aliases with their name behind it
 
 
 def holder(client: MlflowClient, name: str, *, alias: str) -> str | None:
@@ -33,7 +33,8 @@ def move_alias(client: MlflowClient, name: str, version: str, *, alias: str) -> 
     """Move ``alias`` to the version, which then stops being the candidate; the old holder becomes ``previous``.
 
     Each step changes one row of the store, so readers see either the old holder or the new one. ``previous`` is changed
-    for ``champion`` only. Moving an alias to its holder changes nothing, but repairs what a crash may have left behind.
+    for ``champion`` only; with other aliases, only a tag of the version names the one that it replaced. Moving an alias
+    to its holder changes nothing, but repairs what a crash may have left behind.
     """
     before = holder(client, name, alias=alias)
     failpoint("register.before_alias")
@@ -43,20 +44,30 @@ def move_alias(client: MlflowClient, name: str, version: str, *, alias: str) -> 
         client.set_model_version_tag(name, version, REPLACED_TAG, before)
         _set(client, name, before, alias=PREVIOUS)
         failpoint("register.after_previous")
+    elif before is not None and before != version and alias != CANDIDATE:
+        client.set_model_version_tag(name, version, replaced_tag(alias), before)
     _set(client, name, version, alias=alias)
     failpoint("register.after_alias")
     if alias != CANDIDATE and holder(client, name, alias=CANDIDATE) == version:
         client.delete_registered_model_alias(name, CANDIDATE)
 
 
+def replaced_tag(alias: str) -> str:
+    """Return the tag of a version that names the one which it replaced as the holder of an alias."""
+    return REPLACED_TAG if alias == CHAMPION else f"{REPLACED_TAG}.{alias}"
+
+
+def find_replaced(client: MlflowClient, name: str, holding: str, *, alias: str) -> str | None:
+    """Find the version that the holder of an alias replaced, if it still exists."""
+    numbers = {str(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
+    replaced = numbers[holding].tags.get(replaced_tag(alias))
+    return replaced if replaced in numbers else None
+
+
 def find_previous(client: MlflowClient, name: str, champion: str) -> str | None:
     """Find the version to roll back to from ``champion``: that with the alias or, after a crash, that in the tag."""
     found = holder(client, name, alias=PREVIOUS)
-    if found != champion:
-        return found
-    numbers = {str(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
-    replaced = numbers[champion].tags.get(REPLACED_TAG)
-    return replaced if replaced in numbers else None
+    return found if found != champion else find_replaced(client, name, champion, alias=CHAMPION)
 
 
 def _restore_previous(client: MlflowClient, name: str, champion: str) -> None:

@@ -6,14 +6,15 @@ Neither ``mlflow.pytorch`` nor ``pyfunc`` is used: both would store and load cod
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cytoray.errors import RegistryError
+from cytoray.errors import ModelError, RegistryError
 from cytoray.failpoints import failpoint
-from cytoray.registry.aliases import CANDIDATE, holder, mark_candidate, move_alias
+from cytoray.registry.aliases import CANDIDATE, REPLACED_TAG, holder, mark_candidate, move_alias
 from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
 from cytoray.registry.gate import AssessmentsConfig, judge_assessments, refusal
 from cytoray.registry.recorded import read_recorded
@@ -25,8 +26,27 @@ if TYPE_CHECKING:
 
     from cytoray.model.bundle import ModelBundle
 
+GOLDEN_TAG, BYTES_TAG = "cytoray.golden_cells", "cytoray.bundle_bytes"
+_logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MODEL_URI = re.compile(rf"models:/(?P<name>{_NAME.pattern})(?:@(?P<alias>[A-Za-z0-9_.-]+)|/(?P<version>[0-9]+))")
+
+
+@dataclass(frozen=True)
+class FoundVersion:
+    """A version with what a service needs to trust it.
+
+    Attributes:
+        version: The version.
+        golden: Its golden cells (``model.golden``); empty if none were recorded.
+        num_bytes: Size of its bundle; 0 if it was not recorded.
+        replaced: Number of the champion that it replaced when it was promoted; empty if it replaced none.
+    """
+
+    version: RegisteredVersion
+    golden: str
+    num_bytes: int
+    replaced: str
 
 
 @dataclass(frozen=True)
@@ -77,12 +97,30 @@ def register(
         tags = {f"cytoray.{key}": value for key, value in bundle.lineage.items()} | lineage.tags()
         tags |= {DIGEST_TAG: bundle.digest, "cytoray.run_id": run_id}
         version = known[0] if known else _create_version(client, name, source=source, run_id=run_id, tags=tags)
+        for key, value in _check_tags(bundle, bundle_folder).items():
+            if key not in version.tags:
+                client.set_model_version_tag(name, str(version.version), key, value)
         failpoint("register.before_candidate")
         mark_candidate(client, name, str(version.version), alias=alias)
         if alias not in (None, CANDIDATE):
             _check_losses(client, name, str(version.version), alias=alias)
             move_alias(client, name, str(version.version), alias=alias)
         return describe(version, client.get_registered_model(name))
+
+
+def _check_tags(bundle: ModelBundle, folder: Path) -> dict[str, str]:
+    """Return the tags by which a service checks a version before it serves: the bundle's size and golden cells.
+
+    A model whose answers are not finite has no golden cells; a service refuses it for that.
+    """
+    from cytoray.model.golden import golden_cells
+
+    tags = {BYTES_TAG: str(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))}
+    try:
+        tags[GOLDEN_TAG] = golden_cells(bundle).to_text()
+    except ModelError as error:
+        _logger.warning("%s has no golden cells, and a service will refuse it: %s", folder, error)
+    return tags
 
 
 def _check_losses(client: MlflowClient, name: str, number: str, *, alias: str) -> None:
@@ -109,6 +147,11 @@ def find_version(uri: str, *, tracking: TrackingConfig) -> RegisteredVersion:
 
     Raises RegistryError for an unknown name, version or alias, listing the known ones, or if MLflow does not answer.
     """
+    return find_checked(uri, tracking=tracking).version
+
+
+def find_checked(uri: str, *, tracking: TrackingConfig) -> FoundVersion:
+    """Find a version as ``find_version``, with what a service checks before it serves the version."""
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
         raise RegistryError(
@@ -123,7 +166,14 @@ def find_version(uri: str, *, tracking: TrackingConfig) -> RegisteredVersion:
             aliases = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
             there = f"Versions: {', '.join(sorted(found, key=int)) or 'none'}; aliases: {aliases or 'none'}."
             raise RegistryError(f"Unknown model version {uri}.", remedy=there, uri=uri)
-        return describe(found[str(number)], model)
+        version = found[str(number)]
+        size = version.tags.get(BYTES_TAG, "")
+        return FoundVersion(
+            describe(version, model),
+            golden=version.tags.get(GOLDEN_TAG, ""),
+            num_bytes=int(size) if size.isdecimal() else 0,
+            replaced=version.tags.get(REPLACED_TAG, ""),
+        )
 
 
 def list_versions(name: str, *, tracking: TrackingConfig) -> list[RegisteredVersion]:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from cytoray.errors import RegistryError
-from cytoray.registry.aliases import CHAMPION, find_previous, holder, move_alias
+from cytoray.registry.aliases import CHAMPION, find_previous, find_replaced, holder, move_alias
 from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.gate import (
     AssessmentsConfig,
@@ -66,24 +66,29 @@ def promote_version(
         return describe(client.get_model_version(name, number), find_model(client, name))
 
 
-def roll_back(name: str, *, tracking: TrackingConfig) -> tuple[RegisteredVersion, RegisteredVersion]:
-    """Make ``previous`` the champion again; returns the new champion and the one that it replaces.
+def roll_back(
+    name: str, *, tracking: TrackingConfig, alias: str = CHAMPION
+) -> tuple[RegisteredVersion, RegisteredVersion]:
+    """Move ``alias`` to the version that had it before; returns that one, and the one that it replaces.
 
-    The latter becomes ``previous``, so a second rollback undoes the first. Raises RegistryError if the model has no
-    champion or no previous one.
+    A second rollback undoes the first. Raises RegistryError if no version has the alias, or none had it before.
     """
     client = connect(tracking.uri)
     with explained(tracking.uri):
         find_model(client, name)
-        champion = holder(client, name, alias=CHAMPION)
-        previous = find_previous(client, name, champion) if champion is not None else None
-        if champion is None or previous is None:
-            what = "champion" if champion is None else "previous champion to roll back to"
+        current = holder(client, name, alias=alias)
+        previous = None
+        if current is not None and alias == CHAMPION:
+            previous = find_previous(client, name, current)
+        elif current is not None:
+            previous = find_replaced(client, name, current, alias=alias)
+        if current is None or previous is None:
+            what = alias if current is None else f"previous {alias} to roll back to"
             remedy = "Promote a version; `cytoray models ls` lists all versions."
             raise RegistryError(f"{name} has no {what}.", remedy=remedy, name=name)
-        move_alias(client, name, previous, alias=CHAMPION)
+        move_alias(client, name, previous, alias=alias)
         model = find_model(client, name)
-        now, before = (describe(client.get_model_version(name, number), model) for number in (previous, champion))
+        now, before = (describe(client.get_model_version(name, number), model) for number in (previous, current))
         return now, before
 
 

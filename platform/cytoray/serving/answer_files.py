@@ -52,12 +52,12 @@ def write_h5ad(
         for key, names in obsm.items():
             if not any(_has_values(_read(table), names[0]) for table in tables):
                 continue  # such as places on the map of a reference that has none
-            width = max(_width(_read(table), names) for table in tables)
+            width = max(array_width(_read(table), names) for table in tables)
             target = file["obsm"].create_dataset(key, (len(obs), width), np.float32)
             target.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
             start = 0
             for table in tables:
-                part = _array(_read(table), names, width)
+                part = read_array(_read(table), names, width)
                 target[start : start + len(part)] = part
                 start += len(part)
 
@@ -78,7 +78,10 @@ def _obs(table: pa.Table, arrays: set[str]) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name in table.column_names:
         kind = table.schema.field(name).type
-        if name in arrays or name == "source":
+        if name in arrays:
+            continue
+        if pa.types.is_dictionary(kind):  # the categories of tables differ
+            columns[name] = table[name].cast(kind.value_type).to_pandas()
             continue
         if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
             columns[name] = [None if texts is None else " | ".join(texts) for texts in table[name].to_pylist()]
@@ -87,7 +90,7 @@ def _obs(table: pa.Table, arrays: set[str]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _width(table: pa.Table, names: tuple[str, ...]) -> int:
+def array_width(table: pa.Table, names: tuple[str, ...]) -> int:
     """Return the number of columns of an array; 0 if no cell of the table has one."""
     if not pa.types.is_list(kind := table.schema.field(names[0]).type):
         return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else len(names)
@@ -95,7 +98,7 @@ def _width(table: pa.Table, names: tuple[str, ...]) -> int:
     return int(pa.compute.max(lengths).as_py() or 0)
 
 
-def _array(table: pa.Table, names: tuple[str, ...], width: int) -> Float32:
+def read_array(table: pa.Table, names: tuple[str, ...], width: int) -> Float32:
     """Return an array (C, D), NaN for cells without an answer."""
     if not pa.types.is_nested(table.schema.field(names[0]).type):
         return np.stack([table[name].to_numpy().astype(np.float32) for name in names], axis=1)

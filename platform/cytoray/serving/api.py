@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 import cytoray
 from cytoray.errors import RequestError
 from cytoray.serving.cell_work import Caller
+from cytoray.serving.config import Limits
 from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.metrics import (
     CONTENT_TYPE,
@@ -30,18 +31,30 @@ from cytoray.serving.edge.middleware import Edge, Parts
 from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.serving.explorer.hub import Explorer
 from cytoray.serving.explorer.routes import add_explorer
-from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
+from cytoray.serving.hosting.asking import find_asked
+from cytoray.serving.hosting.routes import MODELS, add_models, allowed_models
+from cytoray.serving.hosting.table import ModelTable, Slot
+from cytoray.serving.jobs.hub import Find, Jobs
+from cytoray.serving.jobs.routes import SCHEMAS, add_jobs
+from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, Form, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
+from cytoray.serving.rollout.metrics import RolloutCollector
+from cytoray.serving.rollout.routes import NO_WEBHOOK, Rollouts, add_rollout
+from cytoray.serving.rollout.status import RolloutStatus, status_of
 from cytoray.serving.schemas import Problem
-from cytoray.serving.service import CellService
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint
 from cytoray.tasks.messages import CellsRequest
 
 DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
 
+MakeJobs = Callable[[Find], Jobs]
 
-class _Api(FastAPI):
+
+Respond = Callable[[Request, Endpoint[Any, Any]], Awaitable[Response]]
+
+
+class Api(FastAPI):
     """FastAPI with an OpenAPI document that also describes bodies that the routes parse and encode themselves."""
 
     def openapi(self) -> dict[str, Any]:
@@ -50,7 +63,7 @@ class _Api(FastAPI):
             schema = super().openapi()
             endpoints = task_endpoints().values()
             models: list[type[BaseModel]] = [endpoint.request for endpoint in endpoints]
-            models += [*(endpoint.response for endpoint in endpoints), Problem]
+            models += [*(endpoint.response for endpoint in endpoints), Problem, *SCHEMAS]
             _, definitions = models_json_schema(
                 [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
             )
@@ -59,24 +72,28 @@ class _Api(FastAPI):
 
 
 def build_api(
-    service: CellService,
+    models: ModelTable | Slot,
     *,
     edge: Parts | None = None,
     gather: Gather | None = None,
     explorer: ExplorerConfig | None = None,
+    rollouts: Rollouts = NO_WEBHOOK,
+    make_jobs: MakeJobs | None = None,
 ) -> FastAPI:
-    """Build the application around ``service``, with its edge (default: one without keys).
+    """Build the application around ``models``, with its edge (default: one without keys).
 
     ``gather`` collects the metrics of all processes of the service; without it, /metrics is about this one.
-    ``explorer`` configures the page at `/`; without it there is no page.
+    ``explorer`` configures the page at `/`; without it there is no page. ``make_jobs`` makes the jobs, given how a
+    model is found by its name; without it the service takes none.
     """
+    table = models if isinstance(models, ModelTable) else ModelTable.of(models)
     registry = CollectorRegistry() if edge is None else edge.metrics.registry
-    edge = edge or Parts(EdgeConfig(), service.limits, EdgeMetrics(registry))
-    about = service.model.model_dump() | {"cytoray": cytoray.__version__}
-    registry.register(InfoCollector(about))
-    registry.register(FiguresCollector("batcher", service.stats))
-
-    page = Explorer(service, explorer) if explorer is not None and explorer.enabled else None
+    edge = edge or Parts(EdgeConfig(), table.limits, EdgeMetrics(registry))
+    _register(table, registry)
+    page = Explorer(table.default.slot, explorer) if explorer is not None and explorer.enabled else None
+    jobs = make_jobs(lambda name, allowed: table.find(name, allowed=allowed).slot) if make_jobs is not None else None
+    if jobs is not None:
+        registry.register(FiguresCollector("jobs", lambda: {"": jobs.keeper.figures}))
 
     async def gather_here() -> list[ProcessMetrics]:
         """Collect the metrics of this process."""
@@ -84,39 +101,89 @@ def build_api(
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        """Close the service when the server ends."""
+        """Look after jobs while the server runs, and close the models when it ends."""
+        if jobs is not None:
+            jobs.resume()
         yield
+        if jobs is not None:
+            await jobs.close()
         if page is not None:
             await page.close()
-        await service.close()
+        await table.close()
 
-    api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
+    api = Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
     api.state.echo_request_id = edge.echo_request_id
-    api.state.model_version = service.model.version
+    api.state.models = table
     api.add_middleware(Edge, parts=edge)
     add_problem_handlers(api)
-    _add_probes(api, service)
-    _add_metrics(api, gather or gather_here)
+    _add_probes(api, table)
+    add_metrics(api, gather or gather_here)
 
-    for endpoint in task_endpoints().values():
-        _add_endpoint(api, service, endpoint)
+    async def respond(request: Request, endpoint: Endpoint[Any, Any]) -> Response:
+        """Answer a request by the model that it asks."""
+        return await _answer(request, table, endpoint)
+
+    add_endpoints(api, respond)
+    add_models(api, table)
+    add_rollout(api, lambda request: _status_of_asked(table, request), rollouts)
+    add_jobs(api, jobs)
     if page is not None:
-        add_explorer(api, page)
+        _add_page(api, page, table)
     return api
 
 
-def _add_endpoint(api: FastAPI, service: CellService, endpoint: Endpoint[Any, Any]) -> None:
-    """Add the route of an endpoint."""
+def _add_page(api: FastAPI, page: Explorer, table: ModelTable) -> None:
+    """Add the explorer."""
 
+    async def admit(request: Request) -> None:
+        """Refuse a key that is not for the model of the page."""
+        table.find(None, allowed=allowed_models(request))
+
+    add_explorer(api, page, admit=admit)
+
+
+def _status_of_asked(table: ModelTable, request: Request) -> RolloutStatus:
+    """Return the status of the model that the query names."""
+    model = table.find(request.query_params.get("model"), allowed=allowed_models(request))
+    return status_of(model.slot)
+
+
+def _statuses(table: ModelTable) -> dict[str, RolloutStatus]:
+    """Return which version of each model serves, and why."""
+    return {model.name: status_of(model.slot) for model in table}
+
+
+def _register(table: ModelTable, registry: CollectorRegistry) -> None:
+    """Add what /metrics shows of each model."""
+
+    def identities() -> list[dict[str, str]]:
+        """Return the labels of each model."""
+        about = {"cytoray": cytoray.__version__}
+        return [{"model": model.name, **model.slot.model.model_dump(), **about} for model in table]
+
+    registry.register(InfoCollector(identities))
+    registry.register(RolloutCollector(lambda: _statuses(table)))
+    registry.register(FiguresCollector("batcher", lambda: {model.name: model.slot.stats for model in table}))
+
+
+def add_endpoints(api: FastAPI, respond: Respond) -> None:
+    """Add the routes of all endpoints: those of the model which the request names, and those of each model."""
+    for endpoint in task_endpoints().values():
+        _add_endpoint(api, respond, endpoint)
+
+
+def _add_endpoint(api: FastAPI, respond: Respond, endpoint: Endpoint[Any, Any]) -> None:
     async def answer(request: Request) -> Response:
         """Answer a request; OpenAPI has the endpoint's description."""
-        return await _answer(request, service, endpoint)
+        return await respond(request, endpoint)
 
-    about = _documented(endpoint) | {"name": endpoint.name, "description": endpoint.description}
-    api.add_api_route(endpoint.route, answer, methods=["POST"], response_class=Response, **about)
+    about = _documented(endpoint) | {"description": endpoint.description, "methods": ["POST"]}
+    api.add_api_route(endpoint.route, answer, name=endpoint.name, response_class=Response, **about)
+    of_model = {"name": f"{endpoint.name}_of_model", "response_class": Response}
+    api.add_api_route(f"{MODELS}/{{model:path}}/{endpoint.name}", answer, **about | of_model)
 
 
-def _add_probes(api: FastAPI, service: CellService) -> None:
+def _add_probes(api: FastAPI, table: ModelTable) -> None:
     """Add the routes for liveness, readiness and information about the service."""
 
     def reply(request: Request, content: dict[str, Any]) -> Response:
@@ -130,24 +197,28 @@ def _add_probes(api: FastAPI, service: CellService) -> None:
 
     @api.get("/readyz")
     async def readyz(request: Request) -> Response:
-        """Report whether a model is loaded and can answer; 503 otherwise."""
-        service.check_ready()
-        return reply(request, {"status": "ready", "model": service.model.model_dump()})
+        """Report whether all models are loaded and can answer; otherwise 503, which names one that cannot."""
+        table.check_ready()
+        found = _statuses(table)
+        degraded = {name: status.degraded for name, status in found.items() if status.degraded is not None}
+        model = table.default.slot.model.model_dump()
+        return reply(request, {"status": "ready", "model": model, "models": list(found), "degraded": degraded})
 
     @api.get("/version")
     async def version(request: Request) -> Response:
-        """Return the code version, the model and the limits of this service."""
+        """Return the code version, a model (`?model=NAME`; default: the first) and the limits of this service."""
+        slot = table.find(request.query_params.get("model"), allowed=allowed_models(request)).slot
         about = {
             "cytoray": cytoray.__version__,
-            "model": service.model.model_dump(),
-            "labels": service.labels,
-            "embedding_width": service.width,
-            "limits": service.limits.model_dump(),
+            "model": slot.model.model_dump(),
+            "labels": slot.labels,
+            "embedding_width": slot.width,
+            "limits": table.limits.model_dump(),
         }
         return reply(request, about)
 
 
-def _add_metrics(api: FastAPI, gather: Gather) -> None:
+def add_metrics(api: FastAPI, gather: Gather) -> None:
     """Add the route that Prometheus scrapes."""
 
     @api.get("/metrics", response_class=Response)
@@ -156,7 +227,20 @@ def _add_metrics(api: FastAPI, gather: Gather) -> None:
         return Response(render(await gather()), headers=reply_headers(request), media_type=CONTENT_TYPE)
 
 
-async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any, Any]) -> Response:
+async def _answer(request: Request, table: ModelTable, endpoint: Endpoint[Any, Any]) -> Response:
+    """Answer a request by the model that it asks."""
+    body, form = await read_asked(request, endpoint, limits=table.limits)
+    body, form = await find_asked(body, form, path=request.path_params.get("model"), limits=table.limits)
+    model = table.find(form.model, allowed=allowed_models(request))
+    reply = await model.slot.answer(endpoint, body, form, caller=_caller(request))
+    timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
+    headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
+    headers |= {"X-Model": model.name, "X-Model-Version": reply.model.version}
+    return Response(reply.content, headers=headers, media_type=reply.media_type)
+
+
+async def read_asked(request: Request, endpoint: Endpoint[Any, Any], *, limits: Limits) -> tuple[bytes, Form]:
+    """Return the body of a request and its form; raises RequestError if they are not supported or too large."""
     form = read_form(
         content_type=request.headers.get("content-type", ""),
         content_encoding=request.headers.get("content-encoding", ""),
@@ -164,11 +248,7 @@ async def _answer(request: Request, service: CellService, endpoint: Endpoint[Any
         options=request.query_params.multi_items(),
         about_cells=issubclass(endpoint.request, CellsRequest),
     )
-    body = await _read_body(request, limit=service.limits.max_body_bytes)
-    reply = await service.answer(endpoint, body, form, caller=_caller(request))
-    timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in reply.timings.items())
-    headers = reply_headers(request) | {"Server-Timing": timing, "X-Cells": str(reply.num_cells)}
-    return Response(reply.content, headers=headers, media_type=reply.media_type)
+    return await read_body(request, limit=limits.max_body_bytes), form
 
 
 def _caller(request: Request) -> Caller:
@@ -178,7 +258,7 @@ def _caller(request: Request) -> Caller:
     return Caller(str(state.get("key_owner") or ""), None if kind is None else kind == "bulk")
 
 
-async def _read_body(request: Request, *, limit: int) -> bytes:
+async def read_body(request: Request, *, limit: int) -> bytes:
     """Read the body; raises RequestError as soon as it exceeds ``limit`` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -216,12 +296,18 @@ def _documented(endpoint: Endpoint[Any, Any]) -> dict[str, Any]:
     return {
         "responses": {200: answer, "4XX": problem, "5XX": problem},
         "openapi_extra": {
-            "parameters": [_header("Content-Encoding", ENCODINGS), *(_OPTIONS if about_cells else ())],
+            "parameters": [_header("Content-Encoding", ENCODINGS), _MODEL, *(_OPTIONS if about_cells else ())],
             "requestBody": {"required": True, "content": bodies},
         },
     }
 
 
+_MODEL = {
+    "name": "model",
+    "in": "query",
+    "description": "The model that is asked: NAME, NAME@ALIAS or NAME/VERSION; default: the first of the service.",
+    "schema": {"type": "string"},
+}
 _OPTIONS = (
     {
         "name": "matrix",

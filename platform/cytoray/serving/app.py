@@ -20,9 +20,17 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import ApplicationStatus
 
 from cytoray.errors import ServingError
-from cytoray.registry.pinning import PinnedModel, open_pinned, pin_model
+from cytoray.registry.pinning import open_pinned
 from cytoray.serving.config import AppArgs
-from cytoray.serving.deployments import DRAIN_S, HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, CellDeployment
+from cytoray.serving.deployments import (
+    DRAIN_S,
+    HEALTH_PERIOD_S,
+    HEALTH_TIMEOUT_S,
+    CellDeployment,
+    IngressDeployment,
+    ModelDeployment,
+)
+from cytoray.serving.hosting.planning import PlannedModel, plan_models
 
 APP_NAME = "cytoray"
 START_TIMEOUT_S = 120.0
@@ -33,34 +41,59 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(args: AppArgs) -> serve.Application:
-    """Build the application for ``args``; the model is loaded later, by the replicas.
+    """Build the application for ``args``; the models are loaded later, by the replicas.
 
-    An alias is resolved here, once per deployment, so that all replicas serve the same version, also those that are
-    started later. Raises RegistryError or NotFoundError if there is no such model.
+    An alias is resolved here, and followed by the replicas. Raises RegistryError or NotFoundError if there is no such
+    model.
     """
-    return bind_app(args, pin_model(args.model_uri, sources=args.sources()))
+    return bind_app(args, plan_models(args))
 
 
-def bind_app(args: AppArgs, pinned: PinnedModel) -> serve.Application:
-    """Build the application that serves a pinned model."""
-    as_deployment = serve.deployment(
-        name="CellDeployment",
-        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        autoscaling_config=AutoscalingConfig(
+def bind_app(args: AppArgs, planned: tuple[PlannedModel, ...]) -> serve.Application:
+    """Build the application that serves models that have been looked up."""
+    if args.layout == "fused":
+        own = {"num_cpus": args.reserved("num_cpus"), "num_gpus": args.reserved("num_gpus")}
+        fused: serve.Application = _deployed(CellDeployment, args, resources=own).bind(args, planned)
+        return fused
+    handles = {}
+    for place, model in enumerate(planned):
+        one = model.args
+        resources = {"num_cpus": one.num_cpus, "num_gpus": one.num_gpus}
+        deployed = _deployed(ModelDeployment, one, resources=resources, name=f"Model-{model.name}")
+        handles[model.name] = deployed.bind(model, place == 0)
+    waiting = sum(model.args.max_ongoing_requests * model.args.max_replicas for model in planned)
+    tiered: serve.Application = _deployed(
+        IngressDeployment,
+        args,
+        resources={"num_cpus": args.ingress_num_cpus},
+        num_replicas=args.ingress_replicas,
+        autoscaling_config=None,
+        max_ongoing_requests=waiting,  # it only waits for the models, which have limits of their own
+    ).bind(args, planned, handles)
+    return tiered
+
+
+def _deployed(kind: Any, args: AppArgs, *, resources: dict[str, float], **options: Any) -> Any:
+    """Return the deployment of a class, with the options that all deployments share and its own ``options``."""
+    shared: dict[str, Any] = {
+        "name": kind.__name__,
+        "ray_actor_options": resources,
+        "autoscaling_config": AutoscalingConfig(
             min_replicas=args.min_replicas,
             max_replicas=args.max_replicas,
             target_ongoing_requests=args.target_ongoing_requests,
         ),
-        max_ongoing_requests=args.max_ongoing_requests,
-        max_queued_requests=args.max_queued_requests,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        max_surge_percent=100,  # a new version answers before the old one stops
-        health_check_period_s=HEALTH_PERIOD_S,
-        health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=DRAIN_S,
-        max_constructor_retry_count=3,  # a model that failed to load three times will not load later
-    )
-    return as_deployment(CellDeployment).bind(args, pinned)
+        "max_ongoing_requests": args.max_ongoing_requests,
+        "max_queued_requests": args.max_queued_requests,
+        "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=1),
+        "max_surge_percent": 100,  # a new version answers before the old one stops
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": DRAIN_S,
+        "max_constructor_retry_count": 3,  # a model that failed to load three times will not load later
+    }
+    chosen = {name: value for name, value in (shared | options).items() if value is not None}
+    return serve.deployment(**chosen)(kind)
 
 
 def run_service(
@@ -69,13 +102,13 @@ def run_service(
     host: str = "127.0.0.1",
     port: int = 8000,
     timeout_s: float = START_TIMEOUT_S,
-    pinned: PinnedModel | None = None,
+    planned: tuple[PlannedModel, ...] | None = None,
 ) -> str:
     """Serve ``args`` on the connected Ray cluster and return the base URL once it answers.
 
-    ``pinned`` is the model of ``args`` if it has been looked up already. Raises ServingError if the port is in use,
-    Serve is already running or the service is not ready after ``timeout_s``, and whatever looking up or loading the
-    model raises.
+    ``planned`` are the models of ``args`` if they have been looked up already. Raises ServingError if the port is in
+    use, Serve is already running or the service is not ready after ``timeout_s``, and whatever looking up or loading
+    the models raises.
     """
     assert ray.is_initialized(), "connect to Ray first: Serve would start a cluster of its own"
     if serve.status().proxies:
@@ -85,7 +118,7 @@ def run_service(
         )
     check_port(host, port=port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its replicas keep their own logs
-    pinned = pinned or pin_model(args.model_uri, sources=args.sources())
+    planned = planned or plan_models(args)
     http_options = {"host": host, "port": port, "request_timeout_s": args.limits.deadline_s + PROXY_MARGIN_S}
     url = f"http://{host}:{port}"
     deadline = time.monotonic() + timeout_s
@@ -95,16 +128,17 @@ def run_service(
             _wait_for_controller(proxy, deadline=deadline)
             # The replicas start while the HTTP server does.
             serve.run_many(
-                [serve.RunTarget(bind_app(args, pinned), name=APP_NAME)], wait_for_applications_running=False
+                [serve.RunTarget(bind_app(args, planned), name=APP_NAME)], wait_for_applications_running=False
             )
             wait_until_running(timeout_s=deadline - time.monotonic())
             proxy.result()
         wait_until_ready(url, timeout_s=deadline - time.monotonic())
     except ServingError:
         stop_service()
-        open_pinned(pinned, sources=args.sources())  # raises the reason if it is the model: replicas only log it
+        for model in planned:  # raises the reason if it is a model: replicas only log it
+            open_pinned(model.pinned, sources=model.args.sources())
         raise
-    logger.info("serving %s at %s", pinned.uri, url)
+    logger.info("serving %s at %s", ", ".join(model.pinned.uri for model in planned), url)
     return url
 
 

@@ -30,11 +30,18 @@ CASES = {
     "unsupported_protocol": Case(400, "This service does not speak this protocol"),
     "unauthenticated": Case(401, "A valid API key is required"),
     "forbidden": Case(403, "This API key does not allow the request"),
+    "unknown_model": Case(404, "The service does not have this model"),
+    "input_not_allowed": Case(403, "Jobs of this service do not read this place"),
     "not_found": Case(404, "Unknown path"),
     "method_not_allowed": Case(405, "This path does not support this method"),
     "not_acceptable": Case(406, "The answer is not available in the accepted media types"),
     "body_timeout": Case(408, "The request did not arrive in time"),
     "no_labels": Case(409, "This model does not predict cell types"),
+    "wrong_offset": Case(409, "This part of the file is not the next one"),
+    "use_put_url": Case(409, "The file is to be sent to a pre-signed URL"),
+    "upload_incomplete": Case(409, "The upload is not complete"),
+    "idempotency_conflict": Case(409, "This Idempotency-Key stands for another request"),
+    "job_not_done": Case(409, "The job has no result"),
     "wrong_model": Case(409, "This model does not answer this kind of request"),
     "too_large": Case(413, "The request exceeds the limits of the service"),
     "use_jobs": Case(413, "Too many cells for one request"),
@@ -43,12 +50,19 @@ CASES = {
     "unknown_proteins": Case(422, "The model does not predict these proteins"),
     "unknown_group": Case(422, "The network does not have this group of cells"),
     "unknown_perturbations": Case(422, "The model does not know these perturbations"),
+    "unknown_task": Case(422, "Jobs do not do this task"),
+    "unreadable_input": Case(422, "The cells of the job cannot be read"),
+    "wrong_digest": Case(422, "The file is not the announced one"),
     "bad_values": Case(422, "Some values are negative, not finite or too large"),
     "bad_matrix": Case(422, "Genes, indices and values are inconsistent"),
     "rate_limited": Case(429, "The quota of this API key is used up"),
+    "too_many_jobs": Case(429, "Too many unfinished jobs of one owner"),
     "http_error": Case(400, "The request could not be handled"),
     "client_closed": Case(499, "The client closed the connection"),
     "internal": Case(500, "Internal error of the service"),
+    "poison_request": Case(500, "Replicas end while they work on this request"),
+    "job_lost": Case(500, "The processes that worked on the job have ended"),
+    "jobs_off": Case(503, "This service takes no jobs"),
     "fitting": Case(503, "The model is being fitted to the genes of this request"),
     "model_not_ready": Case(503, "The model is not ready"),
     "overloaded": Case(503, "The service has too many requests"),
@@ -81,7 +95,7 @@ def valid_request_id(given: str) -> str:
 def reply_headers(request: Request) -> dict[str, str]:
     """Return the headers of every reply, problems included."""
     state = request.app.state
-    headers = {"X-Model-Version": state.model_version, **_OVERHEAD}
+    headers = {"X-Model-Version": state.models.default.model.version, **_OVERHEAD}
     if state.echo_request_id:
         headers["X-Request-Id"] = request_id_of(request)
     return headers
@@ -93,6 +107,8 @@ def problem_response(request: Request, code: str, *, detail: str, **members: Any
     named = {"detail": detail, "instance": request.url.path, "request_id": request_id_of(request)}
     content = problem_body(code, **named, **members)
     headers = reply_headers(request) | {"X-Problem-Code": code} | _retry_after(case.status, members)
+    if code == "use_jobs":
+        headers["Link"] = '</v1/jobs>; rel="alternate"'
     return Response(content, case.status, headers=headers, media_type=PROBLEM_TYPE)
 
 

@@ -1,8 +1,9 @@
-"""The processes of a running service, HTTP servers and replicas: collect their metrics, close their gates."""
+"""The processes of a running service, HTTP servers and replicas: collect their metrics, notify, and close gates."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray.util import list_named_actors
 
 from cytoray.serving.edge.gate import close_gate
 from cytoray.serving.edge.metrics import REGISTRY, ProcessMetrics, collect
+from cytoray.serving.rollout.notice import poke_followers
 
 APP_NAME = "cytoray"
 REPLICA_PREFIX = f"SERVE_REPLICA::{APP_NAME}#"
@@ -26,6 +28,12 @@ async def gather_metrics() -> list[ProcessMetrics]:
         for found in await asyncio.gather(*(_collect(name, actor) for name, actor in (servers | replicas).items()))
         if found is not None
     ]
+
+
+async def notify_all(name: str) -> None:
+    """Have all replicas look at the aliases of the registered model ``name``; one that does not answer is left out."""
+    _, replicas = await asyncio.to_thread(find_processes)
+    await asyncio.gather(*(_notify(actor, name) for actor in replicas.values()))
 
 
 def close_gates() -> int:
@@ -61,6 +69,16 @@ async def _collect(name: str, actor: Any) -> ProcessMetrics | None:
             return found
     except (RayError, TimeoutError):
         return None
+
+
+async def _notify(actor: Any, name: str) -> None:
+    with contextlib.suppress(RayError, TimeoutError):
+        async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+            await actor.__ray_call__.remote(_notify_there, name)
+
+
+def _notify_there(_actor: object, name: str) -> int:
+    return poke_followers(name)
 
 
 def _collect_there(_actor: object, process: str) -> ProcessMetrics:

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 from cytoray.cluster import connected, is_shared
-from cytoray.registry.pinning import pin_model
 from cytoray.serving.config import ServeConfig
 from cytoray.serving.edge.keys import read_keys
+from cytoray.serving.hosting.planning import plan_models
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -32,7 +32,7 @@ def serve_until_stopped(settings: ServeConfig, *, num_cpus: int, on_ready: Calla
     if settings.edge.needs_key:
         read_keys(str(settings.edge.keys_file))
     with ThreadPoolExecutor(1, thread_name_prefix="cytoray-pin") as threads:
-        pinning = threads.submit(pin_model, settings.model_uri, sources=settings.sources())
+        pinning = threads.submit(plan_models, settings)
         if not is_shared():
             from cytoray.serving.edge.proxy import prepare_environment
 
@@ -41,7 +41,7 @@ def serve_until_stopped(settings: ServeConfig, *, num_cpus: int, on_ready: Calla
             from cytoray.serving.app import run_service, stop_service
 
             try:
-                url = run_service(settings, pinned=pinning.result(), **settings.listening())
+                url = run_service(settings, planned=pinning.result(), **settings.listening())
                 on_ready(url)
                 stops.wait_for_first()
                 _drain(timeout_s=settings.drain_timeout_s, stops=stops)

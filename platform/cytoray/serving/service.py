@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,7 @@ from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.batching.stats import BatcherStats
 from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
+from cytoray.serving.hosting.asking import check_asked
 from cytoray.serving.payloads import h5ad_cells
 from cytoray.serving.payloads.answering import encode_answer
 from cytoray.serving.payloads.json_cells import warm_up
@@ -25,6 +28,7 @@ from cytoray.serving.payloads.parsed import SAMPLE
 from cytoray.serving.payloads.parsing import parse, parse_message
 from cytoray.serving.payloads.selecting import GeneCache, find_warnings, select_cells
 from cytoray.serving.payloads.stopping import Stop
+from cytoray.serving.rollout.status import RolloutStatus
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, GeneSummary, ModelInfo
@@ -41,8 +45,11 @@ class Reply:
 
     content: bytes
     timings: dict[str, float]
+    model: ModelInfo  # that answered
     num_cells: int = 0  # that were answered
     media_type: str = JSON
+    asked: Asked | None = None  # what was asked, and the result before it was encoded
+    result: Any = None
 
 
 class CellService:
@@ -98,6 +105,15 @@ class CellService:
     def stats(self) -> BatcherStats:
         """Counters of the batcher, for metrics."""
         return self._batcher.stats
+
+    def status(self) -> RolloutStatus:
+        """Return the version, which never changes."""
+        return RolloutStatus(model=self.model)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[CellService]:
+        """Give the service itself, as a slot gives that of one version."""
+        yield self
 
     async def answer(
         self,
@@ -166,9 +182,9 @@ class CellService:
         prepared = time.perf_counter()
         asked = Asked(endpoint, question, caller)
         done = await self._submit(asked, deadline)
-        content = await asyncio.to_thread(_join_and_encode, asked, done, members, form.answer)
+        content, result = await asyncio.to_thread(_join_and_encode, asked, done, members, form.answer)
         timings = {"tok": prepared - start, "queue": done.queued_s, "fwd": done.ran_s}
-        return Reply(content, timings, question.cells.num_cells, form.answer)
+        return Reply(content, timings, members["model"], question.cells.num_cells, form.answer, asked, result)
 
     async def _submit(self, asked: Asked, deadline: float) -> Done[Any]:
         """Have the batcher run a request by ``deadline``, a time of its clock."""
@@ -183,10 +199,12 @@ class CellService:
         members: dict[str, Any] = {"model": self.model}
         if not issubclass(endpoint.request, CellsRequest):
             message = parse_message(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+            check_asked(message.model, form)
             asked = Question(message, SparseCells.concatenate([]))
             endpoint.admit(self._served, asked)
             return asked, members
         request = parse(body, form, kind=endpoint.request, limits=self.limits, stop=stop)
+        check_asked(request.asked.model, form)
         stop.check()
         mapping = self._genes.map(request)
         stop.check()
@@ -201,9 +219,10 @@ class CellService:
         return question, members
 
 
-def _join_and_encode(asked: Asked, done: Done[Any], members: dict[str, Any], media_type: str) -> bytes:
-    """Write the answer to a request whose parts are done."""
-    return encode_answer(asked.endpoint, asked.question, asked.join(done), members=members, media_type=media_type)
+def _join_and_encode(asked: Asked, done: Done[Any], members: dict[str, Any], media_type: str) -> tuple[bytes, Any]:
+    """Write the answer to a request whose parts are done; returns it and the result."""
+    result = asked.join(done)
+    return encode_answer(asked.endpoint, asked.question, result, members=members, media_type=media_type), result
 
 
 def _build_canary(vocabulary: GeneVocabulary) -> SparseCells:

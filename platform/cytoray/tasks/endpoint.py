@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.errors import ModelError
-from cytoray.tasks.messages import Message, ModelInfo, Response
+from cytoray.tasks.messages import ModelInfo, Request, Response
 from cytoray.tasks.spec import Lazy
 from cytoray.tokens.cells import SparseCells
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a client has no torch
     from cytoray.model.bundle import ModelBundle
     from cytoray.model.predictor import Predictions
 
-Asked = TypeVar("Asked", bound=Message)
+Asked = TypeVar("Asked", bound=Request)
 Result = TypeVar("Result")
 Part = TypeVar("Part")
 Int32 = npt.NDArray[np.int32]

@@ -27,7 +27,17 @@ class CellPayload(Message):
     v: Values = Field(description="Raw counts or expression, finite and not negative, one for each of `i`.")
 
 
-class CellsRequest(Message):
+class Request(Message):
+    """Base of the requests to endpoints."""
+
+    model: Name | None = Field(
+        None,
+        description="The model that is asked: NAME, NAME@ALIAS or NAME/VERSION, see /v1/models; default: that of the "
+        "URL, else the first of the service.",
+    )
+
+
+class CellsRequest(Request):
     """Cells over one list of genes."""
 
     genes: Annotated[list[Name], FailFast()] = Field(min_length=1, description="Gene symbols or Ensembl ids.")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from cytoray.config import Config
-from cytoray.errors import RegistryError
+from cytoray.errors import RegistryError, RegistryUnavailableError
 from cytoray.tracking.places import lasting_path
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _probe_http(uri: str) -> None:
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn errors of MLflow, its database or its object store into a RegistryError with a remedy."""
+    """Turn errors of MLflow, its database or its object store into a RegistryUnavailableError with a remedy."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
@@ -130,7 +130,7 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError, sqlite3.Error, SQLAlchemyError, BotoCoreError, ClientError, Boto3Error) as error:
-        raise RegistryError(
+        raise RegistryUnavailableError(
             f"MLflow at {public(uri)} cannot be used: {_reason(error)}.",
             remedy="Check that it runs, that the URI and credentials are right, and that its storage can be written.",
             uri=public(uri),

@@ -109,7 +109,7 @@ def test_an_owner_pays_for_cells_and_earns_them_back(behind: Any, keys: Path, cl
     assert "ratelimit-limit" not in edge.ask(key=other, content=b"." * 1000).headers
     clock.now += 31
     assert edge.ask(key=second, content=b".").status_code == 200
-    assert edge.metrics()['cytoray_cells_total{route="/v1/embed"}'] == 1091
+    assert edge.metrics()['cytoray_cells_total{model="",route="/v1/embed"}'] == 1091
 
 
 def test_requests_in_flight_are_limited_per_owner(behind: Any, keys: Path, runner: Any) -> None:

@@ -130,7 +130,7 @@ def test_a_request_whose_replica_is_lost_goes_to_another(behind: Any, losses: An
 @pytest.mark.parametrize(
     ("losses", "path", "status", "code"),
     [
-        ((None, None, None), "/v1/embed", 503, "replica_lost"),
+        ((None, 500, None), "/v1/embed", 500, "poison_request"),
         ((500,), "/v1/jobs", 503, "replica_lost"),  # it might be done twice
         ((408,), "/v1/embed", 504, "deadline_exceeded"),
         ((503,), "/v1/embed", 503, "overloaded"),

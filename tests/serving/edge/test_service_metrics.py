@@ -35,9 +35,9 @@ def test_figures_of_several_processes_stay_apart_and_cross_processes() -> None:
     processes = []
     for name, count in (("a", 2), ("b", 3)):
         metrics = EdgeMetrics(CollectorRegistry())
-        metrics.cells.labels("/v1/embed").inc(count)
+        metrics.cells.labels("/v1/embed", "tiny").inc(count)
         processes.append(pickle.loads(pickle.dumps(collect(metrics.registry, process=name))))  # noqa: S301
     text = render(processes).decode()
-    assert 'cytoray_cells_total{process="a",route="/v1/embed"} 2.0' in text
-    assert 'cytoray_cells_total{process="b",route="/v1/embed"} 3.0' in text
+    assert 'cytoray_cells_total{model="tiny",process="a",route="/v1/embed"} 2.0' in text
+    assert 'cytoray_cells_total{model="tiny",process="b",route="/v1/embed"} 3.0' in text
     assert text.count("# TYPE cytoray_cells_total counter") == 1

@@ -74,7 +74,7 @@ def test_swaps_under_requests_lose_none_and_each_answer_is_that_of_the_version_i
             while len(seen) < before + 8:
                 await asyncio.sleep(0.001)
             await asyncio.to_thread(slot.swap, services[str(number)], keep_s=100.0)
-        assert slot.go_back(services["4"].model, keep_s=100.0)
+        assert slot.take_loaded(services["4"].model, keep_s=100.0)
         before = len(seen)
         while len(seen) < before + 8:
             await asyncio.sleep(0.001)
@@ -140,12 +140,12 @@ def test_the_previous_version_is_kept_for_its_time_and_a_stopped_slot_does_not_s
     assert slot.previous == one.model
     now[0] = 9.0
     slot.expire()
-    assert slot.go_back(one.model, keep_s=10.0)
+    assert slot.take_loaded(one.model, keep_s=10.0)
     assert (slot.model, slot.previous) == (one.model, two.model)
     now[0] = 20.0
     slot.expire()
     assert slot.previous is None
-    assert not slot.go_back(two.model, keep_s=10.0)
+    assert not slot.take_loaded(two.model, keep_s=10.0)
     runner.run(slot.drain())
     with pytest.raises(ServingError, match="shutting down"):
         slot.swap(three, keep_s=0.0)

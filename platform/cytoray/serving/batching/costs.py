@@ -63,6 +63,11 @@ class CostModel:
         """The tokens that the next batch may have: an unknown model is tried with few."""
         return min(GROWTH * self._largest, self._ceiling)
 
+    def predict(self, tokens: int, squares: int) -> float:
+        """Predict the seconds of a batch."""
+        fixed, per_token, per_square = self.coefficients
+        return fixed + per_token * tokens + per_square * squares
+
     def marginal(self, tokens: int, squares: int) -> float:
         """Predict by how many seconds cells prolong a batch."""
         _, per_token, per_square = self.coefficients
@@ -100,6 +105,10 @@ class Costs:
         if kind not in self._models:
             self._models[kind] = CostModel(self._costliest())
         return self._models[kind]
+
+    def most_fixed(self) -> float:
+        """Return the seconds of an empty batch of the kind that takes longest."""
+        return max((model.coefficients.fixed for model in self._models.values()), default=0.0)
 
     def learn(self, kind: Hashable, sample: Sample, *, bucket: int, now: float) -> None:
         """Learn from a batch of a kind."""

@@ -45,7 +45,11 @@ class Group(Generic[Item]):
             flow = self._flows[key] = Flow(key)
         for segment in ticket.segments:
             flow.add(segment, kind)
-        self._count(ticket, ticket.cells, ticket.tokens, ticket.squares)
+        load = self._loads.setdefault(kind, [0, 0])
+        load[0] += ticket.tokens
+        load[1] += ticket.squares
+        self.cells += ticket.cells
+        self.tokens += ticket.tokens
         if not flow.is_active:
             flow.served = max(flow.served, self._clock)
             self._activate(flow)
@@ -60,7 +64,8 @@ class Group(Generic[Item]):
                 queue.tokens -= segment.tokens
                 queue.squares -= segment.squares
                 segment.clear()
-        self._uncount(ticket, ticket.cells, ticket.tokens, ticket.squares)
+        self._uncount(ticket.work.kind, ticket.cells, ticket.tokens, ticket.squares)
+        ticket.cells = ticket.tokens = ticket.squares = 0
 
     def form(self, now: float, is_lost: IsLost) -> Batch[Item] | None:
         """Form the next batch; None if nothing waits."""
@@ -75,9 +80,11 @@ class Group(Generic[Item]):
 
     def backlog(self) -> float:
         """Return the predicted seconds of all that waits."""
-        if not self.cells:
-            return 0.0
-        return sum(self._costs.of(kind).marginal(*load) for kind, load in self._loads.items())
+        seconds = 0.0
+        if self.cells:
+            for kind, (tokens, squares) in self._loads.items():
+                seconds += self._costs.of(kind).marginal(tokens, squares)
+        return seconds
 
     def backlog_before(self, key: str, own: float) -> float:
         """Return the predicted seconds until a further request of ``own`` seconds begins its last batch.
@@ -160,23 +167,13 @@ class Group(Generic[Item]):
     def _seconds(self, flow: Flow[Item]) -> float:
         return sum(self._costs.of(queue.kind).marginal(queue.tokens, queue.squares) for queue in flow.queues.values())
 
-    def _count(self, ticket: Ticket[Item], cells: int, tokens: int, squares: int) -> None:
-        load = self._loads.setdefault(ticket.work.kind, [0, 0])
-        load[0] += tokens
-        load[1] += squares
-        self.cells += cells
-        self.tokens += tokens
-
-    def _uncount(self, ticket: Ticket[Item], cells: int, tokens: int, squares: int) -> None:
+    def _uncount(self, kind: Hashable, cells: int, tokens: int, squares: int) -> None:
         """Subtract cells that are taken or forgotten."""
-        load = self._loads[ticket.work.kind]
+        load = self._loads[kind]
         load[0] -= tokens
         load[1] -= squares
         self.cells -= cells
         self.tokens -= tokens
-        ticket.cells -= cells
-        ticket.tokens -= tokens
-        ticket.squares -= squares
 
 
 def _by_distance(queues: list[LengthQueue[Item]], seed: LengthQueue[Item]) -> list[LengthQueue[Item]]:

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 PADDING = 0.1  # share of a batch's rectangle that may be padding
 SMALL = 4096  # tokens of a rectangle that is filled with cells of any length if no others are left
 IsLost = Callable[[Ticket[Any]], bool]  # whether a request is over; if it can no longer be answered, it becomes so
-Remove = Callable[[Ticket[Any], int, int, int], None]  # subtract cells, tokens and squares from sums
+Remove = Callable[[Hashable, int, int, int], None]  # subtract cells, tokens and squares of a kind from sums
 
 
 class Take(NamedTuple, Generic[Item]):
@@ -70,8 +70,8 @@ class Draft(Generic[Item]):
         self._seconds_left = self.budget
         self.is_strict = True  # about padding
         self._most_tokens = min(config.max_batch_tokens, model.most_tokens)
-        self.cells = self._tokens = self._longest = 0
-        self._taken: dict[Ticket[Item], list[tuple[Int64, int, int]]] = {}
+        self.cells = self._tokens = self._squares = self._longest = 0
+        self._takes: list[Take[Item]] = []
 
     @property
     def is_full(self) -> bool:
@@ -87,43 +87,46 @@ class Draft(Generic[Item]):
 
     def draw(self, queue: LengthQueue[Item], seconds: float, *, is_lost: IsLost, remove: Remove) -> float:
         """Move cells from a queue to the draft for at most ``seconds``; returns the seconds that they take."""
-        spent = 0.0
+        cells, tokens, squares = self.cells, self._tokens, self._squares
+        left = seconds = min(seconds, self._seconds_left)
+        _, per_token, per_square = self._model.coefficients
         while (segment := queue.head()) is not None:
             ticket = segment.ticket
             if is_lost(ticket):
                 continue
-            count = self._room(segment, min(seconds - spent, self._seconds_left))
+            count = self._room(segment, left)
             if not count:
                 break
             length = segment.longest if count == segment.cells else int(segment.lengths[count - 1])
-            rows, tokens, squares = segment.take(count)
-            queue.cells -= count
-            queue.tokens -= tokens
-            queue.squares -= squares
-            remove(ticket, count, tokens, squares)
-            cost = self._model.marginal(tokens, squares)
-            spent += cost
-            self._seconds_left -= cost
+            take = Take(ticket, *segment.take(count))
+            left -= per_token * take.tokens + per_square * take.squares
             self.cells += count
-            self._tokens += tokens
-            self._longest = max(self._longest, length)
-            self._taken.setdefault(ticket, []).append((rows, tokens, squares))
+            self._tokens += take.tokens
+            self._squares += take.squares
+            if length > self._longest:
+                self._longest = length
+            self._takes.append(take)
             if segment.cells:
                 break
-        return spent
+        self._seconds_left -= seconds - left
+        cells, tokens, squares = self.cells - cells, self._tokens - tokens, self._squares - squares
+        queue.cells -= cells
+        queue.tokens -= tokens
+        queue.squares -= squares
+        remove(self.kind, cells, tokens, squares)
+        return seconds - left
 
     def finish(self) -> Batch[Item]:
         """Return the batch."""
-        takes = tuple(_joined(ticket, parts) for ticket, parts in self._taken.items())
-        cost = self._model.marginal(sum(take.tokens for take in takes), sum(take.squares for take in takes))
-        return Batch(self.kind, takes, self._longest, self._model.coefficients.fixed + cost)
+        cost = self._model.marginal(self._tokens, self._squares)
+        return Batch(self.kind, _joined(self._takes), self._longest, self._model.coefficients.fixed + cost)
 
     def _room(self, segment: Segment[Item], seconds: float) -> int:
         """Return how many cells of a segment may be added; at least one to an empty draft."""
-        longest = max(self._longest, segment.longest)
+        longest = segment.longest if segment.longest > self._longest else self._longest
         if segment.cells == 1 and self.cells:  # most of what waits under load
-            cost = self._model.marginal(segment.tokens, segment.squares)
-            fits = cost <= seconds and (self.cells + 1) * longest <= self._most_tokens
+            fits = (self.cells + 1) * longest <= self._most_tokens
+            fits = fits and self._model.marginal(segment.tokens, segment.squares) <= seconds
             return int(fits and self._within_padding(segment, longest) > 0)
         most = min(segment.cells, self._most_tokens // longest - self.cells, self._within_padding(segment, longest))
         least = 0 if self.cells else 1
@@ -147,7 +150,9 @@ class Draft(Generic[Item]):
         each = longest - lowest_length(segment.bucket)  # at most
         spare = PADDING * self.cells * longest - waste
         beyond = each - PADDING * longest
-        within = (segment.cells if beyond <= 0 else int(spare / beyond)) if spare >= 0 else 0
+        if spare >= 0 >= beyond:
+            return segment.cells
+        within = int(spare / beyond) if spare >= 0 else 0
         if self.is_strict:
             return min(within, segment.cells)
         fixed, per_token, per_square = self._model.coefficients
@@ -181,8 +186,19 @@ def fill(
     return spent
 
 
-def _joined(ticket: Ticket[Item], parts: list[tuple[Int64, int, int]]) -> Take[Item]:
+def _joined(takes: list[Take[Item]]) -> tuple[Take[Item], ...]:
+    """Return one take for each request."""
+    by_ticket: dict[Ticket[Item], list[Take[Item]]] = {}
+    if len({take.ticket for take in takes}) == len(takes):
+        return tuple(takes)
+    for take in takes:
+        by_ticket.setdefault(take.ticket, []).append(take)
+    return tuple(_sum(parts) for parts in by_ticket.values())
+
+
+def _sum(parts: list[Take[Item]]) -> Take[Item]:
     if len(parts) == 1:
-        return Take(ticket, *parts[0])
-    rows = np.concatenate([rows for rows, _, _ in parts])
-    return Take(ticket, rows, sum(tokens for _, tokens, _ in parts), sum(squares for _, _, squares in parts))
+        return parts[0]
+    rows = np.concatenate([part.rows for part in parts])
+    tokens, squares = sum(part.tokens for part in parts), sum(part.squares for part in parts)
+    return Take(parts[0].ticket, rows, tokens, squares)

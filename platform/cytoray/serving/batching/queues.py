@@ -67,12 +67,19 @@ class Ticket(Generic[Item]):
         self.work = work
         self.since = now
         self.is_over = False  # answered, failed, or of no interest any more
-        self.cells = self.tokens = self.squares = 0
-        self.segments: tuple[Segment[Item], ...] = _segments(self)
-        for segment in self.segments:
-            self.cells += segment.cells
-            self.tokens += segment.tokens
-            self.squares += segment.squares
+        self.segments: tuple[Segment[Item], ...]
+        if len(work.tokens) == 1:  # most requests under load: plain numbers are faster than arrays
+            length = work.tokens.item()
+            squares = length * length if work.whole_squares is None else work.whole_squares
+            self.cells, self.tokens, self.squares = 1, length, squares
+            self.segments = (
+                Segment(self, bisect.bisect_right(EDGES, length), (_FIRST, work.tokens), (length, squares)),
+            )
+        else:
+            self.segments = tuple(_split(self, work.tokens))
+            self.cells = len(work.tokens)
+            self.tokens = sum([segment.tokens for segment in self.segments])
+            self.squares = sum([segment.squares for segment in self.segments])
 
 
 class Segment(Generic[Item]):
@@ -80,18 +87,15 @@ class Segment(Generic[Item]):
 
     __slots__ = ("_lengths", "_rows", "_start", "bucket", "cells", "longest", "squares", "ticket", "tokens")
 
-    def __init__(self, ticket: Ticket[Item], bucket: int, rows: Int64, lengths: Int64) -> None:
+    def __init__(self, ticket: Ticket[Item], bucket: int, cells: tuple[Int64, Int64], sums: tuple[int, int]) -> None:
+        """``cells``: their rows and lengths; ``sums``: of their tokens and of their squares."""
         self.ticket = ticket
         self.bucket = bucket
-        self.cells = len(rows)
-        self._rows, self._lengths, self._start = rows, lengths, 0
-        if self.cells == 1:  # most requests under load: plain numbers are faster than arrays
-            self.longest = self.tokens = int(lengths[0])
-            whole = ticket.work.whole_squares
-            self.squares = self.tokens**2 if whole is None else whole
-        else:
-            self.longest = int(lengths[-1])
-            self.tokens, self.squares = int(lengths.sum()), int(np.square(lengths).sum())
+        self._rows, self._lengths = cells
+        self._start = 0
+        self.tokens, self.squares = sums
+        self.cells = len(self._rows)
+        self.longest = self.tokens if self.cells == 1 else int(self._lengths[-1])
 
     @property
     def lengths(self) -> Int64:
@@ -99,7 +103,10 @@ class Segment(Generic[Item]):
         return self._lengths[self._start :]
 
     def take(self, count: int) -> tuple[Int64, int, int]:
-        """Remove the first ``count`` cells; returns their rows in the request, the sum of tokens and of squares."""
+        """Remove the first ``count`` cells, here and from what waits of the request.
+
+        Returns their rows in the request, the sum of tokens and of squares.
+        """
         rows = self._rows
         if count == self.cells:
             rows = rows[self._start :] if self._start else rows
@@ -108,10 +115,14 @@ class Segment(Generic[Item]):
             rows = rows[self._start : self._start + count]
             lengths = self.lengths[:count]
             tokens, squares = int(lengths.sum()), int(np.square(lengths).sum())
+        ticket = self.ticket
         self._start += count
         self.cells -= count
         self.tokens -= tokens
         self.squares -= squares
+        ticket.cells -= count
+        ticket.tokens -= tokens
+        ticket.squares -= squares
         return rows, tokens, squares
 
     def clear(self) -> None:
@@ -169,20 +180,15 @@ class Flow(Generic[Item]):
         return list(self.queues.values())
 
 
-def _segments(ticket: Ticket[Any]) -> tuple[Segment[Any], ...]:
-    tokens = ticket.work.tokens
-    if len(tokens) == 1:
-        return (Segment(ticket, bucket_of(int(tokens[0])), _FIRST, tokens),)
-    return tuple(_split(ticket, tokens))
-
-
 def _split(ticket: Ticket[Any], tokens: Int64) -> Iterator[Segment[Any]]:
     rows = np.argsort(tokens, kind="stable")
     lengths = tokens[rows]
     buckets = np.searchsorted(_EDGES, lengths, side="right")
     bounds = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(rows)]
     for start, stop in pairwise(bounds):
-        yield Segment(ticket, int(buckets[start]), rows[start:stop], lengths[start:stop])
+        own = lengths[start:stop]
+        sums = int(own.sum()), int(np.square(own).sum())
+        yield Segment(ticket, int(buckets[start]), (rows[start:stop], own), sums)
 
 
 _FIRST: Int64 = np.zeros(1, np.int64)

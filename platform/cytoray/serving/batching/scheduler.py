@@ -55,7 +55,7 @@ class Scheduler(Generic[Item]):
         """Raise RequestError (`overloaded`, `deadline_exceeded`) for a request that would not be answered in time."""
         work = ticket.work
         model, left = self.costs.of(work.kind), work.deadline - now
-        own = (model.coefficients.fixed + model.marginal(ticket.tokens, ticket.squares)) / self._config.parallel_batches
+        own = model.predict(ticket.tokens, ticket.squares) / self._config.parallel_batches
         if own > left and model.is_fresh(now):
             raise too_long(own, left, num_cells=ticket.cells)
         waiting = self.tokens
@@ -144,7 +144,8 @@ class Scheduler(Generic[Item]):
         """Return the predicted seconds of what waits of a class, or of all that waits and runs."""
         if bulk is not None:
             return self._groups[bulk].backlog()
-        return self._groups[False].backlog() + self._groups[True].backlog() + sum(self._out.values())
+        running = sum(self._out.values()) if self._out else 0.0
+        return self._groups[False].backlog() + self._groups[True].backlog() + running
 
     def _next_part(self) -> Batch[Item] | None:
         """Return a part of a batch that failed; only every other batch is one, so that they delay others little."""
@@ -158,10 +159,11 @@ class Scheduler(Generic[Item]):
     def _next_whole(self, now: float) -> Batch[Item] | None:
         """Return a batch of the class that had less of its share; interactive requests have a batch in advance."""
         advance = self._config.target_batch_s / self._config.interactive_share
+        safe = now + self.backlog_s() + self.costs.most_fixed()  # no request takes longer than all that waits
 
         def is_lost(ticket: Ticket[Any]) -> bool:
             """Whether a request cannot be answered in time any more."""
-            return self._is_lost(ticket, now)
+            return ticket.work.deadline <= safe and self._is_lost(ticket, now)
 
         while waiting := [group for group in self._groups.values() if group.cells]:
             group = min(waiting, key=lambda group: group.served - (0.0 if group is self._groups[True] else advance))
@@ -174,7 +176,7 @@ class Scheduler(Generic[Item]):
     def _is_lost(self, ticket: Ticket[Any], now: float) -> bool:
         """Give up a request whose deadline has passed or, by a fresh prediction, will have passed before its answer."""
         model, left = self.costs.of(ticket.work.kind), ticket.work.deadline - now
-        own = model.coefficients.fixed + model.marginal(ticket.tokens, ticket.squares)
+        own = model.predict(ticket.tokens, ticket.squares)
         if left <= 0 or (own > left * self._config.parallel_batches and model.is_fresh(now)):
             self.drop(ticket)
             self.lost.append(ticket)

@@ -28,6 +28,7 @@ from cytoray.serving.client.wire import read_reply, write_request
 from cytoray.serving.payloads.media import ARROW, JSON
 from cytoray.tasks.endpoint import Endpoint
 
+_MODELS = "/v1/models"
 MOST_ROUNDS = 5  # of asking again after the version has changed
 
 
@@ -63,7 +64,7 @@ class Asker:
         call = _Call(self, asked, route, kept, progress)
         await call.run()
         chunks = kept.chunks()
-        about = await self._describe() if _none_answered(chunks, asked.source.num_cells) else {}
+        about = await self._describe(asked.model) if _none_answered(chunks, asked.source.num_cells) else {}
         return Received(asked, chunks, about=about)
 
     @property
@@ -96,9 +97,9 @@ class Asker:
                 continue
             return await asyncio.to_thread(read_reply, asked.endpoint, rows, response)
 
-    async def _describe(self) -> dict[str, Any]:
+    async def _describe(self, model: str | None) -> dict[str, Any]:
         try:
-            return await self.connection.get("/version")
+            return await self.connection.get("/version" if model is None else f"{_MODELS}/{quote(model, safe='/@')}")
         except Failure as failure:
             raise failure.error from failure
 
@@ -219,7 +220,7 @@ class _Call:
 
 def _route(endpoint: Endpoint[Any, Any], model: str | None) -> str:
     """Return the path of an endpoint of the default model, or of the one that is named."""
-    return endpoint.route if model is None else f"/v1/models/{quote(model, safe='')}/{endpoint.name}"
+    return endpoint.route if model is None else f"{_MODELS}/{quote(model, safe='/@')}/{endpoint.name}"
 
 
 def _none_answered(chunks: list[AnsweredChunk], num_cells: int) -> bool:

@@ -92,7 +92,7 @@ class Connection:
 
     async def ask(self, sent: Sent, pace: Pace) -> httpx.Response:
         """Return the answer to a request; raises Failure if there is none by the deadline, or will be none."""
-        started, attempt = time.monotonic(), 0
+        failed_at, attempt = 0.0, 0  # of the first failure
         headers = {"Idempotency-Key": uuid.uuid4().hex, **sent.headers}
         while True:
             try:
@@ -107,8 +107,9 @@ class Connection:
                 if kind == "busy":
                     pace.refused(failure.wait_s)
                 pause = _FITTING_PAUSE_S if kind == "fitting" else _pause(attempt)
-                pause = max(pause, failure.wait_s)
-                if time.monotonic() + pause > started + self._time_for(failure):
+                pause, now = max(pause, failure.wait_s), time.monotonic()
+                failed_at = failed_at or now
+                if now + pause > failed_at + self._time_for(failure):
                     raise
             await asyncio.sleep(pause)
             attempt += 1

@@ -82,6 +82,7 @@ def ask_method(name: str, given: tuple[Any, ...], options: dict[str, Any], *, mo
     resume, model = members.pop("resume", None), members.pop("model", model)
     kind = find_endpoint(name).request
     if not issubclass(kind, CellsRequest):
-        named = dict(zip(kind.model_fields, given, strict=False))
+        own = (member for member in kind.model_fields if member != "model")  # which comes first, by inheritance
+        named = dict(zip(own, given, strict=False))
         return ask_endpoint(name, None, {**named, **members}, model=model)
     return ask_endpoint(name, source_of(name, given, members), members, model=model, resume=resume)

@@ -22,10 +22,12 @@ STRIPPED = frozenset(
 )
 STRIPPED_PREFIX = "x_serve_router_"  # the headers by which parts of Serve direct requests
 CELLS_HEADER = b"x-cells"  # by which a replica reports the number of cells that it has answered
+MODEL_HEADER = b"x-model"  # and the name of the model that has answered
 CODE_HEADER = b"x-problem-code"  # and the code of the problem that it has answered with
 OTHER = "other"
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _ROUTE = re.compile(r"/(v1/[a-z][a-z0-9_-]*|[a-z.]+)?(?:/.*)?")
+_OF_MODEL = re.compile(r"/v1/models/.+/([a-z][a-z0-9_-]*)")  # a route of one model: /v1/models/NAME/embed
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Exchange:
     kind: str | None = None
     code: str = ""  # of the problem that was the answer
     status: int | None = None
+    model: str = ""  # that has answered
     cells: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -95,6 +98,7 @@ class Exchange:
 
     def _read_head(self, headers: dict[bytes, bytes]) -> None:
         """Record what the head of the answer reports."""
+        self.model = headers.get(MODEL_HEADER, b"").decode("latin-1")
         self.code = headers.get(CODE_HEADER, b"").decode()
         cells = headers.get(CELLS_HEADER, b"")
         self.cells = int(cells) if cells.isdigit() else 0
@@ -120,7 +124,13 @@ def begin(scope: Scope, *, routes: frozenset[str], now: float) -> tuple[Scope, E
 
 
 def route_of(path: str, routes: frozenset[str]) -> str:
-    """Return the route of a path for metrics and scopes: one of ``routes``, else OTHER."""
+    """Return the route of a path for metrics and scopes: one of ``routes``, else OTHER.
+
+    That of /v1/models/NAME/embed is /v1/embed: the same is asked, and a key needs the same scope.
+    """
+    of_model = _OF_MODEL.fullmatch(path)
+    if of_model and f"/v1/{of_model[1]}" in routes:
+        return f"/v1/{of_model[1]}"
     match = _ROUTE.fullmatch(path)
     found = f"/{match[1] or ''}" if match else OTHER
     return found if found in routes else OTHER

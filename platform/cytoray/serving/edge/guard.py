@@ -17,8 +17,11 @@ from cytoray.serving.edge.keys import Allowance, KeyRecord, KeyRing, read_keys
 from cytoray.serving.edge.quotas import Quotas
 
 logger = logging.getLogger(__name__)
-#: Answered to everybody: probes, which carry no key, and documents without data.
-OPEN = frozenset(("/healthz", "/readyz", "/docs", "/openapi.json", "/", "/assets"))
+#: Answered to everybody: probes, which carry no key, documents without data, and webhooks, which are signed.
+OPEN = frozenset(("/healthz", "/readyz", "/docs", "/openapi.json", "/", "/assets", "/v1/webhooks"))
+#: Answered to every valid key: what the service is.
+DESCRIPTIONS = frozenset(("/version", "/v1/model", "/v1/models"))
+JOBS, UPLOADS = "/v1/jobs", "/v1/uploads"  # what is uploaded is for jobs: one scope for both
 LOOK_AGAIN_S = 1.0  # a revoked key is refused after this time at most
 UNLIMITED = Allowance()
 
@@ -56,15 +59,16 @@ class Guard:
             return Caller()
         caller = self._identify(scope)
         exchange.key_id, exchange.kind = caller.key_id, caller.allowance.kind
-        needed, scopes = exchange.route.rpartition("/")[2], caller.allowance.scopes
-        if needed not in scopes and "*" not in scopes:
+        route = JOBS if exchange.route == UPLOADS else exchange.route
+        needed, scopes = route.rpartition("/")[2], caller.allowance.scopes
+        if needed not in scopes and "*" not in scopes and exchange.route not in DESCRIPTIONS:
             raise RequestError(
                 f"This key is not valid for {exchange.route}; it is for {', '.join(scopes)}.",
                 remedy="Ask the operator for a key with this scope.",
                 code="forbidden",
             )
         try:
-            self._quotas.enter(caller.owner, caller.allowance)
+            self._quotas.enter(caller.owner, caller.allowance, asks_cells=exchange.method == "POST")
         except RequestError:
             exchange.headers |= self._quotas.headers(caller.owner, caller.allowance)
             raise

@@ -40,6 +40,9 @@ class Allowance(Config):
     scopes: tuple[Annotated[str, Field(pattern=SCOPE)], ...] = Field(
         ("*",), min_length=1, description="Routes: embed, annotate, metrics, …; * for all."
     )
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        ("*",), min_length=1, description="Models of the service, by name; * for all."
+    )
     kind: Kind | None = Field(
         None, description="interactive, or bulk: waits for interactive ones; null: by the size of each request."
     )

@@ -7,7 +7,7 @@ node; a sum over replicas made here would fall, and look like a restart, wheneve
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,7 +45,7 @@ class EdgeMetrics:
 
         self.requests = counter("requests", "Requests answered, by route and HTTP status.", "route", "status")
         self.rejections = counter("rejections", "Requests answered with a problem, by its code.", "code")
-        self.cells = counter("cells", "Cells answered.", "route")
+        self.cells = counter("cells", "Cells answered, by route and model.", "route", "model")
         self.bytes_in = counter("request_bytes", "Bytes of request bodies.")
         self.bytes_out = counter("response_bytes", "Bytes of response bodies.")
         self.retries = counter("retries", "Requests that were sent to another replica, by reason.", "reason")
@@ -72,31 +72,44 @@ class Figures(Protocol):
 
 
 class FiguresCollector:
-    """Collector of figures, as ``cytoray_PREFIX_NAME``."""
+    """Collector of the figures of models, as ``cytoray_PREFIX_NAME`` with the label ``model``.
 
-    def __init__(self, prefix: str, figures: Figures) -> None:
+    ``read`` returns the figures of this moment by model.
+    """
+
+    def __init__(self, prefix: str, read: Callable[[], Mapping[str, Figures]]) -> None:
         self._prefix = prefix
-        self._figures = figures
+        self._read = read
 
     def collect(self) -> Iterator[Metric]:
         """Read the figures."""
-        gauges = self._figures.gauges()
-        for name, value in self._figures.snapshot().items():
-            family = GaugeMetricFamily if name in gauges else CounterMetricFamily
-            full = f"cytoray_{self._prefix}_{name.removesuffix('_s')}{'_seconds' if name.endswith('_s') else ''}"
-            yield family(full, f"{name} of the {self._prefix} of a replica.", value=value)
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for model, figures in self._read().items():
+            gauges = figures.gauges()
+            for name, value in figures.snapshot().items():
+                if name not in families:
+                    family = GaugeMetricFamily if name in gauges else CounterMetricFamily
+                    families[name] = family(self._name(name), f"{name} of a {self._prefix}.", labels=["model"])
+                families[name].add_metric([model], value)
+        yield from families.values()
+
+    def _name(self, name: str) -> str:
+        return f"cytoray_{self._prefix}_{name.removesuffix('_s')}{'_seconds' if name.endswith('_s') else ''}"
 
 
 class InfoCollector:
-    """Collector of what does not change: the model and the version of the code."""
+    """Collector of the identity of models and the version of the code; ``read`` returns the labels of each model."""
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
-        self._labels = dict(labels)
+    def __init__(self, read: Callable[[], Sequence[Mapping[str, str]]]) -> None:
+        self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """Return one sample of 1 with the labels."""
-        family = GaugeMetricFamily("cytoray_build_info", "Model and code of a replica.", labels=list(self._labels))
-        family.add_metric(list(self._labels.values()), 1.0)
+        """Return a sample of 1 for each model."""
+        found = self._read()
+        names = list(found[0]) if found else []
+        family = GaugeMetricFamily("cytoray_build_info", "Models and code of a replica.", labels=names)
+        for labels in found:
+            family.add_metric([labels[name] for name in names], 1.0)
         yield family
 
 

@@ -28,7 +28,7 @@ ROUTES = frozenset(
     ("/", "/assets", "/docs", "/explorer", "/healthz", "/metrics", "/openapi.json", "/readyz", "/version")
 )
 #: Routes below /v1 that are not endpoints of the table of tasks.
-MORE = frozenset(("/v1/jobs", "/v1/models", "/v1/uploads"))
+MORE = frozenset(("/v1/jobs", "/v1/model", "/v1/models", "/v1/uploads", "/v1/webhooks"))
 SERVES_OWN = "/-/"  # Serve's probes, which its load balancers ask
 PASSED = "cytoray.edge"  # in the state of a request that has passed an edge
 
@@ -163,7 +163,8 @@ class Edge:
         metrics.seconds.labels(exchange.route).observe(seconds)
         if exchange.code:
             metrics.rejections.labels(exchange.code).inc()
-        metrics.cells.labels(exchange.route).inc(exchange.cells)
+        if exchange.cells:
+            metrics.cells.labels(exchange.route, exchange.model).inc(exchange.cells)
         metrics.bytes_in.inc(exchange.bytes_in)
         metrics.bytes_out.inc(exchange.bytes_out)
         self._log.write(exchange, seconds=seconds)
@@ -202,3 +203,4 @@ def _identify(scope: Scope, caller: Caller) -> None:
     """Give the application who asks, and keep the key from it."""
     scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() != b"authorization"]
     scope["state"] |= {"key_id": caller.key_id, "key_owner": caller.owner, "caller_class": caller.allowance.kind}
+    scope["state"]["allowed_models"] = caller.allowance.models

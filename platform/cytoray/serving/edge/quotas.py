@@ -32,8 +32,11 @@ class Quotas:
     clock: Callable[[], float]
     accounts: dict[str, _Account] = field(default_factory=dict)
 
-    def enter(self, owner: str, allowance: Allowance) -> None:
-        """Count a request in; raises RequestError if the owner has to wait."""
+    def enter(self, owner: str, allowance: Allowance, *, asks_cells: bool = True) -> None:
+        """Count a request in; raises RequestError if the owner has to wait.
+
+        One that does not ask for answers to cells, such as about a job, need not wait until cells have been earned.
+        """
         account = self._updated(owner, allowance)
         if allowance.concurrency is not None and account.in_flight >= allowance.concurrency:
             raise _limited(
@@ -41,7 +44,7 @@ class Quotas:
                 remedy="Wait for their answers.",
                 wait_s=1,
             )
-        if allowance.cells_per_minute is not None and account.balance < 1:
+        if asks_cells and allowance.cells_per_minute is not None and account.balance < 1:
             raise _limited(
                 f"This key has used its {allowance.cells_per_minute:g} cells per minute.",
                 remedy="Send fewer cells, or ask the operator for a higher quota.",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cytoray.errors import CorpusError, CytorayError
+from cytoray.serving.confinement import ENVIRONMENT, Confinement, confine
 
 FAILED = 2  # exit status of a process whose last line names the problem
-PR_SET_PDEATHSIG = 1
 NICENESS = 5  # the model goes first
 LOG = "child.log"
 MAX_LINE = 2**20
@@ -32,8 +30,7 @@ async def run_child(
     """
     limits = {"max_memory_bytes": max_memory_bytes, "max_step_s": max_step_s}
     command = (sys.executable, "-m", module, str(folder), json.dumps(options | limits))
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (folder / LOG).open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log,
@@ -79,7 +76,16 @@ def _raise_failure(status: int | None, last: dict[str, Any]) -> None:
 def child_main(work: Callable[[Path, dict[str, Any], Report], None]) -> None:
     """Do ``work(folder, options, report)`` in this process, which `run_child` started; exits with its outcome."""
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-    limit_resources(memory_bytes=options["max_memory_bytes"], cpu_s=options["max_step_s"])
+    os.nice(NICENESS)
+    confine(
+        Confinement(
+            memory_bytes=options["max_memory_bytes"],
+            cpu_s=int(options["max_step_s"]) + 1,
+            num_files=256,
+            beside=False,
+            network="://" in options.get("uri", ""),  # a demo in a store; what was uploaded is a local file
+        )
+    )
     try:
         work(folder, options, _print)
     except CytorayError as error:
@@ -88,20 +94,6 @@ def child_main(work: Callable[[Path, dict[str, Any], Report], None]) -> None:
     except MemoryError:
         _print({"problem": "The file needs more memory than the service allows.", "remedy": "Take part of its cells."})
         sys.exit(FAILED)
-
-
-def limit_resources(*, memory_bytes: int, cpu_s: float) -> None:
-    """Limit memory, time and files of this process, give way to others, and end with the process that started it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.nice(NICENESS)
-    for kind, limit in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_CPU, int(cpu_s) + 1),
-        (resource.RLIMIT_NOFILE, 256),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _print(message: dict[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from cytoray.config import Config, Location
 
@@ -44,9 +42,3 @@ class ExplorerConfig(Config):
         16 * 2**30, ge=2**30, description="Address space of the process that reads an uploaded file."
     )
     max_step_s: float = Field(1_800.0, gt=0, description="Maximum time in seconds to read a file, or to lay it out.")
-
-    @field_validator("demos", mode="before")
-    @classmethod
-    def _list_is_a_tuple(cls, demos: Any) -> Any:
-        """Accept a list: Ray Serve validates ``args`` as they come from YAML, which has no tuples."""
-        return tuple(demos) if isinstance(demos, list) else demos

@@ -46,11 +46,22 @@ def read_matrix(body: bytes, *, limits: Limits) -> tuple[Matrix, bytes]:
     return Matrix(**arrays), (batch.schema.metadata or {}).get(MEMBERS_KEY, b"")
 
 
+def peek_metadata(body: bytes) -> dict[bytes, bytes]:
+    """Return the metadata of the schema of a stream; empty if it cannot be read, which ``read_matrix`` reports."""
+    try:
+        message = pa.ipc.read_message(pa.BufferReader(body))
+        if message is None or message.type != _SCHEMA or _is_unsafe(message):
+            return {}
+        return dict(pa.ipc.read_schema(message).metadata or {})
+    except (pa.ArrowException, EOFError, OSError, ValueError, MemoryError):
+        return {}
+
+
 def _read_batch(body: bytes) -> pa.RecordBatch:
     """Return the only record batch of a stream, after its schema is known to be one that is read."""
     reader = pa.BufferReader(body)
     message = _next_message(reader, _SCHEMA)
-    if message.metadata.size > MAX_SCHEMA_BYTES or b"ARROW:extension" in message.metadata.to_pybytes():
+    if _is_unsafe(message):
         raise _refusal("The schema is too large or has extension types")
     schema = pa.ipc.read_schema(message)
     _check_schema(schema)
@@ -64,6 +75,11 @@ def _read_batch(body: bytes) -> pa.RecordBatch:
     if rest.strip(b"\x00\xff"):  # the end of a stream is marked by these
         raise _refusal("Something follows the record batch")
     return batch
+
+
+def _is_unsafe(schema: Any) -> bool:
+    """Return whether the message of a schema is not to be read: it is too large or has extension types."""
+    return schema.metadata.size > MAX_SCHEMA_BYTES or b"ARROW:extension" in schema.metadata.to_pybytes()
 
 
 def _next_message(reader: pa.BufferReader, kind: str) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytoray.errors import CorpusError, RequestError
+from cytoray.serving import confinement
 from cytoray.serving.config import Limits
 from cytoray.serving.payloads.json_cells import malformed
 from cytoray.serving.payloads.matrices import Matrix
@@ -49,6 +50,7 @@ def read_matrix(body: bytes, options: Mapping[str, str], *, limits: Limits, stop
         "output_bytes": limits.max_decoded_bytes,
         "cpu_s": CPU_S,
         "wall_s": WALL_S,
+        "confinement": str(confinement.__file__),
     }
     with _scratch() as source, _scratch() as target:
         stop.check()
@@ -80,17 +82,10 @@ def _run(source: int, target: int, asked: dict[str, Any], stop: Stop) -> int:
     """Run the sandbox until it ends; it is killed when its time is over or the request has ended."""
     script = Path(__file__).with_name("h5ad_sandbox.py")  # imported, it would load h5py here
     arguments = [str(source), str(target), json.dumps(asked)]
-    # HDF5 loads no plugins with "::"; one thread of arithmetic needs no address space for others.
-    environment = {
-        "HDF5_PLUGIN_PRELOAD": "::",
-        "HDF5_PLUGIN_PATH": "",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
     process = subprocess.Popen(
         [sys.executable, "-I", str(script), *arguments],
         pass_fds=(source, target),
-        env=environment,
+        env=confinement.ENVIRONMENT,
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Read the matrix and the names of an h5ad file: a script that runs in a process of its own, with little else.
 
-It knows h5py and NumPy only, and imports nothing of this package: it is run by path, isolated from the environment.
+It is run isolated from the environment, with h5py, NumPy and, by its path, ``confinement`` of this package.
 Arguments: a file descriptor to read, one to write, and a JSON object with the limits. What it writes is a JSON object
 of texts and the raw bytes of the arrays, see ``_write``; on a refusal it is {"refused": reason, "remedy": remedy}.
 """
@@ -9,9 +9,9 @@ of texts and the raw bytes of the arrays, see ``_write``; on a refusal it is {"r
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import resource
 import signal
 import sys
 from typing import Any
@@ -36,19 +36,21 @@ class Refused(Exception):
 
 
 def _confine(limits: dict[str, Any]) -> None:
-    """Give up what this process does not need; memory is limited beyond what the libraries take."""
-    if os.path.exists("/proc/self/statm"):
-        with open("/proc/self/statm", encoding="ascii") as file:
-            most = int(file.read().split()[0]) * resource.getpagesize() + int(limits["memory_bytes"])
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    for kind, most in (
-        (resource.RLIMIT_CPU, int(limits["cpu_s"])),
-        (resource.RLIMIT_FSIZE, int(limits["output_bytes"])),
-        (resource.RLIMIT_NOFILE, 16),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (most, most))
+    """Give up what this process does not need, by the module that confines all such processes."""
+    spec = importlib.util.spec_from_file_location("confinement", limits["confinement"])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # for its dataclass
+    spec.loader.exec_module(module)
+    module.confine(
+        module.Confinement(
+            memory_bytes=int(limits["memory_bytes"]),
+            cpu_s=int(limits["cpu_s"]),
+            output_bytes=int(limits["output_bytes"]),
+            num_processes=0,
+        )
+    )
     signal.alarm(int(limits["wall_s"]) + 1)  # if the service that started this is gone
 
 

@@ -14,6 +14,7 @@ NPZ = "application/x-npz"
 H5AD = "application/x-h5ad"
 BODIES = (JSON, ARROW, NPZ, H5AD)  # about cells; other requests are JSON
 ANSWERS = (JSON, ARROW, PARQUET, H5AD)  # to cells; others are JSON
+MODEL = "model"  # the member of a request, and of the query of its URL, that names a model
 ENCODINGS = ("identity", "gzip", "zstd")
 
 
@@ -25,6 +26,7 @@ class Form:
     encoding: str = "identity"
     options: Mapping[str, str] = field(default_factory=dict)  # members of the request in the query of its URL
     answer: str = JSON
+    model: str | None = None  # that was asked, if the request names one
 
 
 JSON_FORM = Form()
@@ -47,11 +49,14 @@ def read_form(
             encodings=list(ENCODINGS),
         )
     given: dict[str, str] = {}
-    for name, text in options if media_type != JSON else ():
+    for name, text in options:
+        if media_type == JSON and name != MODEL:
+            continue
         if name in given:
             raise RequestError(f"The query gives {name!r} twice.", remedy="Give it once.", pointer=f"/{name}")
         given[name] = text
-    return Form(media_type, encoding, given, choose_answer(accept, answers))
+    model = given.pop(MODEL, None)
+    return Form(media_type, encoding, given, choose_answer(accept, answers), model)
 
 
 def choose_answer(accept: str, answers: tuple[str, ...]) -> str:

@@ -96,7 +96,7 @@ def check_num_cells(seen: int, *, limit: int, places: Places = JSON_PLACES) -> N
     if seen > limit:
         raise RequestError(
             f"The request has {seen} cells; the limit is {limit}.",
-            remedy="Split it into several requests, or answer whole files by a job: `python -m jobs.answer`.",
+            remedy="Split it into several requests, or send a job (POST /v1/jobs); offline: `python -m jobs.answer`.",
             code="use_jobs",
             pointer="/cells" if places is JSON_PLACES else "/indptr",
             what="cells",

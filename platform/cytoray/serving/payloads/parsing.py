@@ -9,7 +9,7 @@ from cytoray.serving.payloads.matrices import read_options
 from cytoray.serving.payloads.media import ARROW, JSON, NPZ, Form
 from cytoray.serving.payloads.parsed import ParsedRequest, check_request
 from cytoray.serving.payloads.stopping import NEVER, Stop
-from cytoray.tasks.messages import CellsRequest, Message
+from cytoray.tasks.messages import CellsRequest, Request
 
 
 def parse(body: bytes, form: Form, *, kind: type[CellsRequest], limits: Limits, stop: Stop = NEVER) -> ParsedRequest:
@@ -19,7 +19,7 @@ def parse(body: bytes, form: Form, *, kind: type[CellsRequest], limits: Limits, 
     return check_request(_read(content, form, kind=kind, limits=limits, stop=stop), limits=limits)
 
 
-def parse_message(body: bytes, form: Form, *, kind: type[Message], limits: Limits, stop: Stop = NEVER) -> Message:
+def parse_message(body: bytes, form: Form, *, kind: type[Request], limits: Limits, stop: Stop = NEVER) -> Request:
     """Read and check a body of ``kind`` that is not about cells; errors as in ``parse``."""
     return json_cells.read_message(decode(body, form.encoding, limits=limits, stop=stop), kind=kind, limits=limits)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import Message, Name, Response
+from cytoray.tasks.messages import Message, Name, Request, Response
 
 if TYPE_CHECKING:
     from cytoray.model.gene_embeddings import GeneEmbeddings
@@ -23,7 +23,7 @@ MOST_GENES, MOST_NEIGHBOURS = 256, 100
 TOKENS_PER_SEARCH = 256  # what comparing a gene with all others takes, in tokens of a forward pass
 
 
-class GenesRequest(Message):
+class GenesRequest(Request):
     """Genes by symbol or Ensembl id."""
 
     genes: list[Name] = Field(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cytoray.errors import ConfigError, RequestError
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import Message, Name, Response
+from cytoray.tasks.messages import Message, Name, Request, Response
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ MOST_GENES, MOST_EDGES = 256, 500
 TOKENS_PER_GENE = 64  # what a look-up takes, in tokens of a forward pass
 
 
-class NetworksRequest(Message):
+class NetworksRequest(Request):
     """Genes whose neighbourhood in the network is asked for."""
 
     genes: list[Name] = Field(

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cytoray.errors import RequestError
 from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
-from cytoray.tasks.messages import Message, Name, Response
+from cytoray.tasks.messages import Message, Name, Request, Response
 
 if TYPE_CHECKING:
     from cytoray.tasks.perturbation.predicting import PerturbationPrediction, PerturbationPredictor
@@ -24,7 +24,7 @@ MOST_PERTURBATIONS, MOST_POINTS, MOST_TOP = 64, 16, 1000
 TOKENS_PER_PERTURBATION = 256  # what a prediction takes, in tokens of a forward pass
 
 
-class PerturbRequest(Message):
+class PerturbRequest(Request):
     """Perturbations by the genes that they hit."""
 
     perturbations: list[Name] = Field(

@@ -1,0 +1,115 @@
+"""The models of a tiered service as its ingress knows them: each by the handle of its deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from starlette.responses import Response
+
+from cytoray.errors import ServingError
+from cytoray.serving.edge.bodies import Replay
+from cytoray.serving.edge.exchange import Receive, Scope, Send, begin
+from cytoray.serving.edge.forwarding import Forwarder, Retries
+from cytoray.serving.hosting.names import find_model
+from cytoray.serving.hosting.planning import PlannedModel
+from cytoray.serving.hosting.relay import HandleApp
+from cytoray.tasks.messages import ModelInfo
+
+ASK_TIMEOUT_S = 5.0  # for what a model is
+LOOK_AGAIN_S = 2.0  # between questions of what the models are, if a request names an unknown version
+
+
+@dataclass(eq=False)
+class RemoteModel:
+    """A model with a deployment of its own."""
+
+    name: str
+    handle: DeploymentHandle[Any]
+    model: ModelInfo  # as it was when the service was deployed, or as it was last asked
+    alias: str = ""
+    forwarders: dict[bool, Forwarder] = field(default_factory=dict)  # by whether answers come in parts
+
+    @classmethod
+    def build(
+        cls, planned: PlannedModel, handle: DeploymentHandle[Any], *, retries: Retries, on_retry: Callable[[str], None]
+    ) -> RemoteModel:
+        """Return a model that was planned, with the handle of its deployment."""
+        info = ModelInfo(name=planned.pinned.name, version=planned.pinned.version, digest=planned.pinned.digest)
+        forwarders = {
+            streams: Forwarder(HandleApp(handle, streams), retries, time.monotonic, on_retry)
+            for streams in (False, True)
+        }
+        return cls(planned.name, handle, info, planned.alias, forwarders)
+
+    async def describe(self) -> dict[str, Any]:
+        """Return what ``/v1/models`` shows; raises ServingError, which names the model, if no replica answers."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                about: dict[str, Any] = await self.handle.describe.remote()
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise ServingError(
+                f"Model {self.name}: no replica answers ({type(error).__name__}).",
+                remedy="Wait until one has started; `serve status` has the reason if none does.",
+                model=self.name,
+            ) from error
+        self.model = ModelInfo(name=about["registered_name"], version=about["version"], digest=about["digest"])
+        return about
+
+    def answer(self, body: bytes) -> Response:
+        """Return the model's answer to a request of a task, which may be repeated."""
+        return _Relayed(self.forwarders[False], body, is_repeatable=True)
+
+    def relay(self, body: bytes) -> Response:
+        """Return the model's answer, in parts, to a request of another kind."""
+        return _Relayed(self.forwarders[True], body, is_repeatable=False)
+
+
+class _Relayed(Response):
+    """An answer that a model gives to the request of the route that returns it."""
+
+    def __init__(self, forwarder: Forwarder, body: bytes, *, is_repeatable: bool) -> None:
+        super().__init__()
+        self._forwarder, self._asked, self._is_repeatable = forwarder, body, is_repeatable
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask the model; raises RequestError if no replica can answer."""
+        cleaned, exchange = begin(scope, routes=frozenset(), now=self._forwarder.clock())
+        exchange.is_repeatable |= self._is_repeatable
+        await self._forwarder.forward(cleaned, Replay(self._asked, receive), send, exchange=exchange)
+
+
+class RemoteTable:
+    """The models of a tiered service; the first one answers requests that name none."""
+
+    def __init__(self, models: Sequence[RemoteModel]) -> None:
+        self.models = tuple(models)
+        self._looked = 0.0
+
+    @property
+    def default(self) -> RemoteModel:
+        """The model that answers requests that name none."""
+        return self.models[0]
+
+    async def find(self, asked: str | None, *, allowed: Sequence[str]) -> RemoteModel:
+        """Return the model called ``asked``; raises as ``names.find_model``."""
+        if asked is not None and not any(model.name == asked for model in self.models):
+            await self._refresh()
+        return find_model(self.models, asked, allowed=allowed)
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """Describe all models; raises ServingError for one without a replica."""
+        return list(await asyncio.gather(*(model.describe() for model in self.models)))
+
+    async def _refresh(self) -> None:
+        """Ask all models for their versions, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_AGAIN_S:
+            self._looked = now
+            await asyncio.gather(*(model.describe() for model in self.models), return_exceptions=True)
