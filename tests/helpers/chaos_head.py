@@ -31,6 +31,7 @@ POLL_S = 0.1
 START_ATTEMPTS = 4
 SCALE = float(os.environ.get("CHAOS_SCALE", "1"))
 NUM_REPLICAS = 2  # of the service that the tests share
+INGRESS = "ray::ServeReplica:cytoray:IngressDeployment"
 REPLICA, PROXY, CONTROLLER = "ray::ServeReplica:cytoray:", "ray::ProxyActor", "ray::ServeController"
 
 
@@ -244,6 +245,10 @@ def fill_in(args: dict[str, Any], folder: Path, *, file: str = "embed.yaml") -> 
     given["edge"]["body_timeout_s"] = 10.0
     given["batching"]["max_backlog_s"] = 10.0
     given |= args
+    if given.get("models"):
+        uri = given.pop("model_uri")
+        for model in given["models"]:
+            model |= {"model_uri": uri, "num_cpus": 0.25, "max_replicas": model["min_replicas"]}
     return config
 
 
