@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from chaos_head import BINARIES, NUM_REPLICAS, REPLICA, ROOT, Service, fill_in, run
+from chaos_head import BINARIES, INGRESS, NUM_REPLICAS, REPLICA, ROOT, Service, fill_in, run, wait_until
 
 FILES = sorted((ROOT / "serve").glob("*.yaml"))
 HANDLE = "/ray.serve.ASGIService/HandleRequest"  # unpickles what it is sent
@@ -89,19 +89,27 @@ def test_serve_build_is_deployed_under_load(healthy: Service, load: Any, outcome
     assert traffic.failures == []
 
 
-@pytest.mark.parametrize("file", [file.name for file in FILES])
-def test_every_file_is_deployed_and_answers(healthy: Service, oracle: Any, file: str) -> None:
-    """That of the shared service has been; further ones take its place for a while."""
-    deployed = healthy
-    if file != "embed.yaml":
-        config = fill_in({"model_uri": healthy.args["model_uri"]}, healthy.folder, file=file)
-        config["http_options"] = healthy.config["http_options"]
-        deployed = Service(healthy.head, config, healthy.folder / file)
-        deployed.folder.mkdir()
-        deployed.deploy()
-    headers = {"Content-Type": "application/json"}
-    asked: dict[str, Any] = {"content": oracle.bodies[0], "headers": headers, "timeout": 60, "trust_env": False}
-    answer = httpx.post(f"{deployed.url}/v1/annotate", **asked)
-    if deployed is not healthy:
+@pytest.mark.parametrize("file", [file.name for file in FILES if file.name != "embed.yaml"])
+def test_s3_every_other_file_is_deployed_in_its_place(healthy: Service, load: Any, outcome: Any, file: str) -> None:
+    """`serve/embed.yaml` is that of the shared service. In two tiers, replicas of both die under load."""
+    config = fill_in({"model_uri": healthy.args["model_uri"]}, healthy.folder, file=file)
+    config |= {key: healthy.config[key] for key in ("http_options", "proxy_location")}  # a running Serve keeps its own
+    other = Service(healthy.head, config, healthy.folder / file)
+    other.folder.mkdir()
+    kinds = [INGRESS, f"{REPLICA}Model-"] if other.args.get("layout") == "tiered" else [REPLICA]
+    recovery: list[float] = []
+    with load(healthy, concurrency=4) as traffic:
+        traffic.wait_for(20)
+        other.deploy()
+        wait_until(lambda: all(other.head.find(kind) for kind in kinds), "its replicas are there")
+        traffic.wait_for(20)
+        for kind in kinds:
+            victim = other.head.find(kind)[0]
+            number = len(other.head.running_replicas())
+            victim.kill()
+            recovery.append(other.wait_for_replicas(number, without={victim.pid}))
+            traffic.wait_for(20)
         healthy.deploy()
-    assert oracle.find_fault(0, answer.content) is None
+        traffic.wait_for(20)
+    outcome(f"S3 serve/{file}: SIGKILL of {len(kinds)} replicas", len(recovery), traffic, recovery_s=recovery)
+    assert traffic.failures == []

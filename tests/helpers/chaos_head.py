@@ -31,6 +31,7 @@ POLL_S = 0.1
 START_ATTEMPTS = 4
 SCALE = float(os.environ.get("CHAOS_SCALE", "1"))
 NUM_REPLICAS = 2  # of the service that the tests share
+INGRESS = "ray::ServeReplica:cytoray:IngressDeployment"
 REPLICA, PROXY, CONTROLLER = "ray::ServeReplica:cytoray:", "ray::ProxyActor", "ray::ServeController"
 
 
@@ -70,6 +71,7 @@ class Head:
     environment: dict[str, str]
     process: subprocess.Popen[Any]
     nodes: list[subprocess.Popen[Any]] = field(default_factory=list)
+    deployed: object = None  # the service that was deployed last
 
     @property
     def token(self) -> dict[str, str]:
@@ -243,6 +245,10 @@ def fill_in(args: dict[str, Any], folder: Path, *, file: str = "embed.yaml") -> 
     given["edge"]["body_timeout_s"] = 10.0
     given["batching"]["max_backlog_s"] = 10.0
     given |= args
+    if given.get("models"):
+        uri = given.pop("model_uri")
+        for model in given["models"]:
+            model |= {"model_uri": uri, "num_cpus": 0.25, "max_replicas": model["min_replicas"]}
     return config
 
 
@@ -269,6 +275,7 @@ class Service:
         """Deploy it as it is configured, and wait until it answers."""
         file = self.folder / "deploy.yaml"
         file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        self.head.deployed = self
         self.head.deploy(file)
         self.wait_until_ready()
 
