@@ -17,6 +17,7 @@ from chaos_cells import Oracle, write_model
 from chaos_head import (
     NUM_REPLICAS,
     SCALE,
+    Head,
     Service,
     fill_in,
     head_environment,
@@ -126,22 +127,31 @@ def store(s3_endpoint: str) -> Iterator[FaultProxy]:
         yield proxy
 
 
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """The head of the session, and the service that most tests disturb."""
+
+    head: Head
+    service: Service
+
+
 @pytest.fixture(scope="session")
-def service(models: Path, store: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Two replicas of the model ``1`` on a head of four logical CPUs."""
+def shared(models: Path, store: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """A head of four logical CPUs, and two replicas of the model ``1`` on it once a test has asked for ``healthy``."""
     folder = tmp_path_factory.mktemp("service")
     config = fill_in({"model_uri": str(models / "1")}, folder)
     args = AppArgs.model_validate(config["applications"][0]["args"])
     environment = head_environment(args, CYTORAY_SERVE=str(folder / "deploy.yaml"))
     with scratch_folder() as scratch, started_head(environment | {"RAY_TMPDIR": str(scratch)}, num_cpus=4) as head:
-        found = Service(head, config, folder)
-        found.deploy()
-        yield found
+        yield Shared(head, Service(head, config, folder))
 
 
 @pytest.fixture
-def healthy(service: Service) -> Service:
-    """The shared service with all its replicas, whatever the test before has done to it."""
+def healthy(shared: Shared) -> Service:
+    """The shared service with all its replicas, whatever the tests before have done to it."""
+    service = shared.service
+    if shared.head.deployed is not service:
+        service.deploy()
     service.wait_until_ready()
     service.wait_for_replicas(NUM_REPLICAS)
     return service

@@ -42,20 +42,18 @@ def versions(registry: Registry) -> Oracle:
 
 
 @pytest.fixture(scope="module")
-def followed(service: Service, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The shared head with a service that follows the alias; afterwards it is as it was."""
-    config = copy.deepcopy(service.config)
+def followed(shared: Any, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """On the shared head, a service that follows the alias."""
+    config = copy.deepcopy(shared.service.config)
     config["applications"][0]["args"] |= {
         "model_uri": f"models:/{NAME}@{CHAMPION}",
         "tracking": registry.tracking.model_dump(mode="json"),
         "rollout": {"poll_s": POLL_S},
     }
-    found = Service(service.head, config, tmp_path_factory.mktemp("followed"))
+    found = Service(shared.head, config, tmp_path_factory.mktemp("followed"))
     found.deploy()
     found.wait_for_replicas(NUM_REPLICAS)
-    yield found
-    service.deploy()
-    service.wait_for_replicas(NUM_REPLICAS)
+    return found
 
 
 def serving(service: Service) -> dict[str, float]:

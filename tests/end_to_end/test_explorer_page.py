@@ -112,6 +112,12 @@ def test_legend_and_genes_filter_the_map(visit: dict[str, Any]) -> None:
     assert visit["arrows"] > 10
 
 
+def test_another_version_is_noticed_and_asked_again(visit: dict[str, Any]) -> None:
+    assert "answered by explorer-demo version 3. The service now has version 4" in visit["notice"]
+    assert visit["again"] == "300 cells"
+    assert visit["wider_than_screen"] <= 0
+
+
 def test_what_is_downloaded_holds_the_answers(visit: dict[str, Any], shots: Path) -> None:
     names = visit["downloads"]
     assert names == {
@@ -135,7 +141,7 @@ def test_what_is_downloaded_holds_the_answers(visit: dict[str, Any], shots: Path
 
 def test_assistive_technology_finds_no_barrier(visit: dict[str, Any]) -> None:
     found = {name: visit[name] for name in visit if name.startswith("axe ")}
-    assert len(found) == 5
+    assert len(found) == 7
     assert not any(found.values()), found
 
 

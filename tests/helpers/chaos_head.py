@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import yaml
-from processes import started
+from processes import end_all, started
 
 from cytoray.serving.config import AppArgs
 from cytoray.serving.edge.proxy import prepare_environment
@@ -28,8 +28,10 @@ ROOT = Path(__file__).parents[2]
 BINARIES = Path(sys.executable).parent
 WAIT_S = 400.0  # for whatever comes in seconds on a quiet machine
 POLL_S = 0.1
+START_ATTEMPTS = 4
 SCALE = float(os.environ.get("CHAOS_SCALE", "1"))
 NUM_REPLICAS = 2  # of the service that the tests share
+INGRESS = "ray::ServeReplica:cytoray:IngressDeployment"
 REPLICA, PROXY, CONTROLLER = "ray::ServeReplica:cytoray:", "ray::ProxyActor", "ray::ServeController"
 
 
@@ -69,6 +71,7 @@ class Head:
     environment: dict[str, str]
     process: subprocess.Popen[Any]
     nodes: list[subprocess.Popen[Any]] = field(default_factory=list)
+    deployed: object = None  # the service that was deployed last
 
     @property
     def token(self) -> dict[str, str]:
@@ -122,7 +125,7 @@ class Head:
 
     def log(self) -> str:
         """Return the end of what the head has written."""
-        return (Path(self.environment["RAY_TMPDIR"]) / "head.log").read_text()[-1500:]
+        return (Path(self.environment["RAY_TMPDIR"]) / "nodes.log").read_text()[-1500:]
 
     def put(self, config: dict[str, Any]) -> None:
         """Send a configuration to the REST API, as ``serve deploy`` does."""
@@ -160,41 +163,52 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def started_head(environment: dict[str, str], *, num_cpus: int, gcs_port: int | None = None) -> Iterator[Head]:
+def started_head(environment: dict[str, str], *, num_cpus: int) -> Iterator[Head]:
     """``ray start --head`` with a dashboard on loopback; everything has ended when the block is left."""
-    port, dashboard = gcs_port or free_port(), free_port()
-    words = [str(BINARIES / "ray"), "start", "--head", f"--port={port}", *_node_words(num_cpus)]
-    words += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"]
-    with ExitStack() as stack:
-        log = stack.enter_context((Path(environment["RAY_TMPDIR"]) / "head.log").open("ab"))
-        process = stack.enter_context(started(words, env=environment, cwd=ROOT, stdout=log, stderr=log))
+    port, dashboard = free_port(), free_port()
+    words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    words += [f"--ray-client-server-port={free_port()}"]
+    with _started_node(words, environment, num_cpus=num_cpus) as process:
         head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment, process)
-
-        def is_up() -> bool:
-            assert process.poll() is None, head.log()
-            return _answers(f"{head.dashboard}/api/version", head.token)
-
-        wait_until(is_up, "the dashboard answers")
+        wait_until(lambda: _answers(f"{head.dashboard}/api/version", head.token), "the dashboard answers")
         yield head
 
 
 @contextmanager
 def joined_node(head: Head, *, num_cpus: int) -> Iterator[subprocess.Popen[Any]]:
     """A further node of the cluster on this machine, while the block runs or until the node is killed."""
-    words = [str(BINARIES / "ray"), "start", f"--address={head.gcs}", *_node_words(num_cpus)]
-    with (Path(head.environment["RAY_TMPDIR"]) / "nodes.log").open("ab") as log:
-        before = num_nodes(head)
-        with started(words, env=head.environment, cwd=ROOT, stdout=log, stderr=log) as process:
-            head.nodes.append(process)
-            wait_until(lambda: num_nodes(head) > before, "the node has joined")
-            yield process
-            head.nodes.remove(process)
+    with _started_node([f"--address={head.gcs}"], head.environment, num_cpus=num_cpus) as process:
+        head.nodes.append(process)
+        yield process
+        head.nodes.remove(process)
 
 
-def num_nodes(head: Head) -> int:
-    """Return the number of nodes that are alive."""
+@contextmanager
+def _started_node(words: list[str], environment: dict[str, str], *, num_cpus: int) -> Iterator[subprocess.Popen[Any]]:
+    """A node that is up; Ray gives its processes 30 s to start, so on a busy machine it is tried again."""
+    path = Path(environment["RAY_TMPDIR"]) / "nodes.log"
+    with ExitStack() as stack:
+        for _ in range(START_ATTEMPTS):
+            log = stack.enter_context(path.open("ab"))
+            begin = log.tell()
+            command = [str(BINARIES / "ray"), "start", *words, *_node_words(num_cpus)]
+            process = stack.enter_context(started(command, env=environment, cwd=ROOT, stdout=log, stderr=log))
+
+            def written(begin: int = begin) -> str:
+                return path.read_bytes()[begin:].decode()
+
+            wait_until(lambda: "Ray runtime started" in written() or process.poll() is not None, "Ray has started")  # noqa: B023
+            if process.poll() is None:
+                yield process
+                return
+            end_all(process)
+        raise AssertionError(written()[-1500:])
+
+
+def live_nodes(head: Head) -> set[str]:
+    """Return the ids of the nodes that are alive."""
     answer = httpx.get(f"{head.dashboard}/api/v0/nodes", headers=head.token, timeout=30, trust_env=False).json()
-    return sum(node["state"] == "ALIVE" for node in answer["data"]["result"]["result"])
+    return {node["node_id"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"}
 
 
 def _node_words(num_cpus: int) -> list[str]:
@@ -220,9 +234,9 @@ def _answers(url: str, headers: dict[str, str]) -> bool:
         return False
 
 
-def fill_in(args: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return serve/embed.yaml with another port, little CPU and ``args``, filled in as by hand."""
-    config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "embed.yaml").read_text())
+def fill_in(args: dict[str, Any], folder: Path, *, file: str = "embed.yaml") -> dict[str, Any]:
+    """Return a file of serve/ with another port, little CPU and ``args``, filled in as by hand."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve" / file).read_text())
     config["http_options"]["port"] = free_port()
     given = config["applications"][0]["args"]
     given |= {"num_cpus": 0.5, "min_replicas": NUM_REPLICAS, "max_replicas": NUM_REPLICAS, "tracking": None}
@@ -231,6 +245,10 @@ def fill_in(args: dict[str, Any], folder: Path) -> dict[str, Any]:
     given["edge"]["body_timeout_s"] = 10.0
     given["batching"]["max_backlog_s"] = 10.0
     given |= args
+    if given.get("models"):
+        uri = given.pop("model_uri")
+        for model in given["models"]:
+            model |= {"model_uri": uri, "num_cpus": 0.25, "max_replicas": model["min_replicas"]}
     return config
 
 
@@ -257,6 +275,7 @@ class Service:
         """Deploy it as it is configured, and wait until it answers."""
         file = self.folder / "deploy.yaml"
         file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        self.head.deployed = self
         self.head.deploy(file)
         self.wait_until_ready()
 

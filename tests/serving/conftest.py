@@ -40,6 +40,7 @@ from cytoray.tasks.messages import ModelInfo
 from cytoray.tokens.cells import SparseCells
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
+from tests.helpers.two_models import TwoModels
 
 NUM_GENES = 40
 GENES = tuple(f"GENE{number:02d}" for number in range(NUM_GENES))
@@ -217,3 +218,13 @@ def listen() -> Iterator[Callable[..., str]]:
     yield listen
     for stop in stops:
         stop()
+
+
+@pytest.fixture
+def two(build_bundle: Callable[..., ModelBundle], runner: asyncio.Runner) -> Iterator[TwoModels]:
+    """A service with the models blood and gut, which answer differently; gut has no labels."""
+    gut = build_bundle(())
+    gut.model.value_encoder.linear1.weight.data *= 2
+    two = TwoModels({"blood": build_bundle(), "gut": gut}, runner, LIMITS)
+    yield two
+    runner.run(two.table.close())

@@ -234,11 +234,14 @@ def test_a_busy_service_gets_fewer_requests() -> None:
     assert asyncio.run(limits()) == [4.0, 2.0, 2.5, 8.0]
 
 
-def test_a_path_names_the_model(ask: Any, make_counts: Any) -> None:
-    with pytest.raises(RequestError) as caught:
-        ask(lambda number, request: httpx.Response(404, json={"code": "not_found", "detail": request.url.path}),
-            make_counts(2), model="blood/2")  # fmt: skip
-    assert "/v1/models/blood%2F2/embed" in str(caught.value) or "/v1/models/blood/2/embed" in str(caught.value)
+def test_the_model_may_be_chosen(ask: Any, make_counts: Any, wanted: Any) -> None:
+    for model in ("tiny", "tiny/7"):
+        found, transport = ask(lambda number, request: None, make_counts(37), model=model)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        assert {request.url.path for request in transport.requests} == {f"/v1/models/{model}/embed"}
+    with pytest.raises(RequestError, match=r"no model 'other'.*It has tiny") as caught:
+        ask(lambda number, request: None, make_counts(2), model="other")
+    assert caught.value.code == "unknown_model"
 
 
 @pytest.fixture

@@ -87,3 +87,21 @@ def test_serve_build_builds_the_application_of_a_file(
     (deployment,) = built["applications"][0]["deployments"]
     assert deployment["autoscaling_config"]["max_replicas"] == 3
     assert (deployment["max_surge_percent"], deployment["max_queued_requests"]) == (100, 64)
+
+
+def test_serve_build_builds_two_tiers(build_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_bundle(build_bundle(), tmp_path / "tiny")
+    config = yaml.safe_load((ROOT / "serve" / "tiered.yaml").read_text())
+    for model in config["applications"][0]["args"]["models"]:
+        model["model_uri"] = str(tmp_path / "tiny")
+    (tmp_path / "tiers.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("CYTORAY_SERVE", str(tmp_path / "tiers.yaml"))
+    output = tmp_path / "built.yaml"
+    done = CliRunner().invoke(build, ["serve.application:app", "--app-dir", str(ROOT), "-o", str(output)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    built = yaml.safe_load(output.read_text())
+    ServeDeploySchema.model_validate(built)
+    deployments = {one["name"]: one for one in built["applications"][0]["deployments"]}
+    assert deployments.keys() == {"IngressDeployment", "Model-blood", "Model-blood-next"}
+    assert deployments["IngressDeployment"]["num_replicas"] == 2
+    assert deployments["Model-blood"]["autoscaling_config"]["max_replicas"] == 4

@@ -13,9 +13,8 @@ import anndata
 import httpx
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from cytoray.cli.main import app
+from cytoray.cli.main import main
 from cytoray.serving.explorer.config import ExplorerConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "first-answer.md"
@@ -46,9 +45,11 @@ def outputs(
             exec(compile(text, PAGE.name, "exec"), scope)
             continue
         for line in text.splitlines():
-            done = CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)
-            assert done.exit_code == 0, done.output
-            printed.append(done.stdout)
+            monkeypatch.setattr("sys.argv", shlex.split(line))
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code
+            printed.append(capsys.readouterr().out)
     printed.append(capsys.readouterr().out)
     return scope, printed
 

@@ -72,6 +72,9 @@ def test_cells_are_embedded_as_by_the_integration(
         found = client.integrate(known, batch="batch 1")
     with Client(url) as client:
         mapped = client.integrate(new, batch="batch 9")
+    with Client(url, cells_per_request=8) as client:  # a new batch is mapped as a whole, so all cells are sent together
+        together = client.query(new, "integrate", batch="batch 9").obsm["X_cytoray_integrate"]
+    np.testing.assert_allclose(together, mapped.embeddings, atol=1e-4)
     assert np.isnan(found.embeddings[2]).all()
     np.testing.assert_allclose(np.delete(found.embeddings, 2, axis=0), wanted, atol=1e-4)
     assert (found.recipe, found.is_new_batch, found.warnings) == ("planted", False, ())

@@ -83,6 +83,7 @@ def test_the_answers_are_those_of_a_query_offline(
     with Client(url, cells_per_request=8) as client:
         found = client.map(adata)
         again = client.map(list(GENES), adata.X)
+        answered = client.query(adata, "map")
     assert_equal(found.cells, wanted["cells"])
     assert_equal(again.cells, wanted["cells"])
     assert np.mean([label == true for label, true in zip(found.labels, types, strict=True)]) > 0.9
@@ -90,6 +91,11 @@ def test_the_answers_are_those_of_a_query_offline(
         "warnings": []
     }
     assert found.header["thresholds"] == {"unassigned": 0.02, "sets": 0.9}
+    assert answered.obs["cytoray_map_label"].tolist() == list(found.labels)
+    assert answered.obs["cytoray_map_set"].tolist() == [" | ".join(cell["set"]) for cell in found.cells]
+    percentiles = [cell["mapping_percentile"] for cell in found.cells]
+    np.testing.assert_allclose(answered.obs["cytoray_map_mapping_percentile"], percentiles, rtol=1e-6)
+    np.testing.assert_allclose(answered.obsm["X_reference_umap"], found.places, atol=1e-6)
     found.write_to(adata)
     assert adata.obs["cytoray_label"].tolist() == list(found.labels)
     np.testing.assert_array_equal(adata.obsm["X_reference_umap"], found.places)

@@ -5,75 +5,22 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from prometheus_client import CollectorRegistry
 
 from cytoray.model.predictor import CellPredictor
-from cytoray.serving.api import build_api
 from cytoray.serving.config import AppArgs
 from cytoray.serving.edge.config import EdgeConfig
-from cytoray.serving.edge.guard import Guard
 from cytoray.serving.edge.keys import Allowance, create_key
-from cytoray.serving.edge.metrics import EdgeMetrics
-from cytoray.serving.edge.middleware import Parts
-from cytoray.serving.hosting.table import HostedModel, ModelTable
 from cytoray.serving.sending import check_cells, encode_stream
-from cytoray.serving.service import CellService
-from cytoray.tasks.endpoint import ServedModel
-from cytoray.tasks.messages import ModelInfo
-from tests.serving.conftest import GENES, LIMITS
+from tests.helpers.two_models import TwoModels
+from tests.serving.conftest import GENES
 
 JSON = {"content-type": "application/json"}
 ARROW = {"content-type": "application/vnd.apache.arrow.stream"}
-
-
-class Two:
-    """A service with the models blood (champion, version 3) and gut (version 1, without cell types)."""
-
-    def __init__(self, bundles: dict[str, Any], runner: asyncio.Runner) -> None:
-        self.bundles, self.runner = bundles, runner
-        about = {"blood": ("3", "champion"), "gut": ("1", "")}
-        self.services = {
-            name: CellService(
-                ServedModel(
-                    bundles[name],
-                    CellPredictor(bundles[name], empty_cells="nan"),
-                    ModelInfo(name=name, version=version, digest=name),
-                ),
-                limits=LIMITS,
-            )
-            for name, (version, _) in about.items()
-        }
-        self.table = ModelTable([HostedModel(name, self.services[name], about[name][1]) for name in about])
-
-    def ask(self, route: str, *, method: str = "POST", config: EdgeConfig | None = None, **options: Any) -> Any:
-        parts = None
-        if config is not None:
-            parts = Parts(config, LIMITS, EdgeMetrics(CollectorRegistry()), guard=Guard(config))
-        return self.runner.run(self._ask(build_api(self.table, edge=parts), method, route, options))
-
-    async def _ask(self, api: Any, method: str, route: str, options: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.request(method, route, **options)
-
-    def get(self, route: str) -> Any:
-        return self.ask(route, method="GET")
-
-
-@pytest.fixture
-def two(build_bundle: Any, runner: asyncio.Runner) -> Iterator[Two]:
-    gut = build_bundle(())
-    gut.model.value_encoder.linear1.weight.data *= 2
-    two = Two({"blood": build_bundle(), "gut": gut}, runner)
-    yield two
-    runner.run(two.table.close())
 
 
 def _embeddings(answer: Any) -> Any:
@@ -82,7 +29,7 @@ def _embeddings(answer: Any) -> Any:
 
 
 def test_each_model_gives_its_offline_answers_however_it_is_named(
-    two: Two, make_counts: Any, as_cells: Any, as_request: Any
+    two: TwoModels, make_counts: Any, as_cells: Any, as_request: Any
 ) -> None:
     counts = make_counts(3)
     body = as_request(counts)
@@ -121,7 +68,7 @@ def test_each_model_gives_its_offline_answers_however_it_is_named(
 
 @pytest.mark.parametrize("route", ["/v1/models/liver/embed", "/v1/embed?model=liver", "/v1/models/blood@old/embed"])
 def test_an_unknown_model_is_a_404_that_lists_the_known_ones(
-    two: Two, route: str, make_counts: Any, as_request: Any
+    two: TwoModels, route: str, make_counts: Any, as_request: Any
 ) -> None:
     answer = two.ask(route, json=as_request(make_counts(1)))
     assert (answer.status_code, answer.json()["code"], answer.json()["known"]) == (
@@ -131,7 +78,7 @@ def test_an_unknown_model_is_a_404_that_lists_the_known_ones(
     )
 
 
-def test_one_request_asks_one_model(two: Two, make_counts: Any, as_request: Any) -> None:
+def test_one_request_asks_one_model(two: TwoModels, make_counts: Any, as_request: Any) -> None:
     body = as_request(make_counts(1))
     both = two.ask("/v1/models/gut/embed?model=blood", json=body)
     assert (both.status_code, both.json()["pointer"]) == (400, "/model")
@@ -145,7 +92,7 @@ def test_one_request_asks_one_model(two: Two, make_counts: Any, as_request: Any)
     assert two.ask("/v1/embed", json={**body, "model": 3}).json()["code"] == "malformed_payload"
 
 
-def test_the_models_are_described(two: Two) -> None:
+def test_the_models_are_described(two: TwoModels) -> None:
     blood, gut = two.get("/v1/models").json()["models"]
     assert [one["name"] for one in (blood, gut)] == ["blood", "gut"]
     assert (blood["alias"], blood["version"], blood["default"], gut["alias"], gut["default"]) == (
@@ -160,7 +107,7 @@ def test_the_models_are_described(two: Two) -> None:
     assert two.get("/version?model=gut").json()["model"]["name"] == "gut"
 
 
-def test_readiness_and_health_name_the_model_that_fails(two: Two, runner: asyncio.Runner) -> None:
+def test_readiness_and_health_name_the_model_that_fails(two: TwoModels, runner: asyncio.Runner) -> None:
     assert two.get("/readyz").json()["models"] == ["blood", "gut"]
     runner.run(two.services["gut"].close())
     answer = two.get("/readyz")
@@ -171,7 +118,7 @@ def test_readiness_and_health_name_the_model_that_fails(two: Two, runner: asynci
         runner.run(two.table.check(timeout_s=10))
 
 
-def test_metrics_are_marked_with_the_model(two: Two, make_counts: Any, as_request: Any) -> None:
+def test_metrics_are_marked_with_the_model(two: TwoModels, make_counts: Any, as_request: Any) -> None:
     two.ask("/v1/models/gut/embed", json=as_request(make_counts(2)))
     text = two.get("/metrics").text
     assert 'cytoray_batcher_cells_total{model="gut",process="service"} 2.0' in text
@@ -180,7 +127,7 @@ def test_metrics_are_marked_with_the_model(two: Two, make_counts: Any, as_reques
 
 
 def test_a_key_may_be_for_some_models_and_needs_the_scope_of_the_task(
-    two: Two, tmp_path: Any, make_counts: Any, as_request: Any
+    two: TwoModels, tmp_path: Any, make_counts: Any, as_request: Any
 ) -> None:
     file = tmp_path / "keys.json"
     allowance = Allowance(scopes=("embed",), models=("gut",))

@@ -66,6 +66,7 @@ def test_the_values_are_those_of_the_protein_model(
     wanted = cytoray.ProteinModel.load(folder / "proteins").predict(adata)
     with Client(listen(build_service(carrying, max_nonzeros=4000, batching=one_by_one)), cells_per_request=8) as client:
         found = client.proteins(adata)
+        answered = client.query(adata, "proteins")
         some = client.proteins(list(GENES), adata.X, proteins=["CD14", "CD3"])
         with pytest.raises(RequestError, match=r"does not predict CD99.*CD3, CD4") as caught:
             client.proteins(adata, proteins=["CD99"])
@@ -76,6 +77,8 @@ def test_the_values_are_those_of_the_protein_model(
     np.testing.assert_allclose(found.half_width, wanted.half_width, atol=1e-6)
     assert found.units == "clr"
     np.testing.assert_array_equal(some.values, found.values[:, [3, 0]])
+    np.testing.assert_allclose(answered.obsm["X_protein_predicted"], found.values, atol=1e-6)
+    assert tuple(answered.uns["X_protein_predicted_names"]) == found.names
     found.write_to(adata)
     np.testing.assert_array_equal(adata.obsm["X_protein_predicted"], found.values)
     truth = np.log1p(adata.obsm["protein_counts"].to_numpy())

@@ -20,6 +20,7 @@ from cytoray.registry.models import register
 from cytoray.registry.pinning import PinnedModel, pin_model
 from cytoray.serving.app import bind_app, build_app, check_port, wait_until_ready, wait_until_running
 from cytoray.serving.config import AppArgs
+from cytoray.serving.deployments import CANARY_TIMEOUT_S
 from cytoray.serving.hosting.loading import load_service
 from cytoray.serving.hosting.planning import PlannedModel
 from cytoray.tracking import TrackingConfig
@@ -36,7 +37,7 @@ def test_the_yaml_is_valid_complete_and_local() -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["request_timeout_s"] > args.limits.deadline_s
     assert application["args"].keys() == AppArgs.model_fields.keys()
-    for part in ("limits", "batching", "edge", "explorer", "rollout"):
+    for part in ("precision_check", "limits", "batching", "edge", "explorer", "rollout"):
         assert application["args"][part].keys() == type(getattr(args, part)).model_fields.keys()
 
 
@@ -52,12 +53,36 @@ def test_the_deployment_is_bounded_and_surges() -> None:
     config = deployment._deployment_config
     assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
     assert deployment.ray_actor_options["num_cpus"] == 0.5
-    assert config.health_check_timeout_s > 20  # the canary's own
+    assert config.health_check_timeout_s > CANARY_TIMEOUT_S
+
+
+def test_in_two_tiers_each_model_has_a_deployment_and_the_ingress_waits_for_all() -> None:
+    models = [
+        {"name": "blood", "model_uri": "/blood", "num_gpus": 1.0, "min_replicas": 2, "max_replicas": 4},
+        {"name": "gut", "model_uri": "/gut"},
+    ]
+    args = AppArgs.model_validate({"layout": "tiered", "models": models, "num_cpus": 0.5, "max_ongoing_requests": 10})
+    pinned = PinnedModel("bundle", "bundle", "1", "d" * 64)
+    ingress = bind_app(args, tuple(PlannedModel(m.name, args.for_model(m), pinned) for m in args.models))
+    deployment = ingress._bound_deployment
+    config = deployment._deployment_config
+    assert (config.num_replicas, config.max_ongoing_requests, config.max_surge_percent) == (2, 60, 100)
+    blood, gut = (handle._bound_deployment for handle in deployment.init_args[2].values())
+    assert (blood.name, blood.ray_actor_options["num_gpus"], gut.ray_actor_options["num_gpus"]) == ("Model-blood", 1, 0)
+    scaling = blood._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, blood._deployment_config.max_surge_percent) == (2, 4, 100)
+    assert gut._deployment_config.autoscaling_config.min_replicas == 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"models": [{"name": "a", "model_uri": "a", "max_replicas": 2}], "model_uri": None},
+            "only with layout: tiered",
+        ),
+        ({"layout": "tier"}, "fused"),
+        ({"precision": "float16"}, "bfloat16"),
         ({"min_replica": 2}, "Extra inputs"),
         ({"min_replicas": 3, "max_replicas": 2}, "more than max_replicas"),
         ({"limits": {"max_cell": 2}}, "Extra inputs"),
@@ -93,9 +118,7 @@ def test_a_local_bundle_is_served_with_its_digest(build_bundle: Any, tmp_path: P
         load_service(args, pinned)
 
 
-def test_replicas_serve_the_version_of_the_deployment_whatever_the_alias_becomes(
-    build_bundle: Any, tmp_path: Path
-) -> None:
+def test_a_pinned_version_can_be_loaded_whatever_the_alias_becomes(build_bundle: Any, tmp_path: Path) -> None:
     """Also without MLflow, once the model is in the cache."""
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
     save_bundle(build_bundle(), tmp_path / "one")

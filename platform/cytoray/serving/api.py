@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 import cytoray
 from cytoray.errors import RequestError
 from cytoray.serving.cell_work import Caller
+from cytoray.serving.config import Limits
 from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.metrics import (
     CONTENT_TYPE,
@@ -35,7 +36,7 @@ from cytoray.serving.hosting.routes import MODELS, add_models, allowed_models
 from cytoray.serving.hosting.table import ModelTable, Slot
 from cytoray.serving.jobs.hub import Find, Jobs
 from cytoray.serving.jobs.routes import SCHEMAS, add_jobs
-from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, read_form
+from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, Form, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
 from cytoray.serving.rollout.metrics import RolloutCollector
 from cytoray.serving.rollout.routes import NO_WEBHOOK, Rollouts, add_rollout
@@ -50,7 +51,10 @@ DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 
 MakeJobs = Callable[[Find], Jobs]
 
 
-class _Api(FastAPI):
+Respond = Callable[[Request, Endpoint[Any, Any]], Awaitable[Response]]
+
+
+class Api(FastAPI):
     """FastAPI with an OpenAPI document that also describes bodies that the routes parse and encode themselves."""
 
     def openapi(self) -> dict[str, Any]:
@@ -107,21 +111,35 @@ def build_api(
             await page.close()
         await table.close()
 
-    api = _Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
+    api = Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
     api.state.echo_request_id = edge.echo_request_id
     api.state.models = table
     api.add_middleware(Edge, parts=edge)
     add_problem_handlers(api)
     _add_probes(api, table)
-    _add_metrics(api, gather or gather_here)
-    for endpoint in task_endpoints().values():
-        _add_endpoint(api, table, endpoint)
+    add_metrics(api, gather or gather_here)
+
+    async def respond(request: Request, endpoint: Endpoint[Any, Any]) -> Response:
+        """Answer a request by the model that it asks."""
+        return await _answer(request, table, endpoint)
+
+    add_endpoints(api, respond)
     add_models(api, table)
     add_rollout(api, lambda request: _status_of_asked(table, request), rollouts)
     add_jobs(api, jobs)
     if page is not None:
-        add_explorer(api, page)
+        _add_page(api, page, table)
     return api
+
+
+def _add_page(api: FastAPI, page: Explorer, table: ModelTable) -> None:
+    """Add the explorer."""
+
+    async def admit(request: Request) -> None:
+        """Refuse a key that is not for the model of the page."""
+        table.find(None, allowed=allowed_models(request))
+
+    add_explorer(api, page, admit=admit)
 
 
 def _status_of_asked(table: ModelTable, request: Request) -> RolloutStatus:
@@ -148,12 +166,16 @@ def _register(table: ModelTable, registry: CollectorRegistry) -> None:
     registry.register(FiguresCollector("batcher", lambda: {model.name: model.slot.stats for model in table}))
 
 
-def _add_endpoint(api: FastAPI, table: ModelTable, endpoint: Endpoint[Any, Any]) -> None:
-    """Add the routes of an endpoint: that of the model which the request names, and those of each model."""
+def add_endpoints(api: FastAPI, respond: Respond) -> None:
+    """Add the routes of all endpoints: those of the model which the request names, and those of each model."""
+    for endpoint in task_endpoints().values():
+        _add_endpoint(api, respond, endpoint)
 
+
+def _add_endpoint(api: FastAPI, respond: Respond, endpoint: Endpoint[Any, Any]) -> None:
     async def answer(request: Request) -> Response:
         """Answer a request; OpenAPI has the endpoint's description."""
-        return await _answer(request, table, endpoint)
+        return await respond(request, endpoint)
 
     about = _documented(endpoint) | {"description": endpoint.description, "methods": ["POST"]}
     api.add_api_route(endpoint.route, answer, name=endpoint.name, response_class=Response, **about)
@@ -196,7 +218,7 @@ def _add_probes(api: FastAPI, table: ModelTable) -> None:
         return reply(request, about)
 
 
-def _add_metrics(api: FastAPI, gather: Gather) -> None:
+def add_metrics(api: FastAPI, gather: Gather) -> None:
     """Add the route that Prometheus scrapes."""
 
     @api.get("/metrics", response_class=Response)
@@ -207,14 +229,7 @@ def _add_metrics(api: FastAPI, gather: Gather) -> None:
 
 async def _answer(request: Request, table: ModelTable, endpoint: Endpoint[Any, Any]) -> Response:
     """Answer a request by the model that it asks."""
-    form = read_form(
-        content_type=request.headers.get("content-type", ""),
-        content_encoding=request.headers.get("content-encoding", ""),
-        accept=request.headers.get("accept", ""),
-        options=request.query_params.multi_items(),
-        about_cells=issubclass(endpoint.request, CellsRequest),
-    )
-    body = await _read_body(request, limit=table.limits.max_body_bytes)
+    body, form = await read_asked(request, endpoint, limits=table.limits)
     body, form = await find_asked(body, form, path=request.path_params.get("model"), limits=table.limits)
     model = table.find(form.model, allowed=allowed_models(request))
     reply = await model.slot.answer(endpoint, body, form, caller=_caller(request))
@@ -224,6 +239,18 @@ async def _answer(request: Request, table: ModelTable, endpoint: Endpoint[Any, A
     return Response(reply.content, headers=headers, media_type=reply.media_type)
 
 
+async def read_asked(request: Request, endpoint: Endpoint[Any, Any], *, limits: Limits) -> tuple[bytes, Form]:
+    """Return the body of a request and its form; raises RequestError if they are not supported or too large."""
+    form = read_form(
+        content_type=request.headers.get("content-type", ""),
+        content_encoding=request.headers.get("content-encoding", ""),
+        accept=request.headers.get("accept", ""),
+        options=request.query_params.multi_items(),
+        about_cells=issubclass(endpoint.request, CellsRequest),
+    )
+    return await read_body(request, limit=limits.max_body_bytes), form
+
+
 def _caller(request: Request) -> Caller:
     """Return who asks, as the edge found out; all keys of an owner share one part of the model's time."""
     state = request.scope.get("state", {})
@@ -231,7 +258,7 @@ def _caller(request: Request) -> Caller:
     return Caller(str(state.get("key_owner") or ""), None if kind is None else kind == "bulk")
 
 
-async def _read_body(request: Request, *, limit: int) -> bytes:
+async def read_body(request: Request, *, limit: int) -> bytes:
     """Read the body; raises RequestError as soon as it exceeds ``limit`` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:

@@ -22,7 +22,14 @@ from ray.serve.schema import ApplicationStatus
 from cytoray.errors import ServingError
 from cytoray.registry.pinning import open_pinned
 from cytoray.serving.config import AppArgs
-from cytoray.serving.deployments import DRAIN_S, HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, CellDeployment
+from cytoray.serving.deployments import (
+    DRAIN_S,
+    HEALTH_PERIOD_S,
+    HEALTH_TIMEOUT_S,
+    CellDeployment,
+    IngressDeployment,
+    ModelDeployment,
+)
 from cytoray.serving.hosting.planning import PlannedModel, plan_models
 
 APP_NAME = "cytoray"
@@ -44,24 +51,49 @@ def build_app(args: AppArgs) -> serve.Application:
 
 def bind_app(args: AppArgs, planned: tuple[PlannedModel, ...]) -> serve.Application:
     """Build the application that serves models that have been looked up."""
-    as_deployment = serve.deployment(
-        name="CellDeployment",
-        ray_actor_options={"num_cpus": args.reserved("num_cpus"), "num_gpus": args.reserved("num_gpus")},
-        autoscaling_config=AutoscalingConfig(
+    if args.layout == "fused":
+        own = {"num_cpus": args.reserved("num_cpus"), "num_gpus": args.reserved("num_gpus")}
+        fused: serve.Application = _deployed(CellDeployment, args, resources=own).bind(args, planned)
+        return fused
+    handles = {}
+    for place, model in enumerate(planned):
+        one = model.args
+        resources = {"num_cpus": one.num_cpus, "num_gpus": one.num_gpus}
+        deployed = _deployed(ModelDeployment, one, resources=resources, name=f"Model-{model.name}")
+        handles[model.name] = deployed.bind(model, place == 0)
+    waiting = sum(model.args.max_ongoing_requests * model.args.max_replicas for model in planned)
+    tiered: serve.Application = _deployed(
+        IngressDeployment,
+        args,
+        resources={"num_cpus": args.ingress_num_cpus},
+        num_replicas=args.ingress_replicas,
+        autoscaling_config=None,
+        max_ongoing_requests=waiting,  # it only waits for the models, which have limits of their own
+    ).bind(args, planned, handles)
+    return tiered
+
+
+def _deployed(kind: Any, args: AppArgs, *, resources: dict[str, float], **options: Any) -> Any:
+    """Return the deployment of a class, with the options that all deployments share and its own ``options``."""
+    shared: dict[str, Any] = {
+        "name": kind.__name__,
+        "ray_actor_options": resources,
+        "autoscaling_config": AutoscalingConfig(
             min_replicas=args.min_replicas,
             max_replicas=args.max_replicas,
             target_ongoing_requests=args.target_ongoing_requests,
         ),
-        max_ongoing_requests=args.max_ongoing_requests,
-        max_queued_requests=args.max_queued_requests,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        max_surge_percent=100,  # a new version answers before the old one stops
-        health_check_period_s=HEALTH_PERIOD_S,
-        health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=DRAIN_S,
-        max_constructor_retry_count=3,  # a model that failed to load three times will not load later
-    )
-    return as_deployment(CellDeployment).bind(args, planned)
+        "max_ongoing_requests": args.max_ongoing_requests,
+        "max_queued_requests": args.max_queued_requests,
+        "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=1),
+        "max_surge_percent": 100,  # a new version answers before the old one stops
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": DRAIN_S,
+        "max_constructor_retry_count": 3,  # a model that failed to load three times will not load later
+    }
+    chosen = {name: value for name, value in (shared | options).items() if value is not None}
+    return serve.deployment(**chosen)(kind)
 
 
 def run_service(

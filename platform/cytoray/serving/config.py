@@ -56,6 +56,11 @@ MODEL_URI = (
 )
 
 
+Precision = Literal["float32", "bfloat16"]
+#: Keys of a model that has replicas of its own.
+OWN_REPLICAS = ("torch_threads", "min_replicas", "max_replicas", "target_ongoing_requests")
+
+
 class HostedArgs(Config):
     """One of several models; keys that are null have the value of the service."""
 
@@ -63,10 +68,24 @@ class HostedArgs(Config):
     model_uri: Place = Field(min_length=1, description=f"{MODEL_URI}.")
     num_cpus: float | None = Field(None, ge=0, description="CPUs reserved for it.")
     num_gpus: float | None = Field(None, ge=0, description="GPUs reserved for it; 0 runs it on the CPU.")
+    precision: Precision | None = Field(None, description="Of its forward pass.")
+    torch_threads: int | None = Field(None, ge=1, description="Threads of its forward pass; layout tiered.")
+    min_replicas: int | None = Field(None, ge=1, description="Minimum number of its replicas; layout tiered.")
+    max_replicas: int | None = Field(None, ge=1, description="Maximum number of its replicas; layout tiered.")
+    target_ongoing_requests: float | None = Field(
+        None, gt=0, description="Target number of requests in flight per replica of it; layout tiered."
+    )
 
     def changes(self) -> dict[str, Any]:
         """Return the keys that it has of its own."""
         return {name: value for name, value in self if value is not None and name != "name"}
+
+
+class PrecisionCheck(Config):
+    """Bounds on how far answers in bfloat16 may be from those in float32, on artificial cells."""
+
+    min_cosine: float = Field(0.99, ge=-1, le=1, description="Minimum cosine of the two embeddings of a cell.")
+    min_label_agreement: float = Field(0.95, ge=0, le=1, description="Minimum share of cells with the same label.")
 
 
 class AppArgs(Config):
@@ -76,6 +95,18 @@ class AppArgs(Config):
     models: tuple[HostedArgs, ...] = Field(
         (), description="Several models, instead of model_uri; the first answers requests that name none."
     )
+    layout: Literal["fused", "tiered"] = Field(
+        "fused",
+        description="fused: each replica answers HTTP and holds all models. tiered: replicas of an ingress answer "
+        "HTTP, and each model has replicas of its own.",
+    )
+    ingress_replicas: int = Field(2, ge=1, description="Number of replicas of the ingress of layout tiered.")
+    ingress_num_cpus: float = Field(0.5, ge=0, description="CPUs reserved for each of them.")
+    precision: Precision = Field(
+        "float32",
+        description="Of the forward pass; bfloat16 is faster on GPUs, and refused if answers differ too much.",
+    )
+    precision_check: PrecisionCheck = Field(PrecisionCheck(), description="When bfloat16 is refused.")
     store: Location | None = Field(None, description="Root of all data of cytoray; required for run:NAME.")
     tracking: TrackingConfig | None = Field(None, description="MLflow, to look up models:/….")
     cache_folder: Place = Field("~/.cache/cytoray/models", description="Local folder for bundles from MLflow or s3://.")
@@ -139,6 +170,13 @@ class AppArgs(Config):
         names = [model.name for model in self.models]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"models: the name {repeated[0]} is given more than once")
+        for model in self.models:
+            own = [name for name in OWN_REPLICAS if getattr(model, name) is not None]
+            if own and self.layout == "fused":
+                raise ValueError(f"models: {own[0]} of {model.name}: only with layout: tiered do models have replicas")
+            one = self.for_model(model)
+            if one.min_replicas > one.max_replicas:
+                raise ValueError(f"models: min_replicas of {model.name} is more than max_replicas {one.max_replicas}")
         for uri in self.uris:
             if uri.startswith(REGISTERED) and self.tracking is None:
                 raise ValueError(f"{uri} is looked up in MLflow: tracking.uri is required")

@@ -60,6 +60,7 @@ CASES = {
     "http_error": Case(400, "The request could not be handled"),
     "client_closed": Case(499, "The client closed the connection"),
     "internal": Case(500, "Internal error of the service"),
+    "poison_request": Case(500, "Replicas end while they work on this request"),
     "job_lost": Case(500, "The processes that worked on the job have ended"),
     "jobs_off": Case(503, "This service takes no jobs"),
     "fitting": Case(503, "The model is being fitted to the genes of this request"),
@@ -94,7 +95,7 @@ def valid_request_id(given: str) -> str:
 def reply_headers(request: Request) -> dict[str, str]:
     """Return the headers of every reply, problems included."""
     state = request.app.state
-    headers = {"X-Model-Version": state.models.default.slot.model.version, **_OVERHEAD}
+    headers = {"X-Model-Version": state.models.default.model.version, **_OVERHEAD}
     if state.echo_request_id:
         headers["X-Request-Id"] = request_id_of(request)
     return headers

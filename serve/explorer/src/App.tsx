@@ -11,6 +11,7 @@ import { useTheme } from "./theme";
 import type { About, Session } from "./types";
 
 const POLL_MS = 700;
+const LOOK_MS = 60_000; // at the version that serves now
 const sessionInAddress = (): string => new URLSearchParams(location.hash.slice(1)).get("session") ?? "";
 
 export function App() {
@@ -29,6 +30,18 @@ export function App() {
         setProblem(reason);
       });
     }
+  }, []);
+
+  useEffect(() => {
+    const look = (): void => {
+      if (!document.hidden) api.about().then(setAbout, () => undefined);
+    };
+    const timer = setInterval(look, LOOK_MS);
+    addEventListener("focus", look);
+    return () => {
+      clearInterval(timer);
+      removeEventListener("focus", look);
+    };
   }, []);
 
   const show = useCallback((state: Session): void => {
@@ -70,6 +83,9 @@ export function App() {
     <>
       <Header about={about} session={session} choice={choice} onTheme={setChoice} onClose={leave} />
       {problem !== null && <ProblemCard problem={problem} onClose={() => setProblem(null)} />}
+      {about && session?.stage === "ready" && session.model.digest !== about.model.digest && (
+        <OtherVersion about={about} session={session} onAgain={() => api.again(session.id).then(setSession, setProblem)} />
+      )}
       {about && session === null && (
         <Start about={about} onFile={(file) => begin(() => api.upload(file, about.part_bytes, show))} onDemo={(name) => begin(() => api.openDemo(name))} />
       )}
@@ -77,5 +93,20 @@ export function App() {
       {about && session && hasMap && <Explore key={session.id} about={about} session={session} theme={theme} onProblem={setProblem} />}
       <KeyDialog />
     </>
+  );
+}
+
+/** The service has another version of the model than the one that answered this file. */
+function OtherVersion({ about, session, onAgain }: { about: About; session: Session; onAgain: () => void }) {
+  return (
+    <div class="notice" role="status">
+      <p>
+        This map was answered by {session.model.name} version {session.model.version}. The service now has version {about.model.version}, which answers what you ask about
+        single cells and genes.
+      </p>
+      <button type="button" class="primary" onClick={onAgain}>
+        Run again
+      </button>
+    </div>
   );
 }

@@ -23,7 +23,7 @@ export function Header({ about, session, choice, onTheme, onClose }: Props) {
           <circle cx="11" cy="5" r="2.4" fill="#ffa90e" />
           <circle cx="10" cy="11" r="3" fill="#832db6" />
         </svg>
-        cytoray
+        <span class="word">cytoray</span>
       </a>
       {session && (
         <span class="file" title={session.name}>
@@ -60,7 +60,7 @@ function Provenance({ about, model }: { about: About; model: About["model"] }) {
     ["Genes it knows", about.num_genes.toLocaleString("en")],
     ["Parameters", about.num_parameters.toLocaleString("en")],
     ["Tokens per cell", about.context_length.toLocaleString("en")],
-    ["Carries", about.attached.join(", ") || "nothing beside its weights"],
+    ["Carries", carried(about.attached) || "nothing beside its weights"],
     ["Answers", about.tasks.join(", ")],
     ["cytoray", about.cytoray],
   ];
@@ -75,3 +75,6 @@ function Provenance({ about, model }: { about: About; model: About["model"] }) {
     </dl>
   );
 }
+
+/** What a model carries, by the names of its files: reference.map.json is a part of the reference. */
+const carried = (files: string[]): string => [...new Set(files.map((name) => name.split(".")[0]))].join(", ");

@@ -25,7 +25,11 @@ export function setKey(key: string): void {
   sessionStorage.setItem(KEY, key);
 }
 
-async function request(path: string, options: RequestInit = {}): Promise<Response> {
+const MOST_WAITS = 30;
+const pause = (seconds: number): Promise<void> => new Promise((done) => setTimeout(done, 1000 * seconds));
+
+/** Send a request; while the quota of the key is used up, wait as the service asks, and send it again. */
+async function request(path: string, options: RequestInit = {}, waits = 0): Promise<Response> {
   const key = sessionStorage.getItem(KEY);
   const headers = new Headers(options.headers);
   if (key) headers.set("Authorization", `Bearer ${key}`);
@@ -38,7 +42,11 @@ async function request(path: string, options: RequestInit = {}): Promise<Respons
   }
   if (response.status === 401) {
     await askForKey();
-    return request(path, options);
+    return request(path, options, waits);
+  }
+  if (response.status === 429 && waits < MOST_WAITS) {
+    await pause(Number(response.headers.get("Retry-After")) || 1);
+    return request(path, options, waits + 1);
   }
   if (!response.ok) throw await problemOf(response);
   return response;
@@ -60,6 +68,9 @@ export const openDemo = (demo: string): Promise<Session> => post(`${API}/session
 export const cell = (id: string, row: number): Promise<CellDetails> => json(`${API}/sessions/${id}/cells/${row}`);
 export const genes = (id: string): Promise<string[]> => json(`${API}/sessions/${id}/genes`);
 export const ask = <T>(task: string, body: unknown): Promise<T> => post(`/v1/${task}`, body);
+
+/** Answer the file again, by the version of the model that serves now. */
+export const again = (id: string): Promise<Session> => post(`${API}/sessions/${id}/again`, {});
 
 export async function close(id: string): Promise<void> {
   await request(`${API}/sessions/${id}`, { method: "DELETE" });

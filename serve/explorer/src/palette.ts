@@ -3,8 +3,8 @@
 // The same cycle as cytoray.pages.charts; some are lighter on a dark ground.
 const LIGHT = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd", "#a96b59", "#e76300", "#b9ac70", "#39e6a5", "#cc5280"];
 const DARK = ["#5aa5ea", "#ffb733", "#e5533c", "#b27ae0", "#92dadd", "#c58d7b", "#f58233", "#cfc389", "#39e6a5", "#e375a0"];
-const RAMP_LIGHT = ["#dfe3e8", "#a8cbe6", "#5a9fd4", "#2467a8", "#0b2f5c"];
-const RAMP_DARK = ["#35404c", "#2f5f8f", "#4a94d6", "#8fc4ef", "#e3f2ff"];
+const RAMP_LIGHT = ["#c6ced7", "#a8cbe6", "#5a9fd4", "#2467a8", "#0b2f5c"];
+const RAMP_DARK = ["#4a5765", "#2f5f8f", "#4a94d6", "#8fc4ef", "#e3f2ff"];
 
 export const SHAPES = ["circle", "square", "triangle", "diamond", "ring", "cross"] as const;
 export type Shape = (typeof SHAPES)[number];
@@ -13,7 +13,7 @@ export type Rgb = [number, number, number];
 
 /** The ground of the map, as the style sheet has it for cards. */
 export const GROUND: Record<Theme, string> = { light: "#ffffff", dark: "#181f26" };
-export const MUTED: Record<Theme, string> = { light: "#d5dae0", dark: "#39434e" };
+export const MUTED: Record<Theme, string> = { light: "#dde2e8", dark: "#303a44" };
 
 export function hue(code: number, theme: Theme): string {
   const colours = theme === "dark" ? DARK : LIGHT;

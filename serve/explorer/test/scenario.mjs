@@ -106,6 +106,25 @@ for (const name of ["answers.csv", "annotated.h5ad", "svg", "png"]) {
 }
 await page.locator(".menu summary").click();
 
+// Another version of the model takes over: the page says so, and answers the file again.
+await page.route("**/explorer/api/about", async (route) => {
+  const about = await (await route.fetch()).json();
+  await route.fulfill({ json: { ...about, model: { ...about.model, version: "4", digest: "4".repeat(64) } } });
+});
+await page.evaluate(() => dispatchEvent(new Event("focus")));
+await page.locator(".notice").waitFor(WAIT);
+seen.notice = await page.locator(".notice").innerText();
+await shot("other-version");
+await accessible("other version");
+await page.unroute("**/explorer/api/about");
+await page.getByRole("button", { name: "Run again" }).click();
+await page.locator("canvas").waitFor({ state: "detached", ...WAIT });
+await page.locator("canvas").waitFor(WAIT);
+await page.getByText("UMAP is on its way").waitFor({ state: "detached", ...WAIT });
+await page.evaluate(() => dispatchEvent(new Event("focus")));
+await page.locator(".notice").waitFor({ state: "detached", ...WAIT });
+seen.again = await page.locator(".strip .number").innerText();
+
 // Dark, narrow.
 await page.emulateMedia({ colorScheme: "dark" });
 await page.locator("label:has-text(\"Colour by\") select").first().selectOption({ label: "Cell type" });
@@ -114,9 +133,11 @@ await page.getByRole("tab", { name: "Cell" }).click();
 await page.waitForTimeout(300);
 await shot("map-dark");
 await accessible("dark");
-await page.setViewportSize({ width: 420, height: 800 });
+await page.setViewportSize({ width: 400, height: 800 });
 await page.waitForTimeout(300);
 await shot("narrow");
+await accessible("narrow");
+seen.wider_than_screen = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
 await page.setViewportSize({ width: 1440, height: 900 });
 
 // Come back by the address, then close.

@@ -63,7 +63,9 @@ def behind(runner: asyncio.Runner, clock: Clock) -> Iterator[Callable[..., Behin
 
     built: list[Behind] = []
 
-    def build(app: Any, *, config: EdgeConfig | None = None, retries: int = 0, **limits: Any) -> Behind:
+    def build(
+        app: Any, *, config: EdgeConfig | None = None, retries: int = 0, gather: Any = None, **limits: Any
+    ) -> Behind:
         config = config or EdgeConfig()
         parts = Parts(
             config,
@@ -71,6 +73,7 @@ def behind(runner: asyncio.Runner, clock: Clock) -> Iterator[Callable[..., Behin
             EdgeMetrics(CollectorRegistry()),
             guard=Guard(config, clock=clock),
             retries=Retries(retries, 60.0),
+            gather=gather,
             gate=Gate(),
             clock=clock,
         )

@@ -11,6 +11,7 @@ import pytest
 
 from cytoray.serving.edge import middleware
 from cytoray.serving.edge.config import EdgeConfig
+from cytoray.serving.edge.metrics import CONTENT_TYPE, collect
 
 
 async def _reply(send: Any, status: int, body: bytes, *, media_type: str = "application/json") -> None:
@@ -129,7 +130,7 @@ def test_a_request_whose_replica_is_lost_goes_to_another(behind: Any, losses: An
 @pytest.mark.parametrize(
     ("losses", "path", "status", "code"),
     [
-        ((None, None, None), "/v1/embed", 503, "replica_lost"),
+        ((None, 500, None), "/v1/embed", 500, "poison_request"),
         ((500,), "/v1/jobs", 503, "replica_lost"),  # it might be done twice
         ((408,), "/v1/embed", 504, "deadline_exceeded"),
         ((503,), "/v1/embed", 503, "overloaded"),
@@ -228,3 +229,18 @@ def test_a_probe_does_not_wait_for_a_replica(behind: Any, monkeypatch: pytest.Mo
     answer = behind(waits).ask("/readyz", method="GET")
     assert (answer.status_code, answer.json()["code"]) == (503, "model_not_ready")
     assert answer.headers["retry-after"] == "1"
+
+
+def test_metrics_can_be_read_while_no_replica_takes_requests(behind: Any) -> None:
+    async def full(scope: Any, receive: Any, send: Any) -> None:
+        await _reply(send, 503, b"", media_type="text/plain")
+
+    async def gather() -> list[Any]:
+        return [collect(edge.parts.metrics.registry, process="p")]
+
+    edge = behind(full, gather=gather)
+    assert edge.ask().json()["code"] == "overloaded"
+    answer = edge.ask("/metrics", method="GET")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, CONTENT_TYPE)
+    assert 'cytoray_rejections_total{code="overloaded",process="p"} 1.0' in answer.text
+    assert edge.ask("/metrics").status_code == 503  # a POST is the application's to refuse

@@ -101,18 +101,6 @@ def test_a_job_that_runs_is_cancelled_at_once_and_leaves_nothing(
     assert not list((Path(folder.uri) / "result").glob("*"))
 
 
-def test_a_job_that_always_dies_is_given_up(service: Any, cells_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "offline.before_part=kill")
-    job = service.submit(task="embed", input={"upload": service.upload(cells_file)}).json()["id"]
-    for _ in range(3):
-        service.jobs.keeper.look()
-        assert _wait(service.jobs.keeper) == [-9]
-    service.jobs.keeper.look()
-    service.jobs.keeper.look()
-    ended = service.ask("GET", f"/v1/jobs/{job}").json()
-    assert (ended["state"], ended["problem"]["code"]) == ("failed", "job_lost")
-
-
 def test_a_large_job_is_done_by_ray_data(service: Any, cells_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"task": "annotate", "input": {"upload": service.upload(cells_file)}}
     ids = []

@@ -31,6 +31,7 @@ _KINDS: dict[str, Kind] = {
     "use_jobs": "smaller",
     "body_timeout": "smaller",
     "internal": "final",
+    "jobs_off": "final",
 }
 _STATUSES: dict[int, Kind] = {
     408: "smaller",

@@ -89,6 +89,13 @@ class Exchange:
         await watched({"type": "http.response.start", "status": status, "headers": _encoded(headers)})
         await watched({"type": "http.response.body", "body": body, "more_body": False})
 
+    async def reply(self, send: Send, body: bytes, *, media_type: str) -> None:
+        """Answer a request that needs no application."""
+        headers = {"Content-Type": media_type, "Content-Length": str(len(body)), "X-Request-Id": self.request_id}
+        watched = self.watch(send)
+        await watched({"type": "http.response.start", "status": 200, "headers": _encoded(headers)})
+        await watched({"type": "http.response.body", "body": body, "more_body": False})
+
     def _read_head(self, headers: dict[bytes, bytes]) -> None:
         """Record what the head of the answer reports."""
         self.model = headers.get(MODEL_HEADER, b"").decode("latin-1")

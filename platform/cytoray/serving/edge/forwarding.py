@@ -1,14 +1,16 @@
 """Pass a request on and turn answers of Ray Serve itself, which are plain text or none at all, into problems.
 
 A replica that dies takes its requests with it. Answers do not depend on who gives them and requests change nothing, so
-the HTTP server asks another replica, within the time that the request has.
+another replica is asked, within the time that the request has. If that one dies as well, the request may be what kills
+them: it is tried once more, alone, so that others of which the same is suspected do not die with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect
 
@@ -18,6 +20,7 @@ from cytoray.serving.edge.exchange import App, Exchange, Message, Scope, Send
 
 PAUSE_S = 0.2  # before another replica is asked: Serve needs a moment to notice that one is gone
 JSON = b"json"
+SUSPECTED = 2  # replicas that were lost with a request before it is tried alone
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Forwarder:
     retries: Retries
     clock: Callable[[], float]
     on_retry: Callable[[str], None]
+    _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def forward(self, scope: Scope, replay: Replay, send: Send, *, exchange: Exchange) -> None:
         """Pass a request on; raises RequestError instead of an answer that is not the application's.
@@ -43,13 +47,17 @@ class Forwarder:
         Raises ClientDisconnect if the client has left before it was answered.
         """
         while True:
-            held = _Held(send)
-            replay.rewind()
-            await self.app({**scope, "state": dict(scope["state"])}, replay, held)
+            suspected = self._alone if exchange.retries >= SUSPECTED else contextlib.nullcontext()
+            async with suspected:
+                held = _Held(send)
+                replay.rewind()
+                await self.app({**scope, "state": dict(scope["state"])}, replay, held)
             if held.is_answered:
                 return
             if replay.is_abandoned:
                 raise ClientDisconnect
+            if held.status in (None, 500) and exchange.retries >= max(self.retries.times, SUSPECTED):
+                raise _poison(exchange.retries + 1)
             if held.status not in (None, 500) or not self._may_repeat(exchange):
                 raise _problem(held.status)
             exchange.retries += 1
@@ -89,6 +97,15 @@ class _Held:
 def _is_ours(head: Message) -> bool:
     """Return whether the application has made this error: it answers in JSON."""
     return any(name.lower() == b"content-type" and JSON in value for name, value in head.get("headers", ()))
+
+
+def _poison(losses: int) -> RequestError:
+    """Return the problem of a request that replicas do not survive."""
+    return RequestError(
+        f"{losses} replicas have ended while they worked on this request.",
+        remedy="Do not send it again as it is: report its id to the operator.",
+        code="poison_request",
+    )
 
 
 def _problem(status: int | None) -> RequestError:

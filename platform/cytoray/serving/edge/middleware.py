@@ -18,11 +18,11 @@ from cytoray.serving.edge.exchange import App, Exchange, Receive, Scope, Send, b
 from cytoray.serving.edge.forwarding import Forwarder, Retries
 from cytoray.serving.edge.gate import GATE, Gate
 from cytoray.serving.edge.guard import Caller, Guard
-from cytoray.serving.edge.metrics import EdgeMetrics
+from cytoray.serving.edge.metrics import CONTENT_TYPE, EdgeMetrics, Gather, render
 from cytoray.serving.edge.tracing import traced
 from cytoray.tasks import task_endpoints
 
-ALIVE, READY = "/healthz", "/readyz"
+ALIVE, READY, METRICS = "/healthz", "/readyz", "/metrics"
 READY_S = 4.0  # Serve would let a probe wait for a replica as long as any other request
 ROUTES = frozenset(
     ("/", "/assets", "/docs", "/explorer", "/healthz", "/metrics", "/openapi.json", "/readyz", "/version")
@@ -45,6 +45,7 @@ class Parts:
     metrics: EdgeMetrics
     guard: Guard | None = None  # None: who may ask is checked by the edge of the replica
     retries: Retries = NO_RETRIES
+    gather: Gather | None = None  # the metrics of all processes; None: the application answers /metrics
     echo_request_id: bool = True  # False if a server in front writes X-Request-Id
     gate: Gate = field(default_factory=lambda: GATE)
     clock: Callable[[], float] = field(default=time.monotonic)
@@ -131,6 +132,9 @@ class Edge:
             scope["state"][PASSED] = parts.guard is not None
             if parts.guard is not None:
                 _identify(scope, caller)
+            if parts.gather is not None and (scope["method"], scope["path"]) == ("GET", METRICS):
+                await exchange.reply(send, render(await parts.gather()), media_type=CONTENT_TYPE)
+                return
             body = await self._bodies.read(scope, receive)
             exchange.bytes_in = len(body)
             watched = exchange.watch(send, before_start=self._quota_of(caller, exchange))

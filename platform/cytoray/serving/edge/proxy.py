@@ -21,6 +21,7 @@ from cytoray.serving.edge.forwarding import Retries
 from cytoray.serving.edge.guard import Guard
 from cytoray.serving.edge.metrics import REGISTRY, EdgeMetrics
 from cytoray.serving.edge.middleware import Edge, Parts
+from cytoray.serving.processes import gather_metrics
 
 CALLBACK_VARIABLE, SETTINGS_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "CYTORAY_EDGE"
 KILL_VARIABLE = "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"
@@ -54,5 +55,7 @@ def build_middlewares() -> list[Middleware]:
         EdgeMetrics(REGISTRY),
         guard=None if given is None else Guard(settings.edge),
         retries=Retries(RETRIES, settings.limits.deadline_s),
+        # Without settings, the replicas decide who may read them. They would also refuse it under overload.
+        gather=None if given is None else gather_metrics,
     )
     return [Middleware(Edge, parts)]

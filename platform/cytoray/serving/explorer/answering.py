@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ from cytoray.tasks.tables import HEADER
 
 EMBEDDED = "embed"  # the endpoint whose answers are laid out
 CHUNK_TOKENS = 16_384  # of one question
-BULK = Caller("explorer", is_bulk=True)  # requests of others come first
+NOBODY = "explorer"  # owner of sessions without a key
 RETRY_S = 2.0  # while the model is busy, or is being fitted to the genes of the file
 MOST_RETRIES = 600
 PASSING = ("fitting", "overloaded")  # codes of refusals that pass
@@ -44,6 +44,19 @@ class Asker(Protocol):
 
     async def ask(self, endpoint: Endpoint[Any, Any], question: Question[Any], caller: Caller = ...) -> Any:
         """Answer a question with the result of the endpoint's ``run``; raises RequestError if it is refused."""
+
+
+@runtime_checkable
+class Changing(Protocol):
+    """The part of a service whose model may change: ``hold`` gives the version of the moment while its block runs."""
+
+    def hold(self) -> AbstractContextManager[Asker]:
+        """Hold a version."""
+
+
+def one_version(service: Asker) -> AbstractContextManager[Asker]:
+    """Give what answers by one version of the model as long as the block runs."""
+    return service.hold() if isinstance(service, Changing) else nullcontext(service)
 
 
 def cell_endpoints(served: ServedModel) -> list[Endpoint[Any, Any]]:
@@ -81,12 +94,14 @@ async def answer_cells(
     cells: StoredCells,
     folder: Path,
     advance: Callable[[int], None],
+    *,
+    owner: str = NOBODY,
 ) -> None:
     """Answer all cells by a group of endpoints with one ``run``, and write a table of answers of each."""
     writers: dict[str, pq.ParquetWriter] = {}
     with _drafts(folder, group) as drafts:
         try:
-            async for start, stop, result in _answer_chunks(service, group[0], cells):
+            async for start, stop, result in _answer_chunks(service, group[0], cells, owner):
                 for endpoint, draft in zip(group, drafts, strict=True):
                     question = question_about(endpoint, cells, start, stop)
                     table = await asyncio.to_thread(_table, endpoint, question, result, service.served)
@@ -100,14 +115,14 @@ async def answer_cells(
 
 
 async def _answer_chunks(
-    service: Asker, endpoint: Endpoint[Any, Any], cells: StoredCells
+    service: Asker, endpoint: Endpoint[Any, Any], cells: StoredCells, owner: str
 ) -> AsyncIterator[tuple[int, int, Any]]:
     """Yield row ranges and their results; ranges shrink if the model cannot answer them within the deadline."""
     tokens, start = CHUNK_TOKENS, 0
     while start < cells.num_cells:
         stop = cells.end_of_chunk(start, tokens=tokens)
         try:
-            result = await _ask(service, endpoint, question_about(endpoint, cells, start, stop))
+            result = await _ask(service, endpoint, question_about(endpoint, cells, start, stop), owner)
         except RequestError as error:
             if error.code != "deadline_exceeded" or stop - start == 1:
                 raise
@@ -128,11 +143,15 @@ def header_of(table: pa.Table) -> dict[str, Any]:
     return found
 
 
-async def _ask(service: Asker, endpoint: Endpoint[Any, Any], question: Question[Any]) -> Any:
-    """Ask, and ask again while the model is busy or is being fitted to the genes of the file."""
+async def _ask(service: Asker, endpoint: Endpoint[Any, Any], question: Question[Any], owner: str) -> Any:
+    """Ask, and ask again while the model is busy or is being fitted to the genes of the file.
+
+    The question takes the owner's share of the model's time, after the requests that people wait for.
+    """
+    caller = Caller(owner, is_bulk=True)
     for attempt in range(MOST_RETRIES):
         try:
-            return await service.ask(endpoint, question, BULK)
+            return await service.ask(endpoint, question, caller)
         except RequestError as error:
             if error.code not in PASSING or attempt == MOST_RETRIES - 1:
                 raise

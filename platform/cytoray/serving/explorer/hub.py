@@ -10,7 +10,7 @@ from typing import Any
 
 import cytoray
 from cytoray.errors import RequestError
-from cytoray.serving.explorer.answering import Asker, can_answer
+from cytoray.serving.explorer.answering import NOBODY, Asker, can_answer
 from cytoray.serving.explorer.cells import StoredCells
 from cytoray.serving.explorer.config import ExplorerConfig
 from cytoray.serving.explorer.downloads import ANNOTATED, CSV, write_csv
@@ -27,12 +27,12 @@ class Explorer:
 
     def __init__(self, service: Asker, config: ExplorerConfig) -> None:
         self.service, self.config = service, config
-        self.sessions = Sessions(config, model=service.served.info)
+        self.sessions = Sessions(config)
         self._worker = Worker(service, config)
         self._work: dict[str, asyncio.Task[None]] = {}
         self._owned: dict[str, Session] = {}
         self._writing = asyncio.Lock()
-        self._open_cells = lru_cache(maxsize=4)(StoredCells.open)
+        self._open_cells = lru_cache(maxsize=4)(_open_cells)
 
     def about(self) -> dict[str, Any]:
         """Return what the page needs to know before there is a session: the model, its tasks, the limits, the demos."""
@@ -54,30 +54,38 @@ class Explorer:
             "max_age_s": config.max_age_s,
         }
 
-    def open(self, asked: NewSession) -> SessionState:
+    def open(self, asked: NewSession, *, owner: str = NOBODY) -> SessionState:
         """Open a session: for a file whose parts follow, or for a demo, whose work begins at once."""
         if asked.demo is None:
             if asked.num_bytes == 0:
                 raise RequestError("The file is empty.", remedy="Choose a file with cells.", pointer="/num_bytes")
-            session = self.sessions.open(name=asked.name, num_bytes=asked.num_bytes)
+            session = self.sessions.open(name=asked.name, num_bytes=asked.num_bytes, model=self.service.served.info)
             self._owned[session.folder.name] = session
             return session.state
         demo = next((demo for demo in self.config.demos if demo.name == asked.demo), None)
         if demo is None:
             raise RequestError("Unknown demo.", remedy="Choose one of the page.", code="not_found", pointer="/demo")
-        session = self.sessions.open(name=demo.name, num_bytes=0)
+        session = self.sessions.open(name=demo.name, num_bytes=0, model=self.service.served.info)
         session.update(demo_uri=demo.uri)
-        self.begin(session)
+        self.begin(session, owner=owner)
         return session.state
 
-    def begin(self, session: Session) -> None:
-        """Begin the work on a session whose file is there."""
+    def begin(self, session: Session, *, owner: str = NOBODY) -> None:
+        """Begin the work on a session whose file is there; it takes the owner's share of the model's time."""
         name = session.folder.name
         self._owned[name] = session
         uri = session.state.demo_uri or str(session.upload)
-        task = asyncio.create_task(self._worker.run(session, uri=uri), name=f"explorer-{name}")
+        task = asyncio.create_task(self._worker.run(session, uri=uri, owner=owner), name=f"explorer-{name}")
         task.add_done_callback(partial(_report_failure, session))
         self._work[name] = task
+
+    def again(self, session: Session, *, owner: str = NOBODY) -> SessionState:
+        """Do the work on a session once more, by the version of the model that serves now."""
+        if session.state.stage not in ("ready", "failed"):
+            raise RequestError("The file is being worked on.", remedy="Wait for the map.", code="not_found")
+        session.reset()
+        self.begin(session, owner=owner)
+        return session.state
 
     async def wait(self, session_id: str) -> SessionState:
         """Wait until the work on a session of this process is done."""
@@ -102,7 +110,8 @@ class Explorer:
         """Return the cells of a session; RequestError while its file is being read."""
         if session.state.num_cells == 0:
             raise RequestError("The file is still being read.", remedy="Wait for the map.", code="not_found")
-        return self._open_cells(session.folder / "cells")
+        folder = session.folder / "cells"
+        return self._open_cells(folder, (folder / "about.json").stat().st_mtime_ns)
 
     async def write_download(self, session: Session, name: str) -> Path:
         """Write a file to download if it is not there yet; returns its path."""
@@ -117,6 +126,11 @@ class Explorer:
                 uri = state.demo_uri or str(session.upload)
                 await self._worker.child(WRITING, session, lambda message: None, uri=uri)
         return path
+
+
+def _open_cells(folder: Path, version: int) -> StoredCells:
+    """Open the cells of a session; they are written again, as another ``version``, if the work is done again."""
+    return StoredCells.open(folder)
 
 
 def _report_failure(session: Session, task: asyncio.Task[None]) -> None:

@@ -6,14 +6,16 @@ import asyncio
 import hashlib
 import importlib.resources
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from cytoray.errors import RequestError
 from cytoray.serving.config import Limits
+from cytoray.serving.explorer.answering import NOBODY
 from cytoray.serving.explorer.columns import KEY
 from cytoray.serving.explorer.details import describe_cell, gene_expression, measured_genes
 from cytoray.serving.explorer.downloads import ANNOTATED, CSV
@@ -37,10 +39,17 @@ SECURITY = {
 }
 
 
-def add_explorer(api: FastAPI, explorer: Explorer) -> None:
-    """Add the page and its API to the application; OpenAPI does not have them, as they may change with the page."""
+async def admit_all(request: Request) -> None:
+    """Admit any request."""
+
+
+def add_explorer(api: FastAPI, explorer: Explorer, *, admit: Callable[[Request], Awaitable[None]] = admit_all) -> None:
+    """Add the page and its API to the application; OpenAPI does not have them, as they may change with the page.
+
+    ``admit`` raises RequestError for a request to the API whose key is not for the model.
+    """
     _add_page(api)
-    router = APIRouter(prefix=API, include_in_schema=False)
+    router = APIRouter(prefix=API, include_in_schema=False, dependencies=[Depends(admit)])
     _add_sessions(router, explorer)
     _add_contents(router, explorer)
     _add_downloads(router, explorer)
@@ -88,7 +97,7 @@ def _add_sessions(router: APIRouter, explorer: Explorer) -> None:
     async def open_session(request: Request) -> Response:
         """Open a session."""
         body = await _read(request, most=MOST_BODY)
-        state = explorer.open(read_message(body, kind=NewSession, limits=LIMITS))
+        state = explorer.open(read_message(body, kind=NewSession, limits=LIMITS), owner=_owner(request))
         return JSONResponse(state.model_dump(), 201, headers=reply_headers(request))
 
     @router.put("/sessions/{session_id}/file")
@@ -97,20 +106,29 @@ def _add_sessions(router: APIRouter, explorer: Explorer) -> None:
         session = explorer.sessions.find(session_id)
         await _append(request, session, offset=offset)
         if session.state.received == session.state.num_bytes:
-            explorer.begin(session)
+            explorer.begin(session, owner=_owner(request))
         return JSONResponse(session.state.model_dump(), headers=reply_headers(request))
 
     @router.get("/sessions/{session_id}")
     async def get_state(request: Request, session_id: str) -> Response:
-        """Return the state of a session."""
-        state = explorer.sessions.find(session_id).state
-        return JSONResponse(state.model_dump(exclude={"demo_uri"}), headers=reply_headers(request))
+        """Return the state of a session; the cells answered since the last time count in the quota of the key."""
+        session = explorer.sessions.find(session_id)
+        content = session.state.model_dump(exclude={"demo_uri", "answered"})
+        return JSONResponse(content, headers=reply_headers(request) | _cells(session))
+
+    @router.post("/sessions/{session_id}/again")
+    async def answer_again(request: Request, session_id: str) -> Response:
+        """Answer the file again, by the version of the model that serves now."""
+        state = explorer.again(explorer.sessions.find(session_id), owner=_owner(request))
+        return JSONResponse(state.model_dump(exclude={"demo_uri", "answered"}), 202, headers=reply_headers(request))
 
     @router.delete("/sessions/{session_id}")
     async def close_session(request: Request, session_id: str) -> Response:
         """Delete a session with its files."""
-        await explorer.remove(explorer.sessions.find(session_id))
-        return Response(status_code=204, headers=reply_headers(request))
+        session = explorer.sessions.find(session_id)
+        cells = _cells(session)
+        await explorer.remove(session)
+        return Response(status_code=204, headers=reply_headers(request) | cells)
 
 
 def _add_contents(router: APIRouter, explorer: Explorer) -> None:
@@ -168,6 +186,16 @@ def _add_downloads(router: APIRouter, explorer: Explorer) -> None:
         path = await explorer.write_download(session, name)
         stem = session.state.name.partition(".")[0] or "cells"
         return FileResponse(path, media_type=DOWNLOADS[name], filename=f"{stem}.{name}", headers=reply_headers(request))
+
+
+def _owner(request: Request) -> str:
+    """Return the owner of the key of a request, as the edge found out."""
+    return str(request.scope.get("state", {}).get("key_owner") or NOBODY)
+
+
+def _cells(session: Session) -> dict[str, str]:
+    """Return the header by which the edge charges cells to a key."""
+    return {"X-Cells": str(session.charge())}
 
 
 async def _read(request: Request, *, most: int) -> bytes:

@@ -22,7 +22,7 @@ from cytoray.tasks.messages import Message, ModelInfo
 
 Stage = Literal["upload", "reading", "answering", "layout", "ready", "failed"]
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{22}")
-STATE, UPLOAD = "state.json", "upload"
+STATE, UPLOAD, CHARGED = "state.json", "upload", "charged"
 CLOCK_STEP_S = 30.0  # a session's folder is touched at most this often
 
 
@@ -71,6 +71,7 @@ class SessionState(BaseModel):
     model: ModelInfo
     findings: list[Finding] = []
     num_cells: int = 0
+    answered: int = Field(0, description="Cells that were answered, once for each kind of forward pass.")
     values: Literal["counts", "expression"] = "counts"
     columns: list[Column] = []
     layouts: list[str] = []
@@ -121,6 +122,26 @@ class Session:
         """The file of a column's values."""
         return self.folder / "columns" / f"{key}.bin"
 
+    def charge(self) -> int:
+        """Return the cells answered since this was last asked: who watches a session pays for them."""
+        path = self.folder / CHARGED
+        before, now = int(path.read_text()) if path.exists() else 0, self.state.answered
+        if now != before:
+            replace_file(path, str(now).encode())
+        return max(now - before, 0)
+
+    def reset(self) -> None:
+        """Forget all answers, and keep the file."""
+        for folder in ("cells", "answers", "columns"):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        for path in self.folder.glob("*.*"):
+            if path.name != STATE:
+                path.unlink()
+        (self.folder / "columns").mkdir(mode=0o700)
+        kept = {"id", "name", "num_bytes", "received", "model", "answered", "demo_uri"}
+        state = self.state.model_dump(include=kept) | {"stage": "reading"}
+        self.write(SessionState.model_validate(state))
+
     def touch(self) -> None:
         """Note that the session is in use."""
         if time.time() - self.folder.stat().st_mtime > CLOCK_STEP_S:
@@ -132,13 +153,13 @@ class Session:
 
 
 class Sessions:
-    """The open sessions of a model: folders below one that only this user can read."""
+    """The open sessions: folders below one that only this user can read, by the model for which they were opened."""
 
-    def __init__(self, config: ExplorerConfig, *, model: ModelInfo) -> None:
-        self._config, self._model = config, model
-        self._root = session_root(config) / hashlib.sha256(model.digest.encode()).hexdigest()[:16]
+    def __init__(self, config: ExplorerConfig) -> None:
+        self._config = config
+        self._root = session_root(config)
 
-    def open(self, *, name: str, num_bytes: int) -> Session:
+    def open(self, *, name: str, num_bytes: int, model: ModelInfo) -> Session:
         """Open a session for a file; RequestError if the file is too large or too many sessions are open."""
         limit = self._config.max_file_bytes
         if num_bytes > limit:
@@ -157,11 +178,12 @@ class Sessions:
                 remedy="Close one (the button at the top right of its page), or try again later.",
                 code="too_many_sessions",
             )
-        session = Session(self._root / secrets.token_urlsafe(16))
-        state = SessionState(id=session.folder.name, name=Path(name).name, num_bytes=num_bytes, model=self._model)
+        parent = self._root / hashlib.sha256(model.digest.encode()).hexdigest()[:16]
+        session = Session(parent / secrets.token_urlsafe(16))
+        state = SessionState(id=session.folder.name, name=Path(name).name, num_bytes=num_bytes, model=model)
         try:
             (session.folder / "columns").mkdir(parents=True, mode=0o700)
-            for folder in (self._root.parent, self._root, session.folder):
+            for folder in (self._root, parent, session.folder):
                 folder.chmod(0o700)
             session.write(state)
         except OSError:  # such as a full disk: no session, and none that counts as open
@@ -171,23 +193,24 @@ class Sessions:
 
     def find(self, session_id: str) -> Session:
         """Find an open session; RequestError if it is unknown, has been closed or is too old."""
-        session = Session(self._root / session_id)
-        if not SESSION_ID.fullmatch(session_id) or not (session.folder / STATE).exists():
+        found = (folder for folder in self._folders() if folder.name == session_id and (folder / STATE).exists())
+        folder = next(found, None)
+        if folder is None:
             raise RequestError(
                 "This session does not exist, or was closed.", remedy="Open the file again.", code="not_found"
             )
+        session = Session(folder)
         session.touch()
         return session
 
     def sweep(self) -> None:
         """Delete sessions that nobody has used for ``max_age_s``."""
-        for folder in self._root.parent.glob("*/*"):  # of all models: nobody else sweeps those of former ones
+        for folder in self._root.glob("*/*"):  # of all models: nobody else sweeps those of former ones
             if time.time() - folder.stat().st_mtime > self._config.max_age_s:
                 Session(folder).delete()
 
     def _folders(self) -> Iterator[Path]:
-        if self._root.exists():
-            yield from (folder for folder in self._root.iterdir() if SESSION_ID.fullmatch(folder.name))
+        yield from (folder for folder in self._root.glob("*/*") if SESSION_ID.fullmatch(folder.name))
 
 
 def session_root(config: ExplorerConfig) -> Path:

@@ -24,6 +24,7 @@ from cytoray.tokens.cells import SparseCells
 PERTURBED = "perturb"  # the endpoint that predicts the change
 MOST_CELLS = 100
 NUM_NEIGHBOURS = 10
+SMALLEST = 0.001  # distance that is shown
 
 
 class ShiftRequest(Message):
@@ -55,9 +56,11 @@ async def shift_cells(service: Asker, session: Session, cells: StoredCells, aske
     drawn = np.flatnonzero(np.isfinite(ends).all(axis=1))
     distance = 1 - np.nansum(embeddings[0] * embeddings[1], axis=1)
     arrows = [{"from": asked.rows[at], "x": float(ends[at, 0]), "y": float(ends[at, 1])} for at in drawn]
+    median = float(np.median(distance))
+    shown = f"{median:.3f}" if median >= SMALLEST else f"below {SMALLEST}"
     text = (
         f"{len(drawn)} cells moved; the median cosine distance between a cell's embeddings before and after is "
-        f"{np.median(distance):.3f}. An estimate by the model: not a measurement."
+        f"{shown}. An estimate by the model: not a measurement."
     )
     return {"arrows": arrows, "text": text}
 

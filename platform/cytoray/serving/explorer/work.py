@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from cytoray.errors import CytorayError, RequestError
 from cytoray.serving.explorer.answering import (
     EMBEDDED,
+    NOBODY,
     Asker,
     answer_cells,
     answers_file,
     endpoints_by_run,
     header_of,
+    one_version,
 )
 from cytoray.serving.explorer.cells import StoredCells
 from cytoray.serving.explorer.child import run_child
@@ -40,10 +42,14 @@ class Worker:
     service: Asker
     config: ExplorerConfig
 
-    async def run(self, session: Session, *, uri: str) -> None:
-        """Do all the work on a session whose file is at ``uri``; a failure becomes its state."""
+    async def run(self, session: Session, *, uri: str, owner: str = NOBODY) -> None:
+        """Do all the work on a session whose file is at ``uri``; a failure becomes its state.
+
+        One version of the model answers all of it, also if another one takes over meanwhile.
+        """
         try:
-            await self._run(session, uri)
+            with one_version(self.service) as service:
+                await _Work(service, self.config, session, owner).run(uri)
         except CytorayError as error:
             logger.info("session of the explorer failed: %s", error.problem)
             if session.folder.exists():
@@ -57,25 +63,29 @@ class Worker:
         self, module: str, session: Session, report: Callable[[dict[str, Any]], None], **options: Any
     ) -> None:
         """Run a module on a session in a process of its own."""
-        config = self.config
-        await run_child(
-            module,
-            session.folder,
-            max_memory_bytes=config.max_memory_bytes,
-            max_step_s=config.max_step_s,
-            report=report,
-            **options,
-        )
+        await _child(self.config, module, session, report, **options)
 
-    async def _run(self, session: Session, uri: str) -> None:
-        await self._read(session, uri)
-        cells = await asyncio.to_thread(StoredCells.open, session.folder / "cells")
+
+@dataclass(frozen=True)
+class _Work:
+    """The work on one session by one version of the model."""
+
+    service: Asker
+    config: ExplorerConfig
+    session: Session
+    owner: str
+
+    async def run(self, uri: str) -> None:
+        """Read the file, answer its cells and lay them out."""
+        await self._read(uri)
+        cells = await asyncio.to_thread(StoredCells.open, self.session.folder / "cells")
         for group in endpoints_by_run(self.service.served):
-            await self._answer(session, cells, group)
-        await self._lay_out(session)
+            await self._answer(cells, group)
+        await self._lay_out()
 
-    async def _read(self, session: Session, uri: str) -> None:
-        state = session.update(stage="reading", done=0, total=0)
+    async def _read(self, uri: str) -> None:
+        session = self.session
+        state = session.update(stage="reading", done=0, total=0, model=self.service.served.info)
         vocabulary = self.service.served.bundle.vocabulary.to_json()
         (session.folder / VOCABULARY).write_text(vocabulary, encoding="utf-8")
 
@@ -90,19 +100,21 @@ class Worker:
             session.update(**changes)
 
         options = {"uri": uri, "name": state.name, "max_cells": self.config.max_cells}
-        await self.child(READING, session, report, **options)
+        await _child(self.config, READING, session, report, **options)
 
-    async def _answer(self, session: Session, cells: StoredCells, group: list[Endpoint[Any, Any]]) -> None:
+    async def _answer(self, cells: StoredCells, group: list[Endpoint[Any, Any]]) -> None:
         """Answer the cells by endpoints that share a run; only the embeddings are indispensable."""
+        session = self.session
         names = [endpoint.name for endpoint in group]
         session.update(stage="answering", done=0, total=cells.num_cells)
 
         def advance(count: int) -> None:
             """Count answered cells."""
-            session.update(done=session.state.done + count)
+            state = session.state
+            session.update(done=state.done + count, answered=state.answered + count)
 
         try:
-            await answer_cells(self.service, group, cells, session.folder, advance)
+            await answer_cells(self.service, group, cells, session.folder, advance, owner=self.owner)
         except RequestError as error:
             if EMBEDDED in names:
                 raise
@@ -116,8 +128,9 @@ class Worker:
             layouts=[*state.layouts, *_reference_layout(session, names)],
         )
 
-    async def _lay_out(self, session: Session) -> None:
+    async def _lay_out(self) -> None:
         """Lay the cells out; the page shows each layout as soon as it is there."""
+        session = self.session
         session.update(stage="layout", done=0, total=0)
 
         def report(message: dict[str, Any]) -> None:
@@ -126,8 +139,21 @@ class Worker:
             there = ["umap", "pca"] if message["layout"] == "umap" else [message["layout"]]
             session.update(layouts=[*there, *layouts])
 
-        await self.child(LAYOUT, session, report)
+        await _child(self.config, LAYOUT, session, report)
         session.update(stage="ready")
+
+
+async def _child(
+    config: ExplorerConfig, module: str, session: Session, report: Callable[[dict[str, Any]], None], **options: Any
+) -> None:
+    await run_child(
+        module,
+        session.folder,
+        max_memory_bytes=config.max_memory_bytes,
+        max_step_s=config.max_step_s,
+        report=report,
+        **options,
+    )
 
 
 def _collect_columns(session: Session, names: list[str]) -> list[Column]:

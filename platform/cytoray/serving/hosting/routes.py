@@ -9,7 +9,8 @@ from fastapi import FastAPI, Request, Response
 from pydantic import Field
 
 from cytoray.errors import CytorayError
-from cytoray.serving.hosting.table import EVERY, HostedModel, ModelTable
+from cytoray.serving.hosting.names import EVERY, is_allowed
+from cytoray.serving.hosting.table import HostedModel, ModelTable
 from cytoray.serving.payloads.media import JSON
 from cytoray.serving.problems import reply_headers
 from cytoray.tasks import task_endpoints
@@ -53,7 +54,7 @@ def add_models(api: FastAPI, table: ModelTable) -> None:
     async def list_models(request: Request) -> Response:
         """Return all models that the key may ask."""
         allowed = allowed_models(request)
-        found = [describe(model, table) for model in table if model.is_allowed(allowed)]
+        found = [describe(model, table) for model in table if is_allowed(model, allowed)]
         return _reply(request, ModelList(models=found))
 
     @api.get(MODELS + "/{model:path}", response_model=ModelAbout)

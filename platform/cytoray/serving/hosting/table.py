@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cytoray.errors import CytorayError, RequestError
+from cytoray.errors import CytorayError
 from cytoray.serving.cell_work import Caller
 from cytoray.serving.config import Limits
 from cytoray.serving.edge.metrics import Figures
+from cytoray.serving.hosting.names import EVERY, find_model
 from cytoray.serving.payloads.media import Form
 from cytoray.tasks.endpoint import Endpoint, Question, ServedModel
 from cytoray.tasks.messages import ModelInfo
-
-EVERY = ("*",)  # of the models that a key may ask
 
 
 class Slot(Protocol):
@@ -79,20 +78,10 @@ class HostedModel:
     alias: str = ""
     precision: str = "float32"
 
-    def is_called(self, asked: str) -> bool:
-        """Return whether ``asked`` is a name of this model: NAME, NAME@ALIAS or NAME/VERSION.
-
-        NAME is the name in the service or that in the registry.
-        """
-        model = self.slot.model
-        for name in (self.name, model.name):
-            if asked in (name, f"{name}/{model.version}") or (self.alias and asked == f"{name}@{self.alias}"):
-                return True
-        return False
-
-    def is_allowed(self, allowed: Sequence[str]) -> bool:
-        """Return whether a key for the models ``allowed`` may ask this one."""
-        return "*" in allowed or self.name in allowed
+    @property
+    def model(self) -> ModelInfo:
+        """Identity of the version that answers at this moment."""
+        return self.slot.model
 
 
 class ModelTable:
@@ -125,30 +114,8 @@ class ModelTable:
         return self.default.slot.limits
 
     def find(self, asked: str | None, *, allowed: Sequence[str] = EVERY) -> HostedModel:
-        """Return the model called ``asked``, the default for None.
-
-        Raises RequestError: ``unknown_model``, which lists the known ones, or ``forbidden`` for a key of other models.
-        """
-        if asked is None:
-            found: HostedModel | None = self.default
-        else:
-            names = (model for model in self._models if model.name == asked)
-            found = next(names, None) or next((model for model in self._models if model.is_called(asked)), None)
-        if found is None:
-            known = [model.name for model in self._models if model.is_allowed(allowed)]
-            raise RequestError(
-                f"This service has no model {asked!r}.",
-                remedy=f"It has {', '.join(known)}; GET /v1/models describes them.",
-                code="unknown_model",
-                known=known,
-            )
-        if not found.is_allowed(allowed):
-            raise RequestError(
-                f"This key is not valid for the model {found.name}; it is for {', '.join(allowed)}.",
-                remedy="Name one of these models, or ask the operator for a key for this one.",
-                code="forbidden",
-            )
-        return found
+        """Return the model called ``asked``, the default for None; raises as ``names.find_model``."""
+        return find_model(self._models, asked, allowed=allowed)
 
     def check_ready(self) -> None:
         """Raise ServingError, which names the model, if one of them would not answer."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import secrets
 import time
@@ -30,7 +29,7 @@ Record = TypeVar("Record", bound=Message)
 
 
 class JobSpec(Message):
-    """What is to be done; nothing in it depends on aliases or versions that change."""
+    """A job to be done; nothing in it depends on aliases or versions that change."""
 
     id: str
     owner: str
@@ -57,6 +56,16 @@ class Beat(Message):
     done: int = 0
     total: int | None = None
     rate: float | None = None
+
+
+class Attempt(Message):
+    """A claim to a job by the process that starts one for it."""
+
+    done: int  # cells that had been answered
+    host: str
+    process: str  # see ``alive.describe_process``
+    nonce: str
+    is_excused: bool = False  # it was ended because the service was
 
 
 class JobEnd(Message):
@@ -107,15 +116,15 @@ class JobFolder:
         return storage.join(self.uri, "result", name)
 
     def spec(self) -> JobSpec | None:
-        """What is to be done; None if there is no such job."""
+        """Return the job to be done; None if it does not exist."""
         return self._load("spec.json", JobSpec)
 
     def beat(self) -> Beat | None:
-        """The last sign of life."""
+        """Return the last sign of life."""
         return self._load("beat.json", Beat)
 
     def end(self) -> JobEnd | None:
-        """How it ended; None if it has not."""
+        """Return how it ended; None if it has not."""
         return self._load("end.json", JobEnd)
 
     def write_beat(self, beat: Beat) -> None:
@@ -131,26 +140,31 @@ class JobFolder:
         storage.write_bytes(self._file("cancel"), b"1")
 
     def is_cancelled(self) -> bool:
-        """Whether it was asked to end."""
+        """Return whether it was asked to end."""
         return storage.exists(self._file("cancel"))
 
     def charge(self) -> bool:
         """Return True the first time: the cells of a job are counted once."""
         return self._put("charged", secrets.token_bytes(8))
 
-    def attempts(self) -> list[int]:
-        """Cells that had been answered at the beginning of each attempt."""
-        uris = storage.list_files(self._file("attempts"))
-        return [int(json.loads(storage.read_bytes(uri))["done"]) for uri in uris]
+    def attempts(self) -> list[Attempt]:
+        """Return all attempts so far."""
+        found = (load(uri, Attempt) for uri in storage.list_files(self._file("attempts")))
+        return [attempt for attempt in found if attempt is not None]
 
     def num_attempts(self) -> int:
-        """Number of attempts so far."""
+        """Return the number of attempts so far."""
         return len(storage.list_files(self._file("attempts")))
 
-    def claim(self, attempt: int, *, done: int) -> bool:
-        """Begin an attempt, numbered from 1; returns False if another process was first."""
-        record = {"done": done, "nonce": secrets.token_hex(8)}
-        return self._put(f"attempts/{attempt:04d}.json", json.dumps(record).encode())
+    def claim(self, number: int, attempt: Attempt) -> bool:
+        """Begin an attempt, numbered from 1; returns False if another keeper was first."""
+        return self._put(f"attempts/{number:04d}.json", attempt.model_dump_json().encode())
+
+    def excuse(self) -> None:
+        """Note that the last attempt was ended on purpose."""
+        if attempts := self.attempts():
+            excused = attempts[-1].model_copy(update={"is_excused": True})
+            storage.write_bytes(self._file(f"attempts/{len(attempts):04d}.json"), excused.model_dump_json().encode())
 
     def note_end(self) -> bool:
         """Return True the first time: the end of a job is counted once."""
@@ -201,7 +215,7 @@ class JobFiles:
     root: str
 
     def job(self, job_id: str) -> JobFolder:
-        """The folder of a job, which may not exist."""
+        """Return the folder of a job, which may not exist."""
         return JobFolder(self.root, job_id)
 
     def submit(self, spec: JobSpec) -> None:
@@ -226,11 +240,11 @@ class JobFiles:
         return None if data is None else Submitted.model_validate_json(data)
 
     def queue(self) -> list[str]:
-        """Ids of the jobs that have not ended, oldest first."""
+        """Return the ids of the jobs that have not ended, oldest first."""
         return sorted(self._names("queue"))
 
     def of_owner(self, owner: str) -> list[str]:
-        """Ids of an owner's jobs, newest first."""
+        """Return the ids of an owner's jobs, newest first."""
         return sorted(_names(storage.join(self._owner(owner), "jobs")), reverse=True)
 
     def close(self, job_id: str) -> None:
@@ -239,7 +253,7 @@ class JobFiles:
         storage.delete(storage.join(self.root, "queue", job_id))
 
     def expired(self, *, before: float) -> Iterator[str]:
-        """Ids of the jobs that had ended before a time."""
+        """Yield the ids of the jobs that had ended before a time."""
         for entry in storage.list_objects(storage.join(self.root, "ended")):
             if entry.modified_s < before:
                 yield entry.uri.rpartition("/")[2]

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,16 +21,16 @@ from typing import Protocol
 
 from cytoray import storage
 from cytoray.errors import StorageError
-from cytoray.serving.jobs.alive import is_alive, this_host
+from cytoray.serving.jobs.alive import is_alive, this_host, this_process
 from cytoray.serving.jobs.config import JobsConfig, RunnerSettings
-from cytoray.serving.jobs.files import Beat, JobEnd, JobFiles, JobFolder
+from cytoray.serving.jobs.files import Attempt, Beat, JobEnd, JobFiles, JobFolder
 from cytoray.serving.jobs.messages import JobProblem, State
 from cytoray.serving.problems import CASES
 
 logger = logging.getLogger(__name__)
 MODULE = "cytoray.serving.jobs.runner"
 POLL_S, POLL_REMOTE_S = 1.0, 5.0  # of a local store, and of S3, where looking costs money
-LOST_S = 30.0  # without a sign of life, a process on another machine counts as lost
+LOST_S, START_S = 30.0, 300.0  # without a sign of life, or the first one, a process elsewhere counts as lost
 SWEEP_S = 60.0
 MAX_FRUITLESS = 3  # attempts that answered nothing new before a job is given up
 
@@ -126,7 +127,7 @@ class Keeper:
         while True:
             try:
                 await asyncio.to_thread(self.look)
-            except StorageError as error:  # the store may be back at the next look
+            except (StorageError, OSError) as error:  # store, memory or disk may be back at the next look
                 logger.error("the queue of jobs could not be looked after: %s", error)
             await asyncio.sleep(POLL_REMOTE_S if storage.is_remote(self._files.root) else POLL_S)
 
@@ -135,7 +136,9 @@ class Keeper:
         with self._lock:
             self._is_closed = True
             while self._workers:
-                self._workers.popitem()[1].kill()
+                job_id, worker = self._workers.popitem()
+                worker.kill()
+                self._files.job(job_id).excuse()
 
     def look(self) -> None:
         """Look after the queue once."""
@@ -179,22 +182,28 @@ class Keeper:
 
     def _runs_elsewhere(self, folder: JobFolder) -> bool:
         """Whether a process that another keeper, or a former service, started is still at it."""
-        attempts = folder.num_attempts()
-        if attempts == 0:
+        attempts, beat = folder.attempts(), folder.beat()
+        if not attempts:
             return False
-        beat = folder.beat()
-        if beat is not None and beat.attempt == attempts and beat.host == this_host():
-            return is_alive(beat.process)
+        has_begun = beat is not None and beat.attempt == len(attempts)
+        last = beat if beat is not None and has_begun else attempts[-1]
+        if last.host == this_host():
+            if has_begun or last.process == this_process():
+                return has_begun and is_alive(last.process)
+            if is_alive(last.process):  # it has started a process, which needs time to begin
+                return True
         seen = self._seen.get(folder.id)
-        if seen is None or (seen.beat, seen.attempts) != (beat, attempts):
-            self._seen[folder.id] = seen = _Seen(beat, attempts, time.monotonic())
-        return time.monotonic() - seen.since < LOST_S
+        if seen is None or (seen.beat, seen.attempts) != (beat, len(attempts)):
+            self._seen[folder.id] = seen = _Seen(beat, len(attempts), time.monotonic())
+        is_near = has_begun or last.host == this_host()
+        return time.monotonic() - seen.since < (LOST_S if is_near else START_S)
 
     def _begin(self, folder: JobFolder) -> int:
         """Start a process for a job; returns the number of processes started."""
         beat, attempts = folder.beat(), folder.attempts()
         done = 0 if beat is None else beat.done
-        if len(attempts) >= MAX_FRUITLESS and all(before == done for before in attempts[-MAX_FRUITLESS:]):
+        recent = attempts[-MAX_FRUITLESS:]
+        if len(recent) == MAX_FRUITLESS and all(one.done == done and not one.is_excused for one in recent):
             problem = JobProblem(
                 code="job_lost",
                 title=CASES["job_lost"].title,
@@ -203,14 +212,14 @@ class Keeper:
             )
             folder.finish(JobEnd(state="failed", ended=time.time(), problem=problem))
             return 0
-        attempt = len(attempts) + 1
-        spec = folder.spec()
-        if spec is None or not folder.claim(attempt, done=done):
+        number, spec = len(attempts) + 1, folder.spec()
+        attempt = Attempt(done=done, host=this_host(), process=this_process(), nonce=secrets.token_hex(8))
+        if spec is None or not folder.claim(number, attempt):
             return 0
         bundle = bundle_uri(self._files.root, spec.model.digest)
-        logger.info("job %s: attempt %d", folder.id, attempt)
+        logger.info("job %s: attempt %d", folder.id, number)
         settings = RunnerSettings(
-            job=folder.id, attempt=attempt, config=self._config, bundle=bundle, cache_folder=self._cache_folder
+            job=folder.id, attempt=number, config=self._config, bundle=bundle, cache_folder=self._cache_folder
         )
         self._workers[folder.id] = self._start(settings)
         self.figures.counts["started"] += 1
