@@ -133,12 +133,10 @@ async def run_closed(url: str, route: str, bodies: Sequence[Body], *, clients: i
     return load
 
 
-async def run_open(
-    url: str, route: str, bodies: Sequence[Body], *, rate: float, seconds: float, accept: str, seed: int = 0
-) -> Load:
-    """Send ``rate`` requests per second at random (Poisson) times, whether or not others were answered."""
+async def run_open(url: str, route: str, bodies: Sequence[Body], *, rate: float, num: int, accept: str) -> Load:
+    """Send ``num`` requests, ``rate`` per second at random (Poisson) times, whether or not others were answered."""
     load, spare = Load(), [Connection(url, accept=accept)]
-    rng, tasks = random.Random(seed), set()
+    rng, tasks = random.Random(0), []
 
     async def send(body: Body, due: float) -> None:
         """Send a request on a connection that nobody uses."""
@@ -147,11 +145,10 @@ async def run_open(
         spare.append(connection)
 
     started = due = time.perf_counter()
-    number = 0
-    while (due := due + rng.expovariate(rate)) < started + seconds:
+    for number in range(num):
+        due += rng.expovariate(rate)
         await asyncio.sleep(max(due - time.perf_counter(), 0))
-        tasks.add(asyncio.create_task(send(bodies[number % len(bodies)], due)))
-        number += 1
+        tasks.append(asyncio.create_task(send(bodies[number % len(bodies)], due)))
     await asyncio.gather(*tasks)
     load.elapsed_s = time.perf_counter() - started
     for connection in spare:

@@ -40,7 +40,7 @@ CORES = sorted(os.sched_getaffinity(0))
 MODEL_CORE, OTHER_CORES = CORES[0], CORES[1:] or CORES
 NUM_GENES = 2_000  # that every request names
 MEAN, SIGMA, SHORTEST, LONGEST = 5.8, 0.7, 30, 1_199  # of the lognormal numbers of expressed genes
-START_S = 120.0
+START_S = 600.0  # also on a busy machine
 REPLICA = "ServeReplica"
 CYTORAY = "from cytoray.cli import main; main()"
 
@@ -212,7 +212,14 @@ def serving(folder: Path, **keys: Any) -> Iterator[str]:
     """Run `cytoray serve` with a bundle in the block, its replica on the model's core; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    settings = {"kind": "serve", "model_uri": str(folder), "port": port, "max_replicas": 1, **keys}
+    settings = {
+        "kind": "serve",
+        "model_uri": str(folder),
+        "port": port,
+        "max_replicas": 1,
+        "start_timeout_s": START_S,
+        **keys,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "serve.yaml"
         path.write_text(json.dumps(settings))  # JSON is YAML

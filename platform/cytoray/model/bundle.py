@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cytoray.errors import ModelError
 from cytoray.model.bundle_files import (
@@ -210,11 +211,25 @@ def _build(config: ModelConfig, *, pad_id: int, weights: bytes) -> ScGPT:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ModelError(f"model.safetensors cannot be read: {error}.", remedy="Export the bundle again.") from error
-    with torch.device("meta"):
+    with _Uninitialised():
         model = ScGPT(config, pad_id=pad_id)
     _check_tensors(tensors, expected=model.state_dict())
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Modules are built without drawing weights.
+
+    The memory that they do not write is never used. On the device "meta", torch would import its tracer for a second.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _check_tensors(tensors: dict[str, Tensor], *, expected: dict[str, Tensor]) -> None:

@@ -57,6 +57,10 @@ class ServedModel:
             raise ModelError("The model returned embeddings that are not finite.", remedy="Serve another version.")
         return predictions
 
+    def carries(self, name: str) -> bool:
+        """Return whether an attachment belongs to the model: what reads it takes a second to import."""
+        return any(file.startswith(f"{name}.") for file in self.bundle.attachments)
+
     def part(self, load: Callable[[ServedModel], Part]) -> Part:
         """Return what ``load`` makes of the model, such as an attached index; it is loaded once and kept."""
         if load not in self._parts:

@@ -202,7 +202,7 @@ class Follower:
         self._versions.remember(self.uri, pinned)
 
     def _follow_challenger(self) -> None:
-        """Load the challenger, or drop it if the alias is missing or names the version that serves already."""
+        """Load the challenger, or drop it if its alias is missing or names the version that serves."""
         assert self._config.challenger is not None, "only with a challenger"
         uri = f"{self.uri.rpartition('@')[0]}@{self._config.challenger.alias}"
         found = self._call(partial(self._versions.look_up, uri), timeout_s=LOOK_TIMEOUT_S)

@@ -78,6 +78,8 @@ class IntegratedCells:
 
 def load_integration(model: ServedModel) -> BundleIntegration | None:
     """Load the integration of the model; None if it carries none."""
+    if not model.carries("integration"):
+        return None
     from cytoray.tasks.integration.attached import attached_integration
 
     return attached_integration(model.bundle)

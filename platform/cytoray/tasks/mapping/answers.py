@@ -152,6 +152,8 @@ class Mappings:
 
 def load_reference(model: ServedModel) -> LoadedReference | None:
     """Load the reference of the model; None if it carries none."""
+    if not model.carries("reference"):
+        return None
     from cytoray.tasks.mapping.attached import attached_reference
     from cytoray.tasks.mapping.querying import Refits, embed_with
 

@@ -95,6 +95,8 @@ class ProteinAnswers:
 
 def load_proteins(model: ServedModel) -> BundleProteins | None:
     """Load the protein model of the model; None if it carries none."""
+    if not model.carries("proteins"):
+        return None
     from cytoray.tasks.multiomic.attached import attached_proteins
 
     return attached_proteins(model.bundle)

@@ -62,6 +62,8 @@ class NetworksResponse(Response):
 
 def load_networks(model: ServedModel) -> GeneNetwork | None:
     """Load the network of the model; None if it carries none."""
+    if not model.carries("networks"):
+        return None
     from cytoray.tasks.networks.attached import attached_network
 
     return attached_network(model.bundle)

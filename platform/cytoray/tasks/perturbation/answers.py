@@ -113,6 +113,8 @@ class PerturbAnswers:
 
 def load_perturbations(model: ServedModel) -> PerturbationPredictor | None:
     """Load the perturbation model of the model; None if it carries none."""
+    if not model.carries("perturbations"):
+        return None
     from cytoray.tasks.perturbation.attached import attached_perturbations
 
     return attached_perturbations(model.bundle)
