@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import glob
+import itertools
 import json
 import re
 import shlex
@@ -23,7 +24,6 @@ from typer.testing import CliRunner
 from cytoray.cli.common import Defaults
 from cytoray.cli.main import app
 from cytoray.stages.config import load_stage_config, stage_configs
-from cytoray.tasks import task_endpoints
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,17 +71,31 @@ def parse_cytoray(words: list[str]) -> dict[str, Any]:
     return found
 
 
+def check_request(words: list[str]) -> None:
+    """Check that the service has the route of a ``curl`` command, and that the JSON it sends is JSON."""
+    url = next(word for word in words if word.startswith("localhost:8000/"))
+    path = url.removeprefix("localhost:8000").partition("?")[0]
+    sent = [after for word, after in itertools.pairwise(words) if word in ("-d", "--data-binary")]
+    method = next((after for word, after in itertools.pairwise(words) if word == "-X"), "POST" if sent else "GET")
+    routes = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))["paths"]
+    assert any(method.lower() in routes[route] for route in routes if matches(route, path)), (method, path)
+    for content in sent:
+        assert content.startswith("@cells.") or json.loads(content)
+
+
+def matches(route: str, path: str) -> bool:
+    """Whether ``path`` is one of the paths that ``route`` stands for: /jobs/j1 of /jobs/{job_id}."""
+    return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route)), path) is not None
+
+
 def check_command(words: list[str]) -> None:
     match words:
         case ["cytoray", *arguments]:
             parse_cytoray(arguments)
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-        case ["curl", "-s", url, "--data-binary", "@cells.h5ad", *_]:
-            routes = {endpoint.route for endpoint in task_endpoints().values()}
-            assert url.removeprefix("localhost:8000").partition("?")[0] in routes
-        case ["curl", *_, payload]:
-            assert json.loads(payload).keys() == {"genes", "cells"}
+        case ["curl", *arguments]:
+            check_request(arguments)
         case ["ray", "job", "submit", "--runtime-env", file, "--", "python", "-m", job, "--config", config, *_]:
             assert (ROOT / file).is_file()
             stage = job.removeprefix("jobs.")

@@ -240,7 +240,7 @@ def test_a_file_without_cells_is_a_failed_session_that_says_why(page: Page) -> N
 def test_an_error_of_the_service_ends_a_session_and_is_logged(
     page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(worker: Worker, session: Session, *, uri: str) -> None:
+    async def fail(worker: Worker, session: Session, *, uri: str, owner: str) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(Worker, "run", fail)

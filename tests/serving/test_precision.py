@@ -35,7 +35,7 @@ def test_a_model_is_served_in_bfloat16_within_the_bounds(
 def test_a_model_that_differs_too_much_is_refused_with_the_figure(bundle: Any, tmp_path: Path) -> None:
     save_bundle(bundle, tmp_path / "tiny")
     with pytest.raises(
-        ModelError, match=r"minimum cosine of embeddings 0\.9\d+ \(bound 1\).*precision: float32"
+        ModelError, match=r"minimum cosine of embeddings 0\.99\d+ \(bound 1\).*precision: float32"
     ) as caught:
         _load(tmp_path / "tiny", min_cosine=1.0)
     assert 0.5 < caught.value.details["cosine"] < 1

@@ -20,6 +20,7 @@ from cytoray.registry.models import register
 from cytoray.registry.pinning import PinnedModel, pin_model
 from cytoray.serving.app import bind_app, build_app, check_port, wait_until_ready, wait_until_running
 from cytoray.serving.config import AppArgs
+from cytoray.serving.deployments import CANARY_TIMEOUT_S
 from cytoray.serving.hosting.loading import load_service
 from cytoray.serving.hosting.planning import PlannedModel
 from cytoray.tracking import TrackingConfig
@@ -52,7 +53,7 @@ def test_the_deployment_is_bounded_and_surges() -> None:
     config = deployment._deployment_config
     assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
     assert deployment.ray_actor_options["num_cpus"] == 0.5
-    assert config.health_check_timeout_s > 20  # the canary's own
+    assert config.health_check_timeout_s > CANARY_TIMEOUT_S
 
 
 def test_in_two_tiers_each_model_has_a_deployment_and_the_ingress_waits_for_all() -> None:
@@ -117,9 +118,7 @@ def test_a_local_bundle_is_served_with_its_digest(build_bundle: Any, tmp_path: P
         load_service(args, pinned)
 
 
-def test_replicas_serve_the_version_of_the_deployment_whatever_the_alias_becomes(
-    build_bundle: Any, tmp_path: Path
-) -> None:
+def test_a_pinned_version_can_be_loaded_whatever_the_alias_becomes(build_bundle: Any, tmp_path: Path) -> None:
     """Also without MLflow, once the model is in the cache."""
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
     save_bundle(build_bundle(), tmp_path / "one")

@@ -29,6 +29,7 @@ from cytoray.serving.hosting.ingress import build_ingress
 from cytoray.serving.hosting.planning import PlannedModel
 from cytoray.serving.hosting.relay import answer_in_parts, answer_whole
 from cytoray.serving.hosting.remote import RemoteModel, RemoteTable
+from cytoray.serving.hosting.replicas import Replicas
 from cytoray.serving.hosting.routes import describe
 from cytoray.serving.hosting.table import HostedModel, ModelTable
 from tests.helpers.two_models import TwoModels
@@ -76,7 +77,7 @@ class Handle:
 class Tiers:
     """An ingress in front of two models."""
 
-    def __init__(self, two: TwoModels, explorer: ExplorerConfig) -> None:
+    def __init__(self, two: TwoModels, explorer: ExplorerConfig, *, within_s: float = 60.0) -> None:
         self.runner = two.runner
         self.handles = {one.name: Handle(one, explorer if one is two.table.default else None) for one in two.table}
         self.retries: list[str] = []
@@ -85,9 +86,11 @@ class Tiers:
         for one in two.table:
             info = one.model
             planned = PlannedModel(one.name, args, PinnedModel("uri", info.name, info.version, info.digest))
-            retries = Retries(within_s=60.0)
+            retries = Retries(within_s=within_s)
             handle: Any = self.handles[one.name]
-            models.append(RemoteModel.build(planned, handle, retries=retries, on_retry=self.retries.append))
+            models.append(
+                RemoteModel.build(planned, Replicas(one.name, handle), retries=retries, on_retry=self.retries.append)
+            )
         parts = Parts(args.edge, LIMITS, EdgeMetrics(CollectorRegistry()), guard=Guard(args.edge))
 
         async def gather() -> list[Any]:
@@ -196,3 +199,17 @@ def test_a_request_that_may_kill_replicas_is_tried_alone(tiers: Tiers, make_coun
 
     assert [answer.status_code for answer in tiers.runner.run(ask_both())] == [200, 200]
     assert handle.num_calls == 6
+
+
+def test_a_request_does_not_wait_for_a_replica_for_ever(
+    two: TwoModels, tmp_path: Any, make_counts: Any, as_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cytoray.serving.hosting.remote.MARGIN_S", 0.0)
+    tiers = Tiers(two, ExplorerConfig(folder=str(tmp_path), demos=()), within_s=0.05)
+
+    async def wait(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    tiers.handles["gut"].answer = SimpleNamespace(remote=wait)
+    answer = tiers.ask("/v1/models/gut/embed", json=as_request(make_counts(1)))
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")

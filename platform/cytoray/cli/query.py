@@ -68,7 +68,7 @@ def query(
 
 
 def _key(file: Path | None) -> str | None:
-    """Return the API key in a file; ConfigError if there is none."""
+    """Return the API key in a file; ConfigError if the file is missing or empty."""
     from cytoray.errors import ConfigError
 
     if file is None:

@@ -16,12 +16,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cytoray.serving.config import AppArgs
-from cytoray.serving.edge.exchange import Message, Scope
 from cytoray.serving.hosting.planning import PlannedModel
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from cytoray.serving.edge.exchange import Message, Scope
     from cytoray.serving.edge.guard import Guard
     from cytoray.serving.hosting.table import ModelTable
 
@@ -146,6 +146,7 @@ class IngressDeployment:
         from cytoray.serving.edge.middleware import Parts
         from cytoray.serving.hosting.ingress import build_ingress
         from cytoray.serving.hosting.remote import RemoteModel, RemoteTable
+        from cytoray.serving.hosting.replicas import Replicas
         from cytoray.serving.processes import gather_metrics
 
         args, metrics = self._args, EdgeMetrics(REGISTRY)
@@ -156,7 +157,7 @@ class IngressDeployment:
 
         retries = Retries(within_s=args.limits.deadline_s)
         models = [
-            RemoteModel.build(model, self._handles[model.name], retries=retries, on_retry=count)
+            RemoteModel.build(model, Replicas(model.name, self._handles[model.name]), retries=retries, on_retry=count)
             for model in self._planned
         ]
         edge = Parts(args.edge, args.limits, metrics, guard=Guard(args.edge), echo_request_id=False)

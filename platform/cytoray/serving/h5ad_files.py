@@ -10,7 +10,7 @@ from anndata.io import write_elem
 
 
 def is_plain_h5ad(path: str) -> bool:
-    """Whether a file is a local h5ad that columns can be added to."""
+    """Return whether a file is a local h5ad that columns can be added to."""
     if "://" in path or not h5py.is_hdf5(path):
         return False
     with h5py.File(path) as file:

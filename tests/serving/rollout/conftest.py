@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,3 +108,10 @@ def follow(args: AppArgs, runner: asyncio.Runner) -> Iterator[Callable[..., Mode
     yield follow
     for slot in slots:
         runner.run(slot.close())
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

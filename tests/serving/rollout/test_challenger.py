@@ -1,4 +1,4 @@
-"""A challenger beside the champion: what it answers, what it is compared by, and what it never does."""
+"""A challenger beside the champion: its share, its comparison, and its failures, which clients do not notice."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ BROKEN = {
     "another vocabulary": Broken("vocabulary", bundle=with_other_genes),
     "NaN weights": Broken("model", bundle=with_nan),
     "a missing file": Broken("digest", spoil=lambda folder: (folder / "vocab.json").unlink()),
-    "no files": Broken("registryunavailable", spoil=shutil.rmtree),
+    "no files": Broken("registry_unavailable", spoil=shutil.rmtree),
     "changed weights": Broken("digest", spoil=flip),
     "an unknown format": Broken("model", spoil=of_the_future),
     "other golden cells": Broken("golden", golden="of version 1"),
@@ -153,7 +153,7 @@ def test_a_broken_version_never_serves(
     assert (slot.model.version, slot.status().degraded) == ("1", None)
 
 
-def test_a_version_that_takes_too_long_is_thrown_away(publish: Any, follow: Any) -> None:
+def test_a_version_that_takes_too_long_is_discarded(publish: Any, follow: Any) -> None:
     release, loaded = threading.Event(), []
 
     def load(args: Any, pinned: Any) -> Any:
@@ -203,7 +203,7 @@ def test_while_mlflow_is_away_the_version_stays_and_a_replica_starts_with_it(
         look(slot)
     assert slot.model.version == "2"
     assert "cannot be used" in slot.status().degraded
-    assert [record for record in caplog.records if "keeps serving" in record.message].__len__() == 1
+    assert len([record for record in caplog.records if "keeps serving" in record.message]) == 1
     started = follow(pinned=at_deployment)  # a replica of the same deployment
     assert started.model.version == "2"
     assert pin_or_recall(args.model_uri, sources=args.sources()).version == "2"  # another deployment

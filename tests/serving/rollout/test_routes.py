@@ -1,4 +1,4 @@
-"""What a service reports about its versions over HTTP, and MLflow's webhook, signed by MLflow's own function."""
+"""Versions as a service reports them over HTTP, and MLflow's webhook, signed by MLflow's own function."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from cytoray.errors import ServingError
 from cytoray.model.predictor import CellPredictor
 from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.config import Limits
+from cytoray.serving.explorer.answering import one_version
 from cytoray.serving.rollout.slot import ModelSlot
 from cytoray.serving.service import CellService
 from cytoray.tasks import find_endpoint
@@ -136,7 +137,9 @@ def test_the_previous_version_is_kept_for_its_time_and_a_stopped_slot_does_not_s
     now = [0.0]
     one, two, three = (build_version(number) for number in (1, 2, 3))
     slot = ModelSlot(one, clock=lambda: now[0])
-    slot.swap(two, keep_s=10.0)
+    with one_version(slot) as held:  # as for a file of the explorer
+        slot.swap(two, keep_s=10.0)
+        assert held.served.info == one.model
     assert slot.previous == one.model
     now[0] = 9.0
     slot.expire()

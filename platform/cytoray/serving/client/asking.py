@@ -154,18 +154,16 @@ class _Call:
     async def _fill(self) -> None:
         """Ask about the cells without an answer, the first request alone: it shows whether there will be answers."""
         todo = deque(missing_rows(self.kept, self.num_cells))
-        if self._may_send_in_parts():
-            await self._work(todo, only_one=True)
-            workers = self.asker.connection.settings.parallel
-            await asyncio.gather(*(self._work(todo) for _ in range(workers)))
-        else:
-            await self._work(todo)
+        await self._work(todo, only_one=True)
+        workers = [asyncio.create_task(self._work(todo)) for _ in range(self.asker.connection.settings.parallel)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
         if self.failed is not None:
             error, rows = self.failed
             raise incomplete(error, self._partial(), rows)
-
-    def _may_send_in_parts(self) -> bool:
-        return not self.is_whole
 
     async def _work(self, todo: deque[range], *, only_one: bool = False) -> None:
         """Take cells from the front of ``todo`` and ask about them."""
@@ -184,6 +182,9 @@ class _Call:
                     continue
                 self.failed = self.failed or (failure.error, rows)
                 return
+            except CytorayError as error:  # of the file of the cells
+                self.failed = self.failed or (error, rows)
+                return
             if self._must_be_whole(chunk):
                 todo.clear()
                 todo.append(range(self.num_cells))
@@ -195,7 +196,7 @@ class _Call:
                 return
 
     def _must_be_whole(self, chunk: Chunk) -> bool:
-        """Whether an answer depends on which cells are in the request, and some are not in this one."""
+        """Return whether an answer depends on which cells are in the request, and some are not in this one."""
         return len(chunk.rows) < self.num_cells and self.asked.endpoint.together(chunk.head)
 
     def _report(self) -> None:
@@ -224,5 +225,5 @@ def _route(endpoint: Endpoint[Any, Any], model: str | None) -> str:
 
 
 def _none_answered(chunks: list[AnsweredChunk], num_cells: int) -> bool:
-    """Whether all cells are empty, so that only the service knows labels and widths."""
+    """Return whether all cells are empty, so that only the service knows labels and widths."""
     return num_cells > 0 and sum(len(chunk.empty_cells) for chunk in chunks) == num_cells

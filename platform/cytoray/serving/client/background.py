@@ -21,7 +21,7 @@ class Background:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread has been started."""
+        """Return whether the thread has been started."""
         return self._loop is not None
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:

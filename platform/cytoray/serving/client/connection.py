@@ -59,7 +59,7 @@ class Connection:
 
     async def get(self, route: str) -> dict[str, Any]:
         """Return a JSON document of the service."""
-        response = await self.ask(Sent("GET", route), Pace(1))
+        response = await self.ask(Sent("GET", route, headers={"Accept": JSON}), Pace(1))
         found: dict[str, Any] = pydantic_core.from_json(response.content)
         return found
 
@@ -91,7 +91,7 @@ class Connection:
         raise failure.error
 
     async def ask(self, sent: Sent, pace: Pace) -> httpx.Response:
-        """Return the answer to a request; raises Failure if there is none by the deadline, or will be none."""
+        """Return the answer to a request; raises Failure if it is refused, or not answered by the deadline."""
         failed_at, attempt = 0.0, 0  # of the first failure
         headers = {"Idempotency-Key": uuid.uuid4().hex, **sent.headers}
         while True:
@@ -131,6 +131,9 @@ class Connection:
             raise failure_to_connect(error, self.settings.url) from error
         if not response.is_success and not (response.is_redirect and "Range" in headers):
             raise failure_of(response)
+        content_type = response.headers.get("content-type", "").partition(";")[0]
+        if "Accept" in headers and content_type not in (headers["Accept"], JSON):
+            raise failure_of(response)  # a page of another server
         self._is_known = True
         return response
 

@@ -186,7 +186,7 @@ class _About:
 
     @property
     def id(self) -> str:
-        """Identifies the job."""
+        """Id of the job."""
         return str(self.about["id"])
 
     @property

@@ -29,7 +29,7 @@ class Asked:
 
     @property
     def identity(self) -> str:
-        """Identifies what is asked about, not the values of the cells."""
+        """A digest of what is asked about, without the values of the cells."""
         assert self.source is not None
         num_cells = self.source.num_cells
         ends = [self.source.name(row) for row in (0, num_cells - 1)] if num_cells else []
@@ -56,7 +56,7 @@ def ask_endpoint(
 
 
 def is_anndata(given: Any) -> bool:
-    """Whether something is an AnnData, without importing it."""
+    """Return whether something is an AnnData, without importing it."""
     return hasattr(given, "obs_names") and hasattr(given, "var_names")
 
 

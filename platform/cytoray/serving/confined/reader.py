@@ -121,7 +121,7 @@ _READERS: dict[tuple[ReaderLimits, bool], Reader] = {}
 def ask_reader(
     limits: ReaderLimits, *, for_s3: bool, vocabulary: tuple[str, ...] = (), **request: Any
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Ask a reader of this process, which is started if there is none; see ``Reader.ask``.
+    """Ask the reader of this process, which is started if it is missing; see ``Reader.ask``.
 
     ``vocabulary`` are the tokens that the answer is about; they are sent if the reader has others.
     """

@@ -43,7 +43,7 @@ def in_bfloat16(
     measured = {"cosine": cosine, "label_agreement": agreement}
     if not cosine >= bounds.min_cosine or not agreement >= bounds.min_label_agreement:  # also for NaN
         raise ModelError(
-            f"{name} in bfloat16 differs from float32: minimum cosine of embeddings {cosine:.4f} (bound "
+            f"{name} in bfloat16 differs from float32: minimum cosine of embeddings {cosine:.6f} (bound "
             f"{bounds.min_cosine:g}), share of equal labels {agreement:.3f} (bound {bounds.min_label_agreement:g}).",
             remedy="Serve it with precision: float32, or accept the difference in precision_check.",
             **measured,

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
-
-from cytoray.serving.edge.exchange import App, Message, Receive, Scope, Send
+from cytoray.serving.edge.exchange import App, Message, Scope
 
 _KEPT = (
     "type",
@@ -30,38 +25,6 @@ _KEPT = (
     "client",
 )
 _PLAIN = (str, bytes, bool, int, float, tuple, type(None))  # of the state of a request
-
-
-@dataclass(frozen=True)
-class HandleApp:
-    """The replicas of a model as an ASGI application; it answers nothing if the replica that it asked has died.
-
-    ``streams`` is whether answers come in parts, as large files should; an answer in one message takes less time.
-    """
-
-    handle: DeploymentHandle[Any]
-    streams: bool = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask a replica and send its answer."""
-        body = (await receive())["body"]
-        asked = portable(scope)
-        # By reference: Serve's gRPC between deployments, if it is on, refuses messages over 4 MiB.
-        handle: Any = self.handle.options(stream=self.streams, _by_reference=True)
-        try:
-            if self.streams:
-                async for message in handle.stream.remote(asked, body):
-                    await send(message)
-                return
-            messages = await handle.answer.remote(asked, body)
-        except (ActorDiedError, ActorUnavailableError):
-            return
-        except (BackPressureError, DeploymentUnavailableError):
-            await send({"type": "http.response.start", "status": 503, "headers": []})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        for message in messages:
-            await send(message)
 
 
 def portable(scope: Scope) -> dict[str, Any]:

@@ -8,21 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 from starlette.responses import Response
 
-from cytoray.errors import ServingError
+from cytoray.errors import RequestError
 from cytoray.serving.edge.bodies import Replay
 from cytoray.serving.edge.exchange import Receive, Scope, Send, begin
 from cytoray.serving.edge.forwarding import Forwarder, Retries
 from cytoray.serving.hosting.names import find_model
 from cytoray.serving.hosting.planning import PlannedModel
-from cytoray.serving.hosting.relay import HandleApp
+from cytoray.serving.hosting.replicas import Replicas
 from cytoray.tasks.messages import ModelInfo
 
-ASK_TIMEOUT_S = 5.0  # for what a model is
+MARGIN_S = 2.0  # a replica that has the request answers first, with a problem that says more
 LOOK_AGAIN_S = 2.0  # between questions of what the models are, if a request names an unknown version
 
 
@@ -31,34 +28,26 @@ class RemoteModel:
     """A model with a deployment of its own."""
 
     name: str
-    handle: DeploymentHandle[Any]
+    replicas: Replicas
     model: ModelInfo  # as it was when the service was deployed, or as it was last asked
     alias: str = ""
     forwarders: dict[bool, Forwarder] = field(default_factory=dict)  # by whether answers come in parts
 
     @classmethod
     def build(
-        cls, planned: PlannedModel, handle: DeploymentHandle[Any], *, retries: Retries, on_retry: Callable[[str], None]
+        cls, planned: PlannedModel, replicas: Replicas, *, retries: Retries, on_retry: Callable[[str], None]
     ) -> RemoteModel:
-        """Return a model that was planned, with the handle of its deployment."""
+        """Return a model that was planned, with its replicas."""
         info = ModelInfo(name=planned.pinned.name, version=planned.pinned.version, digest=planned.pinned.digest)
         forwarders = {
-            streams: Forwarder(HandleApp(handle, streams), retries, time.monotonic, on_retry)
+            streams: Forwarder(replicas.app(streams=streams), retries, time.monotonic, on_retry)
             for streams in (False, True)
         }
-        return cls(planned.name, handle, info, planned.alias, forwarders)
+        return cls(planned.name, replicas, info, planned.alias, forwarders)
 
     async def describe(self) -> dict[str, Any]:
         """Return what ``/v1/models`` shows; raises ServingError, which names the model, if no replica answers."""
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                about: dict[str, Any] = await self.handle.describe.remote()
-        except (RayError, RayServeException, TimeoutError) as error:
-            raise ServingError(
-                f"Model {self.name}: no replica answers ({type(error).__name__}).",
-                remedy="Wait until one has started; `serve status` has the reason if none does.",
-                model=self.name,
-            ) from error
+        about = await self.replicas.describe()
         self.model = ModelInfo(name=about["registered_name"], version=about["version"], digest=about["digest"])
         return about
 
@@ -79,10 +68,19 @@ class _Relayed(Response):
         self._forwarder, self._asked, self._is_repeatable = forwarder, body, is_repeatable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask the model; raises RequestError if no replica can answer."""
+        """Ask the model; raises RequestError if no replica answers in time."""
         cleaned, exchange = begin(scope, routes=frozenset(), now=self._forwarder.clock())
         exchange.is_repeatable |= self._is_repeatable
-        await self._forwarder.forward(cleaned, Replay(self._asked, receive), send, exchange=exchange)
+        limit = self._forwarder.retries.within_s + MARGIN_S if self._is_repeatable else None
+        try:
+            async with asyncio.timeout(limit):
+                await self._forwarder.forward(cleaned, Replay(self._asked, receive), send, exchange=exchange)
+        except TimeoutError as error:
+            raise RequestError(
+                f"No answer within {self._forwarder.retries.within_s:g} s: no replica of the model was free.",
+                remedy="Try again later.",
+                code="deadline_exceeded",
+            ) from error
 
 
 class RemoteTable:

@@ -29,7 +29,7 @@ Record = TypeVar("Record", bound=Message)
 
 
 class JobSpec(Message):
-    """What is to be done; nothing in it depends on aliases or versions that change."""
+    """A job to be done; nothing in it depends on aliases or versions that change."""
 
     id: str
     owner: str
@@ -116,15 +116,15 @@ class JobFolder:
         return storage.join(self.uri, "result", name)
 
     def spec(self) -> JobSpec | None:
-        """What is to be done; None if there is no such job."""
+        """Return the job to be done; None if it does not exist."""
         return self._load("spec.json", JobSpec)
 
     def beat(self) -> Beat | None:
-        """The last sign of life."""
+        """Return the last sign of life."""
         return self._load("beat.json", Beat)
 
     def end(self) -> JobEnd | None:
-        """How it ended; None if it has not."""
+        """Return how it ended; None if it has not."""
         return self._load("end.json", JobEnd)
 
     def write_beat(self, beat: Beat) -> None:
@@ -140,7 +140,7 @@ class JobFolder:
         storage.write_bytes(self._file("cancel"), b"1")
 
     def is_cancelled(self) -> bool:
-        """Whether it was asked to end."""
+        """Return whether it was asked to end."""
         return storage.exists(self._file("cancel"))
 
     def charge(self) -> bool:
@@ -148,12 +148,12 @@ class JobFolder:
         return self._put("charged", secrets.token_bytes(8))
 
     def attempts(self) -> list[Attempt]:
-        """All attempts so far."""
+        """Return all attempts so far."""
         found = (load(uri, Attempt) for uri in storage.list_files(self._file("attempts")))
         return [attempt for attempt in found if attempt is not None]
 
     def num_attempts(self) -> int:
-        """Number of attempts so far."""
+        """Return the number of attempts so far."""
         return len(storage.list_files(self._file("attempts")))
 
     def claim(self, number: int, attempt: Attempt) -> bool:
@@ -215,7 +215,7 @@ class JobFiles:
     root: str
 
     def job(self, job_id: str) -> JobFolder:
-        """The folder of a job, which may not exist."""
+        """Return the folder of a job, which may not exist."""
         return JobFolder(self.root, job_id)
 
     def submit(self, spec: JobSpec) -> None:
@@ -240,11 +240,11 @@ class JobFiles:
         return None if data is None else Submitted.model_validate_json(data)
 
     def queue(self) -> list[str]:
-        """Ids of the jobs that have not ended, oldest first."""
+        """Return the ids of the jobs that have not ended, oldest first."""
         return sorted(self._names("queue"))
 
     def of_owner(self, owner: str) -> list[str]:
-        """Ids of an owner's jobs, newest first."""
+        """Return the ids of an owner's jobs, newest first."""
         return sorted(_names(storage.join(self._owner(owner), "jobs")), reverse=True)
 
     def close(self, job_id: str) -> None:
@@ -253,7 +253,7 @@ class JobFiles:
         storage.delete(storage.join(self.root, "queue", job_id))
 
     def expired(self, *, before: float) -> Iterator[str]:
-        """Ids of the jobs that had ended before a time."""
+        """Yield the ids of the jobs that had ended before a time."""
         for entry in storage.list_objects(storage.join(self.root, "ended")):
             if entry.modified_s < before:
                 yield entry.uri.rpartition("/")[2]

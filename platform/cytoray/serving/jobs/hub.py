@@ -51,7 +51,7 @@ Find = Callable[[str | None, Sequence[str]], Slot]
 
 @dataclass(frozen=True)
 class JobsPlace:
-    """What jobs need of a service beside its models."""
+    """Settings and places that jobs need beside the models of a service."""
 
     config: JobsConfig
     store: str | None  # root of corpora
@@ -117,7 +117,7 @@ class Jobs:
         return self._state(self.files.job(spec.id), spec), True
 
     def find(self, owner: str, job_id: str) -> tuple[JobFolder, JobSpec]:
-        """Find a job of an owner; RequestError if there is none."""
+        """Find a job of an owner; raises RequestError if it does not exist."""
         folder = self.files.job(job_id)
         spec = folder.spec() if ID.fullmatch(job_id) else None
         if spec is None or spec.owner != owner:
@@ -152,7 +152,7 @@ class Jobs:
         return None
 
     def result(self, owner: str, job_id: str) -> tuple[str, JobState]:
-        """Return the file of a job's result, and the job; RequestError while there is none."""
+        """Return the file of a job's result, and the job; raises RequestError unless it has succeeded."""
         folder, spec = self.find(owner, job_id)
         state = self._state(folder, spec)
         if state.result is None:

@@ -1,7 +1,7 @@
 """The process that does one job: ``python -m cytoray.serving.jobs.runner SETTINGS``, started by `keeper`.
 
-It is not the model's replica: that one may die while the job goes on, and its requests come first. Answers are those of
-`serving.offline`, part by part, so that another process continues where this one was killed.
+It is not the model's replica, which may die while the job continues, and whose requests come first. Answers are those
+of `serving.offline`, part by part, so that another process continues where this one was killed.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def _work(folder: JobFolder, spec: JobSpec, settings: RunnerSettings, pulse: Pul
     _check_total(total, most=config.max_cells)
     pulse.expect(total)
     answered = answer_sources(task, parts=parts, advance=pulse.advance)
+    pulse.advance(total, already=True)  # also if a former attempt had answered everything
     failpoint("jobs.before_result")
     result = _write_result(folder, spec, task, parts)
     return _succeeded(answered, result)

@@ -29,7 +29,7 @@ _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class UploadRecord(Message):
-    """What was announced."""
+    """An announced upload."""
 
     id: str
     owner: str
@@ -55,7 +55,7 @@ class Uploads:
         return record
 
     def find(self, owner: str, upload_id: str) -> UploadRecord:
-        """Find an upload of an owner; RequestError if there is none."""
+        """Find an upload of an owner; raises RequestError if it does not exist."""
         record = load(self._about(upload_id), UploadRecord) if ID.fullmatch(upload_id) else None
         if record is None or record.owner != owner:
             raise RequestError("There is no such upload.", remedy="Upload the file again.", code="not_found")

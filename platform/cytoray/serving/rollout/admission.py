@@ -1,4 +1,4 @@
-"""What a version must pass before it serves in the place of another one."""
+"""The checks that a version must pass before it serves in the place of another one."""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ class RegisteredVersions:
         num_bytes, margin = pinned.num_bytes or _size_of(slot), self._args.rollout.memory_margin_bytes
         try:
             check_memory(num_bytes, margin_bytes=margin, device=device)
-        except ServingError:
-            if slot.previous is None:
-                raise
+        except ServingError as error:
+            if error.details["needed"] - error.details["free"] > (0 if slot.previous is None else _size_of(slot)):
+                raise  # without the previous version it would not fit either
             slot.drop_previous()
             check_memory(num_bytes, margin_bytes=margin, device=device)
         return self.load_first(pinned)
@@ -108,5 +108,5 @@ def _choose(args: AppArgs, uri: str, pinned: PinnedModel, versions: RegisteredVe
 
 
 def _size_of(slot: ModelSlot) -> int:
-    """Return about how many bytes the version that serves takes."""
+    """Return about how many bytes a version of the slot takes; they differ little."""
     return sum(tensor.nbytes for tensor in slot.served.bundle.model.state_dict().values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ JITTER = 0.25  # so that replicas do not ask MLflow at the same time
 
 
 class Versions(Protocol):
-    """Where versions come from."""
+    """The source of versions."""
 
     def look_up(self, uri: str) -> PinnedModel:
         """Find the version that ``uri`` names now."""
@@ -92,7 +93,7 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following; what is being loaded is thrown away."""
+        """Stop following; a version that is being loaded is discarded."""
         LISTENERS.discard(self)
         self._stopped.set()
         self._wake.set()
@@ -201,7 +202,7 @@ class Follower:
         self._versions.remember(self.uri, pinned)
 
     def _follow_challenger(self) -> None:
-        """Load the challenger; without the alias, or if it names what serves already, there is none."""
+        """Load the challenger, or drop it if the alias is missing or names the version that serves already."""
         assert self._config.challenger is not None, "only with a challenger"
         uri = f"{self.uri.rpartition('@')[0]}@{self._config.challenger.alias}"
         found = self._call(partial(self._versions.look_up, uri), timeout_s=LOOK_TIMEOUT_S)
@@ -296,7 +297,7 @@ def _error_of(future: Future[Result], late: str) -> BaseException | None:
 def _described(error: BaseException) -> tuple[str, str]:
     """Return the reason as a text, and a stable name of its kind."""
     if isinstance(error, CytorayError):
-        kind = type(error).__name__.removesuffix("Error").lower()
+        kind = re.sub(r"(?<=.)([A-Z])", r"_\1", type(error).__name__.removesuffix("Error")).lower()
         return str(error), str(error.details.get("refused", kind))
     return f"{type(error).__name__}: {error}"[:500], "failed"
 

@@ -33,7 +33,7 @@ class RolloutCollector:
             "cytoray_swaps", "Attempts to change the version, by result.", labels=["model", "result"]
         )
         copies = CounterMetricFamily(
-            "cytoray_challenger_requests", "Requests of a challenger, by what became of them.", labels=["model", "kind"]
+            "cytoray_challenger_requests", "Requests of a challenger, by outcome.", labels=["model", "kind"]
         )
         cosine = GaugeMetricFamily(
             "cytoray_challenger_cosine", "Mean cosine of embeddings of both versions.", labels=["model"]

@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 
 class Listener(Protocol):
-    """What follows an alias."""
+    """A follower of an alias."""
 
     uri: str
 

@@ -41,7 +41,7 @@ class _Version:
     users: int = 0
     is_retired: bool = False
     keep_until: float = 0.0  # of the previous one
-    challenger: Challenger | None = None  # what compares it, if it is a challenger
+    challenger: Challenger | None = None  # its comparison, if it is a challenger
 
 
 class SlotStats:
@@ -97,7 +97,7 @@ class ModelSlot:
         self._challenger: _Version | None = None
         self._leaving: set[_Version] = set()
         self._is_stopped = False
-        self.follower: Follower | None = None  # what changes the version; it is stopped with the slot
+        self.follower: Follower | None = None  # changes the version; stopped with the slot
         self.stats = SlotStats(self._services)
 
     @property

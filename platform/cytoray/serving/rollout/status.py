@@ -1,4 +1,4 @@
-"""What a service reports about the version of a model: which one serves, since when, and why not another one."""
+"""Reports about the version of a model: which one serves, since when, and why not another one."""
 
 from __future__ import annotations
 

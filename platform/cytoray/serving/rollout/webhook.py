@@ -1,4 +1,4 @@
-"""MLflow's webhook: it says that an alias was moved, signed with a secret that both sides know.
+"""MLflow's webhook, which reports that an alias was moved, signed with a secret that both sides know.
 
 The signature is HMAC-SHA256 of `DELIVERY.TIMESTAMP.BODY` in base64, as `v1,SIGNATURE` (mlflow.webhooks.delivery).
 """
