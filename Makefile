@@ -42,7 +42,7 @@ test-chaos: $(STAMP)  ## A running service, disturbed in 21 ways under load (CHA
 
 SOAK_MINUTES ?= 20
 soak: $(STAMP)  ## Load for SOAK_MINUTES, and how memory, open files and threads of each process grow
-	$(BIN)/python tests/helpers/chaos_soak.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python tests/helpers/chaos_soak.py --minutes $(SOAK_MINUTES) --out soak.json
 
 EXPLORER := serve/explorer
 $(EXPLORER)/node_modules/.installed: $(EXPLORER)/package-lock.json
