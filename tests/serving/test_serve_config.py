@@ -20,9 +20,9 @@ from cytoray.registry.models import register
 from cytoray.registry.pinning import PinnedModel, pin_model
 from cytoray.serving.app import bind_app, build_app, check_port, wait_until_ready, wait_until_running
 from cytoray.serving.config import AppArgs
-from cytoray.serving.deployments import CANARY_TIMEOUT_S
 from cytoray.serving.hosting.loading import load_service
 from cytoray.serving.hosting.planning import PlannedModel
+from cytoray.serving.service import CANARY_WAIT_S
 from cytoray.tracking import TrackingConfig
 
 YAML = Path(__file__).parents[2] / "serve" / "embed.yaml"
@@ -53,7 +53,7 @@ def test_the_deployment_is_bounded_and_surges() -> None:
     config = deployment._deployment_config
     assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
     assert deployment.ray_actor_options["num_cpus"] == 0.5
-    assert config.health_check_timeout_s > CANARY_TIMEOUT_S
+    assert config.health_check_timeout_s > CANARY_WAIT_S
 
 
 def test_in_two_tiers_each_model_has_a_deployment_and_the_ingress_waits_for_all() -> None:
