@@ -14,13 +14,21 @@ from cytoray.serving.edge.exchange import Exchange
 NAME = "cytoray.access"
 
 
+class _Stderr(logging.Handler):
+    """Writes to the stderr of the moment, which may have been replaced since the log was opened."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        sys.stderr.write(self.format(record) + "\n")
+
+
 class AccessLog:
     """Writes a line per request to a file, which may be rotated under it, or to stderr, which Ray keeps."""
 
     def __init__(self, path: str | None) -> None:
         """Open the log; raises OSError if the file cannot be written."""
         self._logger = logging.Logger(NAME, logging.INFO)  # not in the tree: what others configure does not apply
-        self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        self._handler: logging.Handler = _Stderr()
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
