@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
-from cytoray.cluster import connected, is_shared
+from cytoray.cluster import connected, is_shared, prepare_auth
 from cytoray.serving.config import ServeConfig
 from cytoray.serving.edge.keys import read_keys
 from cytoray.serving.hosting.planning import plan_models
@@ -31,6 +31,7 @@ def serve_until_stopped(settings: ServeConfig, *, num_cpus: int, on_ready: Calla
     """
     if settings.edge.needs_key:
         read_keys(str(settings.edge.keys_file))
+    prepare_auth()  # before the first import of Ray, which the edge does
     with ThreadPoolExecutor(1, thread_name_prefix="cytoray-pin") as threads:
         pinning = threads.submit(plan_models, settings)
         if not is_shared():

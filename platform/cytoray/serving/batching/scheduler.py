@@ -15,6 +15,11 @@ from cytoray.serving.batching.refusals import overloaded, queue_full, too_long
 
 Item = TypeVar("Item")
 
+#: Share of the time until its deadline that a request may be predicted to wait. Later requests of similar length are
+#: computed along with it, so that it takes longer than predicted; admitted up to its deadline, it would be given up
+#: after it was half computed, and at five times the load nearly all requests would.
+ADMITTED_SHARE = 0.5
+
 
 class Scheduler(Generic[Item]):
     """The queue of a replica.
@@ -68,7 +73,7 @@ class Scheduler(Generic[Item]):
 
         ``own``: its predicted seconds; ``left``: seconds until its deadline.
         """
-        most = min(self._config.max_backlog_s, left - own)
+        most = min(self._config.max_backlog_s, (left - own) * ADMITTED_SHARE)
         if not self.has_work or self.backlog_s() <= most:
             return
         if (wait := self.wait_s(key, bulk, own)) > most:
