@@ -83,6 +83,7 @@ def test_s5_a_replica_dies_while_the_controller_is_down(healthy: Service, load: 
 def test_s12_scaling_up_and_down_under_load(healthy: Service, load: Any, outcome: Any) -> None:
     before = set(healthy.head.running_replicas())
     seconds: list[float] = []
+    stayed: set[int] = set()
     with load(healthy) as traffic:
         traffic.wait_for(50)
         for number in (4, 1, NUM_REPLICAS):
@@ -91,11 +92,12 @@ def test_s12_scaling_up_and_down_under_load(healthy: Service, load: Any, outcome
             config["applications"][0]["deployments"] = [{"name": "CellDeployment", "autoscaling_config": scaling}]
             healthy.head.put(config)
             seconds.append(healthy.wait_for_replicas(number))
+            if number > NUM_REPLICAS:
+                stayed = before & set(healthy.head.running_replicas())
             traffic.wait_for(100)
-    stayed = before & set(healthy.head.running_replicas())
     outcome("S12 2 -> 4 -> 1 -> 2 replicas", len(seconds), traffic, recovery_s=seconds, stayed=len(stayed))
     assert traffic.failures == []
-    assert stayed, "scaling replaced all replicas"
+    assert stayed == before, "scaling up replaced replicas"  # which ones scaling down stops is Serve's choice
 
 
 def test_updates_lose_nothing(healthy: Service, load: Any, outcome: Any) -> None:
