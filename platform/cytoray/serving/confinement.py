@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
 }
+READER_NICENESS = 5
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SECCOMP_SET_MODE_FILTER, _ALL_THREADS = 1, 1
 # By machine: the architecture as seccomp names it, and the numbers of seccomp(2) and socket(2).
@@ -66,6 +67,12 @@ def confine(limits: Confinement) -> None:
         resource.setrlimit(kind, (most, most))
     if not limits.network:
         refuse_sockets()
+
+
+def confine_reader(*, memory_bytes: int, seconds: float, network: bool) -> None:
+    """Confine a process that reads files for a service, and let the model go first; ``memory_bytes``: in all."""
+    os.nice(READER_NICENESS)
+    confine(Confinement(memory_bytes, int(seconds) + 1, num_files=256, beside=False, network=network))
 
 
 def refuse_sockets() -> bool:

@@ -29,7 +29,7 @@ class BatchingConfig(Config):
         30.0,
         gt=0,
         description="Maximum predicted time in seconds that a request would wait for others; beyond it requests are "
-        "refused at once, with the code `overloaded`.",
+        "refused at once, with the code `overloaded`, and so are those that would wait for over half of their time.",
     )
     max_queued_tokens: int = Field(
         32 * 2**20, ge=1, description="Maximum number of tokens that wait; it limits the memory of the queue."

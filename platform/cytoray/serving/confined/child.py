@@ -17,10 +17,9 @@ import numpy.typing as npt
 from cytoray.corpus.config import SourceConfig
 from cytoray.corpus.places import FilePlace, open_places
 from cytoray.errors import CorpusError, CytorayError
-from cytoray.serving.confinement import Confinement, confine
+from cytoray.serving.confinement import confine_reader
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-NICENESS = 5  # the model goes first
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -75,16 +74,7 @@ def write_answer(target: BinaryIO, head: dict[str, Any], arrays: Arrays) -> None
 def main() -> None:
     """Answer until stdin is closed."""
     limits = json.loads(sys.argv[1])
-    os.nice(NICENESS)
-    confine(
-        Confinement(
-            memory_bytes=limits["memory_bytes"],
-            cpu_s=int(limits["cpu_s"]) + 1,
-            num_files=256,
-            beside=False,
-            network=limits["network"],
-        )
-    )
+    confine_reader(memory_bytes=limits["memory_bytes"], seconds=limits["cpu_s"], network=limits["network"])
     target = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     desk = Desk()

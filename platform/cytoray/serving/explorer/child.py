@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cytoray.errors import CorpusError, CytorayError
-from cytoray.serving.confinement import ENVIRONMENT, Confinement, confine
+from cytoray.serving.confinement import ENVIRONMENT, confine_reader
 
 FAILED = 2  # exit status of a process whose last line names the problem
-NICENESS = 5  # the model goes first
 LOG = "child.log"
 MAX_LINE = 2**20
 Report = Callable[[dict[str, Any]], None]
@@ -76,16 +75,8 @@ def _raise_failure(status: int | None, last: dict[str, Any]) -> None:
 def child_main(work: Callable[[Path, dict[str, Any], Report], None]) -> None:
     """Do ``work(folder, options, report)`` in this process, which `run_child` started; exits with its outcome."""
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-    os.nice(NICENESS)
-    confine(
-        Confinement(
-            memory_bytes=options["max_memory_bytes"],
-            cpu_s=int(options["max_step_s"]) + 1,
-            num_files=256,
-            beside=False,
-            network="://" in options.get("uri", ""),  # a demo in a store; what was uploaded is a local file
-        )
-    )
+    network = "://" in options.get("uri", "")  # a demo in a store; what was uploaded is a local file
+    confine_reader(memory_bytes=options["max_memory_bytes"], seconds=options["max_step_s"], network=network)
     try:
         work(folder, options, _print)
     except CytorayError as error:
