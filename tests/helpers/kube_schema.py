@@ -117,7 +117,8 @@ def read_crds(paths: list[Path]) -> dict[tuple[str, str], dict[str, Any]]:
             for version in (each for each in spec["versions"] if each["served"]):
                 schema = version["schema"]["openAPIV3Schema"]
                 schema["properties"] = OBJECT | schema["properties"]
-                schema["required"] = ["apiVersion", "kind", "metadata", "spec"]
+                needed = ["apiVersion", "kind", "metadata", *(["spec"] if "spec" in schema["properties"] else [])]
+                schema["required"] = [*schema.get("required", []), *needed]
                 schemas[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
     return schemas
 
