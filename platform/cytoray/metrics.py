@@ -1,7 +1,7 @@
 """Metrics of jobs: counted in the process that does the work, exported by Ray on every node for Prometheus.
 
-Without a Ray that this process is connected to nothing is counted, and Ray is not imported. The service counts for itself
-(``serving/edge/metrics.py``), since its figures have to be read through its own port.
+Without a Ray that this process is connected to nothing is counted, and Ray is not imported. The service counts for
+itself (``serving/edge/metrics.py``), since its figures have to be read through its own port.
 """
 
 from __future__ import annotations
