@@ -17,6 +17,7 @@ from cytoray.cli import (
     corpora,
     genes,
     integrate,
+    jobs,
     keys,
     models,
     networks,
@@ -59,6 +60,7 @@ _GROUPS = {
     "proteins": proteins.app,
     "reference": reference.app,
     "networks": networks.app,
+    "jobs": jobs.app,
     "config": config_app,
     "tracking": tracking_app,
 }
