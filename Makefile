@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts
-FAST := not slow and not faults and not juicefs and not browser and not chaos
+FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs test-chaos soak fuzz check check-monitoring format clean
+.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs test-chaos soak fuzz check check-infra check-monitoring format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python -m pytest --quiet tests/test_layout.py
+
+check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught
+	$(BIN)/python -m pytest -m "infra" tests/infra
 
 check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
 	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py
