@@ -1,4 +1,4 @@
-"""`cytoray jobs` against a token-protected Ray head: submit once, follow, kill, retry, stop, and the job's exit codes."""
+"""`cytoray jobs` against a token-protected Ray head: submit once, follow, kill, retry; the job's exit codes."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from cytoray.cli import (
     assess,
     corpora,
+    doctor,
     genes,
     integrate,
     jobs,
@@ -152,6 +153,7 @@ app.command()(genes.genes)
 app.command()(perturb.perturb)
 
 
+app.command()(doctor.doctor)
 app.command()(serve.serve)
 app.command()(query.query)
 

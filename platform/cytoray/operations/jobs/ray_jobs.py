@@ -180,7 +180,7 @@ def _address(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Turn errors of the Jobs API into JobError, lost connections into ConnectionError, a used id into ConflictError."""
+    """Raise JobError for errors of the Jobs API, ConnectionError for lost connections, ConflictError for a used id."""
     import requests
     from ray.exceptions import AuthenticationError
 
