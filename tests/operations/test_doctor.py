@@ -354,9 +354,7 @@ def test_packages_that_differ_from_the_lock(tmp_path: Path):
 
 def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\necho NVIDIA-SMI has failed because it couldn't communicate with the driver.\nexit 9\n"
-    )
+    program.write_text("#!/bin/sh\necho NVIDIA-SMI has failed: it cannot communicate with the driver\nexit 9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (found,) = check_gpus()
