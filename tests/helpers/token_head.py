@@ -26,19 +26,21 @@ class Site:
     head: Head
     environment: dict[str, str]
 
-    def start(self, *arguments: object, **variables: str) -> subprocess.Popen[str]:
-        """Start ``cytoray`` in the root of the checkout."""
+    @contextmanager
+    def started(self, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+        """``cytoray`` in the root of the checkout, ended when the block is left."""
         words = [sys.executable, "-c", CYTORAY, *map(str, arguments)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(words, env=self.environment | variables, cwd=ROOT, **pipes)
+        with subprocess.Popen(words, env=self.environment | variables, cwd=ROOT, **pipes) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def run(self, *arguments: object, code: int = 0, **variables: str) -> tuple[str, str]:
         """Run ``cytoray`` and return its output and its errors; fails if its exit code is not ``code``."""
-        with self.start(*arguments, **variables) as process:
-            try:
-                out, err = process.communicate(timeout=400)
-            finally:
-                process.kill()
+        with self.started(*arguments, **variables) as process:
+            out, err = process.communicate(timeout=400)
         assert process.returncode == code, (arguments, process.returncode, out[-3000:], err[-3000:])
         assert "Traceback" not in err, err
         return out, err

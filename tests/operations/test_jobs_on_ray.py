@@ -74,12 +74,11 @@ def test_a_killed_job_is_retried_and_the_same_name_is_the_same_job(site: Site, c
     assert problem["details"]["keys"] == ["seed"]
 
     # Ctrl-C of the one that waits leaves the job alone and prints how to come back.
-    watching = site.start("jobs", "attach", "cells")
-    assert watching.stderr is not None
-    assert watching.stdout is not None
-    assert "ingest" in watching.stdout.readline()
-    watching.send_signal(signal.SIGINT)
-    out, err = watching.communicate(timeout=60)
+    with site.started("jobs", "attach", "cells") as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=120)
     assert watching.returncode == 1
     assert "cytoray jobs attach cells --cluster local" in err
     assert site.json("jobs", "status", "cells")["status"] == "running"

@@ -11,7 +11,7 @@ import yaml
 
 from cytoray.operations.jobs.kube_config import load_kube_config
 from cytoray.operations.jobs.request import JobRequest
-from cytoray.operations.jobs.shipping import load_runtime_env, packed
+from cytoray.operations.jobs.shipping import CONFIG_NAME, load_runtime_env, packed
 from cytoray.operations.planning.prices import load_prices
 from cytoray.operations.planning.stage_plan import StagePlan, plan_stage
 
@@ -50,6 +50,8 @@ def preview(request: JobRequest, option: str, *, runtime_env: Path | None, kube:
 
         with packed(request, load_runtime_env(runtime_env)) as (entrypoint, made):
             shown = {key: value for key, value in made.items() if key not in ("working_dir", "py_modules", "excludes")}
-        document = {"entrypoint": entrypoint, "submission_id": request.name, "runtime_env": shown}
-        documents = ({**document, "metadata": metadata_of(request, 1)},)
+        long = ("cytoray_config", "cytoray_settings")  # the configuration, which follows
+        metadata = {key: value for key, value in metadata_of(request, 1).items() if key not in long}
+        document = {"entrypoint": entrypoint, "submission_id": request.name, "runtime_env": shown, "metadata": metadata}
+        documents = (document, {CONFIG_NAME: yaml.safe_load(request.text)})
     return Preview(request, documents, plan_stage(request.config, prices=load_prices()))

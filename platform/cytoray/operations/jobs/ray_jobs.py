@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -99,6 +100,8 @@ def open_ray(option: str, url: str | None, *, runtime_env: Path | None = None) -
     token = require_dashboard(url)
     from ray.job_submission import JobSubmissionClient
 
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with _address(url), _explained(url):
         return RayCluster(option, url, JobSubmissionClient(url, headers=bearer(token)), runtime_env)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 from collections import Counter
@@ -76,6 +77,7 @@ def measure(folder: Path, excludes: list[str]) -> Parcel:
         if path.is_file():
             files[path.relative_to(folder)] = path.stat().st_size
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it names every ignore file
     folder = folder.absolute()
     skip: list[Callable[[Path], bool]] = [_get_excludes(folder, excludes)]
     _dir_travel(folder, skip, add, include_gitignore=True)
