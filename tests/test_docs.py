@@ -67,7 +67,7 @@ def parse_cytoray(words: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = command.make_context(" ".join(words), list(arguments)).params
     if found.get("config"):
         config = load_stage_config(ROOT / found["config"], overrides=found.get("overrides") or ())
-        assert words[0] in (config.kind, "data", "train")
+        assert words[0] in (config.kind, "data", "train", "jobs")
     return found
 
 

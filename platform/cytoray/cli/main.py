@@ -15,8 +15,10 @@ from typer.exceptions import TyperException
 from cytoray.cli import (
     assess,
     corpora,
+    doctor,
     genes,
     integrate,
+    jobs,
     keys,
     models,
     networks,
@@ -59,6 +61,7 @@ _GROUPS = {
     "proteins": proteins.app,
     "reference": reference.app,
     "networks": networks.app,
+    "jobs": jobs.app,
     "config": config_app,
     "tracking": tracking_app,
 }
@@ -150,6 +153,7 @@ app.command()(genes.genes)
 app.command()(perturb.perturb)
 
 
+app.command()(doctor.doctor)
 app.command()(serve.serve)
 app.command()(query.query)
 
