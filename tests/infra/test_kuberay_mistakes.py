@@ -246,6 +246,6 @@ def test_every_kind_of_key_misspelt_at_every_depth_is_unknown(overlay: str):
 
 
 def test_all_pods_are_looked_at():
-    """Two pods for each of 12 jobs with their submitters, the shared cluster's four, the service's two, and Redis."""
-    assert sum(len(list(list_pods(each))) for each in documents("eks-gpu")) == 12 * 3 + 4 + 2 + 1
+    """Two pods for each of 13 jobs with their submitters, the shared cluster's four, the service's two, and Redis."""
+    assert sum(len(list(list_pods(each))) for each in documents("eks-gpu")) == 13 * 3 + 4 + 2 + 1
     assert len(MISTAKES) + len(SERVE_MISTAKES) >= 90
