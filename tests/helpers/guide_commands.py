@@ -1,4 +1,4 @@
-"""Checks of the commands of docs/cluster.md that need a cluster: the files, folders, labels and names they use exist."""
+"""Checks of the commands of docs/cluster.md that need a cluster: the files, labels and names they use exist."""
 
 from __future__ import annotations
 
