@@ -86,8 +86,8 @@ check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/codespell
 	$(BIN)/python -m pytest --quiet tests/test_layout.py
 
-check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught
-	$(BIN)/python -m pytest -m "infra" tests/infra
+check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught (make test-slow: images and pods)
+	$(BIN)/python -m pytest -m "infra and not slow" tests/infra
 
 check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
 	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py
