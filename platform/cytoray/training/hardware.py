@@ -27,6 +27,7 @@ def describe_worker(device: torch.device | str) -> dict[str, str]:
     about = {
         "host": socket.gethostname(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
     }
