@@ -136,13 +136,19 @@ class ModelShapeConfig(ShapeConfig):
     kind: Literal["model"] = Field("model", description="What this file configures.")
 
 
+def _is_shape(data: dict[str, Any]) -> bool:
+    """Whether a file is the shape of a model: it has no ``kind``, and most of its keys are those of a shape."""
+    known = data.keys() & ModelShapeConfig.model_fields.keys()
+    return "kind" not in data and len(known) > len(data) / 2
+
+
 def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file as the configuration of its ``kind``, or as one of `serve deploy`.
 
     Raises ConfigError that lists every mistake.
     """
     tree = read_tree(path, overrides=overrides)
-    if tree.data and tree.data.keys() <= ModelShapeConfig.model_fields.keys() - {"kind"}:
+    if _is_shape(tree.data):
         return validate_tree(ModelShapeConfig, tree, source=str(path))
     if "applications" in tree.data or "http_options" in tree.data:
         return validate_tree(DeployFile, tree, source=str(path))
