@@ -40,6 +40,13 @@ def source_digest() -> str:
     return found.hexdigest()
 
 
+def processor() -> str:
+    """Return the processor's name as reported by the kernel."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def environment() -> dict[str, str]:
     """Return what results may depend on besides configuration and data: code, Python, processor kind, packages."""
     from cytoray import __version__

@@ -24,6 +24,7 @@ from cytoray.cli import (
     proteins,
     query,
     reference,
+    reproduce,
     serve,
     train,
 )
@@ -151,6 +152,7 @@ app.command()(perturb.perturb)
 
 
 app.command()(serve.serve)
+app.command()(reproduce.reproduce)
 app.command()(query.query)
 
 
