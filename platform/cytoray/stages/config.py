@@ -77,7 +77,7 @@ class OfflineConfig(Config):
     num_actors: int = Field(1, ge=1, description="Number of processes with a copy of the model.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs reserved for each process; 0 runs the model on the CPU.")
 
-    @field_validator("data", mode="before")
+    @field_validator("data", mode="before", json_schema_input_type=SourceConfig | tuple[SourceConfig, ...])
     @classmethod
     def _one_is_a_list(cls, data: Any, info: ValidationInfo) -> Any:
         store = info.data.get("store")
