@@ -81,7 +81,7 @@ def trace_model(uri: str, *, places: Places) -> Trace:
 
     Raises RegistryError, TrainingError or CorpusError that name what the lineage lacks.
     """
-    model = _find_model(uri, places)
+    model = find_model(uri, places)
     if "run" not in model.lineage:
         raise RegistryError(
             f"{uri} was not made by a training run of cytoray, so it cannot be reproduced.",
@@ -102,7 +102,7 @@ def trace_model(uri: str, *, places: Places) -> Trace:
     return Trace(model, tuple(runs), places.tracking)
 
 
-def _find_model(uri: str, places: Places) -> TracedModel:
+def find_model(uri: str, places: Places) -> TracedModel:
     """Find a bundle's digest and lineage."""
     if uri.startswith(REGISTERED):
         if places.tracking is None:
