@@ -26,6 +26,7 @@ from cytoray.cli import (
     query,
     reference,
     reproduce,
+    runs,
     serve,
     train,
 )
@@ -54,6 +55,7 @@ _GROUPS = {
     "data": corpora.app,
     "train": train.app,
     "models": models.app,
+    "runs": runs.app,
     "keys": keys.app,
     "assess": assess.app,
     "perturbations": perturb.app,
