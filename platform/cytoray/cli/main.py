@@ -17,6 +17,7 @@ from cytoray.cli import (
     config,
     corpora,
     genes,
+    init,
     integrate,
     keys,
     models,
@@ -33,6 +34,7 @@ from cytoray.cli import (
 from cytoray.cli.common import (
     EXIT_CODES,
     AsJson,
+    JsonAnyway,
     Overrides,
     TrackingUri,
     load_defaults,
@@ -124,6 +126,7 @@ def _stage_command(name: str, help_text: str) -> Callable[..., None]:
         config: Annotated[Path, typer.Option("--config", help="YAML file of this stage.", show_default=False)],
         overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
         num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+        as_json: JsonAnyway = False,
     ) -> None:
         """Run this stage; the docstring is replaced below."""
         from cytoray.stages.job import print_result, run_stage
@@ -153,6 +156,7 @@ app.command()(perturb.perturb)
 
 app.command()(serve.serve)
 app.command()(reproduce.reproduce)
+app.command()(init.init)
 app.command()(query.query)
 
 

@@ -198,6 +198,7 @@ def import_(
         bool,
         typer.Option("--allow-missing", help="Initialise missing tensors of a head that is only partly in the file."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a public scGPT checkpoint into a bundle; reports each tensor and runs no code from the files."""
     from cytoray.model.bundle import save_bundle
@@ -208,8 +209,9 @@ def import_(
     with local_folder(folder) as path:
         checkpoint = load_public_checkpoint(path, overrides=fields, allow_missing=allow_missing)
     digest = save_bundle(checkpoint.to_bundle(names), out)
-    typer.echo(checkpoint.report.text())
-    typer.echo(f"bundle {out}  {digest}")
+    report = checkpoint.report.text()
+    answer = {"bundle": str(out), "digest": digest, "report": report.splitlines()}
+    print_answer(answer, [report, f"bundle {out}  {digest}"], as_json=as_json)
 
 
 @app.command()
@@ -224,6 +226,7 @@ def export(
     ] = "flash",
     store: RunStore = None,
     uri: Annotated[str | None, typer.Option(envvar=TRACKING, help="MLflow, for models:/….")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a bundle in the layout that scGPT and helical read: best_model.pt, args.json, vocab.json."""
     from cytoray.model.public_checkpoint import export_bundle
@@ -232,9 +235,11 @@ def export(
     tracking = tracking_of(uri) if uri is not None and bundle.startswith(REGISTERED) else None
     opened = open_model(bundle, store=store, tracking=tracking)
     export_bundle(opened.bundle, out, layout=layout)
-    typer.echo(f"checkpoint {out}  layout {layout}  of bundle {opened.digest}")
     conditions = ["conditions.json"] if opened.bundle.conditions is not None else []
-    if left_out := [*conditions, *opened.bundle.attachments]:
+    left_out = [*conditions, *opened.bundle.attachments]
+    answer = {"checkpoint": str(out), "layout": layout, "bundle_digest": opened.digest, "left_out": left_out}
+    print_answer(answer, [f"checkpoint {out}  layout {layout}  of bundle {opened.digest}"], as_json=as_json)
+    if left_out:
         typer.echo(f"scGPT's layout has no place for {', '.join(left_out)}: not written", err=True)
 
 
