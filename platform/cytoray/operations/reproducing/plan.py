@@ -11,7 +11,6 @@ from typing import Any, Literal
 from cytoray import provenance, storage
 from cytoray.config import load_config
 from cytoray.corpus.config import IngestConfig, SourceConfig
-from cytoray.corpus.ingesting.planning import source_version
 from cytoray.corpus.manifest import CorpusManifest, IncrementRecord, SourceRecord, load_manifest
 from cytoray.errors import ConfigError, CorpusError, CytorayError, NotFoundError
 from cytoray.operations.reproducing.lineage import Trace, TracedRun
@@ -145,6 +144,8 @@ def _ingest_config(
 
 def check_source(record: SourceRecord, config: IngestConfig) -> SourceCheck:
     """Compare a source with its record by size and version; nothing is read but its description."""
+    from cytoray.corpus.ingesting.planning import source_version  # imports readers of all formats
+
     source = _source_config(record, config)
     state: SourceState = "unchanged"
     reason = ""
