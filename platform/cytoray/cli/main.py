@@ -21,6 +21,7 @@ from cytoray.cli import (
     models,
     networks,
     perturb,
+    pipeline,
     proteins,
     query,
     reference,
@@ -53,6 +54,7 @@ _GROUPS = {
     "data": corpora.app,
     "train": train.app,
     "models": models.app,
+    "pipeline": pipeline.app,
     "keys": keys.app,
     "assess": assess.app,
     "perturbations": perturb.app,
@@ -168,6 +170,10 @@ def config_check(
         row: dict[str, Any] = {"file": str(file), "kind": None, "fingerprint": None, "problem": None}
         try:
             config: Any = load_stage_config(file, overrides=overrides)
+            if config.kind == "pipeline":
+                from cytoray.operations.pipeline.reading import read_pipeline
+
+                read_pipeline(file, overrides=overrides)  # with the configurations of its stages
         except CytorayError as error:
             row["problem"] = str(error)
             if not as_json:
