@@ -65,13 +65,12 @@ def _settings(stage: Stage) -> dict[str, Any]:
 
 
 def _remove(settings: dict[str, Any], path: list[str]) -> None:
-    """Remove a key, if it is there."""
-    for part in path[:-1]:
-        inner = settings.get(part)
-        if not isinstance(inner, dict):
-            return
-        settings = inner
-    settings.pop(path[-1], None)
+    """Remove a key, if it is there, and the mapping around it if that is then empty."""
+    inner = settings.get(path[0])
+    if len(path) > 1 and isinstance(inner, dict):
+        _remove(inner, path[1:])
+    if len(path) == 1 or inner == {}:
+        settings.pop(path[0], None)
 
 
 def source_versions(config: IngestConfig) -> dict[str, str]:
