@@ -137,7 +137,7 @@ def page(kind: str, model: type[BaseModel], examples: list[str]) -> str:
             title = (each.__doc__ or "").strip().splitlines()[0]
             text += heading(2, prefix, anchor=_anchor(prefix)) + f"{escape(title)}\n\n"
         start = f"{prefix}." if prefix else ""
-        text += table(HEAD, (_row(key) for key in keys(each, start)))
+        text += table(HEAD, (_row(key) for key in sorted(keys(each, start), key=lambda key: key.path != "kind")))
     return text
 
 
@@ -180,8 +180,9 @@ def write(folder: Path) -> None:
 
 INDEX = """# Configuration
 
-A file of configuration is YAML that starts with its `kind`; the pages list every key of each kind. Unknown keys, values of another type and
-values out of range are errors, and all mistakes in a file are reported at once with file, line and key path:
+A file of configuration is YAML that starts with its `kind`; the pages list every key of each kind. Unknown keys, values
+of another type and values out of range are errors, and all mistakes in a file are reported at once with file, line and
+key path:
 
 ```bash
 cytoray config check configs/*/*.yaml                     # nothing is started
@@ -189,7 +190,7 @@ cytoray config show configs/pretrain/quickstart.yaml      # with all defaults
 cytoray pretrain --config configs/pretrain/quickstart.yaml --set train.num_steps=20
 ```
 
-A key without a default is required. Numbers need no quotes; paths are relative to the working folder or `s3://` URIs. The name of a YAML file
-(`model: ../model/tiny.yaml`) in place of a section reads the section from that file.
+A key without a default is required. Numbers need no quotes; paths are relative to the working folder or `s3://` URIs.
+The name of a YAML file (`model: ../model/tiny.yaml`) in place of a section reads the section from that file.
 
 """

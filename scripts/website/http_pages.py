@@ -109,7 +109,7 @@ def _type(schema: Schema) -> str:
     if values := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
         return ", ".join(code(one) for one in values)
     if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', schema.get('prefixItems', [{}])[0] if schema.get('prefixItems') else {}))}"
+        return f"list of {_type(schema.get('items') or schema.get('prefixItems', [{}])[0])}"
     if isinstance(inner := schema.get("additionalProperties"), dict):
         return f"mapping of name to {_type(inner)}"
     kind = str(schema.get("type", "any"))
@@ -160,8 +160,8 @@ def _anchor(method: str, path: str) -> str:
 
 INDEX = """# HTTP API
 
-{description} The document itself is [openapi.json](../../openapi.json), also served at `/openapi.json`; [Registry and serving](../../serving.md) explains
-formats, keys and limits, [Jobs](../../serving-jobs.md) what to do with many cells. Routes below `/v1/models/{{model}}/` are those without
-it, for one of several models of a service.
+{description} The document itself is [openapi.json](../../openapi.json), also served at `/openapi.json`;
+[Registry and serving](../../serving.md) explains formats, keys and limits, [Jobs](../../serving-jobs.md) what to do
+with many cells. Routes below `/v1/models/{{model}}/` are those without it, for one of several models of a service.
 
 """

@@ -1,4 +1,4 @@
-"""The reference of what users import: pages that mkdocstrings fills from signatures and docstrings, without importing anything."""
+"""The reference of what users import: pages that mkdocstrings fills from signatures and docstrings."""
 
 from __future__ import annotations
 
