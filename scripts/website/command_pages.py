@@ -66,6 +66,7 @@ INDEX = """# Command line
 {exit_codes}
 
 Every command that reads has `--json`. `--store`, `--uri` and `--model` have
-[defaults](../../quickstart.md#defaults-json-exit-codes) that a file or the environment sets. `cytoray --install-completion` installs the completion of your shell.
+[defaults](../../quickstart.md#defaults-json-exit-codes) that a file or the environment sets.
+`cytoray --install-completion` installs the completion of your shell.
 
 """
