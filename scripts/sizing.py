@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "sizing.md"
 SIZES = (1_000_000, 10_000_000, 33_000_000, 100_000_000)
 MEASURED_GPU = "H200"
 CPU_INSTANCE, FEW_CORES = "m6i.4xlarge", "m6i.8xlarge"
-GPU_INSTANCES = ("p5en.48xlarge", "p5.48xlarge", "p4d.24xlarge")
+GPU_INSTANCES = ("p5.48xlarge", "p4d.24xlarge")
 GIB = 2**30
 
 
@@ -40,6 +40,14 @@ class MeasuredOn(Config):
     gpu: str
 
 
+class StorePrices(Config):
+    """Prices of an object store."""
+
+    gib_month: float
+    get_1000: float
+    put_1000: float
+
+
 class Constants(Config):
     """Contents of benchmarks/sizing.yaml."""
 
@@ -50,24 +58,18 @@ class Constants(Config):
     gpu_rates: dict[str, Constant]
     assumed: dict[str, Constant]
     memory_gib: dict[str, Constant]
+    store_prices: StorePrices
 
 
 class Instance(Config):
-    """An instance type; ``hour`` is its price."""
+    """An instance type; ``hourly`` is its price."""
 
-    hour: float
+    name: str
+    hourly: float
     vcpus: int
     memory_gib: int
     gpus: int = 0
     gpu: str | None = None
-
-
-class StorePrices(Config):
-    """Prices of an object store."""
-
-    gib_month: float
-    get_1000: float
-    put_1000: float
 
 
 class Prices(Config):
@@ -76,8 +78,11 @@ class Prices(Config):
     as_of: str
     source: str
     currency: str
-    instances: dict[str, Instance]
-    store: StorePrices
+    instances: tuple[Instance, ...]
+
+    def named(self, name: str) -> Instance:
+        """Return an instance type."""
+        return next(one for one in self.instances if one.name == name)
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,13 @@ class Sizing:
 
     def on_cores(self, num_cells: float, rate: str, instance: str = CPU_INSTANCE) -> Work:
         """Divide work over all vCPUs of an instance, at the rate of a core here."""
-        kind = self.prices.instances[instance]
+        kind = self.prices.named(instance)
         per_s = self.constants.cpu_rates[rate].value * kind.vcpus * self.constants.assumed["scaling"].value
         return self._work(instance, num_cells / per_s / 3600)
 
     def pretrain(self, num_cells: float, rate: str, instance: str) -> Work:
         """Train for all epochs; the rate of another GPU than the measured one follows from its peak."""
-        kind = self.prices.instances[instance]
+        kind = self.prices.named(instance)
         assert kind.gpu is not None, "an instance with GPUs"
         share = PEAK_FLOPS[kind.gpu] / PEAK_FLOPS[MEASURED_GPU]
         assumed = self.constants.assumed
@@ -116,7 +121,7 @@ class Sizing:
 
     def embed_on_gpus(self, num_cells: float, instance: str) -> Work:
         """Embed once, from operations and the assumed share of the peak."""
-        kind = self.prices.instances[instance]
+        kind = self.prices.named(instance)
         assert kind.gpu is not None, "an instance with GPUs"
         flops = PEAK_FLOPS[kind.gpu] * self.constants.assumed["forward_mfu"].value * kind.gpus
         seconds = num_cells * self.constants.model["forward_flops"].value / flops
@@ -124,12 +129,12 @@ class Sizing:
 
     def requests(self, num_cells: int) -> tuple[int, int, float]:
         """Return the requests of an ingest that read and that write, and their price."""
-        counted, prices = simulate(num_cells), self.prices.store
+        counted, prices = simulate(num_cells), self.constants.store_prices
         gets, puts = counted["gets"], counted["puts"]
         return gets, puts, gets / 1000 * prices.get_1000 + puts / 1000 * prices.put_1000
 
     def _work(self, instance: str, needed: float) -> Work:
-        return Work(instance, needed, needed * self.prices.instances[instance].hour)
+        return Work(instance, needed, needed * self.prices.named(instance).hourly)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -187,7 +192,7 @@ def constants_tables(constants: Constants) -> Iterator[str]:
 
 def corpus_table(sizing: Sizing) -> str:
     """Storage and ingest by size."""
-    cell, prices = sizing.constants.cell, sizing.prices.store
+    cell, prices = sizing.constants.cell, sizing.constants.store_prices
     rows = []
     for num_cells in SIZES:
         stored = num_cells * cell["corpus_bytes"].value
@@ -221,7 +226,7 @@ def gpu_table(sizing: Sizing, rate: str) -> str:
 
 
 def _gpus(sizing: Sizing, name: str) -> str:
-    kind = sizing.prices.instances[name]
+    kind = sizing.prices.named(name)
     return f"{kind.gpus} {kind.gpu}"
 
 
@@ -230,9 +235,9 @@ def embed_table(sizing: Sizing) -> str:
     rows = []
     for num_cells in SIZES:
         on_cpu = sizing.on_cores(num_cells, "embed", FEW_CORES)
-        on_gpu = [sizing.embed_on_gpus(num_cells, name) for name in GPU_INSTANCES[:1] + GPU_INSTANCES[-1:]]
+        on_gpu = [sizing.embed_on_gpus(num_cells, name) for name in GPU_INSTANCES]
         rows.append([cells(num_cells), *(f"{hours(work.hours)}, {money(work.cost)}" for work in (on_cpu, *on_gpu))])
-    names = [f"`{FEW_CORES}`", *(f"`{name}`, {_gpus(sizing, name)}" for name in GPU_INSTANCES[:1] + GPU_INSTANCES[-1:])]
+    names = [f"`{FEW_CORES}`", *(f"`{name}`, {_gpus(sizing, name)}" for name in GPU_INSTANCES)]
     return table(["cells", *names], rows)
 
 
@@ -253,7 +258,7 @@ def page() -> str:
         gpu=constants.measured_on.gpu,
         as_of=prices.as_of,
         source=prices.source,
-        vcpus=prices.instances[CPU_INSTANCE].vcpus,
+        vcpus=prices.named(CPU_INSTANCE).vcpus,
         cpu_instance=CPU_INSTANCE,
         epochs=constants.assumed["epochs"].value,
         corpus=corpus_table(sizing),
@@ -271,8 +276,14 @@ def page() -> str:
 def instances_table(prices: Prices) -> str:
     """Instance types and their prices."""
     rows = [
-        [f"`{name}`", str(one.vcpus), str(one.memory_gib), f"{one.gpus} {one.gpu}" if one.gpu else "", money(one.hour)]
-        for name, one in prices.instances.items()
+        [
+            f"`{one.name}`",
+            str(one.vcpus),
+            str(one.memory_gib),
+            f"{one.gpus} {one.gpu}" if one.gpu else "",
+            money(one.hourly),
+        ]
+        for one in prices.instances
     ]
     return table(["instance", "vCPUs", "memory, GiB", "GPUs", "an hour"], rows)
 

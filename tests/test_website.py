@@ -75,13 +75,6 @@ def test_every_route_is_in_the_reference(reference: Path):
     assert "list of [CellPayload](types.md#cellpayload)" in text
 
 
-def test_commands_and_their_options_are_in_the_reference(reference: Path):
-    text = (reference / "commands" / "data.md").read_text(encoding="utf-8")
-    section = text.partition("`cytoray data gc`")[2].partition("# `cytoray")[0]
-    assert "`--store`" in section
-    assert (reference / "commands" / "quickstart.md").is_file()
-
-
 def test_python_names_are_those_that_can_be_imported(reference: Path):
     text = "".join(path.read_text(encoding="utf-8") for path in (reference / "python").glob("*.md"))
     names = re.findall(r"^::: (\S+)$", text, re.MULTILINE)

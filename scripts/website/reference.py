@@ -6,12 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import command_pages
 import config_pages
 import http_pages
 import python_pages
 
-WRITERS = {"configuration": config_pages, "commands": command_pages, "http": http_pages, "python": python_pages}
+WRITERS = {"configuration": config_pages, "http": http_pages, "python": python_pages}
 
 
 def main(folder: Path) -> None:
