@@ -62,8 +62,9 @@ test-explorer: $(STAMP) $(EXPLORER)/node_modules/.installed  ## The explorer's p
 	$(BIN)/python -m pytest -m "browser" -s
 
 FUZZ_REQUESTS ?= 1000000
-fuzz: $(STAMP)  ## Mutated bodies for each parser of the service (FUZZ_REQUESTS=number); prints the outcomes
-	FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest -s --timeout 0 tests/serving/test_fuzz.py
+FUZZ_WORKERS ?= 2
+fuzz: $(STAMP)  ## FUZZ_REQUESTS mutated bodies for each parser of the service; prints the outcomes (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/helpers/fuzz_service.py --requests $(FUZZ_REQUESTS) --workers $(FUZZ_WORKERS)
 
 PARITY ?= ../shared/reference/scgpt_numbers
 parity: $(STAMP)  ## Every array of the original implementation's (PARITY=folder) beside ours; fails if one is left out
