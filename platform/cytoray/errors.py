@@ -73,6 +73,12 @@ class RegistryError(CytorayError):
     """A registered model, version or alias that cannot be found, written or trusted."""
 
 
+class GateError(RegistryError):
+    """A model version that was not promoted: it does not meet the conditions of its gate."""
+
+    exit_code = 3
+
+
 class RegistryUnavailableError(RegistryError):
     """An MLflow, or its storage, that does not answer."""
 

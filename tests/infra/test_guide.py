@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from guide_commands import check_cluster_command
 from kube_checks import check
 from kube_pods import SECRETS
 from kube_render import documents
@@ -20,6 +21,16 @@ pytestmark = pytest.mark.infra
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").replace("\\\n", " ")
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL) for line in block.splitlines()]
+
+
+OTHERS = ("export", "cytoray", "python")  # tests/test_docs.py checks them
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_is_about_things_that_exist(line: str):
+    words = shlex.split(line)
+    known = words[0] in OTHERS or words[:3] in (["ray", "start", "--head"], ["ray", "job", "submit"])
+    assert known or check_cluster_command(words), f"nothing checks {line}"
 
 
 def run(line: str, folder: Path) -> str:

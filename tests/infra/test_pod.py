@@ -1,6 +1,6 @@
 """A head and a worker live as in a pod of infra/kuberay: user 1000, no capabilities, a root that cannot be written to.
 
-Their own namespaces of processes, mounts and network stand in for the container (tests/helpers/pod.sh); this needs root.
+Namespaces of processes, mounts and network stand in for the container (tests/helpers/pod.sh); this needs root.
 """
 
 from __future__ import annotations
