@@ -1,6 +1,6 @@
 """infra/single-server, run: its own scripts start a real PostgreSQL, MLflow behind its auth app, and an S3 server.
 
-`make test-single-server` makes the environment of the servers (.venv-mlflow). What systemd adds is checked in test_units.py.
+`make test-single-server` makes the environment of the servers (.venv-mlflow). Units of systemd: test_units.py.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def test_strangers_are_refused(server: Server, client: TrackingConfig, monkeypat
     mine = httpx.post(users, json={"username": "other", "password": "x" * 20}, timeout=30, auth=known)
     assert mine.status_code == httpx.codes.FORBIDDEN  # not an administrator
     stranger = boto3.client("s3", aws_access_key_id=server.secret("s3-user"), aws_secret_access_key="wrong")
-    with pytest.raises(botocore.exceptions.ClientError, match="SignatureDoesNotMatch|AccessDenied|403"):
+    with pytest.raises(botocore.exceptions.ClientError, match=r"SignatureDoesNotMatch|AccessDenied|403"):
         stranger.list_objects_v2(Bucket="models")
 
 
