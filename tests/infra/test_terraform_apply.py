@@ -1,7 +1,7 @@
 """infra/terraform applied to moto, an imitation of AWS: everything can be made in one go, and boto3 finds it as wanted.
 
-moto accepts most values without a look, so this shows the order and the references, not that AWS takes each argument. Its
-network is not real, policies are not enforced here, and the addons of EKS do nothing.
+moto accepts most values without a look, so this shows the order and the references, not that AWS takes each argument.
+Its network is not real, policies are not enforced here, and the addons of EKS do nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from processes import started
 
-from .conftest import INFRA, Terraform
+from .conftest import Terraform
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SERVICES = ("ec2", "ecr", "eks", "iam", "kms", "logs", "rds", "s3", "secretsmanager", "sts", "autoscaling")
@@ -28,8 +27,6 @@ VARIABLES = {
     "region": "us-east-1", "bucket_prefix": "lab", "source_buckets": ["lab-h5ad"],
     "admin_role_arns": ["arn:aws:iam::123456789012:role/Admins"], "database": {"deletion_protection": False},
 }  # fmt: skip
-# moto knows no metrics-server, and answers these calls with 404 or 501.
-NOT_IN_MOTO = ("node_repair_config",)
 
 
 @pytest.fixture(scope="module")
@@ -115,4 +112,3 @@ def test_the_database_is_private(applied: dict[str, Any], moto: str) -> None:
     (database,) = _client("rds", moto).describe_db_instances()["DBInstances"]
     assert database["StorageEncrypted"]
     assert not database["PubliclyAccessible"]
-    assert INFRA.is_dir()

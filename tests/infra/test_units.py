@@ -17,11 +17,11 @@ from .conftest import INFRA
 pytestmark = pytest.mark.infra
 HERE = INFRA / "single-server"
 MISTAKES = load_mistakes(Path(__file__).parent / "unit_mistakes.yaml")
-HARDENING = {
-    "NoNewPrivileges": "yes", "CapabilityBoundingSet": "", "ProtectSystem": "strict", "ProtectHome": "yes",
-    "PrivateTmp": "yes", "ProtectKernelModules": "yes", "ProtectControlGroups": "yes", "RestrictSUIDSGID": "yes", "LockPersonality": "yes",
-    "UMask": "0077",
-}  # fmt: skip
+YES = (
+    "NoNewPrivileges", "ProtectHome", "PrivateTmp", "ProtectKernelModules", "ProtectControlGroups", "RestrictSUIDSGID",
+    "LockPersonality",
+)  # fmt: skip
+HARDENING = {**dict.fromkeys(YES, "yes"), "CapabilityBoundingSet": "", "ProtectSystem": "strict", "UMask": "0077"}
 
 
 def verify(folder: Path) -> str:
