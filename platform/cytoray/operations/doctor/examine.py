@@ -22,7 +22,7 @@ _MARGIN_S = 1.0  # for ending processes before the report
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined beside this machine; None is left out."""
+    """Store, MLflow and cluster to examine beside this machine; None is left out."""
 
     store: str | None = None
     tracking_uri: str | None = None

@@ -27,7 +27,7 @@ STDERR_LINES = 4
 
 
 class IngestOrder(Config):
-    """What to ingest for the measurement."""
+    """The cells to ingest for the measurement."""
 
     genes_per_cell: float = Field(gt=0, description="Mean number of expressed genes.")
     compression: Compression = Field("gzip", description="As the files are compressed.")
