@@ -363,6 +363,7 @@ def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     assert [each.seen for each in check_gpus()] == ["2: NVIDIA H200, driver 570.1"]
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_talk(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nonsense0")
     found = run_all_reduce("gloo", 2, limit_s=120)

@@ -24,6 +24,7 @@ from cytoray.corpus.manifest import load_manifest
 from cytoray.tracking.server import connect
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark += [pytest.mark.filterwarnings("ignore::ResourceWarning")]
 ROOT = Path(__file__).parents[2]
 STEPS = 6
 CORPUS = "configs/corpus/quickstart.yaml"
