@@ -24,6 +24,7 @@ from fault_proxy import Fault, FaultProxy, run_fault_proxy
 from cytoray.operations.doctor.clocks import check_clock
 from cytoray.operations.doctor.collective import check_gpus, run_all_reduce
 from cytoray.operations.doctor.findings import Check, Finding, ok
+from cytoray.operations.doctor.kube_cluster import check_kubernetes
 from cytoray.operations.doctor.machine import check_cpus, check_files, check_memory, find_limits
 from cytoray.operations.doctor.mlflow_server import check_mlflow
 from cytoray.operations.doctor.ray_cluster import check_auth, check_cluster, check_ports
@@ -258,6 +259,29 @@ def test_a_cluster_of_another_version(monkeypatch: pytest.MonkeyPatch):
     with answering(200, b'{"ray_version": "2.51.0"}') as url:
         found = the("cluster.version", check_cluster(url))
     assert (found.outcome, "ray==2.60" in found.remedy) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("script", "check", "remedy"),
+    [
+        ("echo 'error: context \"x\" does not exist' >&2; exit 1", "cluster.reach", "get-contexts"),
+        ("case $* in *can-i*) echo no; exit 1;; esac", "cluster.kuberay", "right to create rayjobs"),
+        (
+            'case $* in *can-i*) echo "Warning: the server doesn\'t have a resource type" >&2; echo yes;; esac',
+            "cluster.kuberay",
+            "Install KubeRay",
+        ),
+    ],
+)
+def test_a_kubernetes_that_cannot_run_jobs(
+    script: str, check: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "kubectl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = the(check, check_kubernetes("kuberay:x/cytoray"))
+    assert (found.outcome, remedy in found.remedy) == ("fail", True)
 
 
 def test_authentication_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
