@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -144,6 +145,19 @@ def read_tree(path: str | Path, *, overrides: Sequence[str] = ()) -> _Tree:
     for override in overrides:
         _apply_override(tree, override)
     return tree
+
+
+def subtree(tree: _Tree, path: KeyPath, *, overrides: Sequence[str] = ()) -> _Tree:
+    """Return the mapping at a key path with the lines of its keys, after ``a.b=c`` overrides of its own keys."""
+    data: Any = tree.data
+    for part in path:
+        data = data[part]
+    assert isinstance(data, dict), "only mappings have keys"
+    origins = {known[len(path) :]: where for known, where in tree.origins.items() if known[: len(path)] == path}
+    found = _Tree(copy.deepcopy(data), origins)
+    for override in overrides:
+        _apply_override(found, override)
+    return found
 
 
 def _compose(path: Path) -> yaml.Node | None:

@@ -22,7 +22,7 @@ DEFAULTS_FILE = Path("cytoray.yaml")
 STORE, TRACKING = "CYTORAY_STORE", "MLFLOW_TRACKING_URI"
 EXIT_CODES = (
     "Exit codes: 0 done; 1 unexpected failure or interrupted; 2 a mistake in the command, the settings or the data, "
-    "with its remedy; 75 training was asked to stop and can be continued."
+    "with its remedy; 3 the gate refused to promote a model; 75 training was asked to stop and can be continued."
 )
 Store = Annotated[
     str,

@@ -29,6 +29,10 @@ def check(
         row: dict[str, Any] = {"file": str(file), "kind": None, "fingerprint": None, "problem": None}
         try:
             config: Any = load_stage_config(file, overrides=overrides)
+            if config.kind == "pipeline":
+                from cytoray.operations.pipeline.reading import read_pipeline
+
+                read_pipeline(file, overrides=overrides)  # with the configurations of its stages
         except CytorayError as error:
             row["problem"] = str(error)
             if not as_json:

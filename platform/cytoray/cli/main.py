@@ -16,13 +16,16 @@ from cytoray.cli import (
     assess,
     config,
     corpora,
+    doctor,
     genes,
     init,
     integrate,
+    jobs,
     keys,
     models,
     networks,
     perturb,
+    pipeline,
     proteins,
     query,
     reference,
@@ -58,12 +61,14 @@ _GROUPS = {
     "train": train.app,
     "models": models.app,
     "runs": runs.app,
+    "pipeline": pipeline.app,
     "keys": keys.app,
     "assess": assess.app,
     "perturbations": perturb.app,
     "proteins": proteins.app,
     "reference": reference.app,
     "networks": networks.app,
+    "jobs": jobs.app,
     "config": config.app,
     "tracking": tracking_app,
 }
@@ -154,6 +159,7 @@ app.command()(genes.genes)
 app.command()(perturb.perturb)
 
 
+app.command()(doctor.doctor)
 app.command()(serve.serve)
 app.command()(reproduce.reproduce)
 app.command()(init.init)

@@ -17,6 +17,8 @@ from cytoray.registry.gate import AssessmentsConfig, GateConfig
 from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
 from cytoray.serving.deploy_file import DeployFile
+from cytoray.stages.pipeline_config import PipelineConfig
+from cytoray.stages.rollout import RolloutStageConfig
 from cytoray.tasks import task_assessments, task_offline, task_stages
 from cytoray.tasks.assessing import CACHE_FOLDER
 from cytoray.tasks.config import CACHE, MODEL, ModelStageConfig
@@ -124,7 +126,9 @@ def stage_configs() -> dict[str, type[Config]]:
     offline = {kind: offline_config(kind) for kind in task_offline()}
     others: dict[str, type[Config]] = {
         "infer-networks": InferNetworksConfig,
+        "pipeline": PipelineConfig,
         "promote": PromoteConfig,
+        "rollout": RolloutStageConfig,
         "serve": ServeConfig,
     }
     return {"ingest": IngestConfig, **tasks, **assessments, **offline, **others}
