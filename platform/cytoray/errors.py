@@ -93,3 +93,7 @@ class RequestError(CytorayError):
     def __init__(self, problem: str, *, remedy: str = "", code: str = "malformed_payload", **details: Any) -> None:
         super().__init__(problem, remedy=remedy, code=code, **details)
         self.code = code
+
+
+class JobError(CytorayError):
+    """A job that cannot be submitted, found or followed on its cluster."""

@@ -30,6 +30,9 @@ Store = Annotated[
 ]
 TrackingUri = Annotated[str, typer.Option("--uri", envvar=TRACKING, help="MLflow: http(s)://… or sqlite:////…")]
 AsJson = Annotated[bool, typer.Option("--json", help='Print one JSON object; an error is {"error": …} on stdout.')]
+JsonAnyway = Annotated[
+    bool, typer.Option("--json", help="The result is JSON in any case; with this an error is too, on stdout.")
+]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cytoray.errors import ModelError, RegistryError
 from cytoray.failpoints import failpoint
 from cytoray.registry.aliases import CANDIDATE, REPLACED_TAG, holder, mark_candidate, move_alias
-from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
+from cytoray.registry.artifacts import DIGEST_TAG, LINEAGE, RegisteredVersion, fetch_bundle, upload_bundle
 from cytoray.registry.gate import AssessmentsConfig, judge_assessments, refusal
 from cytoray.registry.recorded import read_recorded
 from cytoray.tracking.server import TrackingConfig, connect, experiment_id, explained
@@ -266,4 +266,5 @@ def describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion
         run_id=version.run_id,
         aliases=aliases,
         assessments=read_recorded(version.tags),
+        lineage={key: version.tags[f"cytoray.{key}"] for key in LINEAGE if version.tags.get(f"cytoray.{key}")},
     )
