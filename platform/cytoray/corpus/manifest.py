@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import uuid
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -110,6 +110,11 @@ class IncrementRecord(Config):
     num_shards: int
     num_cells: int
     report_key: str | None = Field(None, description="Folder with report.html and report.json.")
+    config: dict[str, Any] | None = Field(
+        None,
+        exclude_if=lambda config: config is None,
+        description="The configuration of the ingest, without its places; null in older corpora.",
+    )
 
 
 class CorpusManifest(Config):
@@ -160,10 +165,11 @@ class CorpusManifest(Config):
     def digest(self) -> str:
         """SHA-256 (hex) that names this version: these cells in this order, from these sources.
 
-        Text for people is excluded: the reason why a source was left out names the rows that one task read.
+        Text for people is excluded: the reason why a source was left out names the rows that one task read. So are the
+        configurations, of which the digests are included.
         """
-        words = {"quarantined": {"__all__": {"reason", "remedy"}}}
-        return hashlib.sha256(self.model_dump_json(exclude=words).encode()).hexdigest()
+        others = {"quarantined": {"__all__": {"reason", "remedy"}}, "increments": {"__all__": {"config"}}}
+        return hashlib.sha256(self.model_dump_json(exclude=others).encode()).hexdigest()
 
     @property
     def content_digest(self) -> str:

@@ -10,8 +10,10 @@ import uuid
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
 from cytoray.errors import RequestError, ServingError
 
@@ -46,6 +48,7 @@ CASES = {
     "too_large": Case(413, "The request exceeds the limits of the service"),
     "use_jobs": Case(413, "Too many cells for one request"),
     "unsupported_media_type": Case(415, "Unsupported media type of the body"),
+    "bad_range": Case(416, "The file does not have this range"),
     "unknown_genes": Case(422, "The model does not know the genes of this request"),
     "unknown_proteins": Case(422, "The model does not predict these proteins"),
     "unknown_group": Case(422, "The network does not have this group of cells"),
@@ -151,6 +154,7 @@ def add_problem_handlers(api: FastAPI) -> None:
     api.add_exception_handler(RequestError, _on_request_error)
     api.add_exception_handler(ServingError, _on_serving_error)
     api.add_exception_handler(HTTPException, _on_http_error)
+    api.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
     api.add_exception_handler(OSError, _on_os_error)
     api.add_exception_handler(Exception, _on_any_error)
@@ -176,7 +180,28 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     }
     response = problem_response(request, code, detail=details.get(code, str(error.detail)))
     response.headers.update(error.headers or {})
+    if code == "method_not_allowed":
+        response.headers["Allow"] = ", ".join(_allowed(request)) or response.headers.get("Allow", "")
     return response
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods of all routes of a path; the router names those of the first one only."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] == Match.PARTIAL:
+            found |= route.methods or set()
+    return sorted(found)
+
+
+async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    mistakes = [(f"/{one['loc'][-1]}", str(one["msg"])) for one in error.errors()]
+    pointer, problem = mistakes[0]
+    errors = [{"pointer": place, "detail": text} for place, text in mistakes]
+    return problem_response(
+        request, "malformed_payload", detail=f"{pointer}: {problem}.", pointer=pointer, errors=errors
+    )
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cytoray.errors import StorageError
+from cytoray.tracking.metrics import LOST
 
 Event = dict[str, Any]
 _logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._failed = False
+        self._failed, self._lost = False, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             existing = path.read_bytes() if path.exists() else b""
@@ -56,6 +57,8 @@ class Journal:
                 if not self._failed:
                     _logger.error("run journal %s: events are being lost: %s", self.path, error)
                 self._failed = True
+                self._lost += 1
+                LOST.set(self._lost, run_uuid=self.path.stem)
             self._seq += 1
 
     def fsync(self) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from cytoray.errors import NotFoundError, RegistryError
 from cytoray.failpoints import failpoint
 from cytoray.tracking.journal import Cursor, Event, Journal, read_events, shipping_lock
+from cytoray.tracking.metrics import BEHIND, FAILURES
 from cytoray.tracking.server import connect, experiment_id, explained, public
 
 if TYPE_CHECKING:
@@ -242,11 +243,17 @@ class Shipper(threading.Thread):
                 time.sleep(0.2)
 
     def _try_to_ship(self, *, quiet: bool) -> bool:
+        path = self._journal.path
         try:
-            return ship(self._journal.path, uri=self._uri) is not None
+            shipped = ship(path, uri=self._uri) is not None
+            if shipped:
+                BEHIND.set(0, run_uuid=path.stem)
+            return shipped
         except RegistryError as error:
+            FAILURES.add(run_uuid=path.stem)
+            BEHIND.set(path.stat().st_size - Cursor.load(path, uri=self._uri).offset, run_uuid=path.stem)
             level = logging.DEBUG if quiet else logging.WARNING
-            _logger.log(level, "tracking continues in %s: %s", self._journal.path, error)
+            _logger.log(level, "tracking continues in %s: %s", path, error)
             return False
 
     def close(self, *, wait_s: float) -> bool:

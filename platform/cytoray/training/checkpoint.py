@@ -23,6 +23,7 @@ from cytoray.errors import ConflictError, DigestError, NotFoundError, TrainingEr
 from cytoray.failpoints import failpoint
 from cytoray.runs import run_folder
 from cytoray.training import commit as commits
+from cytoray.training import metrics
 from cytoray.training.commit import AVERAGES, COMMIT, SLICES, STATE, WEIGHTS
 from cytoray.training.lease import Lease
 from cytoray.training.slices import MASTER, MOMENTS, Slice, Snapshot, assemble, decode_slices
@@ -178,6 +179,7 @@ class CheckpointWriter:
             if not commits.is_intact(uri):
                 raise
         failpoint("checkpoint.after_commit")
+        metrics.note_checkpoint(self._folder)
         commits.tidy(uri, commits.read_commit(uri).files)
         if self._keep is not None:
             sweep(self._folder, keep=self._keep)

@@ -33,6 +33,7 @@ from cytoray.runs import run_folder
 from cytoray.tracking import RunLog
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training import engine as engines
+from cytoray.training import metrics
 from cytoray.training.agreement import AgreedError, run_together
 from cytoray.training.ahead import ReadyStep, StepsAhead, Wishes
 from cytoray.training.averaging import WeightAverage
@@ -271,6 +272,7 @@ class Trainer:
         described: list[dict[str, str] | None] = [None] * dist.get_world_size()
         dist.all_gather_object(described, describe_worker(self.engine.device))
         if self.log is not None:
+            metrics.note_start(self.config.run, num_steps=self.config.train.num_steps)
             ray.get(self.settings.board.begin.remote(self.step, described))
 
     def _close_log(self) -> None:

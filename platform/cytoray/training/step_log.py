@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytoray.tracking import RunLog
+from cytoray.training import metrics
 from cytoray.training.config import RunConfig
 from cytoray.training.steps import StepFigures, StepResult, StepRunner
 
@@ -29,6 +30,7 @@ class StepLog:
 
     def __init__(self, runner: StepRunner, log: RunLog | None, board: Any, config: RunConfig) -> None:
         self._runner, self._log, self._board, self._train = runner, log, board, config.train
+        self._run = config.run
         self._pending: list[_Taken] = []
         self._written = time.monotonic()
         self._step_s = 0.0
@@ -56,13 +58,13 @@ class StepLog:
         self.losses = figures[-1].losses
         if self._log is None:
             return []
-        points = []
-        for taken, own in zip(pending, figures, strict=True):
-            values = _values(taken, own)
+        points, rows = [], [_values(taken, own) for taken, own in zip(pending, figures, strict=True)]
+        for taken, values in zip(pending, rows, strict=True):
             self._log.log_metrics(values, step=taken.number)
             if self._is_in_history(taken.number):
                 kept = {name: value for name, value in values.items() if math.isfinite(value)}
                 points.append({"step": float(taken.number), **kept})
+        metrics.note_steps(self._run, pending[-1].number, rows)
         self._board.post.remote(pending[-1].number, self.losses["loss"])
         return points
 

@@ -85,13 +85,18 @@ class Draft(Generic[Item]):
         head = queue.head()
         return head is not None and self._within_padding(head, max(self._longest, head.longest)) > 0
 
-    def draw(self, queue: LengthQueue[Item], seconds: float, *, is_lost: IsLost, remove: Remove) -> float:
-        """Move cells from a queue to the draft for at most ``seconds``; returns the seconds that they take."""
+    def draw(self, queue: LengthQueue[Item], seconds: float, *, until: float, is_lost: IsLost, remove: Remove) -> float:
+        """Move cells from a queue to the draft for at most ``seconds``; returns the seconds that they take.
+
+        ``until``: requests that arrived later are left out.
+        """
         cells, tokens, squares = self.cells, self._tokens, self._squares
         left = seconds = min(seconds, self._seconds_left)
         _, per_token, per_square = self._model.coefficients
         while (segment := queue.head()) is not None:
             ticket = segment.ticket
+            if ticket.since > until:
+                break
             if is_lost(ticket):
                 continue
             count = self._room(segment, left)
@@ -167,10 +172,11 @@ def fill(
     queues: Iterable[LengthQueue[Item]],
     seconds: float,
     *,
+    until: float,
     is_lost: IsLost,
     remove: Remove,
 ) -> float:
-    """Draw from queues, the nearest in length first, for at most ``seconds``; returns the seconds of the cells."""
+    """Draw from queues, the nearest in length first, as ``Draft.draw``; returns the seconds of the cells."""
     spent = 0.0
     closed: set[bool] = set()  # sides, shorter and longer, where cells would have too much padding
     for queue in queues:
@@ -180,7 +186,7 @@ def fill(
         if is_longer in closed:
             continue
         if draft.accepts(queue):
-            spent += draft.draw(queue, seconds - spent, is_lost=is_lost, remove=remove)
+            spent += draft.draw(queue, seconds - spent, until=until, is_lost=is_lost, remove=remove)
         elif queue.bucket != draft.bucket:
             closed.add(is_longer)
     return spent
