@@ -34,8 +34,8 @@ def _is_not_encoded(case: Any, response: Any) -> bool:
 def _names_two_models(case: Any, response: Any) -> bool:
     """OpenAPI cannot say that the model in the path, the query and the body is the same."""
     body = case.body if isinstance(case.body, dict) else {}
-    named = {(case.path_parameters or {}).get("model"), (case.query or {}).get("model"), body.get("model")}
-    return len(named - {None}) > 1
+    places = (case.path_parameters or {}, case.query or {}, body)
+    return len({place["model"] for place in places if isinstance(place.get("model"), str)}) > 1
 
 
 def _has_integers_with_a_point(case: Any, response: Any) -> bool:

@@ -84,7 +84,7 @@ def json_content(model: str, *, example: Mapping[str, Any] | None = None) -> dic
 
 def binary_content(media_types: Iterable[str]) -> dict[str, Any]:
     """Return the content of bodies that are no text; docs/serving.md describes them."""
-    return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types}
+    return {name: {"schema": {"type": "string", "format": "binary", "minLength": 1}} for name in media_types}
 
 
 def query_parameter(name: str, about: str, schema: Mapping[str, Any], *, required: bool = False) -> dict[str, Any]:
