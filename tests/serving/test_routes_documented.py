@@ -56,9 +56,12 @@ class Asked:
         keys = str(folder / "keys.json")
         self.key, _ = create_key(keys, owner="lab", allowance=Allowance(), days=None)
         self.narrow, _ = create_key(keys, owner="narrow", allowance=Allowance(scopes=("nothing",)), days=None)
-        self.poor, _ = create_key(keys, owner="poor", allowance=Allowance(concurrency=0), days=None)
+        one_at_a_time = Allowance(concurrency=1)
+        self.busy, _ = create_key(keys, owner="busy", allowance=one_at_a_time, days=None)
         config, self.gate = EdgeConfig(keys_file=keys), Gate()
-        parts = Parts(config, service.limits, EdgeMetrics(CollectorRegistry()), guard=Guard(config), gate=self.gate)
+        guard = Guard(config)
+        guard._quotas.enter("busy", one_at_a_time)  # a request that is never answered
+        parts = Parts(config, service.limits, EdgeMetrics(CollectorRegistry()), guard=guard, gate=self.gate)
         self.api = build_api(service, edge=parts, explorer=ExplorerConfig())
         transport = httpx.ASGITransport(self.api, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", event_hooks=CHECKED)
@@ -71,12 +74,13 @@ class Asked:
         return self._runner.run(self._client.request(method, path, headers=given, **options))
 
 
-@pytest.fixture
-def ask(bundle: Any, build_service: Callable[..., Any], runner: asyncio.Runner, tmp_path: Path) -> Iterator[Asked]:
+@pytest.fixture(scope="module")
+def ask(bundle: Any, build_service: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     """The application with keys, without jobs."""
     service = build_service(bundle)
-    yield Asked(service, runner, tmp_path)
-    runner.run(service.close())
+    with asyncio.Runner() as runner:
+        yield Asked(service, runner, tmp_path_factory.mktemp("keys"))
+        runner.run(service.close())
 
 
 def _path(template: str) -> str:
@@ -104,11 +108,12 @@ def test_what_any_request_may_get(ask: Asked, method: str, template: str) -> Non
         "too_large": ask(method, path, headers={"Content-Length": str(2**40)}, params=query).json()["code"],
     }
     if template not in OPEN:
-        for code, key in (("unauthenticated", None), ("forbidden", ask.narrow), ("rate_limited", ask.poor)):
+        for code, key in (("unauthenticated", None), ("forbidden", ask.narrow), ("rate_limited", ask.busy)):
             outcomes[code] = ask(method, path, key=key, params=query).json().get("code")
         outcomes["unauthenticated twice"] = ask(method, path, key="cytoray_x_y", params=query).json()["code"]
     ask.gate.is_closed = True
     stopped = ask(method, path, params=query)
+    ask.gate.is_closed = False
     outcomes["draining"] = stopped.json()["code"] if template != "/healthz" else "draining"
     expected = {name: name.partition(" ")[0] for name in outcomes}
     if template in ("/version", "/v1/model", "/v1/models", "/v1/models/{model}"):  # for keys of any scope
