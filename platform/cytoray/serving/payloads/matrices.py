@@ -15,7 +15,7 @@ import pydantic_core
 from pydantic import ValidationError
 
 from cytoray.serving.config import Limits
-from cytoray.serving.payloads.json_cells import malformed, refuse_repeated_keys
+from cytoray.serving.payloads.json_cells import malformed, pointer_of, refuse_repeated_keys
 from cytoray.serving.payloads.parsed import (
     MATRIX_PLACES,
     SAMPLE,
@@ -115,7 +115,7 @@ def read_options(
         mistakes = error.errors(include_input=False, include_url=False, include_context=False)
     else:
         return asked.model_copy(update={"cells": [], "genes": []})
-    pointers = ["".join(f"/{part}" for part in one["loc"]) for one in mistakes[:SAMPLE]]
+    pointers = [pointer_of(one["loc"]) for one in mistakes[:SAMPLE]]
     errors = [{"pointer": at, "detail": one["msg"]} for at, one in zip(pointers, mistakes, strict=False)]
     raise malformed(f"{pointers[0]}: {mistakes[0]['msg']}.", pointers[0], errors=errors)
 
