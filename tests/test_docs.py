@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import glob
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from cytoray.cli.common import Defaults
 from cytoray.cli.main import app
 from cytoray.errors import CytorayError
 
+RUN_ELSEWHERE = "serving-routes.md"  # a script for bash: tests/serving/test_routes_page.py
 LANGUAGES = {"bash", "python", "yaml", "text", "json", "hcl", "promql", "toml", "ini", "dockerfile", "makefile"}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 VARIABLE = re.compile(r"\bCYTORAY_[A-Z_]+\b")
@@ -36,7 +36,7 @@ def test_every_block_has_a_language_that_is_checked():
     assert len(blocks("bash")) > 5
 
 
-@pytest.mark.parametrize("block", blocks("bash"), ids=str)
+@pytest.mark.parametrize("block", [block for block in blocks("bash") if block.file != RUN_ELSEWHERE], ids=str)
 def test_every_command_is_one(block: Block):
     for words in block.commands():
         check_command(words)
@@ -143,13 +143,6 @@ def anchors(path: Path) -> set[str]:
 @pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.file == "quickstart.md"], ids=str)
 def test_defaults_are_those_that_are_read(block: Block):
     assert yaml.safe_load(block.text).keys() == Defaults.model_fields.keys()
-
-
-def test_the_page_of_sizes_is_what_its_constants_give():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
-    command = [sys.executable, "scripts/sizing.py", "--check"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def run(words: list[str]) -> str:

@@ -16,7 +16,7 @@ from cytoray.model.transformer import ScGPT
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 
-TYPES, DONORS = ("B cell", "T cell", "monocyte"), ("ada", "ben", "cem")
+TYPES, DONORS = ("B", "CD14+ Mono", "CD4 T"), ("ada", "ben", "cem")
 NUM_CELLS, NUM_GENES, NUM_MARKERS, NUM_PROTEINS = 240, 300, 40, 6
 GENES = ("CD3D", "CD3E", "IL7R", "LYZ", "IRF1", "JAK2")  # those that pages name, first
 

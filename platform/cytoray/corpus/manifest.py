@@ -225,7 +225,7 @@ def commit_manifest(uri: str, manifest: CorpusManifest) -> None:
     try:
         storage.put_if_absent(version_uri(uri, manifest.version), commit.sealed())
     except ConflictError as error:
-        winner = _load(uri, manifest.version)
+        _, winner = load_version(uri, manifest.version)
         raise ConflictError(
             f"Version {manifest.version} of corpus {manifest.name!r} was committed by another ingest first "
             f"(manifest {winner.digest[:16]}, {winner.num_cells:,} cells).",
@@ -259,7 +259,7 @@ def find_manifest(store: str, name: str) -> CorpusManifest | None:
     if asked and not asked.isdecimal():
         raise CorpusError(f"{name!r}: a version is a number.", remedy=f"Write {plain}@1, or {plain} for the latest.")
     version = int(asked) if asked else max(versions, default=0)
-    return _load(uri, version) if version in versions else None
+    return load_version(uri, version)[1] if version in versions else None
 
 
 def load_commit(uri: str, version: int) -> FileRecord:
@@ -275,13 +275,16 @@ def load_commit(uri: str, version: int) -> FileRecord:
     return FileRecord(key=commit.manifest_key, sha256=commit.manifest_sha256, num_bytes=0)
 
 
-def _load(uri: str, version: int) -> CorpusManifest:
-    """Load the manifest of an existing version."""
+def load_version(uri: str, version: int) -> tuple[FileRecord, CorpusManifest]:
+    """Load the commit and the manifest of an existing version of the corpus at ``uri``, without a listing.
+
+    Raises CorpusError if one of them is damaged.
+    """
     commit = load_commit(uri, version)
     where = storage.join(uri, commit.key)
     data = storage.read_bytes(where, sha256=commit.sha256)
     try:
-        return CorpusManifest.model_validate_json(data)
+        return commit, CorpusManifest.model_validate_json(data)
     except ValidationError as error:
         raise CorpusError(
             f"{where} is not a manifest that this version of cytoray can read.",

@@ -19,6 +19,7 @@ from cytoray.corpus.manifest import (
     list_versions,
     load_commit,
     load_manifest,
+    load_version,
     version_uri,
 )
 from cytoray.corpus.shards import read_shard
@@ -249,8 +250,8 @@ class _Named:
             uri = corpus_uri(self.store, name)
             if version_uri(uri, version) in self._uris:
                 continue
-            manifest = load_manifest(self.store, f"{name}@{version}")
-            self._uris |= {version_uri(uri, version), storage.join(uri, load_commit(uri, version).key)}
+            commit, manifest = load_version(uri, version)
+            self._uris |= {version_uri(uri, version), storage.join(uri, commit.key)}
             self._uris |= {storage.join(uri, key) for key in _keys(manifest)}
 
 
