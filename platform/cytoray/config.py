@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import hashlib
 import importlib.util
 import json
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +14,18 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from cytoray.errors import ConfigError
+from cytoray.mistakes import KeyPath, dotted, explain, explain_yaml, find_mistakes
 
 
 def _absolute(uri: str) -> str:
     """Make local paths absolute, since the working folder of a Ray worker differs from that of the user.
 
     ``package://scanpy.datasets/file`` is a file that an installed package ships; the package is not imported.
+    ValueError for what is neither a path nor a URI of a known kind.
     """
+    check_location(uri)
     if uri.startswith("package://"):
         package, _, name = uri.removeprefix("package://").partition("/")
         top, *inner = package.split(".")
@@ -37,8 +38,22 @@ def _absolute(uri: str) -> str:
     return str(Path(uri).expanduser().absolute()) + ("/" if uri.endswith("/") else "")
 
 
+def check_location(uri: str, *, schemes: tuple[str, ...] = ("s3", "file", "package")) -> None:
+    """Raise ValueError for an empty location, ``s3:/bucket``, an S3 URI without a bucket, or an unknown scheme."""
+    if not uri.strip():
+        raise ValueError("it is empty; write a path or s3://bucket/prefix")
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        if (match := re.match(r"(?i)(s3|file|package)(?::/|:?//)", uri)) is not None:
+            raise ValueError(f"it looks like a URI, which begins with {match[1].lower()}://")
+        return
+    if schemes and scheme not in schemes:
+        raise ValueError(f"unknown kind of store {scheme!r}; write a path or s3://bucket/prefix")
+    if scheme == "s3" and not rest.strip("/"):
+        raise ValueError("it has no bucket; write s3://bucket/prefix")
+
+
 Location = Annotated[str, AfterValidator(_absolute)]  # an s3:// URI or a local path
-KeyPath = tuple[str | int, ...]
 ConfigType = TypeVar("ConfigType", bound="Config")
 MAX_DEPTH = 50  # of nested mappings; exceeded only by a file that includes itself
 
@@ -132,19 +147,32 @@ def read_tree(path: str | Path, *, overrides: Sequence[str] = ()) -> _Tree:
     return tree
 
 
+def subtree(tree: _Tree, path: KeyPath, *, overrides: Sequence[str] = ()) -> _Tree:
+    """Return the mapping at a key path with the lines of its keys, after ``a.b=c`` overrides of its own keys."""
+    data: Any = tree.data
+    for part in path:
+        data = data[part]
+    assert isinstance(data, dict), "only mappings have keys"
+    origins = {known[len(path) :]: where for known, where in tree.origins.items() if known[: len(path)] == path}
+    found = _Tree(copy.deepcopy(data), origins)
+    for override in overrides:
+        _apply_override(found, override)
+    return found
+
+
 def _compose(path: Path) -> yaml.Node | None:
     """Parse a YAML file into its node graph."""
+    text = ""
     try:
-        return yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        return yaml.compose(text, Loader=_Loader)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read this configuration ({error.strerror}).", remedy="Check the path.", path=str(path)
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        why = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}:{line}: not valid YAML: {why}.", remedy="Fix this line.", path=str(path)) from error
+        problem = f"{explain_yaml(str(path), text, error)}."
+        raise ConfigError(problem, remedy="Fix this line.", path=str(path)) from error
 
 
 def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
@@ -161,13 +189,13 @@ def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
             key, child = str(key_node.value), (*path, str(key_node.value))
             if key in result:
                 line = key_node.start_mark.line + 1
-                raise ConfigError(f"{file}:{line}: {_dotted(child)}: duplicate key.", remedy="Keep one of them.")
+                raise ConfigError(f"{file}:{line}: {dotted(child)}: duplicate key.", remedy="Keep one of them.")
             tree.origins[child] = f"{file}:{key_node.start_mark.line + 1}"
             result[key] = _convert(value_node, child, file, tree)
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_convert(child, (*path, position), file, tree) for position, child in enumerate(node.value)]
-    value = _scalar(node, file)
+    value = _scalar(node, path, file)
     if isinstance(value, str) and path and value.endswith((".yaml", ".yml")):
         included = file.parent / value
         inner = _compose(included)
@@ -175,14 +203,15 @@ def _convert(node: yaml.Node, path: KeyPath, file: Path, tree: _Tree) -> Any:
     return value
 
 
-def _scalar(node: yaml.Node, file: Path) -> Any:
+def _scalar(node: yaml.Node, path: KeyPath, file: Path) -> Any:
     """Construct one YAML scalar by the safe rules."""
     loader = _Loader("")
     try:
         return loader.construct_object(node)
     except (yaml.YAMLError, ValueError) as error:  # an unknown !tag; a date such as 2020-13-45
         why = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{file}:{node.start_mark.line + 1}: {why}.", remedy="Quote the value.") from error
+        where = f"{file}:{node.start_mark.line + 1}: {dotted(path)}"
+        raise ConfigError(f"{where}: {why}.", remedy="Quote the value.") from error
     finally:
         loader.dispose()
 
@@ -219,94 +248,11 @@ def validate_tree(kind: type[ConfigType], tree: _Tree, *, source: str) -> Config
         # JSON mode is strict about types but accepts a list for a tuple, as YAML has no tuples.
         return kind.model_validate_json(json.dumps(tree.data, default=str), strict=True)
     except ValidationError as error:
-        details = error.errors()
-        # A misspelt required key is reported once, as unknown, and not as missing as well.
-        meant = {_nearest(kind, detail["loc"]) for detail in details if detail["type"] == "extra_forbidden"}
-        shown = [detail for detail in details if detail["type"] != "missing" or _dotted(detail["loc"]) not in meant]
-        lines = [_explain(kind, tree, detail) for detail in shown]
+        found = find_mistakes(kind, tree.data, error.errors())
+        lines = [explain(kind, mistake, origin=tree.origin(mistake.path)) for mistake in found]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(
             f"{source}: {count} in this configuration:\n  " + "\n  ".join(lines),
             remedy="\nFix these lines; `cytoray config check FILE` checks a file without running anything.",
             mistakes=lines,
         ) from error
-
-
-def _explain(kind: type[Config], tree: _Tree, detail: ErrorDetails) -> str:
-    """Describe one mistake as ``file:line: key.path: problem (did you mean …?)``."""
-    path: KeyPath = detail["loc"]
-    where = f"{tree.origin(path)}: {_dotted(path) or 'top level'}"
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest_key(kind, path)}"
-    if detail["type"] == "missing":
-        return f"{where}: this key is required and has no default"
-    message = detail["msg"].removeprefix("Value error, ")
-    got = detail["input"]
-    if isinstance(got, dict):
-        return f"{where}: {message}"
-    hint = ""
-    if detail["type"] == "literal_error" and isinstance(got, str):
-        options = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
-        near = difflib.get_close_matches(got, options, n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{where}: {message}, got {json.dumps(got, default=str)}{hint}"
-
-
-def _nearest_key(kind: type[Config], path: KeyPath) -> str:
-    """Suggest the key that was meant by the unknown key ``path``, or else list the valid keys."""
-    near, scope = _nearest(kind, path), _model_at(kind, path[:-1])
-    if near is not None:
-        return f" (did you mean {near}?)"
-    return f" (valid here: {', '.join(sorted(scope.model_fields))})" if scope is not None else ""
-
-
-def _nearest(kind: type[Config], path: KeyPath) -> str | None:
-    """Find the valid key nearest to the last part of ``path``: the same key elsewhere, or a similar one here."""
-    scope = _model_at(kind, path[:-1])
-    if scope is None:
-        return None
-    unknown = str(path[-1])
-    elsewhere = [key for key in _all_keys(kind) if key.rpartition(".")[2] == unknown]
-    if elsewhere:
-        return elsewhere[0]
-    near = difflib.get_close_matches(unknown, list(scope.model_fields), n=1, cutoff=0.5)
-    return _dotted((*path[:-1], near[0])) if near else None
-
-
-def _model_at(kind: type[Config], path: KeyPath) -> type[BaseModel] | None:
-    """Return the model class that validates the mapping at ``path``."""
-    model: type[BaseModel] | None = kind
-    for part in path:
-        if isinstance(part, int):
-            continue
-        if model is None or part not in model.model_fields:
-            return None
-        model = _submodel(model.model_fields[part].annotation)
-    return model
-
-
-def _submodel(annotation: Any) -> type[BaseModel] | None:
-    """Return the first model class in an annotation such as ``Model``, ``Model | None`` or ``tuple[Model, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _submodel(argument)
-        if found is not None:
-            return found
-    return None
-
-
-def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Yield every key path of a configuration class, depth first."""
-    keys: list[str] = []
-    for name, info in kind.model_fields.items():
-        keys.append(prefix + name)
-        inner = _submodel(info.annotation)
-        if inner is not None:
-            keys.extend(_all_keys(inner, f"{prefix}{name}."))
-    return keys
-
-
-def _dotted(path: KeyPath) -> str:
-    """Format ``("train", "lr")`` as ``train.lr``."""
-    return ".".join(str(part) for part in path)

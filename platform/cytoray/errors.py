@@ -73,6 +73,12 @@ class RegistryError(CytorayError):
     """A registered model, version or alias that cannot be found, written or trusted."""
 
 
+class GateError(RegistryError):
+    """A model version that was not promoted: it does not meet the conditions of its gate."""
+
+    exit_code = 3
+
+
 class RegistryUnavailableError(RegistryError):
     """An MLflow, or its storage, that does not answer."""
 
@@ -87,3 +93,7 @@ class RequestError(CytorayError):
     def __init__(self, problem: str, *, remedy: str = "", code: str = "malformed_payload", **details: Any) -> None:
         super().__init__(problem, remedy=remedy, code=code, **details)
         self.code = code
+
+
+class JobError(CytorayError):
+    """A job that cannot be submitted, found or followed on its cluster."""

@@ -1,14 +1,19 @@
-"""The revision of the code for lineage tags, and a digest of the code itself."""
+"""The revision of the code for lineage tags, a digest of the code itself, and the packages that it runs with."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import platform
 import subprocess
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 VARIABLE = "CYTORAY_GIT_REVISION"  # for jobs, whose shipped folder has no .git
+# Packages whose version may change the bits of a corpus, of weights, or of what is fitted beside them.
+PACKAGES = ("torch", "deepspeed", "ray", "numpy", "scipy", "scikit-learn", "lightgbm", "numba", "pyarrow", "anndata")
 
 
 @cache
@@ -33,3 +38,27 @@ def source_digest() -> str:
             found.update(f"{path.relative_to(root).as_posix()}\0".encode())
             found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
+
+
+def processor() -> str:
+    """Return the processor's name as reported by the kernel."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def environment() -> dict[str, str]:
+    """Return what results may depend on besides configuration and data: code, Python, processor kind, packages."""
+    from cytoray import __version__
+
+    found = {
+        "cytoray": __version__,
+        "git_revision": git_revision(),
+        "source_digest": source_digest(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

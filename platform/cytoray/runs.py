@@ -24,6 +24,19 @@ class BundleRecord(Config):
     mlflow_run_id: str | None
 
 
+class Done(Config):
+    """``DONE.json``: written when a run finishes, and again when it finishes after an extension."""
+
+    mlflow_run_id: str | None
+    hardware: tuple[dict[str, str], ...] = ()
+    events: tuple[str, ...] = ()
+
+
+def done_uri(store: str, run: str) -> str:
+    """Return the URI of the record that a run has finished."""
+    return storage.join(run_folder(store, run), "DONE.json")
+
+
 def run_folder(store: str, run: str) -> str:
     """Return the folder of a run; TrainingError if ``run`` cannot be the name of one."""
     if re.fullmatch(NAME, run) is None:

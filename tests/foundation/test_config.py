@@ -199,13 +199,13 @@ def test_a_mapping_may_stand_in_a_file_of_its_own_and_keeps_its_lines(write):
     [
         ("name: a\ntrain: {num_steps: 1}\nname: b\n", "job.yaml:3: name: duplicate key"),
         ("name: a\ntrain:\n  num_steps: 1\n  num_steps: 2\n", "job.yaml:4: train.num_steps: duplicate key"),
-        ("name: a\ntrain: [\n", "job.yaml:3: not valid YAML"),
-        ("name: a\n\ttrain: 1\n", "job.yaml:2: not valid YAML"),
-        ("name: a\n---\nname: b\n", "job.yaml:2: not valid YAML"),
+        ("name: a\ntrain: [\n", "job.yaml:3: train: not valid YAML"),
+        ("name: a\n\ttrain: 1\n", "job.yaml:2: name.train: not valid YAML"),
+        ("name: a\n---\nname: b\n", "job.yaml:2: name: not valid YAML"),
         ("- name: a\n", "job.yaml:1: the top level must be a mapping"),
         ("just words\n", "job.yaml:1: the top level must be a mapping"),
-        ("train:\n  num_steps: 1\nname: 2020-13-45\n", "job.yaml:3: month must be in 1..12"),
-        ("name: a\nstore: !secret key\n", "job.yaml:2: could not determine a constructor for the tag '!secret'"),
+        ("train:\n  num_steps: 1\nname: 2020-13-45\n", "job.yaml:3: name: month must be in 1..12"),
+        ("name: a\nstore: !secret key\n", "job.yaml:2: store: could not determine a constructor for the tag '!secret'"),
         ("name: !!python/object/apply:os.getcwd []\n", "job.yaml:1: "),
         ("name: a\ntrain: absent.yaml\n", "absent.yaml: cannot read this configuration"),
         ("name: a\ntrain: job.yaml\n", "nested more than 50 levels deep"),
@@ -214,6 +214,25 @@ def test_a_mapping_may_stand_in_a_file_of_its_own_and_keeps_its_lines(write):
 )
 def test_a_file_that_cannot_be_read_is_named_with_its_line(write, text: str, told: str):
     assert told in problem(write(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a:\n- b: 1\n  c: @x\n", "job.yaml:3: a.0.c: "),
+        ("a:\n  - b: 1\n  - {b: 2}\n  - b: 3\n    c: @x\n", "job.yaml:5: a.2.c: "),
+        ("a:\n- b: 1\n- c:\n    d: x: y\ne: 1\n", "job.yaml:4: a.1.c.d: "),
+        ("a:\n- b: 1\ne: 'open\n\nf: 2\n", "job.yaml:3: e: "),
+    ],
+)
+def test_a_line_that_is_no_yaml_is_named_by_its_key(write, text: str, told: str):
+    assert problem(write(text)).startswith(told)
+
+
+@pytest.mark.parametrize("wrong", ["", "s3:/bucket", "S3//bucket", "s3://", "s4://bucket/prefix", "http://host/file"])
+def test_a_location_that_cannot_be_one_is_refused(write, wrong: str):
+    (told,) = mistakes(write(GOOD + f"store: '{wrong}'\n"))
+    assert told.startswith("job.yaml:6: store: ")
 
 
 def test_a_path_that_is_no_readable_file_is_named(write, tmp_path: Path):

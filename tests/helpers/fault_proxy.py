@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Literal
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 from yarl import URL
 
 Action = Literal[
-    "status", "reset", "hang", "partial", "flip", "slow", "reset_after_apply", "drop_condition"
+    "status", "reset", "hang", "partial", "flip", "slow", "reset_after_apply", "drop_condition", "old_date"
 ]  # fmt: skip
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "trailer", "upgrade"}
 CHECKSUMS = ("x-amz-checksum-", "content-md5")  # taken from flipped replies: no client could see the flip then
@@ -33,7 +35,7 @@ class Fault:
     n: int = 1
     status: int = 503
     code: str = "SlowDown"
-    seconds: float = 60.0  # of a hang
+    seconds: float = 60.0  # of a hang, or that the date of a reply is in the past
     fraction: float = 0.5  # of the body, before a partial reply ends
     chunk: int = 65_536  # of a slow reply
     delay: float = 0.01  # between its chunks
@@ -172,6 +174,9 @@ async def _reply(
         damaged[len(damaged) // 2] ^= 1
         content = bytes(damaged)
         headers = {name: value for name, value in headers.items() if not name.lower().startswith(CHECKSUMS)}
+    if fault and action == "old_date":
+        headers = {name: value for name, value in headers.items() if name.lower() != "date"}
+        headers["Date"] = formatdate(time.time() - fault.seconds, usegmt=True)
     if request.method != "HEAD":
         headers["Content-Length"] = str(len(content))
     response = web.StreamResponse(status=status, headers=headers)

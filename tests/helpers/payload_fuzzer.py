@@ -45,11 +45,15 @@ class Outcomes:
         return ", ".join(f"{code} {count:,}" for code, count in self.by_code.most_common())
 
 
-def fuzz(seeds: Sequence[bytes], run: Callable[[bytes], object], *, num: int, seed: int = 0) -> Outcomes:
+def fuzz(
+    seeds: Sequence[bytes], run: Callable[[bytes], object], *, num: int, seed: int = 0, start: int = 0
+) -> Outcomes:
     """Parse ``num`` mutations of the ``seeds``; a failure names the number of the mutation, which repeats it."""
     outcomes = Outcomes()
-    for number in range(num):
-        body = mutated(seeds, random.Random(f"{seed} {number}"))
+    rng = random.Random()
+    for number in range(start, start + num):
+        rng.seed(seed << 48 | number)
+        body = mutated(seeds, rng)
         try:
             outcomes.parse(body, run)
         except Exception as error:

@@ -78,7 +78,7 @@ def test_what_passes_its_gate_becomes_champion_with_its_scores_and_what_fails_st
     worse = GateConfig(scores=write_scores(0.5), at_least=0.6, **asked)
     with pytest.raises(RegistryError) as caught:
         promote_version(second, tracking=tracking, gate=worse)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 3
     for told in ("stays a candidate, and version 1 keeps the alias champion", "macro_f1 0.5 is not at least 0.6",
                  "macro_f1 0.5 is worse than the 0.625 of version 1", "Promote a better model"):  # fmt: skip
         assert told in str(caught.value)

@@ -8,11 +8,15 @@ import threading
 from typing import Any
 
 import pytest
+import scipy.sparse as sp
 
 from cytoray.errors import RequestError
 from cytoray.model.predictor import CellPredictor, Predictions
 from cytoray.serving.batching.config import BatchingConfig
+from cytoray.serving.batching.costs import Sample
 from cytoray.serving.cell_work import Caller
+from cytoray.serving.payloads.media import ARROW, JSON, read_form
+from cytoray.serving.sending import Cells, encode_cells, encode_stream
 from cytoray.tasks import find_endpoint
 from cytoray.tokens.cells import SparseCells
 
@@ -123,6 +127,34 @@ def test_overload_is_answered_at_once_with_the_time_to_come_back(
     runner.run(asyncio.wait(waiting))
     assert http.post("/v1/embed", json=body).status_code == 200
     assert (service.stats.overloaded, service.stats.answered) == (1, 3)
+
+
+@pytest.mark.parametrize("media_type", [JSON, ARROW])
+def test_a_busy_service_refuses_a_request_without_reading_it(
+    service: Any, slow: Slow, runner: asyncio.Runner, make_counts: Any, as_request: Any, media_type: str
+) -> None:
+    """Reading takes processor time from the model, and at five times the load most requests are refused."""
+    encode = {JSON: encode_cells, ARROW: encode_stream}[media_type]
+
+    def body(cells: int) -> bytes:
+        """Return a request that cannot be answered: an index is out of range."""
+        return encode(Cells(["a"], None, sp.csr_matrix(make_counts(cells))), range(cells))
+
+    good = json.dumps(as_request(make_counts(90))).encode()
+    form = read_form(content_type=media_type, content_encoding="", accept="", options=(), about_cells=True)
+
+    async def ask() -> None:
+        await start(service, slow, good, good)
+        costs, now = service._batcher._scheduler.costs, service._batcher.clock()
+        costs.learn(EMBED.run, Sample(1000, 1000, 10.0), bucket=1, now=now)  # 40 s wait already
+        for cells, code in ((40, "overloaded"), (2, "bad_matrix")):  # interactive requests would not wait for so long
+            with pytest.raises(RequestError) as caught:
+                await service.answer(EMBED, body(cells), form)
+            assert caught.value.code == code
+        slow.permits.release(1000)
+        await service.drain()
+
+    runner.run(ask())
 
 
 def test_callers_are_told_apart_by_their_keys(

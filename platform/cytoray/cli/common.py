@@ -22,7 +22,7 @@ DEFAULTS_FILE = Path("cytoray.yaml")
 STORE, TRACKING = "CYTORAY_STORE", "MLFLOW_TRACKING_URI"
 EXIT_CODES = (
     "Exit codes: 0 done; 1 unexpected failure or interrupted; 2 a mistake in the command, the settings or the data, "
-    "with its remedy; 75 training was asked to stop and can be continued."
+    "with its remedy; 3 the gate refused to promote a model; 75 training was asked to stop and can be continued."
 )
 Store = Annotated[
     str,
@@ -30,6 +30,9 @@ Store = Annotated[
 ]
 TrackingUri = Annotated[str, typer.Option("--uri", envvar=TRACKING, help="MLflow: http(s)://… or sqlite:////…")]
 AsJson = Annotated[bool, typer.Option("--json", help='Print one JSON object; an error is {"error": …} on stdout.')]
+JsonAnyway = Annotated[
+    bool, typer.Option("--json", help="The result is JSON in any case; with this an error is too, on stdout.")
+]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")]
 
 

@@ -188,6 +188,7 @@ def export(
     to: Annotated[str, typer.Option(help="Local path of the file or folder to write.", show_default=False)],
     format: Annotated[Literal["h5ad", "zarr", "annbatch"], typer.Option(help="Format to write.")] = "h5ad",
     select: Annotated[str | None, typer.Option(help="Cells to write, as an expression over columns of obs.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Export a corpus, or selected cells of it, as AnnData."""
     from cytoray import progress
@@ -197,7 +198,8 @@ def export(
 
     with progress.stage("export", total=load_manifest(store, corpus).num_cells, unit="cells") as advance:
         result = write(store, corpus, ExportOptions(to, format, select), advance=advance)
-    typer.echo(f"{result.num_cells:,} cells, {result.num_genes:,} genes: {', '.join(result.files)}")
+    line = f"{result.num_cells:,} cells, {result.num_genes:,} genes: {', '.join(result.files)}"
+    print_answer(result, [line], as_json=as_json)
 
 
 def _duration(seconds: float) -> str:

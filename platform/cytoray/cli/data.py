@@ -25,6 +25,7 @@ def synth(
     compression: Annotated[
         Literal["fast", "gzip", "none"], typer.Option(help="Compression: fast deflate, gzip as in anndata, or none.")
     ] = "fast",
+    as_json: AsJson = False,
 ) -> None:
     """Write synthetic h5ad files: sparse, realistic counts with planted cell types and donors."""
     from cytoray import progress
@@ -36,9 +37,9 @@ def synth(
     with progress.stage("synth", total=cells, unit="cells") as advance:
         paths = synthesise(out, config, advance=advance)
     size = sum(path.stat().st_size for path in paths)
-    typer.echo(
-        f"{cells:,} cells in {len(paths)} files below {out}, {size / 1e9:.2f} GB, {size / cells:,.0f} bytes per cell"
-    )
+    line = f"{cells:,} cells in {len(paths)} files below {out}, {size / 1e9:.2f} GB, {size / cells:,.0f} bytes per cell"
+    answer = {"out": str(out), "files": [str(path) for path in paths], "num_cells": cells, "num_bytes": size}
+    print_answer(answer, [line], as_json=as_json)
 
 
 @app.command()

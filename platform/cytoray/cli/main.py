@@ -7,29 +7,37 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from cytoray.cli import (
     assess,
+    config,
     corpora,
+    doctor,
     genes,
+    init,
     integrate,
+    jobs,
     keys,
     models,
     networks,
     perturb,
+    pipeline,
     proteins,
     query,
     reference,
+    reproduce,
+    runs,
     serve,
     train,
 )
 from cytoray.cli.common import (
     EXIT_CODES,
     AsJson,
+    JsonAnyway,
     Overrides,
     TrackingUri,
     load_defaults,
@@ -47,25 +55,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Show and check configuration files.", no_args_is_help=True)
 tracking_app = typer.Typer(help="The run journals and MLflow.", no_args_is_help=True)
 _GROUPS = {
     "data": corpora.app,
     "train": train.app,
     "models": models.app,
+    "runs": runs.app,
+    "pipeline": pipeline.app,
     "keys": keys.app,
     "assess": assess.app,
     "perturbations": perturb.app,
     "proteins": proteins.app,
     "reference": reference.app,
     "networks": networks.app,
-    "config": config_app,
+    "jobs": jobs.app,
+    "config": config.app,
     "tracking": tracking_app,
 }
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
-
-ConfigFile = Annotated[Path, typer.Argument(help="A YAML file of one stage.", show_default=False)]
 
 
 def main() -> None:
@@ -123,6 +131,7 @@ def _stage_command(name: str, help_text: str) -> Callable[..., None]:
         config: Annotated[Path, typer.Option("--config", help="YAML file of this stage.", show_default=False)],
         overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
         num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+        as_json: JsonAnyway = False,
     ) -> None:
         """Run this stage; the docstring is replaced below."""
         from cytoray.stages.job import print_result, run_stage
@@ -150,45 +159,11 @@ app.command()(genes.genes)
 app.command()(perturb.perturb)
 
 
+app.command()(doctor.doctor)
 app.command()(serve.serve)
+app.command()(reproduce.reproduce)
+app.command()(init.init)
 app.command()(query.query)
-
-
-@config_app.command("check")
-def config_check(
-    files: Annotated[list[Path], typer.Argument(help="YAML files.")],
-    overrides: Overrides = [],  # noqa: B006
-    as_json: AsJson = False,
-) -> None:
-    """Check configuration files; report each mistake with file, line, key path and the nearest valid key."""
-    from cytoray.stages.config import load_stage_config
-
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        row: dict[str, Any] = {"file": str(file), "kind": None, "fingerprint": None, "problem": None}
-        try:
-            config: Any = load_stage_config(file, overrides=overrides)
-        except CytorayError as error:
-            row["problem"] = str(error)
-            if not as_json:
-                typer.echo(f"error: {error}", err=True)
-        else:
-            row |= {"kind": config.kind, "fingerprint": config.fingerprint()}
-        rows.append(row)
-    good = [row for row in rows if row["problem"] is None]
-    lines = (f"{row['file']}: good ({row['kind']}, {row['fingerprint'][:12]})" for row in good)
-    print_answer({"files": rows}, lines, as_json=as_json)
-    if len(good) < len(rows):
-        raise typer.Exit(CytorayError.exit_code)
-
-
-@config_app.command("show")
-def config_show(file: ConfigFile, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
-    """Print the resolved configuration, defaults included, as YAML."""
-    from cytoray.stages.config import load_stage_config
-
-    config = load_stage_config(file, overrides=overrides)
-    print_answer(config, config.to_yaml().splitlines(), as_json=as_json)
 
 
 @tracking_app.command("sync")

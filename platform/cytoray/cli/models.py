@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,12 +12,18 @@ import typer
 
 from cytoray.cli.attach import MODEL, attach_command
 from cytoray.cli.common import STORE, TRACKING, AsJson, TrackingUri, print_answer, tracking_of
+from cytoray.drafts import replace_file
 
 if TYPE_CHECKING:
+    from cytoray.operations.reproducing.lineage import Places
     from cytoray.registry.artifacts import RegisteredVersion
 
 app = typer.Typer(help="Models: registered versions; import and export of scGPT's layout.", no_args_is_help=True)
 VersionArgument = Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS.", show_default=False)]
+MODEL_OR_SHORT = f"{MODEL} NAME@ALIAS and NAME/VERSION are short for registered ones."
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_OR_SHORT, show_default=False)]
+ModelTracking = Annotated[str | None, typer.Option("--uri", envvar=TRACKING, help="MLflow, for models:/….")]
+SHORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+|/[0-9]+)")
 RunStore = Annotated[str | None, typer.Option("--store", envvar=STORE, help="Root of everything, for run:NAME.")]
 
 
@@ -65,6 +73,61 @@ def record(
     tracking = tracking_of(uri)
     found = record_assessment(find_version(_version_uri(version), tracking=tracking), report, tracking=tracking)
     print_answer(found, ["  ".join([f"{found.name}/{found.version}", *_figures(found)])], as_json=as_json)
+
+
+def _places(store: str | None, uri: str | None) -> Places:
+    """Return where models are looked up."""
+    from cytoray.operations.reproducing.lineage import Places
+
+    return Places(store, None if uri is None else tracking_of(uri))
+
+
+@app.command()
+def card(
+    model: ModelArgument,
+    out: Annotated[Path | None, typer.Option(help="File to write instead: .md or .json.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights, which no file states.")] = None,
+    store: RunStore = None,
+    uri: ModelTracking = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a model card: what it is, its data, figures beside simple methods, limits, licence, lineage."""
+    from cytoray.errors import ConfigError
+    from cytoray.operations.describing.card import build_card, card_markdown
+    from cytoray.operations.describing.models import describe_model
+
+    if out is not None and out.suffix not in (".md", ".json"):
+        raise ConfigError(f"{out} is neither .md nor .json.", remedy="Name a file of one of these kinds.")
+    found = build_card(describe_model(_model_uri(model), places=_places(store, uri)), licence=licence)
+    if out is None:
+        print_answer(found, card_markdown(found), as_json=as_json)
+        return
+    text = json.dumps(found, indent=1) if out.suffix == ".json" else "\n".join(card_markdown(found))
+    replace_file(out.expanduser().absolute(), f"{text}\n".encode())
+    print_answer({"out": str(out), "model": found["model"], "digest": found["digest"]}, [str(out)], as_json=as_json)
+
+
+@app.command()
+def diff(
+    first: ModelArgument,
+    second: Annotated[str, typer.Argument(help="The model to compare it with.", show_default=False)],
+    store: RunStore = None,
+    uri: ModelTracking = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models: settings, data, vocabulary, labels, figures, files."""
+    from cytoray.operations.describing.model_diff import diff_lines, diff_models
+    from cytoray.operations.describing.models import describe_model
+
+    places = _places(store, uri)
+    one, two = (describe_model(_model_uri(model), places=places) for model in (first, second))
+    found = diff_models(one, two)
+    print_answer(found, diff_lines(found), as_json=as_json)
+
+
+def _model_uri(model: str) -> str:
+    """Return a model's URI; NAME/VERSION and NAME@ALIAS are short for those of a registered one."""
+    return f"models:/{model}" if SHORT.fullmatch(model) else model
 
 
 def _version_uri(version: str) -> str:
@@ -135,6 +198,7 @@ def import_(
         bool,
         typer.Option("--allow-missing", help="Initialise missing tensors of a head that is only partly in the file."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a public scGPT checkpoint into a bundle; reports each tensor and runs no code from the files."""
     from cytoray.model.bundle import save_bundle
@@ -145,8 +209,9 @@ def import_(
     with local_folder(folder) as path:
         checkpoint = load_public_checkpoint(path, overrides=fields, allow_missing=allow_missing)
     digest = save_bundle(checkpoint.to_bundle(names), out)
-    typer.echo(checkpoint.report.text())
-    typer.echo(f"bundle {out}  {digest}")
+    report = checkpoint.report.text()
+    answer = {"bundle": str(out), "digest": digest, "report": report.splitlines()}
+    print_answer(answer, [report, f"bundle {out}  {digest}"], as_json=as_json)
 
 
 @app.command()
@@ -161,6 +226,7 @@ def export(
     ] = "flash",
     store: RunStore = None,
     uri: Annotated[str | None, typer.Option(envvar=TRACKING, help="MLflow, for models:/….")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a bundle in the layout that scGPT and helical read: best_model.pt, args.json, vocab.json."""
     from cytoray.model.public_checkpoint import export_bundle
@@ -169,9 +235,11 @@ def export(
     tracking = tracking_of(uri) if uri is not None and bundle.startswith(REGISTERED) else None
     opened = open_model(bundle, store=store, tracking=tracking)
     export_bundle(opened.bundle, out, layout=layout)
-    typer.echo(f"checkpoint {out}  layout {layout}  of bundle {opened.digest}")
     conditions = ["conditions.json"] if opened.bundle.conditions is not None else []
-    if left_out := [*conditions, *opened.bundle.attachments]:
+    left_out = [*conditions, *opened.bundle.attachments]
+    answer = {"checkpoint": str(out), "layout": layout, "bundle_digest": opened.digest, "left_out": left_out}
+    print_answer(answer, [f"checkpoint {out}  layout {layout}  of bundle {opened.digest}"], as_json=as_json)
+    if left_out:
         typer.echo(f"scGPT's layout has no place for {', '.join(left_out)}: not written", err=True)
 
 

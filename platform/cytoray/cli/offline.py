@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cytoray.cli.common import STORE, TRACKING, Overrides, place
+from cytoray.cli.common import STORE, TRACKING, JsonAnyway, Overrides, place
 
 
 def offline_command(kind: str, help_text: str) -> Callable[..., None]:
@@ -35,6 +35,7 @@ def offline_command(kind: str, help_text: str) -> Callable[..., None]:
         config: Annotated[Path | None, typer.Option(help="YAML file; other options override it.")] = None,
         overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
         num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+        as_json: JsonAnyway = False,
     ) -> None:
         """Answer the cells; the docstring is replaced below."""
         given = {

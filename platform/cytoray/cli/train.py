@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cytoray.cli.common import AsJson, Store, print_answer
+from cytoray.cli.common import AsJson, JsonAnyway, Store, print_answer
 
 if TYPE_CHECKING:
     from cytoray.training.plan import TrainingPlan
@@ -82,6 +82,7 @@ def resume(
     overrides: Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change one key; repeatable.")] = [],  # noqa: B006
     allow: Annotated[list[str], typer.Option(help="Key that may differ from the run's; repeatable.")] = [],  # noqa: B006
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs when Ray is started here.", min=1)] = 2,
+    as_json: JsonAnyway = False,
 ) -> None:
     """Continue a run from its newest intact checkpoint, with the configuration that it was started with.
 

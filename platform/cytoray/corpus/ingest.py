@@ -122,8 +122,8 @@ def ingest(
     return IngestResult(manifest, plan.uri, skipped=False)
 
 
-def plan_in_tasks(config: IngestConfig) -> IngestPlan:
-    """Run ``plan_ingest``, opening the sources in Ray tasks if there are several."""
+def plan_in_tasks(config: IngestConfig, *, only: frozenset[str] | None = None) -> IngestPlan:
+    """Run ``plan_ingest``, opening the sources in Ray tasks if there are several; ``only`` is passed on."""
 
     def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
         """Describe the sources, many of them by Ray tasks."""
@@ -138,7 +138,7 @@ def plan_in_tasks(config: IngestConfig) -> IngestPlan:
             except RayError as error:
                 raise user_error(error) or error from error
 
-    return plan_ingest(config, run=run)
+    return plan_ingest(config, run=run, only=only)
 
 
 @ray.remote(num_cpus=1)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import uuid
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -110,6 +110,11 @@ class IncrementRecord(Config):
     num_shards: int
     num_cells: int
     report_key: str | None = Field(None, description="Folder with report.html and report.json.")
+    config: dict[str, Any] | None = Field(
+        None,
+        exclude_if=lambda config: config is None,
+        description="The configuration of the ingest, without its places; null in older corpora.",
+    )
 
 
 class CorpusManifest(Config):
@@ -160,10 +165,11 @@ class CorpusManifest(Config):
     def digest(self) -> str:
         """SHA-256 (hex) that names this version: these cells in this order, from these sources.
 
-        Text for people is excluded: the reason why a source was left out names the rows that one task read.
+        Text for people is excluded: the reason why a source was left out names the rows that one task read. So are the
+        configurations, of which the digests are included.
         """
-        words = {"quarantined": {"__all__": {"reason", "remedy"}}}
-        return hashlib.sha256(self.model_dump_json(exclude=words).encode()).hexdigest()
+        others = {"quarantined": {"__all__": {"reason", "remedy"}}, "increments": {"__all__": {"config"}}}
+        return hashlib.sha256(self.model_dump_json(exclude=others).encode()).hexdigest()
 
     @property
     def content_digest(self) -> str:
@@ -219,7 +225,7 @@ def commit_manifest(uri: str, manifest: CorpusManifest) -> None:
     try:
         storage.put_if_absent(version_uri(uri, manifest.version), commit.sealed())
     except ConflictError as error:
-        winner = _load(uri, manifest.version)
+        _, winner = load_version(uri, manifest.version)
         raise ConflictError(
             f"Version {manifest.version} of corpus {manifest.name!r} was committed by another ingest first "
             f"(manifest {winner.digest[:16]}, {winner.num_cells:,} cells).",
@@ -253,7 +259,7 @@ def find_manifest(store: str, name: str) -> CorpusManifest | None:
     if asked and not asked.isdecimal():
         raise CorpusError(f"{name!r}: a version is a number.", remedy=f"Write {plain}@1, or {plain} for the latest.")
     version = int(asked) if asked else max(versions, default=0)
-    return _load(uri, version) if version in versions else None
+    return load_version(uri, version)[1] if version in versions else None
 
 
 def load_commit(uri: str, version: int) -> FileRecord:
@@ -269,13 +275,16 @@ def load_commit(uri: str, version: int) -> FileRecord:
     return FileRecord(key=commit.manifest_key, sha256=commit.manifest_sha256, num_bytes=0)
 
 
-def _load(uri: str, version: int) -> CorpusManifest:
-    """Load the manifest of an existing version."""
+def load_version(uri: str, version: int) -> tuple[FileRecord, CorpusManifest]:
+    """Load the commit and the manifest of an existing version of the corpus at ``uri``, without a listing.
+
+    Raises CorpusError if one of them is damaged.
+    """
     commit = load_commit(uri, version)
     where = storage.join(uri, commit.key)
     data = storage.read_bytes(where, sha256=commit.sha256)
     try:
-        return CorpusManifest.model_validate_json(data)
+        return commit, CorpusManifest.model_validate_json(data)
     except ValidationError as error:
         raise CorpusError(
             f"{where} is not a manifest that this version of cytoray can read.",

@@ -19,6 +19,7 @@ from cytoray.corpus.manifest import (
     list_versions,
     load_commit,
     load_manifest,
+    load_version,
     version_uri,
 )
 from cytoray.corpus.shards import read_shard
@@ -178,11 +179,13 @@ def gc(store: str, *, dry_run: bool = True, grace_s: float = GRACE_S) -> GcRepor
     """
     # Listings of a local disk are absolute, and what is named must compare equal to what is listed.
     store = store if storage.is_remote(store) else str(storage.local_path(store))
-    orphans, num_young = _find_orphans(store, grace_s)
+    named = _Named(store)
+    orphans, num_young = _find_orphans(named, grace_s)
     if not dry_run and orphans:
         with marked(sorted({_corpus_of(uri, store) for uri in orphans})) as marks:
-            still, num_young = _find_orphans(store, grace_s)  # a version or an ingest may have come meanwhile
-            orphans = [uri for uri in still if uri in set(orphans)]
+            still, num_young = _find_orphans(named, grace_s)  # a version or an ingest may have come meanwhile
+            found = set(orphans)
+            orphans = [uri for uri in still if uri in found]
             _delete_all(orphans, marks)
     return GcReport(tuple(orphans), num_young, deleted=not dry_run)
 
@@ -196,18 +199,19 @@ def _delete_all(orphans: Sequence[str], marks: Marks) -> None:
             failpoint("gc.after_first_delete")
 
 
-def _find_orphans(store: str, grace_s: float) -> tuple[list[str], int]:
+def _find_orphans(named: _Named, grace_s: float) -> tuple[list[str], int]:
     """Return the objects that may be deleted, in that order, and how many other unnamed ones there are."""
-    now = time.time()
+    store, now = named.store, time.time()
     ages = {entry.uri: now - entry.modified_s for entry in _objects(store)}
-    named = _named(store, ages)
-    corpora = {uri: _corpus_of(uri, store) for uri in ages}
-    busy = {corpora[uri] for uri, age in ages.items() if age < grace_s and uri.startswith(f"{corpora[uri]}/staging/")}
-    loose = [
-        uri for uri in sorted(ages, key=_records_first) if not _is_named(uri, named) and uri != mark_uri(corpora[uri])
-    ]
-    orphans = [uri for uri in loose if ages[uri] >= grace_s and corpora[uri] not in busy]
-    return orphans, len(loose) - len(orphans)
+    named.add_versions(ages)
+    loose = [uri for uri in ages if uri not in named and uri != mark_uri(_corpus_of(uri, store))]
+    busy = {
+        corpus
+        for uri, age in ages.items()
+        if age < grace_s and uri.startswith(f"{(corpus := _corpus_of(uri, store))}/staging/")
+    }
+    orphans = [uri for uri in loose if ages[uri] >= grace_s and _corpus_of(uri, store) not in busy]
+    return sorted(orphans, key=_records_first), len(loose) - len(orphans)
 
 
 def _objects(store: str) -> list[storage.ObjectInfo]:
@@ -226,16 +230,29 @@ def _corpus_of(uri: str, store: str) -> str:
     return corpus_uri(store, inside.partition("/")[0])
 
 
-def _named(store: str, uris: Iterable[str]) -> set[str]:
-    """Collect every object that some version names, and the folders of their reports."""
-    named: set[str] = set()
-    for match in filter(None, map(_COMMIT.search, uris)):
-        name, version = match[1], int(match[2])
-        uri = corpus_uri(store, name)
-        manifest = load_manifest(store, f"{name}@{version}")
-        named |= {version_uri(uri, version), storage.join(uri, load_commit(uri, version).key)}
-        named |= {storage.join(uri, key) for key in _keys(manifest)}
-    return named
+class _Named:
+    """Every object of ``store`` that some version names, and the folders of their reports.
+
+    A version never changes, so that each is read once. What versions share is held once: memory grows with the objects.
+    """
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+        self._uris: set[str] = set()
+
+    def __contains__(self, uri: str) -> bool:
+        return uri in self._uris or uri.rpartition("/")[0] in self._uris
+
+    def add_versions(self, uris: Iterable[str]) -> None:
+        """Read the versions among the objects of the store that were not read before; CorpusError for a damaged one."""
+        for match in filter(None, map(_COMMIT.search, uris)):
+            name, version = match[1], int(match[2])
+            uri = corpus_uri(self.store, name)
+            if version_uri(uri, version) in self._uris:
+                continue
+            commit, manifest = load_version(uri, version)
+            self._uris |= {version_uri(uri, version), storage.join(uri, commit.key)}
+            self._uris |= {storage.join(uri, key) for key in _keys(manifest)}
 
 
 def _keys(manifest: CorpusManifest) -> Iterator[str]:
@@ -244,10 +261,6 @@ def _keys(manifest: CorpusManifest) -> Iterator[str]:
     for increment in manifest.increments:
         if increment.report_key is not None:
             yield increment.report_key
-
-
-def _is_named(uri: str, named: set[str]) -> bool:
-    return uri in named or uri.rpartition("/")[0] in named
 
 
 def _short(value: object) -> str:

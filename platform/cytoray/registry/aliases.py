@@ -42,6 +42,7 @@ def move_alias(client: MlflowClient, name: str, version: str, *, alias: str) -> 
         _restore_previous(client, name, version)
     elif alias == CHAMPION and before is not None:
         client.set_model_version_tag(name, version, REPLACED_TAG, before)
+        failpoint("register.after_replaced_tag")
         _set(client, name, before, alias=PREVIOUS)
         failpoint("register.after_previous")
     elif before is not None and before != version and alias != CANDIDATE:
@@ -50,6 +51,7 @@ def move_alias(client: MlflowClient, name: str, version: str, *, alias: str) -> 
     failpoint("register.after_alias")
     if alias != CANDIDATE and holder(client, name, alias=CANDIDATE) == version:
         client.delete_registered_model_alias(name, CANDIDATE)
+        failpoint("register.after_candidate_removed")
 
 
 def replaced_tag(alias: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,28 @@ if TYPE_CHECKING:
     from cytoray.model.bundle import ModelBundle
 
 DIGEST_TAG = "cytoray.bundle_digest"
+# Tags with the origin of a version: those of its bundle, and those added when it was registered.
+LINEAGE = (
+    "run",
+    "run_id",
+    "corpus",
+    "corpus_manifest_digest",
+    "config_digest",
+    "git_revision",
+    "code_version",
+    "checkpoint",
+    "step",
+    "parent_bundle_digest",
+    "parent_version",
+)
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """One version of a registered model; ``digest`` is that of its bundle, empty if cytoray did not register it."""
+    """One version of a registered model; ``digest`` is that of its bundle, empty if cytoray did not register it.
+
+    ``lineage`` are those of the ``LINEAGE`` that are known, without an order.
+    """
 
     name: str
     version: int
@@ -31,6 +48,7 @@ class RegisteredVersion:
     run_id: str | None
     aliases: tuple[str, ...] = ()
     assessments: tuple[RecordedAssessment, ...] = ()
+    lineage: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 def upload_bundle(client: MlflowClient, folder: Path, *, run_id: str, digest: str) -> str:

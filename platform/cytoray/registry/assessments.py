@@ -42,7 +42,9 @@ def record_assessment(version: RegisteredVersion, folder: str, *, tracking: Trac
         failpoint("record.after_upload")
         for key, value in _figures(report).items():
             client.set_model_version_tag(version.name, str(version.version), key, value)
+            failpoint("record.after_figure")
         client.set_model_version_tag(version.name, str(version.version), RECORD_TAG + name, record.to_tag())
+        failpoint("record.after_record")
         return describe(client.get_model_version(version.name, str(version.version)), find_model(client, version.name))
 
 

@@ -6,7 +6,9 @@ A bundle's attachments are read from its folder when they are asked for, so that
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cytoray.errors import DigestError, NotFoundError, StorageError
+from cytoray.failpoints import failpoint
 from cytoray.model.bundle_files import ATTACHMENTS
 
 if TYPE_CHECKING:
     from cytoray.model.bundle import ModelBundle
 
 _logger = logging.getLogger(__name__)
+_DRAFT = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{32}")
+DEAD_AFTER_S = 24 * 3600.0  # without a write; longer than any download
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,12 @@ def load_cached(wanted: WantedBundle, *, cache_folder: Path, fetch: Callable[[Pa
             shutil.rmtree(cached, ignore_errors=True)
     draft = cache_folder / f".{wanted.digest}.{uuid.uuid4().hex}"
     _make_folder(draft)
+    _remove_dead_drafts(cache_folder)
     try:
         arrived = fetch(draft)
+        failpoint("swap.after_download")
         bundle = load_verified(arrived, wanted)
+        failpoint("swap.before_cached")
         try:
             arrived.rename(cached)
         except OSError:
@@ -56,6 +64,7 @@ def load_cached(wanted: WantedBundle, *, cache_folder: Path, fetch: Callable[[Pa
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    failpoint("swap.after_cached")
     moved = {name: replace(one, source=cached / ATTACHMENTS / name) for name, one in bundle.attachments.items()}
     return replace(bundle, attachments=moved)
 
@@ -72,6 +81,21 @@ def load_verified(folder: Path, wanted: WantedBundle) -> ModelBundle:
         problem = f"{wanted.label} holds the bundle {bundle.digest}, expected {wanted.digest}."
         raise DigestError(problem, remedy=wanted.remedy, expected=wanted.digest, seen=bundle.digest)
     return bundle
+
+
+def _remove_dead_drafts(cache_folder: Path) -> None:
+    """Remove the downloads of processes that were killed: those that nothing was written to for a day."""
+    for draft in cache_folder.glob(".*.*"):
+        if _DRAFT.fullmatch(draft.name) and time.time() - _last_write(draft) > DEAD_AFTER_S:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _last_write(folder: Path) -> float:
+    """Return when anything in a folder was last written, in seconds since 1970; now if it is disappearing."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return time.time()
 
 
 def _make_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from cytoray.config import Config, Location
-from cytoray.errors import RegistryError
+from cytoray.errors import GateError, RegistryError
 from cytoray.registry.recorded import RecordedAssessment
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ def judge(gate: GateConfig, rows: Rows, *, champion: Champion | None) -> Verdict
     return Verdict(score, baselines, tuple(failed))
 
 
-def refusal(version: RegisteredVersion, failed: Sequence[str], *, alias: str, before: str | None) -> RegistryError:
+def refusal(version: RegisteredVersion, failed: Sequence[str], *, alias: str, before: str | None) -> GateError:
     """Describe every failed condition, and which version has the alias."""
     if before == str(version.version):
         standing = f"it already had the alias {alias} and keeps it"
     else:
         kept = "no version has" if before is None else f"version {before} keeps"
         standing = f"it stays a candidate, and {kept} the alias {alias}"
-    return RegistryError(
+    return GateError(
         f"{version.name} version {version.version} does not pass its gate; {standing}:\n  "
         + "\n  ".join(failed)
         + "\n",

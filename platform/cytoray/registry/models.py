@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cytoray.errors import ModelError, RegistryError
 from cytoray.failpoints import failpoint
 from cytoray.registry.aliases import CANDIDATE, REPLACED_TAG, holder, mark_candidate, move_alias
-from cytoray.registry.artifacts import DIGEST_TAG, RegisteredVersion, fetch_bundle, upload_bundle
+from cytoray.registry.artifacts import DIGEST_TAG, LINEAGE, RegisteredVersion, fetch_bundle, upload_bundle
 from cytoray.registry.gate import AssessmentsConfig, judge_assessments, refusal
 from cytoray.registry.recorded import read_recorded
 from cytoray.tracking.server import TrackingConfig, connect, experiment_id, explained
@@ -92,16 +92,20 @@ def register(
     with explained(tracking.uri):
         known = _versions(client, name, digest=bundle.digest)
         run_id = (known[0].run_id if known else lineage.run_id) or _own_run(client, name, bundle.digest, tracking)
+        failpoint("register.before_upload")
         source = upload_bundle(client, bundle_folder, run_id=run_id, digest=bundle.digest)
         failpoint("register.after_upload")
         tags = {f"cytoray.{key}": value for key, value in bundle.lineage.items()} | lineage.tags()
         tags |= {DIGEST_TAG: bundle.digest, "cytoray.run_id": run_id}
         version = known[0] if known else _create_version(client, name, source=source, run_id=run_id, tags=tags)
+        failpoint("register.after_version")
         for key, value in _check_tags(bundle, bundle_folder).items():
             if key not in version.tags:
                 client.set_model_version_tag(name, str(version.version), key, value)
+                failpoint("register.after_check_tag")
         failpoint("register.before_candidate")
         mark_candidate(client, name, str(version.version), alias=alias)
+        failpoint("register.after_candidate")
         if alias not in (None, CANDIDATE):
             _check_losses(client, name, str(version.version), alias=alias)
             move_alias(client, name, str(version.version), alias=alias)
@@ -243,6 +247,7 @@ def _create_version(client: MlflowClient, name: str, *, source: str, run_id: str
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    failpoint("register.before_version")
     ours = client.create_model_version(name, source, run_id, tags=tags)
     first = _versions(client, name, digest=tags[DIGEST_TAG])[0]
     if first.version != ours.version:
@@ -261,4 +266,5 @@ def describe(version: ModelVersion, model: RegisteredModel) -> RegisteredVersion
         run_id=version.run_id,
         aliases=aliases,
         assessments=read_recorded(version.tags),
+        lineage={key: version.tags[f"cytoray.{key}"] for key in LINEAGE if version.tags.get(f"cytoray.{key}")},
     )

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from cytoray.errors import RegistryError
+from cytoray.failpoints import failpoint
 from cytoray.registry.aliases import CHAMPION, find_previous, find_replaced, holder, move_alias
 from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.gate import (
@@ -60,9 +61,12 @@ def promote_version(
     with explained(tracking.uri):
         if failed:
             raise refusal(version, failed, alias=alias, before=holder(client, name, alias=alias))
+        failpoint("promote.before_score_tags")
         for key, value in passed.items():
             client.set_model_version_tag(name, number, key, value)
+            failpoint("promote.after_score_tag")
         move_alias(client, name, number, alias=alias)
+        failpoint("promote.after_alias")
         return describe(client.get_model_version(name, number), find_model(client, name))
 
 

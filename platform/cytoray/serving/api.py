@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ import cytoray
 from cytoray.errors import RequestError
 from cytoray.serving.cell_work import Caller
 from cytoray.serving.config import Limits
+from cytoray.serving.documenting import complete, json_content, problems
+from cytoray.serving.documenting_tasks import MODEL_PARAMETER, task_operation
 from cytoray.serving.edge.config import EdgeConfig
 from cytoray.serving.edge.metrics import (
     CONTENT_TYPE,
@@ -34,19 +36,26 @@ from cytoray.serving.explorer.routes import add_explorer
 from cytoray.serving.hosting.asking import find_asked
 from cytoray.serving.hosting.routes import MODELS, add_models, allowed_models
 from cytoray.serving.hosting.table import ModelTable, Slot
-from cytoray.serving.jobs.hub import Find, Jobs
+from cytoray.serving.jobs.hub import Find, Jobs, names_of_tasks
 from cytoray.serving.jobs.routes import SCHEMAS, add_jobs
-from cytoray.serving.payloads.media import ANSWERS, BODIES, ENCODINGS, JSON, Form, read_form
+from cytoray.serving.payloads.media import MODEL, Form, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
+from cytoray.serving.queries import check_query, one_header
 from cytoray.serving.rollout.metrics import RolloutCollector
 from cytoray.serving.rollout.routes import NO_WEBHOOK, Rollouts, add_rollout
 from cytoray.serving.rollout.status import RolloutStatus, status_of
-from cytoray.serving.schemas import Problem
+from cytoray.serving.schemas import About, Alive, Moved, Problem, Ready
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.endpoint import Endpoint
 from cytoray.tasks.messages import CellsRequest
 
-DESCRIPTION = "Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`."
+DESCRIPTION = """Embeddings and cell types of single cells. Every error is an RFC 9457 problem with a stable `code`.
+
+Methods that a path does not have (HEAD and OPTIONS included) get 405 `method_not_allowed` with `Allow`; other paths,
+such as one with a slash at its end, 404 `not_found`. Below /v1 and at /version, unknown and repeated parameters of the
+query get 400 `malformed_payload`. The routes below /explorer belong to the page of the same version: they are not
+documented, and change without notice.
+"""
 
 MakeJobs = Callable[[Find], Jobs]
 
@@ -63,11 +72,13 @@ class Api(FastAPI):
             schema = super().openapi()
             endpoints = task_endpoints().values()
             models: list[type[BaseModel]] = [endpoint.request for endpoint in endpoints]
-            models += [*(endpoint.response for endpoint in endpoints), Problem, *SCHEMAS]
+            models += [*(endpoint.response for endpoint in endpoints), Problem, Alive, Ready, About, Moved, *SCHEMAS]
             _, definitions = models_json_schema(
                 [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
             )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+            complete(schema)
+            schema["components"]["schemas"]["JobRequest"]["properties"]["task"]["enum"] = names_of_tasks()
         return super().openapi()
 
 
@@ -111,7 +122,14 @@ def build_api(
             await page.close()
         await table.close()
 
-    api = Api(title="cytoray", version=cytoray.__version__, description=DESCRIPTION, redoc_url=None, lifespan=lifespan)
+    api = Api(
+        title="cytoray",
+        version=cytoray.__version__,
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
     api.state.echo_request_id = edge.echo_request_id
     api.state.models = table
     api.add_middleware(Edge, parts=edge)
@@ -177,9 +195,9 @@ def _add_endpoint(api: FastAPI, respond: Respond, endpoint: Endpoint[Any, Any]) 
         """Answer a request; OpenAPI has the endpoint's description."""
         return await respond(request, endpoint)
 
-    about = _documented(endpoint) | {"description": endpoint.description, "methods": ["POST"]}
-    api.add_api_route(endpoint.route, answer, name=endpoint.name, response_class=Response, **about)
-    of_model = {"name": f"{endpoint.name}_of_model", "response_class": Response}
+    about: dict[str, Any] = {"description": endpoint.description, "methods": ["POST"], "response_class": Response}
+    api.add_api_route(endpoint.route, answer, name=endpoint.name, **about | task_operation(endpoint))
+    of_model = task_operation(endpoint, of_model=True) | {"name": f"{endpoint.name}_of_model"}
     api.add_api_route(f"{MODELS}/{{model:path}}/{endpoint.name}", answer, **about | of_model)
 
 
@@ -190,12 +208,12 @@ def _add_probes(api: FastAPI, table: ModelTable) -> None:
         """Return a JSON response with the headers of every reply."""
         return JSONResponse(content, headers=reply_headers(request))
 
-    @api.get("/healthz")
+    @api.get("/healthz", responses={200: {"description": "It is.", "content": json_content("Alive")}})
     async def healthz(request: Request) -> Response:
         """Report that the process is alive."""
         return reply(request, {"status": "ok"})
 
-    @api.get("/readyz")
+    @api.get("/readyz", responses={200: {"description": "They are.", "content": json_content("Ready")}})
     async def readyz(request: Request) -> Response:
         """Report whether all models are loaded and can answer; otherwise 503, which names one that cannot."""
         table.check_ready()
@@ -204,9 +222,14 @@ def _add_probes(api: FastAPI, table: ModelTable) -> None:
         model = table.default.slot.model.model_dump()
         return reply(request, {"status": "ready", "model": model, "models": list(found), "degraded": degraded})
 
-    @api.get("/version")
+    @api.get(
+        "/version",
+        responses={200: {"description": "What it is.", "content": json_content("About")}},
+        openapi_extra=problems("malformed_payload", "unknown_model") | {"parameters": [MODEL_PARAMETER]},
+    )
     async def version(request: Request) -> Response:
         """Return the code version, a model (`?model=NAME`; default: the first) and the limits of this service."""
+        check_query(request, MODEL)
         slot = table.find(request.query_params.get("model"), allowed=allowed_models(request)).slot
         about = {
             "cytoray": cytoray.__version__,
@@ -221,7 +244,9 @@ def _add_probes(api: FastAPI, table: ModelTable) -> None:
 def add_metrics(api: FastAPI, gather: Gather) -> None:
     """Add the route that Prometheus scrapes."""
 
-    @api.get("/metrics", response_class=Response)
+    plain = {"description": "The metrics.", "content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}
+
+    @api.get("/metrics", response_class=Response, responses={200: plain})
     async def metrics(request: Request) -> Response:
         """Return the metrics of all processes of the service in Prometheus' text format."""
         return Response(render(await gather()), headers=reply_headers(request), media_type=CONTENT_TYPE)
@@ -242,9 +267,9 @@ async def _answer(request: Request, table: ModelTable, endpoint: Endpoint[Any, A
 async def read_asked(request: Request, endpoint: Endpoint[Any, Any], *, limits: Limits) -> tuple[bytes, Form]:
     """Return the body of a request and its form; raises RequestError if they are not supported or too large."""
     form = read_form(
-        content_type=request.headers.get("content-type", ""),
-        content_encoding=request.headers.get("content-encoding", ""),
-        accept=request.headers.get("accept", ""),
+        content_type=one_header(request, "Content-Type"),
+        content_encoding=one_header(request, "Content-Encoding"),
+        accept=",".join(request.headers.getlist("accept")),
         options=request.query_params.multi_items(),
         about_cells=issubclass(endpoint.request, CellsRequest),
     )
@@ -283,58 +308,3 @@ def _too_large(seen: int, *, limit: int) -> RequestError:
         seen=seen,
         limit=limit,
     )
-
-
-def _documented(endpoint: Endpoint[Any, Any]) -> dict[str, Any]:
-    """Return the OpenAPI entries of a route that parses its requests and encodes its responses itself."""
-
-    about_cells = issubclass(endpoint.request, CellsRequest)
-    problem = {"description": "A problem, see `code`.", "content": _json_content("Problem", "application/problem+json")}
-    answers = _json_content(endpoint.response.__name__) | (_binary_content(ANSWERS) if about_cells else {})
-    bodies = _json_content(endpoint.request.__name__) | (_binary_content(BODIES) if about_cells else {})
-    answer = {"description": "The answer, in the order of the request.", "content": answers}
-    return {
-        "responses": {200: answer, "4XX": problem, "5XX": problem},
-        "openapi_extra": {
-            "parameters": [_header("Content-Encoding", ENCODINGS), _MODEL, *(_OPTIONS if about_cells else ())],
-            "requestBody": {"required": True, "content": bodies},
-        },
-    }
-
-
-_MODEL = {
-    "name": "model",
-    "in": "query",
-    "description": "The model that is asked: NAME, NAME@ALIAS or NAME/VERSION; default: the first of the service.",
-    "schema": {"type": "string"},
-}
-_OPTIONS = (
-    {
-        "name": "matrix",
-        "in": "query",
-        "description": "Of an h5ad body: the matrix to read. Other members of a request are parameters as well if the "
-        "body is not JSON.",
-        "schema": {"type": "string", "enum": ["X", "raw.X"], "default": "X"},
-    },
-    {
-        "name": "gene_names",
-        "in": "query",
-        "description": "Of an h5ad body: the column of var that names the genes, or index.",
-        "schema": {"type": "string", "default": "index"},
-    },
-)
-
-
-def _header(name: str, values: Iterable[str]) -> dict[str, Any]:
-    """Return the OpenAPI entry of a header of requests."""
-    return {"name": name, "in": "header", "schema": {"type": "string", "enum": list(values)}}
-
-
-def _json_content(model: str, media_type: str = JSON) -> dict[str, Any]:
-    """Return the OpenAPI content of a schema."""
-    return {media_type: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
-
-
-def _binary_content(media_types: Iterable[str]) -> dict[str, Any]:
-    """Return the OpenAPI content of the other media types; docs/serving.md describes them."""
-    return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types if name != JSON}

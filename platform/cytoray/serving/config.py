@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cytoray.config import Config, Location
+from cytoray.config import Config, Location, check_location
 from cytoray.registry.pinning import REGISTERED, RUN, Sources
 from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.edge.addresses import is_loopback
@@ -44,7 +44,10 @@ class Limits(Config):
 
 def _absolute_place(place: str) -> str:
     """Make paths absolute: a replica's working folder differs from that of the process that deploys it."""
-    if place.startswith((REGISTERED, RUN)) or "://" in place:
+    if place.startswith((REGISTERED, RUN)):
+        return place
+    check_location(place)
+    if "://" in place:
         return place
     return str(Path(place).expanduser().absolute())
 

@@ -10,10 +10,12 @@ import uuid
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
-from cytoray.errors import RequestError, ServingError
+from cytoray.errors import RequestError, ServingError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ CASES = {
     "too_large": Case(413, "The request exceeds the limits of the service"),
     "use_jobs": Case(413, "Too many cells for one request"),
     "unsupported_media_type": Case(415, "Unsupported media type of the body"),
+    "bad_range": Case(416, "The file does not have this range"),
     "unknown_genes": Case(422, "The model does not know the genes of this request"),
     "unknown_proteins": Case(422, "The model does not predict these proteins"),
     "unknown_group": Case(422, "The network does not have this group of cells"),
@@ -69,6 +72,7 @@ CASES = {
     "draining": Case(503, "The service is being stopped"),
     "replica_lost": Case(503, "The process that worked on this request has ended"),
     "too_many_sessions": Case(503, "All sessions of the explorer are in use"),
+    "store_unavailable": Case(503, "The store of the service does not answer"),
     "deadline_exceeded": Case(504, "The answer took too long"),
     "storage_full": Case(507, "The service has no space left for files"),
 }
@@ -151,8 +155,10 @@ def add_problem_handlers(api: FastAPI) -> None:
     api.add_exception_handler(RequestError, _on_request_error)
     api.add_exception_handler(ServingError, _on_serving_error)
     api.add_exception_handler(HTTPException, _on_http_error)
+    api.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
     api.add_exception_handler(OSError, _on_os_error)
+    api.add_exception_handler(StorageError, _on_storage_error)
     api.add_exception_handler(Exception, _on_any_error)
 
 
@@ -176,7 +182,26 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     }
     response = problem_response(request, code, detail=details.get(code, str(error.detail)))
     response.headers.update(error.headers or {})
+    if code == "method_not_allowed":
+        response.headers["Allow"] = ", ".join(_allowed(request)) or response.headers.get("Allow", "")
     return response
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods of all routes of a path; the router names those of the first one only."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    path = next((route.path for route in routes if route.matches(request.scope)[0] == Match.PARTIAL), None)
+    return sorted({method for route in routes if route.path == path for method in route.methods or ()})
+
+
+async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    mistakes = [(f"/{one['loc'][-1]}", str(one["msg"])) for one in error.errors()]
+    pointer, problem = mistakes[0]
+    errors = [{"pointer": place, "detail": text} for place, text in mistakes]
+    return problem_response(
+        request, "malformed_payload", detail=f"{pointer}: {problem}.", pointer=pointer, errors=errors
+    )
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
@@ -190,6 +215,18 @@ async def _on_os_error(request: Request, error: Exception) -> Response:
     logger.error("request %s: %s", request_id_of(request), error)
     detail = "The disk of the service is full. Try again later, or ask its operator to free space."
     return problem_response(request, "storage_full", detail=detail)
+
+
+async def _on_storage_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in FULL:
+        return await _on_os_error(request, cause)
+    if "://" not in str(error.details.get("uri", "")):
+        return await _on_any_error(request, error)
+    logger.error("request %s: %s", request_id_of(request), error)
+    detail = "The store of the service does not answer. Try again later; its operator finds the cause in the log."
+    return problem_response(request, "store_unavailable", detail=detail, retry_after_s=10)
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.batching.batcher import Batcher, Done
 from cytoray.serving.batching.config import BatchingConfig
+from cytoray.serving.batching.outlook import Lengths, Outlook
 from cytoray.serving.batching.stats import BatcherStats
 from cytoray.serving.cell_work import Asked, Caller, run_parts
 from cytoray.serving.config import Limits
 from cytoray.serving.hosting.asking import check_asked
 from cytoray.serving.payloads import h5ad_cells
 from cytoray.serving.payloads.answering import encode_answer
+from cytoray.serving.payloads.counting import count_cells
 from cytoray.serving.payloads.json_cells import warm_up
 from cytoray.serving.payloads.media import H5AD, JSON, JSON_FORM, Form
 from cytoray.serving.payloads.parsed import SAMPLE
@@ -73,7 +75,7 @@ class CellService:
         vocabulary = served.bundle.vocabulary
         self._genes = GeneCache(vocabulary.map_genes)
         self._uploads = ThreadPoolExecutor(h5ad_cells.AT_ONCE, thread_name_prefix="h5ad")
-        self._batching = batching
+        self._batching, self._lengths = batching, Lengths()
         self._batcher: Batcher[Asked] = Batcher(
             partial(run_parts, served), config=batching, too_large=(MemoryError, torch.OutOfMemoryError)
         )
@@ -185,10 +187,10 @@ class CellService:
     async def _answer(self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, caller: Caller, stop: Stop) -> Reply:
         start = time.perf_counter()
         deadline = self._batcher.clock() + self.limits.deadline_s
-        self._batcher.refuse_if_overloaded(caller.key, bulk=bool(caller.is_bulk))  # before any work for it
         prepare = partial(self._prepare, endpoint, body, form, stop)
         pool = self._uploads if form.media_type == H5AD else None
-        question, members = await asyncio.get_running_loop().run_in_executor(pool, prepare)
+        with self._batcher.expecting(self._outlook(endpoint, body, form, caller, deadline)):
+            question, members = await asyncio.get_running_loop().run_in_executor(pool, prepare)
         prepared = time.perf_counter()
         asked = Asked(endpoint, question, caller)
         done = await self._submit(asked, deadline)
@@ -199,7 +201,24 @@ class CellService:
     async def _submit(self, asked: Asked, deadline: float) -> Done[Any]:
         """Have the batcher run a request by ``deadline``, a time of its clock."""
         few = self._batching.interactive_cells
-        return await self._batcher.submit(asked.work(self._served, deadline=deadline, interactive_cells=few))
+        work = asked.work(self._served, deadline=deadline, interactive_cells=few)
+        tokens = int(work.tokens.sum())
+        squares = int(np.square(work.tokens).sum()) if work.whole_squares is None else work.whole_squares
+        cells = asked.question.cells.num_cells
+        self._lengths.learn(asked.endpoint.run, cells=cells, tokens=tokens, squares=squares)
+        return await self._batcher.submit(work)
+
+    def _outlook(
+        self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, caller: Caller, deadline: float
+    ) -> Outlook:
+        """Return what is known of a request before it is read; not more than its caller, if it need not wait."""
+        outlook = Outlook(endpoint.run, caller.key, bool(caller.is_bulk), deadline)
+        is_about_cells = issubclass(endpoint.request, CellsRequest)
+        cells = count_cells(body, form) if is_about_cells and self._batcher.is_busy else None
+        if cells is None:
+            return outlook
+        is_bulk = cells > self._batching.interactive_cells if caller.is_bulk is None else caller.is_bulk
+        return self._lengths.expect(replace(outlook, bulk=is_bulk), cells=cells)
 
     def _prepare(
         self, endpoint: Endpoint[Any, Any], body: bytes, form: Form, stop: Stop

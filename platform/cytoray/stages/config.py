@@ -17,6 +17,8 @@ from cytoray.registry.gate import AssessmentsConfig, GateConfig
 from cytoray.runs import NAME
 from cytoray.serving.config import ServeConfig
 from cytoray.serving.deploy_file import DeployFile
+from cytoray.stages.pipeline_config import PipelineConfig
+from cytoray.stages.rollout import RolloutStageConfig
 from cytoray.tasks import task_assessments, task_offline, task_stages
 from cytoray.tasks.assessing import CACHE_FOLDER
 from cytoray.tasks.config import CACHE, MODEL, ModelStageConfig
@@ -77,7 +79,7 @@ class OfflineConfig(Config):
     num_actors: int = Field(1, ge=1, description="Number of processes with a copy of the model.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs reserved for each process; 0 runs the model on the CPU.")
 
-    @field_validator("data", mode="before")
+    @field_validator("data", mode="before", json_schema_input_type=SourceConfig | tuple[SourceConfig, ...])
     @classmethod
     def _one_is_a_list(cls, data: Any, info: ValidationInfo) -> Any:
         store = info.data.get("store")
@@ -124,7 +126,9 @@ def stage_configs() -> dict[str, type[Config]]:
     offline = {kind: offline_config(kind) for kind in task_offline()}
     others: dict[str, type[Config]] = {
         "infer-networks": InferNetworksConfig,
+        "pipeline": PipelineConfig,
         "promote": PromoteConfig,
+        "rollout": RolloutStageConfig,
         "serve": ServeConfig,
     }
     return {"ingest": IngestConfig, **tasks, **assessments, **offline, **others}
@@ -136,13 +140,19 @@ class ModelShapeConfig(ShapeConfig):
     kind: Literal["model"] = Field("model", description="What this file configures.")
 
 
+def _is_shape(data: dict[str, Any]) -> bool:
+    """Whether a file is the shape of a model: it has no ``kind``, and most of its keys are those of a shape."""
+    known = data.keys() & ModelShapeConfig.model_fields.keys()
+    return "kind" not in data and len(known) > len(data) / 2
+
+
 def load_stage_config(path: str | Path, *, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file as the configuration of its ``kind``, or as one of `serve deploy`.
 
     Raises ConfigError that lists every mistake.
     """
     tree = read_tree(path, overrides=overrides)
-    if tree.data and tree.data.keys() <= ModelShapeConfig.model_fields.keys() - {"kind"}:
+    if _is_shape(tree.data):
         return validate_tree(ModelShapeConfig, tree, source=str(path))
     if "applications" in tree.data or "http_options" in tree.data:
         return validate_tree(DeployFile, tree, source=str(path))

@@ -1,4 +1,7 @@
-"""Run a stage from files in jobs/ and from commands: read the configuration, run the stage, print JSON."""
+"""Run a stage from files in jobs/ and from commands: read the configuration, run the stage, print JSON.
+
+``python -m cytoray.stages.job --config FILE`` runs the stage that the file names, where jobs/ is not at hand.
+"""
 
 from __future__ import annotations
 
@@ -66,3 +69,7 @@ def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, An
 def print_result(result: dict[str, Any]) -> None:
     """Print a stage's result on stdout."""
     print(json.dumps(result, indent=1))  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(None, description=__doc__))

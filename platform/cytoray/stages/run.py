@@ -17,6 +17,7 @@ from cytoray.serving.offline import OfflineResult, OfflineTask, answer_sources, 
 from cytoray.stages.assess import PREFIX, run_assessment
 from cytoray.stages.config import OfflineConfig, PromoteConfig
 from cytoray.stages.networks import run_inference, summarise
+from cytoray.stages.rollout import run_rollout
 from cytoray.tasks import task_offline, task_stages
 from cytoray.tasks.config import ModelStageConfig
 from cytoray.tasks.messages import ModelInfo
@@ -132,6 +133,7 @@ _OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "ingest": _summarise_ingest,
     "infer-networks": _summarise_inference,
     "promote": _summarise_promote,
+    "rollout": run_rollout,
 }
 
 

@@ -26,6 +26,10 @@ Result = TypeVar("Result")
 Part = TypeVar("Part")
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+CELLS_EXAMPLE: Mapping[str, Any] = {
+    "genes": ["CD3D", "CD3E", "IL7R", "LYZ"],
+    "cells": [{"id": "a", "i": [0, 1, 2], "v": [3, 2, 5]}],
+}
 TableOf = Callable[..., Any]  # (endpoint, question, result, ModelInfo) -> pyarrow.Table with a row per cell
 TABLE: Lazy[TableOf] = Lazy("cytoray.tasks.tables", "table_of_answers")
 
@@ -158,7 +162,8 @@ class Endpoint(Generic[Asked, Result]):
     same ``run``. With ``join`` it answers each cell independently of the others, and gets parts of requests:
     ``join(results, order)`` puts the results of the parts one after another and takes their cells in ``order`` (C,).
     A request whose type is a CellsRequest has its cells checked and mapped to the model's vocabulary before, and gets
-    ``genes`` and ``warnings`` in its answer.
+    ``genes`` and ``warnings`` in its answer. ``problems`` are the codes of its own refusals, beside those that any
+    request of its kind may get.
     """
 
     name: str
@@ -178,6 +183,8 @@ class Endpoint(Generic[Asked, Result]):
     table: Lazy[TableOf] = TABLE  # of the answers to cells of files
     offline_members: Mapping[str, Any] = field(default_factory=dict)  # of requests about cells of files
     obsm: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key of obsm: columns of the table in an h5ad
+    problems: tuple[str, ...] = ()
+    example: Mapping[str, Any] = field(default_factory=lambda: CELLS_EXAMPLE)  # a request, in JSON
 
     @property
     def route(self) -> str:

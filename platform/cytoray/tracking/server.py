@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from cytoray.config import Config
+from cytoray.config import Config, check_location
 from cytoray.errors import RegistryError, RegistryUnavailableError
 from cytoray.tracking.places import lasting_path
 
@@ -50,10 +50,20 @@ class TrackingConfig(Config):
         """Make the path absolute, since Ray workers have another current folder than the driver."""
         return f"{_SQLITE}{lasting_path(uri.removeprefix(_SQLITE))}" if uri.startswith(_SQLITE) else uri
 
+    @field_validator("journal_folder")
+    @classmethod
+    def _is_local(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError("journals are written on the local disk: write a path")
+        return folder
+
     @field_validator("artifact_location", "journal_folder")
     @classmethod
     def _absolute_folder(cls, folder: str | None) -> str | None:
-        return folder if folder is None or "://" in folder else lasting_path(folder)
+        if folder is None:
+            return None
+        check_location(folder, schemes=())  # MLflow knows many kinds of stores
+        return folder if "://" in folder else lasting_path(folder)
 
 
 def prepare_environment(environment: MutableMapping[str, str] | None = None) -> None:

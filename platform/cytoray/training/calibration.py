@@ -37,6 +37,7 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.training import engine as engines
 from cytoray.training.averaging import WeightAverage
 from cytoray.training.config import PretrainConfig
+from cytoray.training.hardware import memory_bytes
 from cytoray.training.objectives import ObjectiveModule, build_pretraining_objective
 from cytoray.training.slices import encode_slices
 from cytoray.training.steps import StepPlan, StepRunner
@@ -62,6 +63,7 @@ class Calibration(Config):
     start_s: float  # from process start to the first step: imports, engine, first cells
     num_steps: int  # timed steps
     share: float  # share of a full step's operations in each of them
+    memory_bytes: int = 0  # peak of one process: on its GPU, or resident
 
     def seconds_per_step(self, checkpoint_every: int) -> float:
         """Seconds per step of the run, including checkpoints and validations."""
@@ -207,6 +209,7 @@ def _measure(order: _Order) -> Calibration:
         start_s=start_s,
         num_steps=steps.number,
         share=steps.share,
+        memory_bytes=memory_bytes(rehearsal.runner.engine.device),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import cytoray
 from cytoray import cluster, provenance, storage
+from cytoray.failpoints import failpoint
 from cytoray.model.bundle import DIGESTS, Conditions, ModelBundle, save_bundle
 from cytoray.model.config import ModelConfig
 from cytoray.model.gene_rows import merge_rows
@@ -80,9 +81,12 @@ def export_bundle(
     with tempfile.TemporaryDirectory(prefix="cytoray-bundle-") as scratch:
         digest = save_bundle(bundle, Path(scratch) / "bundle")
         target = storage.join(run_folder(config.store, config.run), f"bundle-{digest[:16]}")
+        failpoint("export.before_bundle")
         storage.upload_folder(Path(scratch) / "bundle", target, last=DIGESTS)
+        failpoint("export.after_bundle")
     record = BundleRecord(uri=target, digest=digest, lineage=lineage, mlflow_run_id=result.mlflow_run_id)
     storage.write_bytes(record_uri(config.store, config.run, which=which), record.model_dump_json().encode())
+    failpoint("export.after_record")
     return record
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import socket
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
-from cytoray import __version__
+from cytoray import __version__, provenance
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16
 
@@ -26,7 +24,8 @@ def describe_worker(device: torch.device | str) -> dict[str, str]:
     device = torch.device(device)
     about = {
         "host": socket.gethostname(),
-        "processor": _processor(),
+        "processor": provenance.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
     }
@@ -50,10 +49,3 @@ def memory_bytes(device: torch.device | str) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _processor() -> str:
-    """Return the processor's name as reported by the kernel."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

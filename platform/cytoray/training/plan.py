@@ -55,6 +55,7 @@ class Estimate:
     step_s: float  # including its share of checkpoints and validations
     start_s: float | None  # until the first step; None if not measured
     how: str
+    memory_bytes: int | None = None  # peak of one worker; None if not measured
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def _on_this_machine(config: PretrainConfig, genes_per_cell: float, *, has_corpu
     found = calibrate(config, genes_per_cell=genes_per_cell, has_corpus=has_corpus)
     each = "a GPU" if workers.use_gpu else f"{workers.threads_per_worker} thread(s)"
     how = f"{_describe_measured(found)} by {workers.most} worker(s) with {each} each, checkpoints included"
-    return Estimate(found.seconds_per_step(config.train.checkpoint_every), found.start_s + RAY_START_S, how)
+    step_s = found.seconds_per_step(config.train.checkpoint_every)
+    return Estimate(step_s, found.start_s + RAY_START_S, how, found.memory_bytes or None)
 
 
 def _on_gpus(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from cytoray import storage
+from cytoray import provenance, storage
 from cytoray.config import Config
 from cytoray.errors import ConflictError, TrainingError
 from cytoray.runs import run_folder
@@ -24,6 +24,7 @@ class RunRecord(Config):
     config: dict[str, Any]
     initial_digest: str = ""  # of the model that it started from; empty without one, and in older records
     input_digests: dict[str, str] = Field({}, description="SHA-256 of the file that each key of `inputs` names.")
+    environment: dict[str, str] = Field({}, description="Code and packages at the first start; empty in older records.")
 
 
 def load_run_record(store: str, run: str) -> RunRecord:
@@ -42,6 +43,7 @@ def claim_run(config: RunConfig, manifest_digest: str, *, initial_digest: str = 
         config=_settings(config),
         initial_digest=initial_digest,
         input_digests=_input_digests(config),
+        environment=provenance.environment(),
     )
     try:
         storage.put_if_absent(_record_uri(config.store, config.run), mine.model_dump_json().encode())

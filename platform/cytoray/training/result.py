@@ -8,20 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytoray import storage
-from cytoray.config import Config
 from cytoray.errors import TrainingError, TrainingStoppedError
 from cytoray.model.targets import points_since_best
-from cytoray.runs import run_folder
+from cytoray.runs import Done as Done  # it is imported from here too
+from cytoray.runs import done_uri
 from cytoray.training import checkpoint as checkpoints
 from cytoray.training.config import RunConfig
-
-
-class Done(Config):
-    """``DONE.json``: written when a run finishes, and again when it finishes after an extension."""
-
-    mlflow_run_id: str | None
-    hardware: tuple[dict[str, str], ...] = ()
-    events: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ def check_finished(config: RunConfig) -> None:
 
 def save_done(config: RunConfig, done: Done) -> None:
     """Record that the run is finished."""
-    storage.write_bytes(_done_uri(config), done.model_dump_json().encode())
+    storage.write_bytes(done_uri(config.store, config.run), done.model_dump_json().encode())
 
 
 def find_result(config: RunConfig, manifest_digest: str, *, skipped: bool = True) -> TrainingResult | None:
@@ -105,9 +97,9 @@ def find_result(config: RunConfig, manifest_digest: str, *, skipped: bool = True
             remedy=f"Set train.num_steps to {last.state.step} or more, or use another run name.",
             step=last.state.step,
         )
-    if last is None or not _has_finished(config, last.state) or not storage.exists(_done_uri(config)):
+    if last is None or not _has_finished(config, last.state) or not storage.exists(done_uri(config.store, config.run)):
         return None
-    done = Done.model_validate_json(storage.read_bytes(_done_uri(config)))
+    done = Done.model_validate_json(storage.read_bytes(done_uri(config.store, config.run)))
     best = checkpoints.best_checkpoint(config.store, config.run) or last
     return TrainingResult(
         checkpoint=last,
@@ -119,7 +111,3 @@ def find_result(config: RunConfig, manifest_digest: str, *, skipped: bool = True
         hardware=done.hardware,
         events=done.events,
     )
-
-
-def _done_uri(config: RunConfig) -> str:
-    return storage.join(run_folder(config.store, config.run), "DONE.json")

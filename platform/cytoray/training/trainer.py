@@ -77,7 +77,9 @@ def run_training(spec: TrainingSpec, *, advance: progress.Advance = progress.sil
     with lease.held(run_folder(config.store, config.run), config.run) as holder:
         done = _fit(spec, record, holder, advance)
         holder.lease.check()
+        failpoints.failpoint("train.before_done")
         save_done(config, done)
+        failpoints.failpoint("train.after_done")
     result = find_result(config, digest, skipped=False)
     assert result is not None, "all steps have just been done"
     return result

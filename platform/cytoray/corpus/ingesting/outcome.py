@@ -55,6 +55,7 @@ def build_manifest(
         num_shards=len(shards),
         num_cells=sum(shard.num_cells for shard in shards),
         report_key=f"reports/{plan.version:06d}-{manifest.content_digest[:16]}",
+        config=config.model_dump(mode="json", exclude=set(config.places)),
     )
     return manifest.model_copy(update={"increments": (*(parent.increments if parent else ()), increment)})
 

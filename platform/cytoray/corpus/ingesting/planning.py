@@ -133,18 +133,19 @@ class DryRun:
     seconds: float
 
 
-def plan_ingest(config: IngestConfig, *, run: Run = map) -> IngestPlan:
+def plan_ingest(config: IngestConfig, *, run: Run = map, only: frozenset[str] | None = None) -> IngestPlan:
     """Open every source's metadata, refuse sources that cannot be used, and plan the work.
 
     With ``append``, sources already in the corpus are left out, and new ones must fit it. Raises CorpusError for a bad
     source unless ``checks.max_bad_files`` lets it be quarantined. ``run`` calls a function with each source, as ``map``
-    does: opening one takes a tenth of a second, and there may be thousands.
+    does: opening one takes a tenth of a second, and there may be thousands. With ``only``, sources with other URIs are
+    left out: files that have come below a prefix since a version was ingested.
     """
     parent = find_manifest(config.store, config.corpus) if config.append else None
     known = {record.uri: record.identity for record in parent.sources} if parent else {}
     found = find_sources(config.sources, known=known)
     log_not_read(found)
-    sources = sorted(found.sources, key=lambda source: source.uri)
+    sources = sorted((s for s in found.sources if only is None or s.uri in only), key=lambda source: source.uri)
     planned, quarantined, genes = _describe_all(config, _unknown(sources, parent), run)
     values = corpus_values([p.description.value_kind for p in planned], config.checks)
     if parent is not None and planned:

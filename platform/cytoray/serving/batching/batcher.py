@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from cytoray.errors import RequestError, ServingError
 from cytoray.serving.batching.config import BatchingConfig
 from cytoray.serving.batching.forming import Batch
+from cytoray.serving.batching.outlook import Outlook
 from cytoray.serving.batching.queues import Int64, Ticket, Work
 from cytoray.serving.batching.refusals import given_up, stopped
 from cytoray.serving.batching.scheduler import Scheduler
@@ -118,10 +119,22 @@ class Batcher(Generic[Item]):
                     self._scheduler.drop(ticket)
                     self.stats.cancelled += 1
 
-    def refuse_if_overloaded(self, key: str, *, bulk: bool) -> None:
-        """Raise RequestError (`overloaded`) if even a small request of this caller would wait for too long."""
+    @contextmanager
+    def expecting(self, outlook: Outlook) -> Iterator[None]:
+        """Count a request as work while it is read in the block; raises RequestError (`overloaded`) before that."""
         with self._lock, _counted(self.stats):
-            self._scheduler.admit_caller(key, bulk=bulk)
+            self._scheduler.expect(outlook, self.clock())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._scheduler.forget(outlook)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a further request would wait for others."""
+        with self._lock:
+            return self._scheduler.is_busy
 
     def check(self) -> None:
         """Raise ServingError if the batcher was closed, or if a batch makes no progress."""
@@ -255,7 +268,7 @@ class Batcher(Generic[Item]):
         stats.batches += 1
         stats.cells += batch.cells
         stats.tokens += batch.tokens
-        stats.padded_tokens += batch.cells * batch.longest
+        stats.padded_tokens += batch.padded_tokens
         stats.busy_s += running.seconds
         stats.predicted_s += batch.predicted_s
         stats.prediction_error_s += abs(batch.predicted_s - running.seconds)

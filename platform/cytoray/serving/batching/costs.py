@@ -22,6 +22,9 @@ HALF_LIFE, LEAST_WEIGHT = 4, 1e-3  # in batches: a change of speed counts soon, 
 RIDGE = np.array([1e-2, 1e-4, 1e-4])  # a single batch says that cells take time, not that each batch does
 FIRST_TOKENS = 4096  # of the first batch of a kind: one minibatch of the predictor
 GROWTH = 2  # a batch is at most so many times as large as the largest one measured
+FAMILIAR_S = 0.5  # of work that is as fast as predicted, which a pace starts from
+KEPT = 0.9  # share of the batches before that counts along with one
+SLOWEST = 4
 FRESH_S = 10.0  # a prediction without a measurement for so long is not used to refuse anything
 
 
@@ -92,6 +95,36 @@ class CostModel:
     def shrink(self, tokens: int) -> None:
         """Limit batches to half of ``tokens``, which did not fit into memory."""
         self._ceiling = min(self._ceiling, max(tokens // 2, 1))
+
+
+class Pace:
+    """Seconds that pass for each predicted second of cells, while there is work.
+
+    Batches take time whatever they hold, parsing and answering share the processor with the model, and several batches
+    may run at the same time.
+    """
+
+    def __init__(self, *, parallel_batches: int) -> None:
+        self._least = 1 / parallel_batches
+        self._passed, self._predicted = FAMILIAR_S * self._least, FAMILIAR_S
+        self._since: float | None = None  # when the last batch ended, while there is work
+
+    @property
+    def value(self) -> float:
+        """The ratio; between that of a perfect prediction and ``SLOWEST`` times it, as a machine may be suspended."""
+        return min(max(self._passed / self._predicted, self._least), SLOWEST * self._least)
+
+    def begin(self, now: float) -> None:
+        """Count from ``now``, unless there was work before."""
+        self._since = now if self._since is None else self._since
+
+    def count(self, predicted_s: float, now: float, *, is_busy: bool) -> None:
+        """Count a batch that has ended; ``is_busy``: whether there is more work."""
+        passed = 0.0 if self._since is None else now - self._since
+        most = 2 * SLOWEST * self._least * max(predicted_s, FAMILIAR_S)
+        self._passed = KEPT * self._passed + (1 - KEPT) * FAMILIAR_S * self._least + min(passed, most)
+        self._predicted = KEPT * self._predicted + (1 - KEPT) * FAMILIAR_S + predicted_s
+        self._since = now if is_busy else None
 
 
 class Costs:

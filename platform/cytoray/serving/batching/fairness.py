@@ -107,13 +107,15 @@ class Group(Generic[Item]):
         if first is None:
             return None
         start = first.served
-        seed = self._seed(first.waiting(), now)
+        queues, _ = first.next()
+        seed = self._seed(queues, now)
         draft: Draft[Item] = Draft(seed, self._costs.of(seed.kind), self._config)
 
         def draw(flow: Flow[Item], seconds: float) -> None:
             """Fill the draft with cells of one caller, and count their time as its."""
-            near = _by_distance(flow.waiting(), seed)
-            flow.served += fill(draft, near, seconds, is_lost=is_lost, remove=self._uncount)
+            queues, until = flow.next()
+            near = _by_distance(queues, seed)
+            flow.served += fill(draft, near, seconds, until=until, is_lost=is_lost, remove=self._uncount)
 
         flows = [first]
         draw(first, draft.budget / (1 + len(self._order)))

@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 Item = TypeVar("Item")
 Int64 = npt.NDArray[np.int64]
+#: Share of the time from the arrival of a request to its deadline. What arrives later than that is not computed before
+#: it, however well it would fill the batches of its cells.
+OVERTAKING = 0.25
 RATIO = 1.05  # of the lengths of a bucket; neighbouring buckets share batches as far as padding allows
 NONE: Int64 = np.empty(0, np.int64)
 
@@ -80,6 +83,11 @@ class Ticket(Generic[Item]):
             self.cells = len(work.tokens)
             self.tokens = sum([segment.tokens for segment in self.segments])
             self.squares = sum([segment.squares for segment in self.segments])
+
+    @property
+    def last_companion(self) -> float:
+        """When the last request arrives that may be computed before this one."""
+        return self.since + OVERTAKING * (self.work.deadline - self.since)
 
 
 class Segment(Generic[Item]):
@@ -178,6 +186,15 @@ class Flow(Generic[Item]):
         for name in empty:
             del self.queues[name]
         return list(self.queues.values())
+
+    def next(self) -> tuple[list[LengthQueue[Item]], float]:
+        """Return the queues whose first cells may be computed now, and when their request arrived at the latest.
+
+        Whatever comes later would delay a request that waits for longer than its deadline allows for.
+        """
+        heads = [(queue, segment.ticket) for queue in self.waiting() if (segment := queue.head()) is not None]
+        until = min((ticket.last_companion for _, ticket in heads), default=0.0)
+        return [queue for queue, ticket in heads if ticket.since <= until], until
 
 
 def _split(ticket: Ticket[Any], tokens: Int64) -> Iterator[Segment[Any]]:

@@ -7,17 +7,17 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from cytoray.serving.batching.config import BatchingConfig
-from cytoray.serving.batching.costs import Costs, Sample
+from cytoray.serving.batching.costs import Costs, Pace, Sample
 from cytoray.serving.batching.fairness import Group
 from cytoray.serving.batching.forming import Batch, Take
+from cytoray.serving.batching.outlook import Outlook
 from cytoray.serving.batching.queues import Ticket, bucket_of
 from cytoray.serving.batching.refusals import overloaded, queue_full, too_long
 
 Item = TypeVar("Item")
 
-#: Share of the time until its deadline that a request may be predicted to wait. Later requests of similar length are
-#: computed along with it, so that it takes longer than predicted; admitted up to its deadline, it would be given up
-#: after it was half computed, and at five times the load nearly all requests would.
+#: Share of the time until its deadline that a request may be predicted to wait. OVERTAKING is for later requests that
+#: are computed along with it, the rest for predictions that are wrong: given up, it would have been computed in vain.
 ADMITTED_SHARE = 0.5
 
 
@@ -32,10 +32,12 @@ class Scheduler(Generic[Item]):
         self.costs = Costs()
         self.lost: list[Ticket[Item]] = []  # requests given up since their owner last looked
         self._config = config
+        self._pace = Pace(parallel_batches=config.parallel_batches)
         self._groups: dict[bool, Group[Item]] = {
             False: Group(config, self.costs, share=config.interactive_share),
             True: Group(config, self.costs, share=1 - config.interactive_share),
         }
+        self._read: dict[Outlook, float] = {}  # predicted seconds of requests that are being read
         self._parts: deque[Batch[Item]] = deque()  # of batches that failed
         self._was_part = False
         self._clock = 0.0  # ``served`` of the class that had the last batch, before it
@@ -56,6 +58,11 @@ class Scheduler(Generic[Item]):
         """Whether something waits."""
         return self.cells > 0 or bool(self._parts)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a further request would wait for others."""
+        return self.has_work or bool(self._read)
+
     def admit(self, ticket: Ticket[Any], now: float) -> None:
         """Raise RequestError (`overloaded`, `deadline_exceeded`) for a request that would not be answered in time."""
         work = ticket.work
@@ -66,15 +73,27 @@ class Scheduler(Generic[Item]):
         waiting = self.tokens
         if waiting and waiting + ticket.tokens > self._config.max_queued_tokens:
             raise queue_full(self.wait_s(work.key, work.bulk, own))
-        self.admit_caller(work.key, bulk=work.bulk, own=own, left=left)
+        self._admit(work.key, work.bulk, own, left)
 
-    def admit_caller(self, key: str, *, bulk: bool, own: float = 0.0, left: float = float("inf")) -> None:
-        """Raise RequestError (`overloaded`) if a request of this caller would wait for too long.
+    def expect(self, outlook: Outlook, now: float) -> None:
+        """Count a request until ``forget``; raises RequestError (`overloaded`) if it would wait for too long."""
+        model = self.costs.of(outlook.kind)
+        own = model.predict(outlook.tokens, outlook.squares) / self._config.parallel_batches if outlook.tokens else 0.0
+        self._admit(outlook.key, outlook.bulk, own, outlook.deadline - now)
+        self._read[outlook] = own
+
+    def forget(self, outlook: Outlook) -> None:
+        """Count a request no longer that has been read."""
+        del self._read[outlook]
+
+    def _admit(self, key: str, bulk: bool, own: float, left: float) -> None:
+        """Raise RequestError (`overloaded`) if a request would wait for too long.
 
         ``own``: its predicted seconds; ``left``: seconds until its deadline.
         """
         most = min(self._config.max_backlog_s, (left - own) * ADMITTED_SHARE)
-        if not self.has_work or self.backlog_s() <= most:
+        before = self.backlog_s() + sum(self._read.values()) if self.is_busy else 0.0
+        if before * self._pace.value <= max(most, 0.0):
             return
         if (wait := self.wait_s(key, bulk, own)) > most:
             raise overloaded(wait, excess=wait - most)
@@ -83,8 +102,9 @@ class Scheduler(Generic[Item]):
         """Predict how many seconds of other work come before the end of a request of ``own`` seconds."""
         group, other = self._groups[bulk], self._groups[not bulk]
         before = group.backlog_before(key, own)
+        before += sum(own for other, own in self._read.items() if (other.key, other.bulk) == (key, bulk))
         between = min(other.backlog(), (before + own) * other.share / group.share)
-        return (before + between + sum(self._out.values())) / self._config.parallel_batches
+        return (before + between + sum(self._out.values())) * self._pace.value
 
     def add(self, ticket: Ticket[Item]) -> None:
         """Queue a request."""
@@ -111,11 +131,14 @@ class Scheduler(Generic[Item]):
             batch = self._next_whole(now) or self._next_part()
         if batch is not None:
             self._out[batch] = batch.predicted_s
+            self._pace.begin(now)
         return batch
 
     def done(self, batch: Batch[Item], seconds: float, now: float) -> None:
         """Learn from a batch that was answered in ``seconds``."""
         del self._out[batch]
+        predicted_s = self.costs.of(batch.kind).marginal(batch.tokens, batch.squares)
+        self._pace.count(predicted_s, now, is_busy=self.has_work or bool(self._out))
         sample = Sample(batch.tokens, batch.squares, seconds)
         self.costs.learn(batch.kind, sample, bucket=bucket_of(batch.longest), now=now)
 

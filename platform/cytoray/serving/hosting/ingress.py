@@ -15,17 +15,18 @@ from cytoray.serving.edge.middleware import Edge, Parts
 from cytoray.serving.hosting.asking import find_asked
 from cytoray.serving.hosting.names import is_allowed
 from cytoray.serving.hosting.remote import RemoteTable
-from cytoray.serving.hosting.routes import MODELS, ModelAbout, ModelList, allowed_models
-from cytoray.serving.payloads.media import JSON
+from cytoray.serving.hosting.routes import MODELS, ModelAbout, ModelList, allowed_models, check_describes
+from cytoray.serving.payloads.media import JSON, MODEL
 from cytoray.serving.problems import add_problem_handlers, reply_headers
+from cytoray.serving.queries import check_query
 from cytoray.tasks.endpoint import Endpoint
 
-ANY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def build_ingress(table: RemoteTable, args: AppArgs, *, edge: Parts, gather: Gather) -> FastAPI:
     """Build the application around models that other deployments hold; its OpenAPI document is that of the default."""
-    api = FastAPI(openapi_url=None)
+    api = FastAPI(openapi_url=None, redirect_slashes=False)
     api.state.echo_request_id = edge.echo_request_id
     api.state.models = table
     api.add_middleware(Edge, parts=edge)
@@ -66,6 +67,7 @@ def _add_probes(api: FastAPI, table: RemoteTable, args: AppArgs) -> None:
     @api.get("/version")
     async def version(request: Request) -> Response:
         """Return the code version, a model (`?model=NAME`; default: the first) and the limits of this service."""
+        check_query(request, MODEL)
         model = await table.find(request.query_params.get("model"), allowed=allowed_models(request))
         seen = await model.describe()
         about = {
@@ -86,17 +88,19 @@ def _add_models(api: FastAPI, table: RemoteTable) -> None:
         known = {name: value for name, value in seen.items() if name in ModelAbout.model_fields}
         return ModelAbout(**known | {"default": model is table.default})
 
-    @api.get(MODELS, response_model=ModelList)
+    @api.get(MODELS)
     async def list_models(request: Request) -> Response:
         """Return all models that the key may ask."""
+        check_query(request)
         allowed, seen = allowed_models(request), await table.describe()
         pairs = zip(table.models, seen, strict=True)
         found = ModelList(models=[as_about(model, one) for model, one in pairs if is_allowed(model, allowed)])
         return Response(found.model_dump_json(), headers=reply_headers(request), media_type=JSON)
 
-    @api.get(MODELS + "/{model:path}", response_model=ModelAbout)
+    @api.get(MODELS + "/{model:path}")
     async def describe_model(request: Request, model: str) -> Response:
         """Return one model: NAME, NAME@ALIAS or NAME/VERSION."""
+        check_describes(request, model)
         found = await table.find(model, allowed=allowed_models(request))
         about = as_about(found, await found.describe())
         return Response(about.model_dump_json(), headers=reply_headers(request), media_type=JSON)

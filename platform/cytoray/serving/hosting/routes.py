@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import Field
 
 from cytoray.errors import CytorayError
+from cytoray.serving.documenting import problems
 from cytoray.serving.hosting.names import EVERY, is_allowed
 from cytoray.serving.hosting.table import HostedModel, ModelTable
 from cytoray.serving.payloads.media import JSON
 from cytoray.serving.problems import reply_headers
+from cytoray.serving.queries import check_query
 from cytoray.tasks import task_endpoints
 from cytoray.tasks.messages import Message
 
@@ -47,20 +49,36 @@ class ModelList(Message):
     models: list[ModelAbout]
 
 
+LISTED: dict[str, Any] = {"response_model": ModelList, "openapi_extra": problems("malformed_payload")}
+DESCRIBED: dict[str, Any] = {
+    "response_model": ModelAbout,
+    "openapi_extra": problems("malformed_payload", "unknown_model"),
+}
+
+
 def add_models(api: FastAPI, table: ModelTable) -> None:
     """Add the routes."""
 
-    @api.get(MODELS, response_model=ModelList)
+    @api.get(MODELS, **LISTED)
     async def list_models(request: Request) -> Response:
         """Return all models that the key may ask."""
+        check_query(request)
         allowed = allowed_models(request)
         found = [describe(model, table) for model in table if is_allowed(model, allowed)]
         return _reply(request, ModelList(models=found))
 
-    @api.get(MODELS + "/{model:path}", response_model=ModelAbout)
+    @api.get(MODELS + "/{model:path}", **DESCRIBED)
     async def describe_model(request: Request, model: str) -> Response:
         """Return one model: NAME, NAME@ALIAS or NAME/VERSION."""
+        check_describes(request, model)
         return _reply(request, describe(table.find(model, allowed=allowed_models(request)), table))
+
+
+def check_describes(request: Request, model: str) -> None:
+    """Raise HTTPException (405) if the path of a request is one of an endpoint, RequestError for a parameter."""
+    if model.rpartition("/")[2] in task_endpoints():
+        raise HTTPException(405, headers={"Allow": "POST"})
+    check_query(request)
 
 
 def describe(model: HostedModel, table: ModelTable) -> ModelAbout:

@@ -57,6 +57,14 @@ def peek_metadata(body: bytes) -> dict[bytes, bytes]:
         return {}
 
 
+def peek_num_cells(body: bytes) -> int | None:
+    """Return the number of cells by the header of a stream; None if it has a mistake, which ``read_matrix`` reports."""
+    try:
+        return max(len(_read_batch(body).column("indptr").values) - 1, 0)
+    except (RequestError, pa.ArrowException, EOFError, OSError, ValueError, MemoryError, struct.error):
+        return None
+
+
 def _read_batch(body: bytes) -> pa.RecordBatch:
     """Return the only record batch of a stream, after its schema is known to be one that is read."""
     reader = pa.BufferReader(body)

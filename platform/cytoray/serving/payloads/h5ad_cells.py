@@ -38,10 +38,22 @@ def read_matrix(body: bytes, options: Mapping[str, str], *, limits: Limits, stop
     ``gene_names`` is "index" or a column of var, as for the client. RequestError for a file that is refused, that
     kills the process, or that takes longer than the limits allow.
     """
-    matrix = options.get("matrix", "X")
+    asked = limits_of_reader(limits, matrix=options.get("matrix", "X"))
+    with _scratch() as source, _scratch() as target:
+        stop.check()
+        source.write(body)
+        source.flush()
+        status = _run(source.fileno(), target.fileno(), asked, stop)
+        target.seek(0)
+        written = target.read(os.fstat(target.fileno()).st_size)
+    return matrix_of(status, written, gene_names=options.get("gene_names", "index"))
+
+
+def limits_of_reader(limits: Limits, *, matrix: str) -> dict[str, Any]:
+    """Return what the sandbox is asked, ``matrix`` being "X" or "raw.X", and within which limits."""
     if matrix not in ("X", "raw.X"):
         raise malformed("/matrix: Input should be X or raw.X.", "/matrix")
-    asked = {
+    return {
         "matrix": matrix,
         "max_cells": limits.max_cells,
         "max_genes": limits.max_genes,
@@ -52,19 +64,16 @@ def read_matrix(body: bytes, options: Mapping[str, str], *, limits: Limits, stop
         "wall_s": WALL_S,
         "confinement": str(confinement.__file__),
     }
-    with _scratch() as source, _scratch() as target:
-        stop.check()
-        source.write(body)
-        source.flush()
-        status = _run(source.fileno(), target.fileno(), asked, stop)
-        target.seek(0)
-        written = target.read(os.fstat(target.fileno()).st_size)
+
+
+def matrix_of(status: int, written: bytes, *, gene_names: str) -> Matrix:
+    """Return the arrays that the sandbox has ``written`` before it ended with ``status``; raises as ``read_matrix``."""
     if status != 0 or len(written) < 8:
         raise _refusal("reading it takes more memory or time than allowed, or crashes the reader")
     head, arrays = _unpack(written)
     if "refused" in head:
         raise _refused(str(head["refused"]), str(head.get("remedy", _REMEDY)))
-    return _named(head, arrays, gene_names=options.get("gene_names", "index"))
+    return _named(head, arrays, gene_names=gene_names)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,11 @@ def read_form(
     given: dict[str, str] = {}
     for name, text in options:
         if media_type == JSON and name != MODEL:
-            continue
+            raise RequestError(
+                f"The query has a parameter {name[:80]!r}, which is only for other bodies than JSON.",
+                remedy="Write it into the body, or leave it out.",
+                pointer=f"/{name[:80]}",
+            )
         if name in given:
             raise RequestError(f"The query gives {name!r} twice.", remedy="Give it once.", pointer=f"/{name}")
         given[name] = text

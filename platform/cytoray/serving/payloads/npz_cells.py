@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -116,6 +117,11 @@ def _array(name: str, content: bytes) -> npt.NDArray[Any]:
 
 
 def _texts(name: str, array: npt.NDArray[Any]) -> list[str]:
+    if array.dtype.kind == "U" and array.size and array.itemsize:
+        # NumPy makes texts of any 32 bits, and Python fails later on those that are not characters.
+        points = np.ascontiguousarray(array).view(array.dtype.byteorder.replace("|", "=") + "u4")
+        if points.max() > sys.maxunicode:
+            raise malformed(f"/{name}: a text has an invalid character.", f"/{name}")
     try:
         return [text.decode() if isinstance(text, bytes) else text for text in array.ravel().tolist()]
     except UnicodeDecodeError as error:

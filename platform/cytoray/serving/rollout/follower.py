@@ -20,6 +20,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from cytoray.errors import CytorayError, ServingError
+from cytoray.failpoints import failpoint
 from cytoray.registry.pinning import PinnedModel
 from cytoray.serving.rollout.config import RolloutConfig
 from cytoray.serving.rollout.notice import LISTENERS
@@ -187,11 +188,13 @@ class Follower:
         service = self._load(self.uri, wanted, is_rollback=is_rollback)
         if service is None:
             return
+        failpoint("swap.before_pointer")
         try:
             self._slot.swap(service, keep_s=self._config.keep_previous_s)
         except ServingError:  # the slot is being stopped
             _close(service)
             return
+        failpoint("swap.after_pointer")
         self._moved(wanted, SWAPPED)
 
     def _moved(self, pinned: PinnedModel, result: str) -> None:
@@ -200,6 +203,7 @@ class Follower:
         self._refused.pop(self.uri, None)
         self._pinned, self._since = pinned, _now()
         self._versions.remember(self.uri, pinned)
+        failpoint("swap.after_remember")
 
     def _follow_challenger(self) -> None:
         """Load the challenger, or drop it if its alias is missing or names the version that serves."""
@@ -241,6 +245,7 @@ class Follower:
     def _load_there(self, wanted: PinnedModel, *, is_rollback: bool) -> CellService:
         """Load and check a version, in a thread."""
         service = self._versions.load(wanted, self._slot)
+        failpoint("swap.after_load")
         try:
             with self._slot.hold() as old:
                 self._versions.succeed(service, old, is_rollback=is_rollback)

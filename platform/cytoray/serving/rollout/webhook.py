@@ -38,6 +38,16 @@ class _Event(BaseModel):
     data: _Data = _Data()
 
 
+def sign(secret: str, body: bytes, *, delivery: str, stamp: str) -> str:
+    """Return the signature that MLflow's webhook would give a message (delivery id, time in seconds since 1970)."""
+    return _signature(secret, f"{delivery}.{stamp}.".encode() + body)
+
+
+def _signature(secret: str, signed: bytes) -> str:
+    digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
+    return f"{VERSION},{base64.b64encode(digest).decode()}"
+
+
 class Webhook:
     """Checks messages of MLflow's webhook; the file of the secret is read for each, so that it can be replaced."""
 
@@ -75,9 +85,7 @@ class Webhook:
             ) from error
         found = False
         for secret in secrets:
-            digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
-            expected = f"{VERSION},{base64.b64encode(digest).decode()}"
-            found |= hmac.compare_digest(expected.encode(), given.encode())
+            found |= hmac.compare_digest(_signature(secret, signed).encode(), given.encode())
         if not found:
             raise RequestError(
                 "The message has no valid signature.",

@@ -170,4 +170,5 @@ ENDPOINT: Endpoint[AnnotateRequest, Predictions] = Endpoint(
     read=read_annotations,
     offline_members={"include_embedding": False},
     obsm={"X_scGPT": ("embedding",)},
+    problems=("no_labels",),
 )

@@ -124,4 +124,5 @@ ENDPOINT: Endpoint[GenesRequest, dict[str, Any]] = Endpoint(
     answer=lambda question, found: found,
     cost=cost,
     read=read_genes,
+    example={"genes": ["CD3D", "ENSG00000198851"], "neighbours": 5},
 )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from cytoray.tasks.carried import Carried, genes_are_known
-from cytoray.tasks.endpoint import Answers, Endpoint, Question, ServedModel
+from cytoray.tasks.endpoint import CELLS_EXAMPLE, Answers, Endpoint, Question, ServedModel
 from cytoray.tasks.messages import CellsRequest, CellsResponse, Message
 from cytoray.tasks.prediction import is_uniform, read_embeddings
 
@@ -159,4 +159,6 @@ ENDPOINT: Endpoint[IntegrateRequest, _Found] = Endpoint(
     together=lambda answer: bool(answer["header"]["is_new_batch"]),
     read=read_integration,
     obsm={OBSM_KEY: ("embedding",)},
+    problems=("wrong_model",),
+    example={**CELLS_EXAMPLE, "batch": "b1"},
 )

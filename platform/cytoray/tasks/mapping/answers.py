@@ -237,4 +237,5 @@ ENDPOINT: Endpoint[MapRequest, MappedQuery] = Endpoint(
     admit=admit_query,
     read=read_mappings,
     obsm={"X_reference_umap": ("x", "y")},
+    problems=("wrong_model", "fitting"),
 )

@@ -192,4 +192,5 @@ ENDPOINT: Endpoint[ProteinsRequest, _Found] = Endpoint(
     read=read_proteins,
     offline_members={"proteins": []},
     obsm={OBSM_KEY: ("values",)},
+    problems=("wrong_model", "unknown_proteins"),
 )

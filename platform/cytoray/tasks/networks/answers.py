@@ -150,4 +150,6 @@ ENDPOINT: Endpoint[NetworksRequest, dict[str, Any]] = Endpoint(
     admit=admit_networks,
     cost=cost,
     read=read_networks,
+    problems=("wrong_model", "unknown_group"),
+    example={"genes": ["GATA1"], "num_edges": 5},
 )

@@ -211,4 +211,6 @@ ENDPOINT: Endpoint[PerturbRequest, PerturbationPrediction] = Endpoint(
     admit=admit_perturbations,
     cost=cost,
     read=read_perturbations,
+    problems=("wrong_model", "unknown_perturbations"),
+    example={"perturbations": ["JAK2", "STAT1+IRF1"]},
 )

@@ -52,8 +52,10 @@ class AssessPerturbationConfig(AssessConfig):
     @classmethod
     def _split_names(cls, value: object) -> object:
         """Split ``dose,time`` into names."""
-        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        if not isinstance(value, list | tuple):
             return value
+        if not all(isinstance(each, str) for each in value):
+            return tuple(value)  # whose bad items are then reported
         return tuple(name.strip() for each in value for name in each.split(",") if name.strip())
 
     @model_validator(mode="after")

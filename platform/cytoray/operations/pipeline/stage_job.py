@@ -1,0 +1,125 @@
+"""Do one stage in a process of its own: ``python -m cytoray.operations.pipeline.stage_job TASK``.
+
+TASK is the URI of a task (``records.StageTask``). This process puts the record of the stage into the store, so
+that a stage which is done stays done whatever happens to the pipeline that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cytoray import provenance, storage
+from cytoray.config import build_from
+from cytoray.errors import ConflictError, CytorayError
+from cytoray.failpoints import failpoint
+from cytoray.operations.pipeline.records import (
+    StageFailure,
+    StageRecord,
+    StageTask,
+    failure_uri,
+    record_uri,
+    set_latest,
+)
+from cytoray.stages.config import stage_configs
+from cytoray.stages.job import run_configured
+
+FOLLOW = "--with-parent"  # stop when stdin is closed: the pipeline that started this process has died
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do the stage of the task that is named on the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("cytoray").setLevel(logging.INFO)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the pipeline turns it into SIGTERM
+    if FOLLOW in arguments:
+        threading.Thread(target=_stop_with_parent, name="cytoray-parent", daemon=True).start()
+    try:
+        task = StageTask.model_validate_json(storage.read_bytes(arguments[0]))
+        do_task(task)
+    except CytorayError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+def do_task(task: StageTask) -> StageRecord:
+    """Do a stage and record it; a failure is recorded too, and raised."""
+    started, clock = _now(), time.monotonic()
+    try:
+        config = build_from(stage_configs()[task.key.kind], task.config, source=task.uri)
+        result = run_configured(task.key.kind, config, num_cpus=task.num_cpus)
+        files = _publish(task, result)
+    except CytorayError as error:
+        _note_failure(task, error)
+        raise
+    record = StageRecord(
+        stage=task.stage,
+        key=task.key,
+        result=result,
+        files=files,
+        started=started,
+        seconds=round(time.monotonic() - clock, 1),
+        revision=provenance.git_revision(),
+    )
+    failpoint("pipeline.before_record")
+    with contextlib.suppress(ConflictError):  # it was done before: the first record stays
+        storage.put_if_absent(record_uri(task.folder, task.key.digest), record.model_dump_json(indent=1).encode())
+    failpoint("pipeline.after_record")
+    set_latest(task.folder, task.key.digest)
+    storage.delete(failure_uri(task.folder, task.key.digest))
+    return record
+
+
+def _publish(task: StageTask, result: dict[str, Any]) -> dict[str, str]:
+    """Copy the report files that a stage left in a local folder to the store; returns their digests by URI."""
+    found: dict[str, str] = {}
+    for path in (Path(value) for value in _report_files(result)):
+        uri = storage.join(task.reports, path.name)
+        data = path.read_bytes()
+        failpoint("pipeline.before_report")
+        storage.write_bytes(uri, data)
+        found[uri] = hashlib.sha256(data).hexdigest()
+        failpoint("pipeline.after_report")
+    return found
+
+
+def _report_files(result: dict[str, Any]) -> list[str]:
+    """Return the local files that an evaluation names in its result."""
+    files = result.get("files")
+    return sorted(value for value in files.values() if isinstance(value, str)) if isinstance(files, dict) else []
+
+
+def _note_failure(task: StageTask, error: CytorayError) -> None:
+    """Record why an attempt failed, for the pipeline and its page."""
+    failure = StageFailure(
+        kind=type(error).__name__, problem=error.problem, remedy=error.remedy, exit_code=error.exit_code, at=_now()
+    )
+    uri = failure_uri(task.folder, task.key.digest)
+    storage.write_bytes(uri, failure.model_dump_json(indent=1).encode())
+
+
+def _stop_with_parent() -> None:
+    """Send this process SIGTERM when stdin ends, so that a training commits a checkpoint and stops."""
+    while os.read(0, 1):  # sys.stdin would hold a lock that the interpreter wants at its end
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Plans of stages: work, memory, hours and cost, before anything runs."""

@@ -1,0 +1,1 @@
+"""Rebuild a model from its lineage, corpus and weights, and compare every digest on the way."""
