@@ -1,6 +1,6 @@
 """Plans beside what was measured: time, memory and cost of an ingest and of a pretraining, each a process as in a job.
 
-``python benchmarks/plans.py [--only ingest]``. Times depend on the load of the machine, which must be idle. The goal is 20 %.
+``python benchmarks/plans.py [--only ingest]``, on an idle machine: times depend on its load. The goal is 20 %.
 """
 
 from __future__ import annotations
