@@ -75,7 +75,9 @@ def _objects(documents: list[Document]) -> Iterator[str]:
             yield f"{place}: its pods get a token of the API server unless they refuse it"
         if each["kind"] == "ServiceAccount":
             role = each["metadata"].get("annotations", {}).get("eks.amazonaws.com/role-arn")
-            if role is not None and not re.fullmatch(rf"arn:aws[a-z-]*:iam::\d{{12}}:role/{each['metadata']['name']}", role):
+            if role is not None and not re.fullmatch(
+                rf"arn:aws[a-z-]*:iam::\d{{12}}:role/{each['metadata']['name']}", role
+            ):
                 yield f"{place}: {role} is not the role of this account"
     levels = of_kind(documents, "Namespace").get(NAMESPACE, {}).get("metadata", {}).get("labels", {})
     if levels.get("pod-security.kubernetes.io/enforce") != "restricted":
