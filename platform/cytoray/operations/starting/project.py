@@ -28,7 +28,7 @@ keys.json
 
 @dataclass(frozen=True)
 class Project:
-    """What a project's files are filled with.
+    """The values that a project's files are filled with.
 
     Attributes:
         name: Name of its corpus and model.
