@@ -2,8 +2,9 @@
 
 ``CYTORAY_FAILPOINTS="ingest.before_commit=kill@2,train.after_step=sleep:5"``: at the second hit of the first point the
 process kills itself; the second point sleeps five seconds at every hit. Actions: ``kill``, ``killpg`` (its process
-group), ``raise``, ``enospc``, ``sleep:SECONDS``. Names are ``<protocol>.<before|after>_<step>``. If ``CYTORAY_FAILPOINTS_ONCE`` names a folder, each
-point fires only once over all processes and leaves a file of its name there, so that a repeated task succeeds.
+group), ``raise``, ``enospc``, ``sleep:SECONDS``. Names are ``<protocol>.<before|after>_<step>``. If
+``CYTORAY_FAILPOINTS_ONCE`` names a folder, each point fires only once over all processes and leaves a file of its name
+there, so that a repeated task succeeds.
 """
 
 from __future__ import annotations
