@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts infra
-FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra and not crash and not docs
+FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra and not crash and not docs and not routes and not schemathesis
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-crash test-juicefs test-chaos soak fuzz check check-infra check-monitoring format clean
+.PHONY: test-routes test-schemathesis docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-crash test-juicefs test-chaos soak fuzz check check-infra check-monitoring test-single-server format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,17 @@ test-chaos: $(STAMP)  ## A running service, disturbed in 21 ways under load (CHA
 SOAK_MINUTES ?= 20
 soak: $(STAMP)  ## Load for SOAK_MINUTES, and how memory, open files and threads of each process grow
 	$(BIN)/python tests/helpers/chaos_soak.py --minutes $(SOAK_MINUTES) --out soak.json
+
+test-routes: $(STAMP)  ## Every route of a service that is started as a user does, by the curl lines of docs/serving-routes.md
+	$(BIN)/python -m pytest -m "routes" -n 0
+
+.venv-schemathesis/.installed: tests/constraints-schemathesis.txt
+	$(PYTHON) -m venv .venv-schemathesis
+	.venv-schemathesis/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< schemathesis
+	@touch $@
+
+test-schemathesis: $(STAMP) .venv-schemathesis/.installed  ## schemathesis against docs/openapi.json and a running service
+	SCHEMATHESIS=$(CURDIR)/.venv-schemathesis/bin/schemathesis $(BIN)/python -m pytest -m "schemathesis" -n 0 -s
 
 EXPLORER := serve/explorer
 $(EXPLORER)/node_modules/.installed: $(EXPLORER)/package-lock.json
@@ -102,15 +113,23 @@ check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/codespell
 	$(BIN)/python -m pytest --quiet tests/test_layout.py
 
-check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught
-	$(BIN)/python -m pytest -m "infra" tests/infra
+check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught (make test-slow: images and pods)
+	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest -m "infra and not slow" tests/infra
 
 check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
 	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py
+
+.venv-mlflow/.installed: infra/mlflow/requirements.txt infra/single-server/requirements.txt
+	$(PYTHON) -m venv .venv-mlflow
+	.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -r infra/mlflow/requirements.txt -r infra/single-server/requirements.txt
+	@touch $@
+
+test-single-server: $(STAMP) .venv-mlflow/.installed  ## PostgreSQL, MLflow behind its auth app and an S3 server, started as infra/single-server does, and killed
+	$(BIN)/python -m pytest -m "slow" tests/infra/test_single_server.py
 
 format: $(STAMP)  ## Format and mend what can be mended
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 
 clean:  ## Remove .venv, caches and what the quickstart made
-	rm -rf $(VENV) .venv-bench .venv-bench-scgpt .venv-docs build/site build/reference benchmarks/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache cytoray-quickstart
+	rm -rf $(VENV) .venv-bench .venv-bench-scgpt .venv-docs .venv-schemathesis .venv-mlflow build/site build/reference benchmarks/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache cytoray-quickstart

@@ -15,14 +15,13 @@ from cytoray.cli.main import app
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """# Command line
 
-Every command of `cytoray`. `python scripts/build_cli_page.py` writes this page from the command tree, and a test compares
-both.
+Every command. `python scripts/build_cli_page.py` writes this page from the command tree; a test compares both.
 
-- `--json` prints one JSON object on stdout. An error is then `{"error": {"kind", "message", "remedy", "details"}}`, also on
-  stdout; without it, an error is one paragraph on stderr. Progress, warnings and logs go to stderr in any case.
-- Options override the environment, which overrides `cytoray.yaml` in the working folder (`store`, `tracking_uri`, `model`).
-  A stage's YAML file has its own keys for these, and none is taken from the environment; `cytoray config show --origin`
-  prints where each value comes from.
+- `--json` prints one JSON object on stdout. An error is then `{"error": {"kind", "message", "remedy", "details"}}`,
+  also on stdout; without it, an error is one paragraph on stderr. Progress, warnings and logs go to stderr in any case.
+- Options override the environment, which overrides `cytoray.yaml` in the working folder (`store`, `tracking_uri`,
+  `model`). A stage's YAML file has its own keys for these, and none is taken from the environment;
+  `cytoray config show --origin` prints where each value comes from.
 - Nothing heavy is imported, and Ray is not started, before a command needs it; what cannot work is reported first.
 - `cytoray --install-completion` installs completion for the shell in use (bash, zsh, fish, PowerShell).
 

@@ -109,10 +109,9 @@ def main() -> None:
         stop_drivers(drivers, until=until)
         return
     for raylet in find_raylets():
-        if "--head" in raylet.words:
-            return
-        announce(raylet, grace_s=grace_s)
-        wait_for_end(raylet, until=min(until, time.monotonic() + CHECKPOINT_S))
+        if "--head" not in raylet.words:
+            announce(raylet, grace_s=grace_s)
+            wait_for_end(raylet, until=min(until, time.monotonic() + CHECKPOINT_S))
 
 
 if __name__ == "__main__":

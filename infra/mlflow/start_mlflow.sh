@@ -20,11 +20,13 @@ while sleep "${REREAD_S:-30}"; do write_password; done &
 
 case $MLFLOW_DATABASE in *\?*) glue='&' ;; *) glue='?' ;; esac
 database="$MLFLOW_DATABASE${glue}passfile=$RUNTIME/pgpass"
+# The cache: each check of a password takes half a second of CPU by design. A changed password may be accepted for so long.
 cat > "$RUNTIME/auth.ini" <<INI
 [mlflow]
 default_permission = READ
 database_uri = $database
 admin_username = admin
+auth_cache_ttl_seconds = 60
 INI
 
 export MLFLOW_AUTH_CONFIG_PATH="$RUNTIME/auth.ini"

@@ -26,7 +26,7 @@ def main(secrets: Path) -> None:
     there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
     for bucket in sorted(set(BUCKETS) - there):
         client.create_bucket(Bucket=bucket)
-        print(f"bucket {bucket}")  # noqa: T201
+        print(f"bucket {bucket}")
     _make_user(os.environ["MLFLOW_TRACKING_URI"], secrets)
 
 
@@ -40,7 +40,7 @@ def _make_user(uri: str, secrets: Path) -> None:
         timeout=TIMEOUT_S,
     )
     if reply.status_code == httpx.codes.OK:
-        print(f"user {user} of MLflow")  # noqa: T201
+        print(f"user {user} of MLflow")
     elif "RESOURCE_ALREADY_EXISTS" not in reply.text:
         sys.exit(f"MLflow refused to make the user {user}: {reply.status_code} {reply.text}")
 

@@ -1,4 +1,4 @@
-"""Problems between the objects of a rendered overlay: names, selectors, ports, queues, commands, and the service's file."""
+"""Problems between the objects of a rendered overlay: names, selectors, queues, commands, and the service's file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from kube_network import NAMESPACE, matches, policy_problems
-from kube_pods import Pod, cluster_spec, list_pods, pod_problems, quantity
+from kube_pods import SECRETS, Pod, cluster_spec, list_pods, pod_problems, quantity
 
 from cytoray.config import load_config
 from cytoray.errors import ConfigError
@@ -75,7 +76,9 @@ def _objects(documents: list[Document]) -> Iterator[str]:
             yield f"{place}: its pods get a token of the API server unless they refuse it"
         if each["kind"] == "ServiceAccount":
             role = each["metadata"].get("annotations", {}).get("eks.amazonaws.com/role-arn")
-            if role is not None and not re.fullmatch(rf"arn:aws[a-z-]*:iam::\d{{12}}:role/{each['metadata']['name']}", role):
+            if role is not None and not re.fullmatch(
+                rf"arn:aws[a-z-]*:iam::\d{{12}}:role/{each['metadata']['name']}", role
+            ):
                 yield f"{place}: {role} is not the role of this account"
     levels = of_kind(documents, "Namespace").get(NAMESPACE, {}).get("metadata", {}).get("labels", {})
     if levels.get("pod-security.kubernetes.io/enforce") != "restricted":
@@ -147,7 +150,15 @@ def _ray(spec: Document, documents: list[Document]) -> Iterator[str]:
               for each in group["template"]["spec"]["containers"]}  # fmt: skip
     if len(images) > 1:
         yield f"its nodes have different images: {sorted(images)}"
-    address = spec.get("gcsFaultToleranceOptions", {}).get("redisAddress", "")
+    yield from _redis(spec.get("gcsFaultToleranceOptions", {}), documents)
+
+
+def _redis(options: Document, documents: list[Document]) -> Iterator[str]:
+    """Yield problems of the place where a head keeps its state."""
+    password = options.get("redisPassword", {}).get("valueFrom", {}).get("secretKeyRef", {})
+    if options and password.get("key") not in SECRETS.get(password.get("name"), ()):
+        yield "redisPassword is not that of a known secret"
+    address = options.get("redisAddress", "")
     host = re.sub(r"^rediss?://", "", address).partition(":")[0]
     if address and not re.fullmatch(r"(rediss?://)?[a-z0-9.-]+:\d+", address):
         yield f"not an address: {address}"
@@ -215,7 +226,7 @@ def entrypoint_problems(entrypoint: str, head: Document, documents: list[Documen
             if text is None:
                 yield f"entrypoint: no file {path} in the image or in what is mounted"
             else:
-                yield from _settings(text, rest[1::2], module)
+                yield from _settings(text, tuple(rest[1::2]), module)
         case words:
             yield f"entrypoint: not `python -m jobs.NAME --config FILE`: {words[:5]}"
 
@@ -233,43 +244,47 @@ def _find_file(path: str, head: Document, documents: list[Document]) -> str | No
     return found
 
 
-def _settings(text: str, overrides: list[str], module: str) -> Iterator[str]:
-    """Yield what cytoray itself says about a configuration with overrides, and a stage that the job does not run."""
+@cache
+def _settings(text: str, overrides: tuple[str, ...], module: str) -> tuple[str, ...]:
+    """Return what cytoray itself says about a configuration with overrides, and a stage that the job does not run."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(text, encoding="utf-8")
         try:
             kind = str(getattr(load_stage_config(file, overrides=overrides), "kind", ""))
         except ConfigError as error:
-            yield f"entrypoint: {error}"
-            return
+            return (f"entrypoint: {error}",)
     runs = {"jobs.assess": kind.startswith("assess-"), "jobs.answer": kind in ("annotate", "map", "predict-proteins")}
     if not runs.get(module, module == f"jobs.{kind.replace('-', '_')}"):
-        yield f"entrypoint: {module} does not run {kind}"
+        return (f"entrypoint: {module} does not run {kind}",)
+    return ()
 
 
-def serve_problems(text: str) -> Iterator[str]:
-    """Yield what cytoray and Ray Serve say about a file for `serve deploy`."""
+@cache
+def serve_problems(text: str) -> tuple[str, ...]:
+    """Return what cytoray and Ray Serve say about a file for `serve deploy`."""
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "serve.yaml"
         file.write_text(text, encoding="utf-8")
         try:
             load_config(DeployFile, file)
         except ConfigError as error:
-            yield f"serveConfigV2: {error}"
+            found.append(f"serveConfigV2: {error}")
     try:
         ServeDeploySchema.model_validate(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
-        yield f"serveConfigV2: {error}"
+        found.append(f"serveConfigV2: {error}")
+    return tuple(found)
 
 
 def _service(document: Document) -> Iterator[str]:
     """Yield problems of a RayService: its file, its ports and files, and how it is upgraded."""
     spec = document["spec"]
-    found = list(serve_problems(spec["serveConfigV2"]))
+    found = serve_problems(spec["serveConfigV2"])
     yield from found
     upgrade, cluster = spec.get("upgradeStrategy", {}), spec["rayClusterConfig"]
     if upgrade.get("type") not in ("NewCluster", "NewClusterWithIncrementalUpgrade"):

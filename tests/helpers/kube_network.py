@@ -68,13 +68,14 @@ def _is_end(ends: list[dict[str, Any]] | None, peer: Peer) -> bool:
             inside = address is not None and address in ipaddress.ip_network(end["ipBlock"]["cidr"])
             if inside and not any(address in ipaddress.ip_network(each) for each in end["ipBlock"].get("except", ())):
                 return True
-        elif peer.address is None and (
+            continue
+        inside = (
             matches(end["namespaceSelector"], peer.namespace)
             if "namespaceSelector" in end
             else peer.namespace.get("kubernetes.io/metadata.name") == NAMESPACE
-        ):
-            if matches(end.get("podSelector"), peer.labels):
-                return True
+        )
+        if peer.address is None and inside and matches(end.get("podSelector"), peer.labels):
+            return True
     return False
 
 
@@ -91,12 +92,17 @@ def policy_problems(policies: list[dict[str, Any]], pods: list[Pod]) -> Iterator
             if spec.get(side) is not None and side.capitalize() not in spec["policyTypes"]:
                 yield f"{place}: {side} without {side.capitalize()} among policyTypes"
             for rule in spec.get(side, ()):
-                selectors += [end["podSelector"] for end in rule.get(ends, ()) if "namespaceSelector" not in end and "podSelector" in end]  # fmt: skip
+                selectors += _own_selectors(rule, ends)
                 yield from (f"{place}: {problem}" for problem in _rule(rule, side, ends, spec["podSelector"]))
                 yield from (f"{place}: {problem}" for problem in _ports(rule, side, ends, spec["podSelector"], pods))
         for selector in selectors:
             if not any(matches(selector, labels) for labels in known):
                 yield f"{place}: no pod has the labels {selector}"
+
+
+def _own_selectors(rule: dict[str, Any], ends: str) -> list[dict[str, Any]]:
+    """Return the selectors of pods of this namespace at the other ends of a rule."""
+    return [end["podSelector"] for end in rule.get(ends, ()) if "podSelector" in end and "namespaceSelector" not in end]
 
 
 def _rule(rule: dict[str, Any], side: str, ends: str, own: dict[str, Any]) -> Iterator[str]:
@@ -121,7 +127,7 @@ def _ports(rule: dict[str, Any], side: str, ends: str, own: dict[str, Any], pods
     """Yield ports that no container of the pods that are opened has."""
     selectors = [own]
     if side == "egress":
-        selectors = [end["podSelector"] for end in rule.get(ends, ()) if "podSelector" in end and "namespaceSelector" not in end]  # fmt: skip
+        selectors = _own_selectors(rule, ends)
     for selector in selectors:
         numbers = {number for pod in pods if matches(selector, pod.labels) for number in pod.port_numbers().values()}
         for port in rule.get("ports", ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 from functools import cache
@@ -33,6 +34,11 @@ def render(overlay: str) -> str:
     return f"{kustomize(folder)}---\n{kustomize(folder / 'jobs')}"
 
 
+@cache
+def _parsed(overlay: str) -> list[dict[str, Any]]:
+    return read_yaml(render(overlay))
+
+
 def documents(overlay: str) -> list[dict[str, Any]]:
     """Return the objects of an overlay and of its jobs; a fresh copy, which may be changed."""
-    return read_yaml(render(overlay))
+    return copy.deepcopy(_parsed(overlay))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 from chaos_head import BINARIES, Head, scratch_folder, started_head
+
+from cytoray.cli import main
 
 ROOT = Path(__file__).parents[2]
 CYTORAY = "from cytoray.cli import main; main()"
@@ -38,12 +44,23 @@ class Site:
                 process.kill()
 
     def run(self, *arguments: object, code: int = 0, **variables: str) -> tuple[str, str]:
-        """Run ``cytoray`` and return its output and its errors; fails if its exit code is not ``code``."""
-        with self.started(*arguments, **variables) as process:
-            out, err = process.communicate(timeout=400)
-        assert process.returncode == code, (arguments, process.returncode, out[-3000:], err[-3000:])
-        assert "Traceback" not in err, err
-        return out, err
+        """Run ``cytoray`` in this process, which has imported Ray, and return its output and its errors.
+
+        Fails if its exit code is not ``code``.
+        """
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment | variables, clear=True),
+            mock.patch.object(sys, "argv", ["cytoray", *map(str, arguments)]),
+            contextlib.chdir(ROOT),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        printed, errors = out.getvalue(), err.getvalue()
+        assert (ended.value.code or 0) == code, (arguments, ended.value.code, printed[-3000:], errors[-3000:])
+        return printed, errors
 
     def json(self, *arguments: object, code: int = 0, **variables: str) -> Any:
         """Run ``cytoray … --json`` and return what it prints."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import httpx
+from documented import CHECKED
 from prometheus_client import CollectorRegistry
 
 from cytoray.model.predictor import CellPredictor
@@ -48,7 +49,7 @@ class TwoModels:
 
     async def _ask(self, api: Any, method: str, route: str, options: dict[str, Any]) -> httpx.Response:
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", event_hooks=CHECKED) as client:
             return await client.request(method, route, **options)
 
     def get(self, route: str) -> Any:

@@ -24,6 +24,7 @@ from fault_proxy import Fault, FaultProxy, run_fault_proxy
 from cytoray.operations.doctor.clocks import check_clock
 from cytoray.operations.doctor.collective import check_gpus, run_all_reduce
 from cytoray.operations.doctor.findings import Check, Finding, ok
+from cytoray.operations.doctor.kube_cluster import check_kubernetes
 from cytoray.operations.doctor.machine import check_cpus, check_files, check_memory, find_limits
 from cytoray.operations.doctor.mlflow_server import check_mlflow
 from cytoray.operations.doctor.ray_cluster import check_auth, check_cluster, check_ports
@@ -260,6 +261,29 @@ def test_a_cluster_of_another_version(monkeypatch: pytest.MonkeyPatch):
     assert (found.outcome, "ray==2.60" in found.remedy) == ("fail", True)
 
 
+@pytest.mark.parametrize(
+    ("script", "check", "remedy"),
+    [
+        ("echo 'error: context \"x\" does not exist' >&2; exit 1", "cluster.reach", "get-contexts"),
+        ("case $* in *can-i*) echo no; exit 1;; esac", "cluster.kuberay", "right to create rayjobs"),
+        (
+            'case $* in *can-i*) echo "Warning: the server doesn\'t have a resource type" >&2; echo yes;; esac',
+            "cluster.kuberay",
+            "Install KubeRay",
+        ),
+    ],
+)
+def test_a_kubernetes_that_cannot_run_jobs(
+    script: str, check: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "kubectl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = the(check, check_kubernetes("kuberay:x/cytoray"))
+    assert (found.outcome, remedy in found.remedy) == ("fail", True)
+
+
 def test_authentication_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for mode, expected in {"token": "ok", "disabled": "warn", "tokn": "fail"}.items():
@@ -363,6 +387,7 @@ def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     assert [each.seen for each in check_gpus()] == ["2: NVIDIA H200, driver 570.1"]
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_talk(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nonsense0")
     found = run_all_reduce("gloo", 2, limit_s=120)

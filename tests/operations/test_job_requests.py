@@ -13,7 +13,7 @@ from cytoray.errors import ConfigError, JobError
 from cytoray.operations.jobs.names import MAX_NAME, attempt_id, check_name, find_job, split_id
 from cytoray.operations.jobs.records import JobRecord
 from cytoray.operations.jobs.request import build_again, build_request, differing_keys, refuse_secrets
-from cytoray.operations.jobs.shipping import CONFIG_NAME, check_size, measure, packed
+from cytoray.operations.jobs.shipping import CONFIG_NAME, check_size, environment_of, measure, packed
 from cytoray.stages.config import stage_configs
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +187,13 @@ def test_the_working_folder_holds_the_settings_and_nothing_is_left(tmp_path: Pat
         assert made["env_vars"]["RAY_AUTH_MODE"] == "token"
     assert not shipped.exists()
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_on_gpus_is_not_sent_to_the_cpu():
+    for gpu, expected in (("true", None), ("false", "cpu")):
+        request = build_request(QUICKSTART, overrides=[*PLACES, f"workers.use_gpu={gpu}"])
+        given = {"env_vars": {"DS_ACCELERATOR": "cpu"}}
+        assert environment_of(request, given).get("DS_ACCELERATOR") == expected
 
 
 def test_without_jobs_the_package_itself_runs_the_stage():

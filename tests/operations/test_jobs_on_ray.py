@@ -19,7 +19,7 @@ from token_head import Site, token_site
 from cytoray.corpus.manifest import load_manifest
 from cytoray.corpus.synthetic import SynthConfig, synthesise
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 INGEST = ("ingest", "--config", "configs/corpus/quickstart.yaml")
 
 
@@ -101,6 +101,7 @@ def test_a_killed_job_is_retried_and_the_same_name_is_the_same_job(site: Site, c
     assert site.run("jobs", "logs", "cells-attempt-1")[0] != site.run("jobs", "logs", "cells")[0]
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_data_has_the_exit_code_of_the_job(site: Site, tmp_path: Path):
     (tmp_path / "bad.h5ad").write_bytes(b"no cells")
     options = [*INGEST, "--set", f"store={tmp_path}", "--set", f"sources=[{{uri: {tmp_path}/bad.h5ad}}]"]

@@ -16,6 +16,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 import uvicorn
+from documented import CHECKED
 from prometheus_client import CollectorRegistry
 
 with warnings.catch_warnings():  # importing Serve 2.60 uses a form of Field that pydantic 2.14 deprecates
@@ -141,11 +142,14 @@ class Http:
 
     def __init__(self, service: CellService, runner: asyncio.Runner) -> None:
         transport = httpx.ASGITransport(build_api(service), raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://test", event_hooks=CHECKED)
         self._runner = runner
 
     def get(self, route: str) -> httpx.Response:
         return self._runner.run(self._client.get(route))
+
+    def ask(self, method: str, route: str, **options: Any) -> httpx.Response:
+        return self._runner.run(self._client.request(method, route, **options))
 
     def post(self, route: str, **options: Any) -> httpx.Response:
         return self._runner.run(self._client.post(route, **options))

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytoray.errors import RequestError
+from cytoray.model.predictor import group_by_length
 from cytoray.serving.batching.config import BatchingConfig
-from cytoray.serving.batching.forming import PADDING, SMALL, Batch
+from cytoray.serving.batching.forming import MINIBATCH_TOKENS, PADDING, Batch
 from cytoray.serving.batching.outlook import Outlook
 from cytoray.serving.batching.queues import Ticket, Work
 from cytoray.serving.batching.scheduler import Scheduler
@@ -121,9 +122,7 @@ def test_every_cell_is_computed_once_within_budgets(asked: list[Any]) -> None:
         if len(lengths) > 1:
             assert batch.longest * batch.cells <= CONFIG.max_batch_tokens
             assert batch.predicted_s <= CONFIG.target_batch_s * (1 + 1e-9)
-            waste = batch.longest * batch.cells - batch.tokens
-            rectangle = batch.longest * batch.cells
-            assert waste <= PADDING * rectangle or rectangle <= SMALL or waste * PER_TOKEN <= 1.4 * FIXED
+            assert batch.tokens <= batch.padded_tokens <= batch.longest * batch.cells
     assert all(simulation.scheduler.backlog_s(bulk=bulk) == pytest.approx(0) for bulk in (False, True))
 
 
@@ -222,6 +221,35 @@ def test_costs_are_learned_and_followed() -> None:
     assert simulation.batches[0].predicted_s == pytest.approx(CONFIG.target_batch_s, rel=0.1)
     assert simulation.batches[-2].predicted_s == pytest.approx(CONFIG.target_batch_s, rel=0.1)
     assert simulation.batches[-2].cells < 0.4 * simulation.batches[0].cells
+
+
+def test_few_cells_of_all_lengths_are_one_batch() -> None:
+    """Four requests of 16 cells: a batch for each range of lengths would have its fixed cost."""
+    simulation, rng = (
+        Simulation(BatchingConfig(target_batch_s=10.0), per_token=3.5e-6).learn(),
+        np.random.default_rng(0),
+    )
+    lengths = rng.lognormal(5.8, 0.7, (4, 16)).clip(30, 900).astype(int)
+    for number, own in enumerate(lengths):
+        simulation.submit(f"{number}", own)
+    simulation.run()
+    (batch,) = simulation.batches
+    minibatches = list(group_by_length(lengths.ravel(), batch_tokens=MINIBATCH_TOKENS))
+    expected = sum(len(rows) * int(lengths.ravel()[rows].max()) for rows in minibatches)
+    assert batch.padded_tokens == expected
+    assert expected <= 1.15 * batch.tokens
+
+
+def test_many_cells_are_batches_of_similar_length() -> None:
+    config = BatchingConfig(target_batch_s=0.1)
+    simulation, rng = Simulation(config, per_token=3.5e-6).learn(), np.random.default_rng(0)
+    lengths = rng.lognormal(5.8, 0.7, 5000).clip(30, 1199).astype(int)
+    simulation.submit("many", lengths)
+    simulation.run()
+    full = [batch for batch in simulation.batches if batch.predicted_s > 0.9 * config.target_batch_s]
+    assert len(full) > 0.8 * len(simulation.batches) > 10
+    waste = [1 - batch.tokens / (batch.longest * batch.cells) for batch in full]
+    assert np.quantile(waste, 0.9) <= PADDING
 
 
 def test_an_unknown_model_is_tried_with_few_tokens() -> None:

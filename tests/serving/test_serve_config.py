@@ -52,6 +52,8 @@ def test_the_deployment_is_bounded_and_surges() -> None:
     deployment = bind_app(args, (planned,))._bound_deployment
     config = deployment._deployment_config
     assert (config.max_queued_requests, config.max_surge_percent, config.autoscaling_config.max_replicas) == (9, 100, 3)
+    scaling = config.autoscaling_config
+    assert scaling.metrics_interval_s + scaling.upscale_delay_s <= 20  # seconds until one more is started
     assert deployment.ray_actor_options["num_cpus"] == 0.5
     assert config.health_check_timeout_s > CANARY_WAIT_S
 

@@ -15,7 +15,10 @@ def doctor(
     ] = None,
     uri: Annotated[str | None, typer.Option(envvar=TRACKING, help="MLflow to check.")] = None,
     cluster: Annotated[
-        str | None, typer.Option(envvar="CYTORAY_CLUSTER", help="Dashboard to check: http(s)://HOST:8265, or local.")
+        str | None,
+        typer.Option(
+            envvar="CYTORAY_CLUSTER", help="Cluster to check: http(s)://HOST:8265, local, or kuberay:CONTEXT/NAMESPACE."
+        ),
     ] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds for all checks together.", min=2)] = 15.0,
     as_json: AsJson = False,
@@ -25,9 +28,9 @@ def doctor(
     Exit code 0 without a failure, 2 with one; warnings do not count. Nothing is changed: probe objects are removed, and
     buckets are never created.
     """
-    from cytoray.operations.doctor.examine import Subject, describe, examine, find_dashboard_url
+    from cytoray.operations.doctor.examine import Subject, describe, examine, find_cluster
 
-    subject = Subject(store, uri, find_dashboard_url(cluster))
+    subject = Subject(store, uri, find_cluster(cluster))
     findings = examine(subject, limit_s=time_limit)
     print_answer({"findings": [finding.as_dict() for finding in findings]}, describe(findings), as_json=as_json)
     if any(finding.outcome == "fail" for finding in findings):

@@ -188,7 +188,7 @@ def _how(record: JobRecord, *, is_new: bool) -> str:
 
 
 def _finish(place: Cluster, record: JobRecord, how: str, *, no_wait: bool, as_json: bool) -> None:
-    """Follow an attempt unless told not to, print its record, and exit with its code."""
+    """Follow an attempt, print its record, and exit with its code; with ``no_wait`` only print its record."""
     from cytoray.operations.jobs.following import follow
 
     if how:

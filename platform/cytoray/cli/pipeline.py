@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytoray.cli.common import AsJson, Overrides, print_answer
+from cytoray.cli.jobs import Kube, RuntimeEnv
 
 if TYPE_CHECKING:
     from cytoray.operations.pipeline.planning import StagePlan
+    from cytoray.operations.pipeline.runners import Runner
 
 app = typer.Typer(help="All stages by one file: from cells to a served model.", no_args_is_help=True)
 PipelineFile = Annotated[Path, typer.Argument(help="A YAML file of `kind: pipeline`.", show_default=False)]
@@ -22,6 +24,15 @@ def run(
     file: PipelineFile,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nothing mutates it
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CYTORAY_CLUSTER",
+            help="Run ingest, training and assessments as jobs there, see `cytoray jobs submit`; default: here.",
+        ),
+    ] = None,
+    runtime_env: RuntimeEnv = None,
+    kube: Kube = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -38,12 +49,23 @@ def run(
         plans = plan(pipeline)
         print_answer({"stages": [one.as_dict() for one in plans]}, map(_line, plans), as_json=as_json)
         return
-    from cytoray.operations.pipeline.runners import LocalRunner
     from cytoray.operations.pipeline.running import run_pipeline
 
-    done = run_pipeline(pipeline, LocalRunner(), until=until)
+    done = run_pipeline(pipeline, _runner(cluster, runtime_env, kube), until=until)
     found: dict[str, Any] = {"stages": [one.as_dict() for one in done.plans], "ran": done.ran, "page": done.page}
     print_answer(found, [*map(_line, done.plans), f"page   {done.page}"], as_json=as_json)
+
+
+def _runner(cluster: str | None, runtime_env: Path | None, kube: Path | None) -> Runner:
+    """Return where stages run."""
+    from cytoray.operations.pipeline.runners import LocalRunner
+
+    if cluster is None:
+        return LocalRunner()
+    from cytoray.operations.jobs.clusters import open_cluster
+    from cytoray.operations.pipeline.cluster_runner import ClusterRunner
+
+    return ClusterRunner(open_cluster(cluster, runtime_env=runtime_env, kube=kube))
 
 
 @app.command()

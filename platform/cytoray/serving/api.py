@@ -36,7 +36,7 @@ from cytoray.serving.explorer.routes import add_explorer
 from cytoray.serving.hosting.asking import find_asked
 from cytoray.serving.hosting.routes import MODELS, add_models, allowed_models
 from cytoray.serving.hosting.table import ModelTable, Slot
-from cytoray.serving.jobs.hub import Find, Jobs
+from cytoray.serving.jobs.hub import Find, Jobs, names_of_tasks
 from cytoray.serving.jobs.routes import SCHEMAS, add_jobs
 from cytoray.serving.payloads.media import MODEL, Form, read_form
 from cytoray.serving.problems import add_problem_handlers, reply_headers
@@ -78,6 +78,7 @@ class Api(FastAPI):
             )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
             complete(schema)
+            schema["components"]["schemas"]["JobRequest"]["properties"]["task"]["enum"] = names_of_tasks()
         return super().openapi()
 
 

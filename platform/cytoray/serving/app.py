@@ -37,6 +37,10 @@ START_TIMEOUT_S = 120.0
 POLL_S = 0.2
 PROXY_MARGIN_S = 30.0  # the application's own deadline answers first, with a problem that says so
 
+# Load is reported every 10 s. A replica more is started after at most 15 s of load for it; Serve's defaults take 40 s.
+UPSCALE_DELAY_S = 5.0
+LOOK_BACK_S = 15.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -82,6 +86,8 @@ def _deployed(kind: Any, args: AppArgs, *, resources: dict[str, float], **option
             min_replicas=args.min_replicas,
             max_replicas=args.max_replicas,
             target_ongoing_requests=args.target_ongoing_requests,
+            upscale_delay_s=UPSCALE_DELAY_S,
+            look_back_period_s=LOOK_BACK_S,
         ),
         "max_ongoing_requests": args.max_ongoing_requests,
         "max_queued_requests": args.max_queued_requests,

@@ -40,14 +40,24 @@ HEADERS: dict[str, tuple[str, str]] = {
     "RateLimit-Reset": ("Seconds until the quota is full again.", "integer"),
 }
 QUOTA = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+#: By path: that of what is created there, the parameter with its id, and what can be asked about it.
+CREATES: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
+    "/v1/uploads": ("/v1/uploads/{upload_id}", "upload_id", (("", "get"), ("", "put"), ("", "delete"))),
+    "/v1/jobs": (
+        "/v1/jobs/{job_id}",
+        "job_id",
+        (("", "get"), ("/events", "get"), ("/result", "get"), ("", "delete")),
+    ),
+}
 ANSWERED = ("X-Request-Id", "X-Model-Version")
 _OF_STATUS = {401: ("WWW-Authenticate",), 413: ("Link",), 429: ("Retry-After", *QUOTA), 503: ("Retry-After",)}
 _SENT_BY_ALL = ("X-Request-Id", "X-Problem-Code")
 _REQUEST_ID = {
     "name": "X-Request-Id",
     "in": "header",
-    "description": "An id for logs, returned with the answer. Another one is given to a request if it is not valid.",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    "description": "An id for logs, returned with the answer: 1 to 128 of A-Z a-z 0-9 . _ : -. Instead of another one "
+    "the request gets an id of the service.",
+    "schema": {"type": "string"},
 }
 
 
@@ -74,12 +84,17 @@ def json_content(model: str, *, example: Mapping[str, Any] | None = None) -> dic
 
 def binary_content(media_types: Iterable[str]) -> dict[str, Any]:
     """Return the content of bodies that are no text; docs/serving.md describes them."""
-    return {name: {"schema": {"type": "string", "format": "binary"}} for name in media_types}
+    return {name: {"schema": {"type": "string", "format": "binary", "minLength": 1}} for name in media_types}
 
 
 def query_parameter(name: str, about: str, schema: Mapping[str, Any], *, required: bool = False) -> dict[str, Any]:
     """Return a parameter of the query of the URL."""
     return {"name": name, "in": "query", "description": about, "required": required, "schema": dict(schema)}
+
+
+def path_parameter(name: str, about: str) -> dict[str, Any]:
+    """Return a parameter of the path."""
+    return {"name": name, "in": "path", "description": about, "required": True, "schema": {"type": "string"}}
 
 
 def header_parameter(name: str, about: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +114,7 @@ def complete(document: dict[str, Any]) -> None:
     for path, operations in document["paths"].items():
         is_open = _is_open(path)
         for operation in operations.values():
+            _add_links(operation, path)
             operation["security"] = [] if is_open else [{BEARER: []}]
             operation["parameters"] = [*operation.get("parameters", ()), _REQUEST_ID]
             _add_headers(operation["responses"], with_quota=not is_open)
@@ -117,6 +133,20 @@ def complete(document: dict[str, Any]) -> None:
 
 def _is_open(path: str) -> bool:
     return any(path == place or (place != "/" and path.startswith(f"{place}/")) for place in OPEN)
+
+
+def _add_links(operation: dict[str, Any], path: str) -> None:
+    """Add to what creates something where it is found by its id."""
+    for status, answer in operation["responses"].items():
+        place, name, methods = CREATES.get(path, ("", "", ()))
+        if place and int(status) < 300 and "requestBody" in operation:
+            answer["links"] = {
+                f"{method} {below}": {
+                    "operationRef": f"#/paths/{below.replace('/', '~1')}/{method}",
+                    "parameters": {name: "$response.body#/id"},
+                }
+                for below, method in ((f"{place}{end}", method) for end, method in methods)
+            }
 
 
 def _add_headers(responses: dict[str, Any], *, with_quota: bool) -> None:

@@ -9,6 +9,7 @@ from cytoray.serving.documenting import (
     header_parameter,
     headers,
     json_content,
+    path_parameter,
     problems,
     query_parameter,
 )
@@ -20,6 +21,10 @@ MODEL_PARAMETER = query_parameter(
     MODEL,
     "The model that is asked: NAME, NAME@ALIAS or NAME/VERSION; default: the first of the service.",
     {"type": "string"},
+)
+_MODEL_IN_PATH = path_parameter(
+    MODEL,
+    "The model that is asked: NAME, NAME@ALIAS or NAME/VERSION. Query and body need not name it, and no other one.",
 )
 _ENCODING = header_parameter("Content-Encoding", "Of the body.", {"type": "string", "enum": list(ENCODINGS)})
 _OF_MATRIX = (
@@ -47,7 +52,7 @@ def task_operation(endpoint: Endpoint[Any, Any], *, of_model: bool = False) -> d
     about_cells = issubclass(endpoint.request, CellsRequest)
     bodies = json_content(endpoint.request.__name__, example=endpoint.example)
     answers = json_content(endpoint.response.__name__)
-    parameters = [_ENCODING, *([] if of_model else [MODEL_PARAMETER])]
+    parameters = [_ENCODING, _MODEL_IN_PATH if of_model else MODEL_PARAMETER]
     if about_cells:
         bodies |= binary_content(name for name in BODIES if name != JSON)
         answers |= binary_content(name for name in ANSWERS if name != JSON)

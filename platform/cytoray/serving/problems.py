@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 
-from cytoray.errors import RequestError, ServingError
+from cytoray.errors import RequestError, ServingError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ CASES = {
     "draining": Case(503, "The service is being stopped"),
     "replica_lost": Case(503, "The process that worked on this request has ended"),
     "too_many_sessions": Case(503, "All sessions of the explorer are in use"),
+    "store_unavailable": Case(503, "The store of the service does not answer"),
     "deadline_exceeded": Case(504, "The answer took too long"),
     "storage_full": Case(507, "The service has no space left for files"),
 }
@@ -157,6 +158,7 @@ def add_problem_handlers(api: FastAPI) -> None:
     api.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
     api.add_exception_handler(OSError, _on_os_error)
+    api.add_exception_handler(StorageError, _on_storage_error)
     api.add_exception_handler(Exception, _on_any_error)
 
 
@@ -187,11 +189,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 def _allowed(request: Request) -> list[str]:
     """Return the methods of all routes of a path; the router names those of the first one only."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] == Match.PARTIAL:
-            found |= route.methods or set()
-    return sorted(found)
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    path = next((route.path for route in routes if route.matches(request.scope)[0] == Match.PARTIAL), None)
+    return sorted({method for route in routes if route.path == path for method in route.methods or ()})
 
 
 async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
@@ -215,6 +215,18 @@ async def _on_os_error(request: Request, error: Exception) -> Response:
     logger.error("request %s: %s", request_id_of(request), error)
     detail = "The disk of the service is full. Try again later, or ask its operator to free space."
     return problem_response(request, "storage_full", detail=detail)
+
+
+async def _on_storage_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in FULL:
+        return await _on_os_error(request, cause)
+    if "://" not in str(error.details.get("uri", "")):
+        return await _on_any_error(request, error)
+    logger.error("request %s: %s", request_id_of(request), error)
+    detail = "The store of the service does not answer. Try again later; its operator finds the cause in the log."
+    return problem_response(request, "store_unavailable", detail=detail, retry_after_s=10)
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:

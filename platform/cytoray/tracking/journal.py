@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from cytoray.errors import StorageError
-from cytoray.tracking.metrics import LOST
 
 Event = dict[str, Any]
 _logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._failed, self._lost = False, 0
+        self._failed, self.num_lost = False, 0  # events that could not be written
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             existing = path.read_bytes() if path.exists() else b""
@@ -57,8 +56,7 @@ class Journal:
                 if not self._failed:
                     _logger.error("run journal %s: events are being lost: %s", self.path, error)
                 self._failed = True
-                self._lost += 1
-                LOST.set(self._lost, run_uuid=self.path.stem)
+                self.num_lost += 1
             self._seq += 1
 
     def fsync(self) -> None:

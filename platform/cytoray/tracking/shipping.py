@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cytoray.errors import NotFoundError, RegistryError
 from cytoray.failpoints import failpoint
 from cytoray.tracking.journal import Cursor, Event, Journal, read_events, shipping_lock
-from cytoray.tracking.metrics import BEHIND, FAILURES
+from cytoray.tracking.metrics import BEHIND, FAILURES, LOST
 from cytoray.tracking.server import connect, experiment_id, explained, public
 
 if TYPE_CHECKING:
@@ -244,6 +244,7 @@ class Shipper(threading.Thread):
 
     def _try_to_ship(self, *, quiet: bool) -> bool:
         path = self._journal.path
+        LOST.set(self._journal.num_lost, run_uuid=path.stem)
         try:
             shipped = ship(path, uri=self._uri) is not None
             if shipped:

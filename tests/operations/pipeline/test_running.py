@@ -65,7 +65,7 @@ def test_a_corpus_is_not_made_anew_under_its_name(read: Read, runner: Any, stage
         plan(read())
     assert "another name" in caught.value.remedy
     stages["cells"]["corpus"] = "blood-5"
-    assert states(read())["cells"] == ("run", "settings changed: checks, corpus")
+    assert states(read())["cells"] == ("run", "settings changed: checks.min_genes, corpus")
 
 
 def test_a_changed_source_is_an_error_with_the_file_and_stops_the_rest(read: Read, runner: Any, sources: Path):

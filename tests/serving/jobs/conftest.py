@@ -13,6 +13,7 @@ import anndata
 import httpx
 import pandas as pd
 import pytest
+from documented import CHECKED
 from prometheus_client import CollectorRegistry
 
 from cytoray.model.bundle import ModelBundle, compute_digest
@@ -130,7 +131,7 @@ def serve_jobs(job_bundle: ModelBundle, tmp_path: Path) -> Iterator[Callable[...
             parts = Parts(edge, LIMITS, EdgeMetrics(CollectorRegistry()), guard=Guard(edge))
         api = build_api(service, edge=parts, make_jobs=make)
         client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(api, raise_app_exceptions=False), base_url="http://test"
+            transport=httpx.ASGITransport(api, raise_app_exceptions=False), base_url="http://test", event_hooks=CHECKED
         )
         found = JobService(client, asyncio.Runner(), made[0], job_bundle)
         services.append(found)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from documented import CHECKED
 from mlflow.webhooks import delivery
 from mlflow.webhooks.types import ModelVersionAliasCreatedPayload
 from prometheus_client import CollectorRegistry
@@ -42,7 +43,7 @@ class Service:
 
         api = build_api(slot, edge=edge, rollouts=Rollouts(str(secret_file), notify))
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://test", event_hooks=CHECKED)
         self._runner = runner
 
     def get(self, route: str) -> httpx.Response:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cytoray import storage
 from cytoray.operations.doctor.collective import check_all_reduce, check_gpus
 from cytoray.operations.doctor.findings import Check, Finding
+from cytoray.operations.doctor.kube_cluster import check_kubernetes
 from cytoray.operations.doctor.machine import check_cpus, check_disks, check_files, check_memory
 from cytoray.operations.doctor.mlflow_server import check_mlflow
 from cytoray.operations.doctor.ray_cluster import check_auth, check_cluster, check_ports
@@ -22,15 +23,17 @@ _MARGIN_S = 1.0  # for ending processes before the report
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined beside this machine; None is left out."""
+    """Store, MLflow and cluster to examine beside this machine; None is left out."""
 
     store: str | None = None
     tracking_uri: str | None = None
-    dashboard: str | None = None  # URL
+    cluster: str | None = None  # URL of a dashboard, or kuberay:CONTEXT/NAMESPACE
 
 
-def find_dashboard_url(cluster: str | None) -> str | None:
-    """Return the URL of the dashboard that --cluster names, or the environment; None if neither does."""
+def find_cluster(cluster: str | None) -> str | None:
+    """Return the cluster that --cluster names, or the environment, ``local`` as a URL; None if neither does."""
+    if cluster is not None and cluster.startswith("kuberay:"):
+        return cluster
     given = cluster if cluster not in (None, "local") else os.environ.get("RAY_API_SERVER_ADDRESS")
     if given is None:
         return "http://127.0.0.1:8265" if cluster == "local" else None
@@ -39,7 +42,7 @@ def find_dashboard_url(cluster: str | None) -> str | None:
 
 def build_checks(subject: Subject, *, limit_s: float = TIME_LIMIT_S) -> list[Check]:
     """Return the checks of a subject, in the order of the report."""
-    store, uri, dashboard = subject.store, subject.tracking_uri, subject.dashboard
+    store, uri, cluster = subject.store, subject.tracking_uri, subject.cluster
     local = storage.local_path(store) if store is not None and not storage.is_remote(store) else None
     checks = [
         Check("python", check_python),
@@ -52,10 +55,11 @@ def build_checks(subject: Subject, *, limit_s: float = TIME_LIMIT_S) -> list[Che
         Check("gpu", check_gpus, remedy="nvidia-smi hangs: restart the machine or its driver."),
         Check("all_reduce", lambda: check_all_reduce(limit_s=limit_s - _MARGIN_S), late="warn"),
     ]
-    if dashboard is None:
+    if cluster is None:
         checks.append(Check("ports", check_ports))
     else:
-        checks.append(Check("cluster.reach", lambda: check_cluster(dashboard), remedy=_NETWORK))
+        look = check_kubernetes if cluster.startswith("kuberay:") else check_cluster
+        checks.append(Check("cluster.reach", lambda: look(cluster), remedy=_NETWORK))
     if store is not None:
         checks.append(Check("store.reach", lambda: check_store(store), remedy=_NETWORK))
     if uri is not None:

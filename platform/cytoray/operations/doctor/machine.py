@@ -22,7 +22,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Limits:
-    """What this process may use: physical, or less by its control group."""
+    """CPUs and memory of this process: physical, or less by its control group."""
 
     num_cpus: float
     memory_bytes: int

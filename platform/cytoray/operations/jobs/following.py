@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,10 +46,11 @@ def follow(
     printed = _Printed(write)
     answered = time.monotonic()
     while True:
-        try:
-            if not record.has_ended:
-                printed.restart()
+        if not record.has_ended:
+            printed.restart()
+            with contextlib.suppress(OSError):  # whether the cluster still answers is seen below
                 cluster.tail_logs(record, printed.add)
+        try:
             record = refresh(cluster, record)
             if record.has_ended:
                 printed.restart()

@@ -12,8 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cytoray.errors import ConflictError, JobError
 from cytoray.operations.jobs.kube_config import load_kube_config
 from cytoray.operations.jobs.rayjob import (
@@ -28,6 +26,7 @@ from cytoray.operations.jobs.rayjob import (
 )
 from cytoray.operations.jobs.records import JobRecord, Status
 from cytoray.operations.jobs.request import JobRequest
+from cytoray.operations.jobs.yaml_text import to_yaml
 
 OPTION = re.compile(r"kuberay:(?P<context>[^/]*)/(?P<namespace>[a-z0-9]([a-z0-9-]*[a-z0-9])?)")
 TIMEOUT_S = 30
@@ -53,7 +52,7 @@ class KubernetesCluster:
     def submit(self, request: JobRequest, *, attempt: int) -> None:
         """Create the objects of an attempt; ConflictError if they exist."""
         objects = build_objects(request, load_kube_config(self.kube), attempt=attempt, namespace=self.namespace)
-        self._run("create", "-f", "-", text=yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True))
+        self._run("create", "-f", "-", text=to_yaml(objects))
 
     def read_logs(self, record: JobRecord) -> str:
         """Return what the submitter has printed; empty if its pod is gone."""

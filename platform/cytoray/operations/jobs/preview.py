@@ -12,6 +12,7 @@ import yaml
 from cytoray.operations.jobs.kube_config import load_kube_config
 from cytoray.operations.jobs.request import JobRequest
 from cytoray.operations.jobs.shipping import CONFIG_NAME, load_runtime_env, packed
+from cytoray.operations.jobs.yaml_text import to_yaml
 from cytoray.operations.planning.prices import load_prices
 from cytoray.operations.planning.stage_plan import StagePlan, plan_stage
 
@@ -31,7 +32,7 @@ class Preview:
     def lines(self) -> Iterator[str]:
         """Return the documents as YAML, with the plan as comments: what is printed can be applied."""
         yield from (f"# {line}" for line in self.plan.lines())
-        yield from yaml.safe_dump_all(self.documents, sort_keys=False, allow_unicode=True).splitlines()
+        yield from to_yaml(self.documents).splitlines()
 
 
 def preview(request: JobRequest, option: str, *, runtime_env: Path | None, kube: Path | None) -> Preview:

@@ -184,7 +184,6 @@ def _address(url: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _explained(url: str) -> Iterator[None]:
     """Raise JobError for errors of the Jobs API, ConnectionError for lost connections, ConflictError for a used id."""
-    import requests
     from ray.exceptions import AuthenticationError
 
     try:
@@ -193,7 +192,7 @@ def _explained(url: str) -> Iterator[None]:
         raise JobError(
             f"The Ray cluster at {url} rejected the token.", remedy="Set RAY_AUTH_TOKEN to that of the head.", url=url
         ) from error
-    except (requests.ConnectionError, requests.Timeout) as error:
+    except OSError as error:  # as the errors of requests are
         raise ConnectionError(f"{url} does not answer ({_first_line(error)})") from error
     except RuntimeError as error:
         text = str(error)

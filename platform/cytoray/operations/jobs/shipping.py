@@ -129,8 +129,13 @@ def packed(request: JobRequest, runtime_env: dict[str, Any]) -> Iterator[tuple[s
 
 
 def environment_of(request: JobRequest, runtime_env: dict[str, Any]) -> dict[str, str]:
-    """Return the variables of a job: those of the runtime environment, then its own."""
+    """Return the variables of a job: those of the runtime environment, then its own.
+
+    ``DS_ACCELERATOR: cpu``, which suits machines without GPUs, is left out for a run on GPUs.
+    """
     given = {str(name): str(value) for name, value in (runtime_env.get("env_vars") or {}).items()}
+    if request.settings.get("workers.use_gpu") and given.get("DS_ACCELERATOR") == "cpu":
+        del given["DS_ACCELERATOR"]
     return {"RAY_AUTH_MODE": "token", provenance.VARIABLE: provenance.git_revision(), **given, **request.environment}
 
 

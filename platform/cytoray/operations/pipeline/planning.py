@@ -146,8 +146,8 @@ def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any], prefix: st
     keys: list[str] = []
     for key in sorted(there.keys() | here.keys()):
         old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            keys += differing_keys(old, new, f"{prefix}{key}.")
+        if (isinstance(old, dict) and isinstance(new, dict | None)) or (old is None and isinstance(new, dict)):
+            keys += differing_keys(old or {}, new or {}, f"{prefix}{key}.")
         elif old != new:
             keys.append(f"{prefix}{key}")
     return keys

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytoray import storage
-from cytoray.errors import CytorayError
+from cytoray.errors import CytorayError, GateError, TrainingStoppedError
 from cytoray.failpoints import failpoint
 from cytoray.operations.pipeline.planning import StagePlan, plan, plan_stage
 from cytoray.operations.pipeline.reading import Pipeline, Stage
@@ -26,7 +26,8 @@ from cytoray.stages.config import PromoteConfig
 from cytoray.stages.rollout import RolloutStageConfig
 
 logger = logging.getLogger(__name__)
-STOPPED = 75  # EX_TEMPFAIL: run it again to continue
+STOPPED = TrainingStoppedError.exit_code  # run it again to continue
+OWN_CODES = (CytorayError.exit_code, GateError.exit_code, STOPPED)
 
 
 class StageError(CytorayError):
@@ -127,7 +128,7 @@ def _failed(stage: Stage, failure: StageFailure | None, code: int) -> StageError
         return StageError(
             f"Stage {stage.name} ({stage.kind}) {how}.",
             remedy="Run the same command again: what is done is skipped, and a training continues.",
-            exit_code=1,
+            exit_code=code if code in OWN_CODES else 1,
             stage=stage.name,
         )
     return StageError(

@@ -17,6 +17,9 @@ NOT_ESTIMATED = "not estimated for this stage"
 UNCOMPRESSED_BYTES = 7.0  # per entry of a file, from which on it is not compressed
 
 
+RAY_START_S = 4.0  # for a job to connect to its cluster, and for its first tasks
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """Figures of a stage; None where they are not known before it runs."""
@@ -91,8 +94,9 @@ def _plan_ingest(config: IngestConfig, prices: PriceTable | None, table: dict[st
         return StagePlan("ingest", "nothing to read", num_cells=0, bytes_read=0, bytes_written=0, seconds=0.0, **table)
     compression = "none" if bytes_read / max(1, entries) >= UNCOMPRESSED_BYTES else "gzip"
     rate = measure_rate(IngestOrder(genes_per_cell=entries / cells, compression=compression))
-    tasks = 1 if cells <= FEW_CELLS else config.read_concurrency
-    seconds = rate.fixed_s + entries / rate.entries_per_s / tasks
+    is_small = cells <= FEW_CELLS  # which is done in the process of the job
+    tasks = 1 if is_small else config.read_concurrency
+    seconds = rate.start_s + rate.fixed_s + entries / rate.entries_per_s / tasks + (0.0 if is_small else RAY_START_S)
     costs = (
         ()
         if prices is None

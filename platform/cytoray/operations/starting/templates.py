@@ -57,13 +57,9 @@ def _commented(name: str, info: FieldInfo, default: Any, indent: str) -> Iterato
     """Yield a key with its default, commented out; of a mapping every key."""
     if isinstance(default, BaseModel):
         yield _with_comment(f"{indent}# {name}:", info.description)
-        values = default.model_dump(mode="json")
         for inner, about in type(default).model_fields.items():
-            if isinstance(getattr(default, inner), BaseModel):
-                for line in _commented(inner, about, getattr(default, inner), ""):
-                    yield f"{indent}#   {line.removeprefix('# ')}"
-            elif inner in values:
-                yield _with_comment(f"{indent}#   {inner}: {_scalar(values[inner])}", about.description)
+            for line in _commented(inner, about, getattr(default, inner), ""):
+                yield f"{indent}#   {line.removeprefix('# ')}"
         return
     yield _with_comment(f"{indent}# {name}: {_scalar(_plain(default))}", info.description)
 

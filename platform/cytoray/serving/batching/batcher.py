@@ -268,7 +268,7 @@ class Batcher(Generic[Item]):
         stats.batches += 1
         stats.cells += batch.cells
         stats.tokens += batch.tokens
-        stats.padded_tokens += batch.cells * batch.longest
+        stats.padded_tokens += batch.padded_tokens
         stats.busy_s += running.seconds
         stats.predicted_s += batch.predicted_s
         stats.prediction_error_s += abs(batch.predicted_s - running.seconds)

@@ -1,4 +1,8 @@
-"""Form one batch: cells of similar length, up to a predicted time and a number of tokens."""
+"""Form one batch, up to a predicted time and a number of tokens: cells of similar length, then whatever else waits.
+
+The model sorts the cells of a batch by length and computes a few thousand tokens at a time, so that few cells of all
+lengths in one batch have little padding and save the fixed cost of further batches.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from cytoray.serving.batching.costs import CostModel
 from cytoray.serving.batching.queues import Int64, LengthQueue, Segment, Ticket, lowest_length
 
 Item = TypeVar("Item")
-PADDING = 0.1  # share of a batch's rectangle that may be padding
-SMALL = 4096  # tokens of a rectangle that is filled with cells of any length if no others are left
+PADDING = 0.1  # share of the rectangle of the cells of similar length that may be padding
+MINIBATCH_TOKENS = 4096  # that the model computes at a time
 IsLost = Callable[[Ticket[Any]], bool]  # whether a request is over; if it can no longer be answered, it becomes so
 Remove = Callable[[Hashable, int, int, int], None]  # subtract cells, tokens and squares of a kind from sums
 
@@ -57,6 +61,18 @@ class Batch(Generic[Item]):
     def squares(self) -> int:
         """Sum of the squares of the tokens of each cell."""
         return sum(take.squares for take in self.takes)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Number of tokens, with the padding of the model's minibatches."""
+        lengths = np.sort(np.concatenate([take.ticket.work.tokens[take.rows] for take in self.takes]))
+        padded = start = 0
+        while start < len(lengths):
+            sizes = np.arange(1, len(lengths) - start + 1) * lengths[start:]
+            count = max(int(np.searchsorted(sizes, MINIBATCH_TOKENS, side="right")), 1)
+            padded += int(sizes[count - 1])
+            start += count
+        return padded
 
 
 class Draft(Generic[Item]):
@@ -145,26 +161,16 @@ class Draft(Generic[Item]):
         return max(int(np.searchsorted(costs, seconds, side="right")), least)
 
     def _within_padding(self, segment: Segment[Item], longest: int) -> int:
-        """Return how many cells keep padding within its share.
-
-        A draft that is not strict also takes cells whose padding is small, or cheaper than another batch for them.
-        """
-        if not self.cells:
+        """Return how many cells keep padding within its share, all of them in a draft that is not strict."""
+        if not self.cells or not self.is_strict:
             return segment.cells
         waste = self.cells * longest - self._tokens
         each = longest - lowest_length(segment.bucket)  # at most
         spare = PADDING * self.cells * longest - waste
         beyond = each - PADDING * longest
-        if spare >= 0 >= beyond:
-            return segment.cells
-        within = int(spare / beyond) if spare >= 0 else 0
-        if self.is_strict:
-            return min(within, segment.cells)
-        fixed, per_token, per_square = self._model.coefficients
-        price = each * (per_token + per_square * longest)  # of the padding of a cell
-        saved = fixed - waste * (per_token + per_square * longest)
-        cheap = (int(min(saved / price, segment.cells)) if price > 0 else segment.cells) if saved >= 0 else 0
-        return min(max(within, cheap, SMALL // longest - self.cells), segment.cells)
+        if spare < 0:
+            return 0
+        return segment.cells if beyond <= 0 else min(int(spare / beyond), segment.cells)
 
 
 def fill(

@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Int64 = npt.NDArray[np.int64]
 #: Share of the time from the arrival of a request to its deadline. What arrives later than that is not computed before
 #: it, however well it would fill the batches of its cells.
-OVERTAKING = 0.5
+OVERTAKING = 0.25
 RATIO = 1.05  # of the lengths of a bucket; neighbouring buckets share batches as far as padding allows
 NONE: Int64 = np.empty(0, np.int64)
 

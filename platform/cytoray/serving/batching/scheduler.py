@@ -11,14 +11,14 @@ from cytoray.serving.batching.costs import Costs, Pace, Sample
 from cytoray.serving.batching.fairness import Group
 from cytoray.serving.batching.forming import Batch, Take
 from cytoray.serving.batching.outlook import Outlook
-from cytoray.serving.batching.queues import OVERTAKING, Ticket, bucket_of
+from cytoray.serving.batching.queues import Ticket, bucket_of
 from cytoray.serving.batching.refusals import overloaded, queue_full, too_long
 
 Item = TypeVar("Item")
 
-#: Share of the time until its deadline that a request may be predicted to wait; the rest is for later requests that are
-#: computed along with it. Admitted up to its deadline, it would be given up after most of it was computed.
-ADMITTED_SHARE = 1 - OVERTAKING
+#: Share of the time until its deadline that a request may be predicted to wait. OVERTAKING is for later requests that
+#: are computed along with it, the rest for predictions that are wrong: given up, it would have been computed in vain.
+ADMITTED_SHARE = 0.5
 
 
 class Scheduler(Generic[Item]):

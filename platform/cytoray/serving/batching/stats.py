@@ -13,7 +13,7 @@ class BatcherStats:
     batches: int = 0  # that were answered
     cells: int = 0  # in these batches
     tokens: int = 0  # without padding
-    padded_tokens: int = 0  # rectangles of the longest cell of each batch
+    padded_tokens: int = 0  # with the padding of the model's minibatches
     busy_s: float = 0.0  # measured seconds of these batches
     predicted_s: float = 0.0  # their predicted seconds
     prediction_error_s: float = 0.0  # sum of the absolute errors of these predictions

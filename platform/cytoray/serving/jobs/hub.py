@@ -316,15 +316,25 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def _endpoints() -> list[Endpoint[Any, Any]]:
+    return [task.endpoint.load() for task in task_offline().values() if task.endpoint is not None]
+
+
+def names_of_tasks() -> list[str]:
+    """Return the names of the tasks that jobs can do."""
+    return [endpoint.name for endpoint in _endpoints()]
+
+
 def find_task(name: str) -> Endpoint[Any, Any]:
     """Return the endpoint of a task that jobs can do; RequestError that lists them."""
-    endpoints = [task.endpoint.load() for task in task_offline().values() if task.endpoint is not None]
-    for endpoint in endpoints:
+    for endpoint in _endpoints():
         if endpoint.name == name:
             return endpoint
-    known = ", ".join(endpoint.name for endpoint in endpoints)
     raise RequestError(
-        f"{name!r} is not a task of jobs.", remedy=f"Tasks are {known}.", code="unknown_task", pointer="/task"
+        f"{name!r} is not a task of jobs.",
+        remedy=f"Tasks are {', '.join(names_of_tasks())}.",
+        code="unknown_task",
+        pointer="/task",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from cytoray.tasks.messages import Message, ModelInfo
 
@@ -22,6 +22,14 @@ MEDIA_TYPES: dict[Format, str] = {
 
 class JobInput(Message):
     """The cells of a job: exactly one of its members."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}} for name in ("upload", "uri", "corpus")
+            ]
+        }
+    )
 
     upload: Text | None = Field(None, description="Id of an upload.")
     uri: Text | None = Field(None, description="A file, or a prefix that ends in '/', below one of the allowed places.")

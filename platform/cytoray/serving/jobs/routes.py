@@ -298,7 +298,7 @@ def _documented(
             found[status]["content"] = binary_content(answer.split(", "))
         elif answer is not None:
             found[status]["content"] = json_content(answer.__name__)
-    extra = problems("jobs_off", "malformed_payload", *codes) | {"parameters": list(parameters)}
+    extra = problems("jobs_off", "malformed_payload", "store_unavailable", *codes) | {"parameters": list(parameters)}
     if body is not None:
         extra["requestBody"] = {"required": True, "content": body}
     return {"response_class": Response, "status_code": min(answers), "responses": found, "openapi_extra": extra}

@@ -25,6 +25,7 @@ from cytoray.tasks.messages import Message
 PART_BYTES = 4 * 2**20  # below the limits of servers in front, also of time
 URL_S = 6 * 3600
 HOUR_S = 3600.0
+MOST_NAME = 120  # characters of the name of a file: file systems take 255 bytes, and some are added while it is written
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -79,7 +80,7 @@ class Uploads:
 
     def uri(self, record: UploadRecord) -> str:
         """The file, under its name as far as that is plain: some formats are known by it."""
-        name = _UNUSUAL.sub("_", record.asked.name).lstrip(".") or "cells"
+        name = _UNUSUAL.sub("_", record.asked.name).lstrip(".")[-MOST_NAME:] or "cells"
         return storage.join(self.root, "uploads", record.id, "file", name)
 
     async def append(self, record: UploadRecord, parts: AsyncIterator[bytes], *, offset: int) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from cytoray.serving.payloads.parsed import (
     check_amount,
     check_num_cells,
 )
-from cytoray.tasks.messages import CellPayload, CellsRequest, Message
+from cytoray.tasks.messages import NAME_LENGTH, CellPayload, CellsRequest, Message
 from cytoray.tokens.compiling import as_input
 
 Asked = TypeVar("Asked", bound=Message)
@@ -69,6 +70,11 @@ def warm_up() -> None:
 def malformed(problem: str, pointer: str, **details: Any) -> RequestError:
     """Build the error for a body that is not a valid request."""
     return RequestError(problem, remedy=_REMEDY, code="malformed_payload", pointer=pointer, **details)
+
+
+def pointer_of(place: Sequence[int | str]) -> str:
+    """Return the pointer to a place in a body; names, which a client may send of any length, are cut off."""
+    return "".join(f"/{str(part)[:NAME_LENGTH]}" for part in place)
 
 
 def _scan(body: bytes, spans: kernels.Int64, *, limits: Limits) -> tuple[bytes, int]:
@@ -127,11 +133,12 @@ def _validate(body: bytes, *, kind: type[Asked]) -> Asked:
     else:
         refuse_repeated_keys(body)
         return found
-    pointer = "".join(f"/{part}" for part in mistakes[0]["loc"])
+    pointers = [pointer_of(one["loc"]) for one in mistakes[:SAMPLE]]
+    pointer = pointers[0]
     raise malformed(
         f"{pointer or 'The body'}: {mistakes[0]['msg']}.",
         pointer,
-        errors=[{"pointer": "".join(f"/{p}" for p in one["loc"]), "detail": one["msg"]} for one in mistakes[:SAMPLE]],
+        errors=[{"pointer": at, "detail": one["msg"]} for at, one in zip(pointers, mistakes, strict=False)],
     )
 
 
@@ -152,7 +159,7 @@ def refuse_repeated_keys(body: bytes) -> None:
             return built
         names = [name for name, _ in pairs]
         noted = _Repeated(pairs)
-        noted.key = next(name for place, name in enumerate(names) if name in names[:place])
+        noted.key = next(name for place, name in enumerate(names) if name in names[:place])[:NAME_LENGTH]
         repeated.append(noted)
         return noted
 
@@ -168,7 +175,7 @@ def _find_repeated(value: Any, pointer: str) -> tuple[str, str]:
         return f"{pointer}/{value.key}", value.key
     if isinstance(value, dict | list):
         for name, below in value.items() if isinstance(value, dict) else enumerate(value):
-            found = _find_repeated(below, f"{pointer}/{name}")
+            found = _find_repeated(below, f"{pointer}{pointer_of((name,))}")
             if found[1]:
                 return found
     return "", ""

@@ -1,0 +1,61 @@
+"""infra/terraform: formatted, valid, and as asserted on a mocked provider; each planted mistake is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from planting import load_mistakes, missed
+
+from .conftest import INFRA, Terraform
+
+pytestmark = [pytest.mark.infra, pytest.mark.timeout(900)]
+MISTAKES = load_mistakes(Path(__file__).parent / "terraform_mistakes.yaml")
+
+
+@pytest.fixture(scope="module")
+def clean(terraform: Terraform, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that nothing is planted in."""
+    return terraform.copy(tmp_path_factory.mktemp("terraform") / "clean")
+
+
+def test_files_are_formatted_and_valid(terraform: Terraform, clean: Path) -> None:
+    assert terraform.run(INFRA / "terraform", "fmt", "-check", "-recursive", "-diff").stdout == ""
+    done = terraform.run(clean, "validate")
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_is_asserted_about_it_holds(terraform: Terraform, clean: Path) -> None:
+    done = terraform.run(clean, "test")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"Success! 12 passed, 0 failed", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("kind", ["schema", "names"])
+def test_invalid_files_are_refused(terraform: Terraform, tmp_path: Path, kind: str) -> None:
+    folder, mistakes = terraform.copy(tmp_path / "copy"), MISTAKES[kind]
+    for mistake in mistakes:
+        mistake.plant(folder)
+    done = terraform.run(folder, "validate")
+    assert done.returncode != 0
+    assert missed(mistakes, done.stdout) == [], done.stdout
+
+
+@pytest.mark.parametrize("kind", ["security", "shape"])
+def test_insecure_and_wrong_files_fail_their_assertions(terraform: Terraform, tmp_path: Path, kind: str) -> None:
+    folder, mistakes = terraform.copy(tmp_path / "copy"), MISTAKES[kind]
+    for mistake in mistakes:
+        mistake.plant(folder)
+    done = terraform.run(folder, "test", f"-filter=tests/{kind}.tftest.hcl")
+    assert done.returncode != 0
+    assert missed(mistakes, done.stdout) == [], done.stdout
+
+
+def test_no_secret_and_no_lock_of_a_mirror_is_kept_here() -> None:
+    files = [
+        path for path in (INFRA / "terraform").rglob("*") if path.is_file() and ".terraform/" not in path.as_posix()
+    ]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    assert not re.search(r"AKIA[0-9A-Z]{16}|(?<!manage_master_user_)password\s*=\s*\"", text)
+    assert "secret_string " not in text
