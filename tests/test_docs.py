@@ -85,8 +85,8 @@ def test_a_mistake_in_a_sentence_is_found(text: str):
 
 
 def test_the_shell_is_split_into_commands():
-    text = "A=1 cytoray version && make demo | cat > x  # remark\ncat <<'EOF'\nno command\nEOF\nexport B=2\n"
-    words = [["cytoray", "version"], ["make", "demo"], ["cat"], ["cat"], ["export", "B=2"]]
+    text = "A=1 cytoray version && make demo | cat > x  # remark\ncat <<'EOF'\nno command\nEOF\nexport B=$(ls | wc)\n"
+    words = [["cytoray", "version"], ["make", "demo"], ["cat"], ["cat"], ["ls"], ["wc"], ["export", "B=SUBSTITUTED"]]
     assert list(Block("x.md", 0, "bash", text).commands()) == words
 
 
