@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import glob
 import json
 import re
@@ -84,8 +85,8 @@ def test_a_mistake_in_a_sentence_is_found(text: str):
 
 
 def test_the_shell_is_split_into_commands():
-    text = "A=1 cytoray version && make demo | cat > x  # remark\ncat <<'EOF'\nno command\nEOF\nexport B=2\n"
-    words = [["cytoray", "version"], ["make", "demo"], ["cat"], ["cat"], ["export", "B=2"]]
+    text = "A=1 cytoray version && make demo | cat > x  # remark\ncat <<'EOF'\nno command\nEOF\nexport B=$(ls | wc)\n"
+    words = [["cytoray", "version"], ["make", "demo"], ["cat"], ["cat"], ["ls"], ["wc"], ["export", "B=SUBSTITUTED"]]
     assert list(Block("x.md", 0, "bash", text).commands()) == words
 
 
@@ -94,6 +95,41 @@ def test_python_parses_and_imports_what_is_there(block: Block):
     tree = ast.parse(block.text)
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), str(block), "exec"), {})
+
+
+GIVEN = {"adata", "other", "proteins", "names", "bundle", "controls", "genes"}  # what a reader of a page has
+
+
+@pytest.mark.parametrize("file", sorted({block.file for block in blocks("python")}))
+def test_python_defines_or_imports_what_it_uses(file: str):
+    known = GIVEN | set(dir(builtins))
+    for block in (block for block in blocks("python") if block.file == file):
+        used, defined = names_of(block.text)
+        known |= defined
+        assert not used - known, str(block)
+
+
+def names_of(text: str) -> tuple[set[str], set[str]]:
+    """The names that a program reads, and those that it assigns, imports or defines."""
+    used: set[str] = set()
+    defined: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.alias):
+            defined.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            defined.add(node.name)
+    return used, defined
+
+
+def test_a_name_that_nothing_defines_is_found():
+    used, defined = names_of("import a.b as c\nd = c.e(f)\n")
+    assert (used, defined) == ({"c", "f"}, {"c", "d"})
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)

@@ -13,6 +13,7 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 OPERATORS = {"|", "||", "&&", "&", ";"}
+SUBSTITUTION = re.compile(r"\$\(([^()]*)\)")
 ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 
 
@@ -41,7 +42,10 @@ class Block:
 
 
 def split(line: str) -> Iterator[list[str]]:
-    """The commands of one line of a shell, without redirections and assignments before them."""
+    """The commands of one line of a shell, those in $(…) first, without redirections and assignments before them."""
+    for inner in SUBSTITUTION.findall(line):
+        yield from split(inner)
+    line = SUBSTITUTION.sub("SUBSTITUTED", line)
     reader = shlex.shlex(line, posix=True, punctuation_chars="|&;")
     reader.whitespace_split, reader.commenters = True, ""
     words: list[str] = []
