@@ -3,6 +3,7 @@
 set -uo pipefail
 export HOME=/tmp/home RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export MPLCONFIGDIR=/tmp/matplotlib NUMBA_CACHE_DIR=/tmp/numba
+export RAY_raylet_start_wait_time_s=120  # as on a node that pulls images for others, or a busy machine
 address=http://127.0.0.1:8265
 places=(--set store=/tmp/store --set tracking.uri=sqlite:////tmp/mlflow.db --set tracking.artifact_location=/tmp/mlflow --set tracking.journal_folder=/tmp/journal)
 say() { echo "FACT $*"; }

@@ -175,8 +175,8 @@ def test_a_managed_redis_replaces_ours(tmp_path: Path):
     found += read_yaml(kustomize(KUBERAY / "overlays" / "eks-cpu" / "jobs"))
     assert check(found) == []
     policies = list(of_kind(found, "NetworkPolicy").values())
-    assert allows(policies, PEERS["service head"], Peer(address="10.0.3.4"), 6379)
-    assert not allows(policies, PEERS["replica"], Peer(address="10.0.3.4"), 6379)
+    assert allows(policies, PEERS["service head"], Peer(address="10.40.3.4"), 6379)
+    assert not allows(policies, PEERS["replica"], Peer(address="10.40.3.4"), 6379)
 
 
 def test_a_file_that_no_kustomization_names_does_not_exist():
