@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from cytoray.cli.main import app
+from cytoray.cli.main import app, main
 
 ROOT = Path(__file__).parents[2]
 CYTORAY = Path(sys.executable).with_name("cytoray")
@@ -87,11 +87,18 @@ def test_the_page_is_that_of_the_command_tree():
         ("cytoray data export x --format ", {"h5ad", "zarr", "annbatch"}),
     ],
 )
-def test_bash_completes(words: str, expected: set[str]):
+def test_bash_completes(
+    words: str, expected: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """As bash asks: by the variables that its completion function sets."""
     variables = {"_CYTORAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    done = subprocess.run([CYTORAY], capture_output=True, text=True, env=os.environ | variables, timeout=60)
-    assert set(done.stdout.split()) == expected, done.stderr
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["cytoray"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert set(capsys.readouterr().out.split()) == expected
 
 
 def test_bash_takes_the_completion_script():
@@ -108,12 +115,9 @@ def test_bash_takes_the_completion_script():
     ("words", "most_modules"),
     [
         (["--help"], 560),  # half of what one package too many brings
-        (["version"], 400),
         (["config", "schema", "pretrain"], 900),
         (["config", "show", "--origin", str(ROOT / "configs/pretrain/quickstart.yaml")], 900),
-        (["config", "diff", *(str(ROOT / f"configs/pretrain/{name}.yaml") for name in ("base", "smoke"))], 900),
         (["runs", "ls", "--store", "nowhere", "--json"], 900),
-        (["models", "card", "run:x", "--store", "nowhere", "--json"], 900),
         (["reproduce", "run:x", "--store", "nowhere", "--dry-run", "--json"], 1000),
         (["init", "project", "--json"], 900),
     ],
