@@ -20,7 +20,7 @@ from cytoray.failpoints import failpoint
 
 
 class StageKey(Config):
-    """What the result of a stage depends on."""
+    """Everything that the result of a stage depends on."""
 
     kind: str
     settings: dict[str, Any] = Field(description="Keys with other values than their defaults, without places.")
@@ -58,7 +58,7 @@ class StageFailure(Config):
 
 
 class StageTask(Config):
-    """What a job needs to do a stage, in one file of the store."""
+    """All that a job needs to do a stage, in one file of the store."""
 
     stage: str
     folder: str = Field(description="Folder of the stage's records.")
