@@ -117,7 +117,7 @@ check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of it
 	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest -m "infra and not slow" tests/infra
 
 check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
-	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py
+	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py tests/infra/test_monitoring_rules.py
 
 .venv-mlflow/.installed: infra/mlflow/requirements.txt infra/single-server/requirements.txt
 	$(PYTHON) -m venv .venv-mlflow

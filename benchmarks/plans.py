@@ -1,10 +1,11 @@
 """Plans beside what was measured: time, memory and cost of an ingest and of a pretraining, each a process as in a job.
 
-``python benchmarks/plans.py``. Times depend on the load of the machine, which must be idle. The goal is 20 %.
+``python benchmarks/plans.py [--only ingest]``, on an idle machine: times depend on its load. The goal is 20 %.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,9 @@ def main() -> None:
     """Plan and run each stage, and print one JSON line per stage."""
     prices = load_prices(ROOT / "configs" / "prices.yaml")
     assert prices is not None
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=["ingest"], help="without the pretraining, which starts Ray")
+    only = parser.parse_args().only
     (hourly,) = [each.hourly for each in prices.instances if each.name == INSTANCE]
     with tempfile.TemporaryDirectory() as name:
         store = f"{name}/store"
@@ -44,6 +48,8 @@ def main() -> None:
         plan = plan_stage(load_config(IngestConfig, path, overrides=overrides), prices=prices)
         _compare("ingest", plan, _measure("ingest", path, overrides), hourly=hourly)
 
+        if only == "ingest":
+            return
         tracking = [f"tracking.uri=sqlite:///{name}/mlflow.db", f"tracking.journal_folder={name}/journal"]
         overrides = [f"store={store}", "corpus=cells", f"train.num_steps={STEPS}", *tracking]
         overrides.append(f"tracking.artifact_location={name}/mlflow")

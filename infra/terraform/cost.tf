@@ -18,7 +18,8 @@ variable "prices" {
       "g5.2xlarge"    = 1.212
       "g5.12xlarge"   = 5.672
       "g5.48xlarge"   = 16.288
-      "p4d.24xlarge"  = 32.773
+      "p4d.24xlarge"  = 21.958
+      "p5.48xlarge"   = 55.04
       "db.t4g.medium" = 0.065
       "db.m7g.large"  = 0.168
     })

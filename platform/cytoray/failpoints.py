@@ -1,9 +1,10 @@
 """Named crash points for tests, inactive unless ``CYTORAY_FAILPOINTS`` names them.
 
 ``CYTORAY_FAILPOINTS="ingest.before_commit=kill@2,train.after_step=sleep:5"``: at the second hit of the first point the
-process kills itself; the second point sleeps five seconds at every hit. Actions: ``kill``, ``raise``, ``enospc``,
-``sleep:SECONDS``. Names are ``<protocol>.<before|after>_<step>``. If ``CYTORAY_FAILPOINTS_ONCE`` names a folder, each
-point fires only once over all processes and leaves a file of its name there, so that a repeated task succeeds.
+process kills itself; the second point sleeps five seconds at every hit. Actions: ``kill``, ``killpg`` (its process
+group), ``raise``, ``enospc``, ``sleep:SECONDS``. Names are ``<protocol>.<before|after>_<step>``. If
+``CYTORAY_FAILPOINTS_ONCE`` names a folder, each point fires only once over all processes and leaves a file of its name
+there, so that a repeated task succeeds.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def _fire(name: str, action: str) -> None:
     verb, _, argument = action.partition(":")
     if verb == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif verb == "killpg":
+        os.killpg(os.getpgrp(), signal.SIGKILL)
     elif verb == "raise":
         raise FailpointError(f"Failpoint {name} was set to raise.", remedy=f"Unset {VARIABLE}.", point=name)
     elif verb == "enospc":

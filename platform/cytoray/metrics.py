@@ -53,7 +53,7 @@ class Gauge:
 
 
 def _session() -> str:
-    """Identify the Ray that this process is connected to; empty if there is none."""
+    """Identify the Ray that this process is connected to; empty without one."""
     ray = sys.modules.get("ray")
     if ray is None or not getattr(ray, "is_initialized", bool)():
         return ""

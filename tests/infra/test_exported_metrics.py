@@ -59,7 +59,9 @@ def ray_declares() -> set[str]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """What Ray exported during an ingest and a training."""
     folder = tmp_path_factory.mktemp("metrics")
-    environment = {**os.environ, "RAY_raylet_start_wait_time_s": "240"}
+    # A busy machine starts the agents of a node in minutes.
+    waits = {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}
+    environment = {**os.environ, **waits}
     done = subprocess.run(
         [sys.executable, str(DRIVER), str(folder)], env=environment, capture_output=True, text=True, timeout=800
     )

@@ -49,7 +49,7 @@ def test_good_objects_have_no_problem(text: str):
         (CLUSTER, "ray.io/v1", "ray.io/v2", "apiVersion: unknown kind 'RayCluster' of apiVersion 'ray.io/v2'"),
         (SERVICE, "targetPort", "targetport", "spec/ports/0: unknown key 'targetport', did you mean 'targetPort'?"),
         (SERVICE, "port: 80", "port: '80'", "spec/ports/0/port: '80' is not of type"),
-        (SERVICE, "kind: Service", "kind: Servise", "apiVersion: unknown kind 'Servise'"),
+        (SERVICE, "kind: Service", "kind: Services", "apiVersion: unknown kind 'Services'"),
     ],
 )
 def test_mistakes_are_reported_with_their_path(text: str, old: str, new: str, path: str):

@@ -1,4 +1,4 @@
-"""The command of the StatefulSet redis, run with Debian's Redis: it asks for the password, and keeps what it was told."""
+"""The command of the StatefulSet redis, run with Debian's Redis: it asks for a password, and keeps what was written."""
 
 from __future__ import annotations
 

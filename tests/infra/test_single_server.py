@@ -33,6 +33,7 @@ from cytoray.registry.models import register, resolve
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import RunLog, TrackingConfig, shipping
+from cytoray.tracking import server as tracking_server
 from cytoray.tracking.server import connect
 
 from .conftest import INFRA
@@ -205,6 +206,7 @@ def server() -> Iterator[Server]:
 def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
     """The environment of a job on this server."""
     monkeypatch.setattr(shipping, "LONGEST_PAUSE_S", 1.0)
+    monkeypatch.setattr(tracking_server, "PROBE_TIMEOUT_S", 60)  # on a busy machine
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     settings = {

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from planting import load_mistakes, missed
 
 from .conftest import INFRA, Terraform
@@ -59,3 +60,17 @@ def test_no_secret_and_no_lock_of_a_mirror_is_kept_here() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     assert not re.search(r"AKIA[0-9A-Z]{16}|(?<!manage_master_user_)password\s*=\s*\"", text)
     assert "secret_string " not in text
+
+
+def test_prices_are_those_of_the_plans() -> None:
+    """The cost table and `cytoray jobs submit --dry-run` reckon with the same prices."""
+    planned = yaml.safe_load((INFRA.parent / "configs" / "prices.yaml").read_text())
+    table = (INFRA / "terraform" / "cost.tf").read_text()
+    prices = {
+        name: float(price)
+        for name, price in re.findall(r'"([a-z0-9]+\.[0-9a-z]+)"\s+= ([0-9.]+)$', table, re.MULTILINE)
+    }
+    assert {entry["name"]: prices.get(entry["name"]) for entry in planned["instances"]} == {
+        entry["name"]: entry["hourly"] for entry in planned["instances"]
+    }
+    assert f'as_of  = "{planned["as_of"]}"' in table

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -27,6 +29,9 @@ VARIABLES = {
     "region": "us-east-1", "bucket_prefix": "lab", "source_buckets": ["lab-h5ad"],
     "admin_role_arns": ["arn:aws:iam::123456789012:role/Admins"], "database": {"deletion_protection": False},
 }  # fmt: skip
+
+
+SECURITY_GROUP = "aws_eks_cluster.main.vpc_config[0].cluster_security_group_id"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,7 @@ def moto() -> Iterator[str]:
 def applied(terraform: Terraform, moto: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The outputs of an apply on moto; destroyed at the end."""
     folder = terraform.copy(tmp_path_factory.mktemp("apply") / "copy")
+    _leave_out(folder)
     lines = "".join(f'    {name} = "{moto}"\n' for name in SERVICES)
     (folder / "moto_override.tf").write_text(
         'provider "aws" {\n  access_key = "test"\n  secret_key = "test"\n  skip_credentials_validation = true\n'
@@ -68,6 +74,16 @@ def applied(terraform: Terraform, moto: str, tmp_path_factory: pytest.TempPathFa
     yield {name: entry["value"] for name, entry in found.items()}
     done = terraform.run(folder, "destroy", "-input=false", "-auto-approve")
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def _leave_out(folder: Path) -> None:
+    """Remove what moto 5.2 answers with 404: access entries and addons; its clusters have no security group either."""
+    for path in folder.glob("*.tf"):
+        text = path.read_text()
+        for kind in ("aws_eks_access_entry", "aws_eks_access_policy_association", "aws_eks_addon"):
+            text = re.sub(rf'^resource "{kind}" .*?^}}\n', "", text, flags=re.MULTILINE | re.DOTALL)
+        text = text.replace(", aws_eks_addon.network]", "]")
+        path.write_text(text.replace(SECURITY_GROUP, "aws_security_group.database.id"))
 
 
 def _client(service: str, moto: str) -> Any:

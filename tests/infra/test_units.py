@@ -1,4 +1,4 @@
-"""Units, scripts and images of a single server and of MLflow: verified, hardened, and with each other's names."""
+"""Units and scripts of a single server: verified, hardened, and with each other's names."""
 
 from __future__ import annotations
 
@@ -102,50 +102,3 @@ def test_mlflow_of_all_places_is_one_version() -> None:
     )
     image = yaml.safe_load((INFRA / "mlflow" / "kustomization.yaml").read_text())["images"][0]["newTag"]
     assert wanted == server == image.rpartition("-")[0]
-
-
-@pytest.fixture(scope="module")
-def rendered() -> list[dict[str, object]]:
-    program = shutil.which("kubectl")
-    if program is None:
-        pytest.skip("kubectl is not installed")
-    done = subprocess.run(
-        [program, "kustomize", str(INFRA / "mlflow")], capture_output=True, text=True, check=True, timeout=60
-    )
-    return list(yaml.safe_load_all(done.stdout))
-
-
-def test_mlflow_in_kubernetes_is_confined(rendered: list[dict[str, object]]) -> None:
-    found = {str(entry["kind"]): entry for entry in rendered}
-    assert found.keys() == {
-        "ServiceAccount",
-        "Service",
-        "Deployment",
-        "NetworkPolicy",
-        "SecretProviderClass",
-        "ConfigMap",
-    }
-    pod = found["Deployment"]["spec"]["template"]["spec"]  # type: ignore[index]
-    (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["automountServiceAccountToken"] is False
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-    }  # fmt: skip
-    assert "hostPath" not in str(pod)
-    assert pod["serviceAccountName"] == found["ServiceAccount"]["metadata"]["name"] == "mlflow"  # type: ignore[index]
-    policy = found["NetworkPolicy"]["spec"]
-    assert policy["ingress"][0]["from"] == [  # type: ignore[index]
-        {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "cytoray"}}}
-    ]
-    hosts = found["ConfigMap"]["data"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")  # type: ignore[index]
-    assert {"mlflow:5000", "mlflow.cytoray.svc:5000", "localhost:5000"} <= set(hosts)
-    assert "*" not in "".join(hosts)
-
-
-def test_mlflow_gets_the_secrets_that_its_script_reads(rendered: list[dict[str, object]]) -> None:
-    (classes,) = [entry for entry in rendered if entry["kind"] == "SecretProviderClass"]
-    objects = yaml.safe_load(classes["spec"]["parameters"]["objects"])  # type: ignore[index]
-    files = {entry["objectAlias"] for entry in objects if "jmesPath" not in entry}
-    files |= {path["objectAlias"] for entry in objects for path in entry.get("jmesPath", ())}
-    assert files == set(re.findall(r'\$SECRETS/([\w-]+)"', (INFRA / "mlflow" / "start_mlflow.sh").read_text()))

@@ -17,7 +17,7 @@ from cytoray.mistakes import all_keys
 from cytoray.operations.starting.templates import render
 from cytoray.stages.config import load_stage_config, stage_configs
 
-STAGES = ["ingest", "pretrain", "finetune", "evaluate", "promote", "serve"]
+STAGES = ["ingest", "pretrain", "finetune", "evaluate", "promote", "serve", "pipeline"]
 COMMENTED = re.compile(r"^(\s*)# ( *(?:- )?[a-z_]+:.*)$")
 
 
@@ -64,7 +64,9 @@ def test_a_project_is_complete_and_good(cytoray: Any, tmp_path: Path):
     )
     assert finetune.initial == "run:blood-pretrain"
     assert load_config(Defaults, folder / "cytoray.yaml").store == "s3://bucket/cells"
-    assert "cytoray ingest   --config ingest.yaml" in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    check = next(line.split() for line in readme.splitlines() if line.startswith("cytoray config check"))
+    assert sorted(check[3:]) == sorted(f"{stage}.yaml" for stage in STAGES)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -52,7 +52,7 @@ def test_every_alert_says_what_to_do_and_is_tested() -> None:
     assert len(alerts) >= 10
     for alert in alerts:
         assert alert["labels"]["severity"] in ("page", "ticket"), alert["alert"]
-        assert alert["annotations"].keys() == {"summary", "action"}, alert["alert"]
+        assert alert["annotations"].keys() == {"summary", "action", "runbook_url"}, alert["alert"]
     tests = yaml.safe_load((FOLDER / "prometheus" / "rules_test.yaml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     names = {alert["alert"] for alert in alerts}

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from cytoray.model.predictor import CellPredictor
 from cytoray.registry.pinning import PinnedModel
@@ -186,6 +187,29 @@ def test_another_replica_answers_if_one_dies(
     answer = tiers.ask("/v1/models/gut/embed", json=as_request(make_counts(1)))
     assert (answer.status_code, answer.json().get("code"), handle.num_calls) == (status, code, num_calls)
     assert len(tiers.retries) == num_calls - 1
+
+
+def _unavailable() -> DeploymentUnavailableError:
+    return DeploymentUnavailableError(DeploymentID(name="Model-gut"))
+
+
+@pytest.mark.parametrize(("times", "status", "num_calls"), [(3, 200, 4), (100, 503, 5)])
+def test_a_request_waits_while_a_model_has_no_replica_for_a_moment(
+    tiers: Tiers,
+    make_counts: Any,
+    as_request: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    status: int,
+    num_calls: int,
+) -> None:
+    """It was not given to a replica, so that it counts neither as lost nor as overload, unless that lasts."""
+    monkeypatch.setattr("cytoray.serving.hosting.replicas.UNAVAILABLE_TIMES", 5)
+    monkeypatch.setattr("cytoray.serving.hosting.replicas.UNAVAILABLE_PAUSE_S", 0.0)
+    handle = tiers.handles["gut"]
+    handle.losses = [_unavailable() for _ in range(times)]
+    answer = tiers.ask("/v1/models/gut/embed", json=as_request(make_counts(1)))
+    assert (answer.status_code, handle.num_calls, tiers.retries) == (status, num_calls, [])
 
 
 def test_a_request_that_may_kill_replicas_is_tried_alone(tiers: Tiers, make_counts: Any, as_request: Any) -> None:

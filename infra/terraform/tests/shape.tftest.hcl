@@ -80,6 +80,7 @@ run "outputs" {
 
 run "cost_by_hand" {
   variables {
+    single_nat_gateway = false
     node_groups = {
       cpu = { instance_types = ["a.small"], min_size = 2, max_size = 4, disk_gib = 100 }
       gpu = { instance_types = ["a.gpu"], max_size = 2, disk_gib = 100, gpu = true }
@@ -101,8 +102,8 @@ run "cost_by_hand" {
     condition     = output.cost.usd_per_month["disks cpu"] == 16 && output.cost.usd_per_month["disks gpu"] == 0.8 && output.cost.usd_per_month["disks low"] == 4
     error_message = "Disks."
   }
-  assert { # nodes 1606, disks 20.8, EKS 73, NAT 36.5, S3 46, database 73 + 5.75, keys 2 + 1.6, logs 5
-    condition     = output.cost.total_usd_per_month == 1869.65 && output.cost.total_usd_per_hour == 2.5612
+  assert { # nodes 1606, disks 20.8, EKS 73, NAT 2 x 36.5, S3 46, database 73 + 5.75, keys 2 + 1.6, logs 5
+    condition     = output.cost.total_usd_per_month == 1906.15 && output.cost.total_usd_per_hour == 2.6112
     error_message = "Sum: ${output.cost.total_usd_per_month} a month, ${output.cost.total_usd_per_hour} an hour."
   }
   assert { # 4 x 0.5 + 2 x 10 + 10 x 0.2

@@ -50,5 +50,5 @@ def init(
         label_key=ask(label_key, "Column of cell types", DEFAULT_LABELS),
     )
     files = make_project(folder, project)
-    lines = [*map(str, files), f"Next: cd {folder}, cytoray config check *.yaml, and README.md"]
+    lines = [*map(str, files), f"Next: read {folder / 'README.md'}"]
     print_answer({"folder": str(folder), "files": [str(file) for file in files]}, lines, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,3 +105,12 @@ def fetch_bundle(version: RegisteredVersion, *, tracking_uri: str, cache_folder:
         return Path(arrived)
 
     return load_cached(wanted, cache_folder=cache_folder, fetch=fetch)
+
+
+def fetch_file(version: RegisteredVersion, name: str, *, tracking_uri: str) -> bytes:
+    """Return one small file of the version's bundle, as MLflow has it; raises RegistryError."""
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory(prefix="cytoray-model-") as scratch, explained(tracking_uri):
+        uri = f"{version.source_uri.rstrip('/')}/{name}"
+        return Path(download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=tracking_uri)).read_bytes()

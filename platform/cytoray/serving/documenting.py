@@ -50,8 +50,8 @@ CREATES: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     ),
 }
 ANSWERED = ("X-Request-Id", "X-Model-Version")
-_OF_STATUS = {401: ("WWW-Authenticate",), 413: ("Link",), 429: ("Retry-After", *QUOTA), 503: ("Retry-After",)}
-_SENT_BY_ALL = ("X-Request-Id", "X-Problem-Code")
+_OF_STATUS = {401: ("WWW-Authenticate",), 413: ("Link",), 429: ("Retry-After",), 503: ("Retry-After",)}
+_SENT_BY_ALL = (*ANSWERED, "X-Problem-Code", *QUOTA)
 _REQUEST_ID = {
     "name": "X-Request-Id",
     "in": "header",

@@ -189,6 +189,8 @@ def _or_file(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
         # pydantic leaves out a description that is also that of the model
         about = {"description": definitions[schema["$ref"].rpartition("/")[2]].get("description", "")}
         return {**about, **kept, "anyOf": [{"$ref": schema["$ref"]}, INCLUDED]}
+    if schema.get("type") == "object":
+        return {**{key: schema[key] for key in ("description",) if key in schema}, "anyOf": [schema, INCLUDED]}
     if any("$ref" in choice for choice in schema.get("anyOf", ())):
         return {**schema, "anyOf": [*schema["anyOf"], INCLUDED]}
     return schema

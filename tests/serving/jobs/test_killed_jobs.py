@@ -48,8 +48,12 @@ def _parts(service: Any, job: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
 
 
+@pytest.mark.parametrize(
+    "points",
+    ["offline.after_part=kill@1,jobs.before_result=kill@1", "offline.before_part=kill@2,jobs.before_end=kill@1"],
+)
 def test_a_killed_process_and_a_restarted_service_lose_nothing(
-    service: Any, cells_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    points: str, service: Any, cells_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"task": "annotate", "input": {"upload": service.upload(cells_file)}}
     whole = service.submit(**asked).json()["id"]
@@ -57,7 +61,7 @@ def test_a_killed_process_and_a_restarted_service_lose_nothing(
     assert _wait(service.jobs.keeper) == [0]
     service.jobs.keeper.look()
 
-    monkeypatch.setenv(VARIABLE, "offline.after_part=kill@1,jobs.before_result=kill@1")
+    monkeypatch.setenv(VARIABLE, points)
     monkeypatch.setenv(ONCE_VARIABLE, str(tmp_path))
     job = service.submit(**asked).json()["id"]
     service.jobs.keeper.look()
@@ -65,7 +69,7 @@ def test_a_killed_process_and_a_restarted_service_lose_nothing(
     first = _parts(service, job)
     assert len(first) == 1
     assert service.ask("GET", f"/v1/jobs/{job}").json()["state"] == "running"
-    service.jobs.keeper.look()  # it is started again, and killed before it writes the result
+    service.jobs.keeper.look()  # it is started again, and killed before it writes the result or its end
     assert _wait(service.jobs.keeper) == [-9]
     second = _parts(service, job)
     assert len(second) == 3

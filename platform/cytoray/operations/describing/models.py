@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,11 +15,10 @@ from cytoray.corpus.manifest import CorpusManifest
 from cytoray.errors import CytorayError, ModelError
 from cytoray.model.bundle_files import DIGESTS
 from cytoray.operations.reproducing.lineage import Places, Trace, TracedModel, TracedRun, find_model, trace_model
-from cytoray.registry.artifacts import RegisteredVersion
+from cytoray.registry.artifacts import RegisteredVersion, fetch_file
 from cytoray.registry.models import find_version
 from cytoray.registry.pinning import REGISTERED, RUN
 from cytoray.runs import find_bundle
-from cytoray.tracking.server import TrackingConfig, explained
 from cytoray.training.card import load_card
 
 WEIGHTS = "model.safetensors"
@@ -29,7 +27,7 @@ MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model without loading it.
+    """The facts of a model, without loading it.
 
     Attributes:
         traced: Its URI, digest and lineage.
@@ -140,19 +138,8 @@ def _reader(traced: TracedModel, registered: RegisteredVersion | None, places: P
         return lambda name: storage.read_bytes(storage.join(place, name))
     assert registered is not None, "others have a place"
     assert places.tracking is not None, "it was found with it"
-    return lambda name: _download(registered, name, places.tracking)
-
-
-def _download(version: RegisteredVersion, name: str, tracking: TrackingConfig | None) -> bytes:
-    """Fetch a file of a version's bundle from MLflow."""
-    import tempfile
-
-    from mlflow.artifacts import download_artifacts
-
-    assert tracking is not None, "it was found with it"
-    with tempfile.TemporaryDirectory(prefix="cytoray-model-") as scratch, explained(tracking.uri):
-        uri = f"{version.source_uri.rstrip('/')}/{name}"
-        return Path(download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=tracking.uri)).read_bytes()
+    tracking_uri = places.tracking.uri
+    return lambda name: fetch_file(registered, name, tracking_uri=tracking_uri)
 
 
 def _shapes(place: str | None) -> dict[str, tuple[int, ...]]:

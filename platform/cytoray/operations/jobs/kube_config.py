@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from cytoray.config import Config, load_config
 from cytoray.errors import JobError
+from cytoray.training.config import RunConfig
 
 KUBE_FILE = Path("configs/kuberay.yaml")
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
@@ -71,15 +71,15 @@ def account_of(job: str, kube: KubeConfig) -> str:
     return kube.service_account or _ACCOUNTS.get(job, "cytoray-train")
 
 
-def count_workers(config: Any, kube: KubeConfig) -> int:
+def count_workers(config: Config, kube: KubeConfig) -> int:
     """Return the number of worker pods for a stage: one per GPU, or enough CPUs for its processes."""
     if kube.workers is not None:
         return kube.workers
-    workers = getattr(config, "workers", None)
-    if workers is not None and workers.use_gpu:
-        return math.ceil(workers.most / max(1, kube.worker.gpus))
-    if workers is not None:
+    if isinstance(config, RunConfig):
+        workers = config.workers
+        if workers.use_gpu:
+            return math.ceil(workers.most / max(1, kube.worker.gpus))
         cpus = workers.most * max(workers.cpus_per_worker, workers.threads_per_worker)
-    else:
-        cpus = getattr(config, "read_concurrency", None) or getattr(config, "num_actors", 1)
+        return max(1, math.ceil(cpus / kube.worker.cpus))
+    cpus = float(getattr(config, "read_concurrency", None) or getattr(config, "num_actors", 1))
     return max(1, math.ceil(cpus / kube.worker.cpus))

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cytoray import storage
+from cytoray.errors import GateError
 from cytoray.failpoints import failpoint
 from cytoray.operations.pipeline.figures import SHORT, find_chain, find_figures, find_reports
 from cytoray.operations.pipeline.planning import StagePlan
 from cytoray.operations.pipeline.reading import Pipeline
+from cytoray.operations.pipeline.records import StageFailure
 from cytoray.pages.frame import load_template
 
 PAGE, STATE = "index.html", "pipeline.json"
@@ -42,7 +44,7 @@ def render_page(pipeline: Pipeline, plans: list[StagePlan]) -> str:
         folder=pipeline.folder,
         summary=_summary(plans),
         failed=None if failed is None else (failed.stage.name, failed.failure),
-        refused=failed is not None and failed.failure is not None and failed.failure.kind == "GateError",
+        refused=failed is not None and failed.failure is not None and _failed_word(failed.failure) == "refused",
         chain=find_chain(plans),
         tiles=[("stages done", f"{len(done)} of {len(plans)}"), ("time in jobs", _duration(seconds))],
         stages=[_row(pipeline, one) for one in plans],
@@ -67,12 +69,16 @@ def _row(pipeline: Pipeline, planned: StagePlan) -> dict[str, Any]:
     return {
         "name": planned.stage.name,
         "kind": planned.stage.kind,
-        "state": "failed" if planned.failure is not None else WORDS[planned.state],
+        "state": WORDS[planned.state] if planned.failure is None else _failed_word(planned.failure),
         "note": takes if planned.state == "done" else planned.reason,
         "started": "" if record is None else record.started.replace("T", " ").removesuffix("+00:00"),
         "time": "" if record is None else _duration(record.seconds),
         "reports": [(uri.rpartition("/")[2], _relative(uri, pipeline.folder), uri) for uri in reports],
     }
+
+
+def _failed_word(failure: StageFailure) -> str:
+    return "refused" if failure.kind == GateError.__name__ else "failed"
 
 
 def _digests(planned: StagePlan) -> dict[str, Any]:

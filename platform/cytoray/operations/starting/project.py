@@ -28,7 +28,7 @@ keys.json
 
 @dataclass(frozen=True)
 class Project:
-    """What a project's files are filled with.
+    """The values that a project's files are filled with.
 
     Attributes:
         name: Name of its corpus and model.
@@ -68,6 +68,7 @@ def make_project(folder: Path, project: Project) -> list[Path]:
     return [folder / name for name in texts]
 
 
+_PIPELINE = ("ingest", "pretrain", "finetune", "evaluate", "promote")
 _ABOUT = {
     "ingest": "Ingest cells into a committed, checked corpus: cytoray ingest --config ingest.yaml",
     "pretrain": "Pretrain a model on the corpus: cytoray pretrain --config pretrain.yaml; "
@@ -76,6 +77,8 @@ _ABOUT = {
     "evaluate": "Score the model on held-out cells beside simple methods: cytoray evaluate --config evaluate.yaml",
     "promote": "Register the model and move the alias champion to it: cytoray promote --config promote.yaml",
     "serve": "Serve the champion: cytoray serve --config serve.yaml",
+    "pipeline": "All stages up to the promoted model, in one: cytoray pipeline run pipeline.yaml; run again, it does "
+    "what is missing or has changed.",
 }
 
 
@@ -111,6 +114,11 @@ def _values(project: Project) -> dict[str, dict[str, Any]]:
         },
         "promote": {**model, "model": f"run:{project.name}-finetune", "name": project.name},
         "serve": {"model_uri": f"models:/{project.name}@champion", "tracking": tracking},
+        "pipeline": {
+            "name": project.name,
+            "store": project.store,
+            "stages": [{"name": stage, "config": f"{stage}.yaml"} for stage in _PIPELINE],
+        },
     }
 
 
@@ -129,7 +137,7 @@ def _readme(project: Project) -> str:
 Cells from `{project.data}`, everything else in `{project.store}`, runs and models in `{project.tracking_uri}`.
 
 ```bash
-cytoray config check *.yaml
+cytoray config check {" ".join(f"{kind}.yaml" for kind in _ABOUT)}
 cytoray data validate {project.data}
 cytoray ingest   --config ingest.yaml
 cytoray train plan --config pretrain.yaml
@@ -138,6 +146,8 @@ cytoray finetune --config finetune.yaml
 cytoray promote  --config promote.yaml
 cytoray serve    --config serve.yaml
 ```
+
+`cytoray pipeline run pipeline.yaml` does the same in one command, up to the promoted model.
 
 Each stage that is done is found again when its command is repeated. `cytoray runs ls` and `cytoray models ls` show what
 there is, `cytoray reproduce models:/{project.name}@champion` rebuilds a model from its sources.

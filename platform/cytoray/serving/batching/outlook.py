@@ -10,7 +10,7 @@ KEPT = 0.98  # weight of the mean length that was known before a request
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
-    """What is known of a request before it is read; ``tokens`` and ``squares`` are 0 if its cells are not."""
+    """The expected work of a request that is not read yet; ``tokens`` and ``squares`` are 0 if its cells are not."""
 
     kind: Hashable
     key: str = ""

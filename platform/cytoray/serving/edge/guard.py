@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from cytoray.errors import CytorayError, RequestError
 from cytoray.serving.edge.addresses import is_loopback
 from cytoray.serving.edge.config import EdgeConfig
-from cytoray.serving.edge.exchange import Exchange, Scope, header
+from cytoray.serving.edge.exchange import Exchange, Scope
 from cytoray.serving.edge.keys import Allowance, KeyRecord, KeyRing, read_keys
 from cytoray.serving.edge.quotas import Quotas
 
@@ -89,7 +89,9 @@ class Guard:
             self._check_exposure(scope)
             return Caller()
         self._refresh()
-        kind, _, token = header(scope, b"authorization").partition(" ")
+        given = {value for name, value in scope["headers"] if name.lower() == b"authorization"}
+        text = given.pop().decode("latin-1") if len(given) == 1 else ""  # of several it is not clear which counts
+        kind, _, token = text.partition(" ")
         record = self._ring.find(token.strip(), now=datetime.now(UTC)) if kind.lower() == "bearer" else None
         if record is None:
             raise RequestError(

@@ -15,6 +15,8 @@ from cytoray.serving.edge.exchange import App, Receive, Scope, Send
 from cytoray.serving.hosting.relay import portable
 
 ASK_TIMEOUT_S = 5.0  # for what a model is
+# Serve may know no replica for a moment, while those that died or were replaced are made up for.
+UNAVAILABLE_TIMES, UNAVAILABLE_PAUSE_S = 50, 0.2
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,22 @@ class HandleApp:
         asked = portable(scope)
         # By reference: Serve's gRPC between deployments, if it is on, refuses messages over 4 MiB.
         handle: Any = self.handle.options(stream=self.streams, _by_reference=True)
-        try:
-            if self.streams:
-                async for message in handle.stream.remote(asked, body):
-                    await send(message)
+        for _ in range(UNAVAILABLE_TIMES):
+            try:
+                if self.streams:
+                    async for message in handle.stream.remote(asked, body):
+                        await send(message)
+                    return
+                messages = await handle.answer.remote(asked, body)
+            except (ActorDiedError, ActorUnavailableError):
                 return
-            messages = await handle.answer.remote(asked, body)
-        except (ActorDiedError, ActorUnavailableError):
+            except BackPressureError:
+                break
+            except DeploymentUnavailableError:  # raised before a replica has the request
+                await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+                continue
+            for message in messages:
+                await send(message)
             return
-        except (BackPressureError, DeploymentUnavailableError):
-            await send({"type": "http.response.start", "status": 503, "headers": []})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        for message in messages:
-            await send(message)
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
