@@ -38,8 +38,11 @@ def _absolute(uri: str) -> str:
     return str(Path(uri).expanduser().absolute()) + ("/" if uri.endswith("/") else "")
 
 
-def check_location(uri: str, *, schemes: tuple[str, ...] = ("s3", "file", "package")) -> None:
-    """Raise ValueError for an empty location, ``s3:/bucket``, an S3 URI without a bucket, or an unknown scheme."""
+def check_location(uri: str, *, schemes: tuple[str, ...] = ("s3", "file", "package", "memory")) -> None:
+    """Raise ValueError for an empty location, ``s3:/bucket``, an S3 URI without a bucket, or an unknown scheme.
+
+    ``memory://`` names cells that this process holds (``scGPT`` on an AnnData, an uploaded h5ad); it has no files.
+    """
     if not uri.strip():
         raise ValueError("it is empty; write a path or s3://bucket/prefix")
     scheme, separator, rest = uri.partition("://")

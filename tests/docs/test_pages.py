@@ -28,6 +28,7 @@ NEEDS = (
     "cells/",
     "with-reference",
     "screen.h5ad",
+    "known.tsv",
     "http:",
 )  # what the small files do not include
 ABSENT = {"serve", "query", "quickstart", "promote", "keys", "jobs", "pipeline"}
@@ -39,7 +40,7 @@ PAGES = {
     "integration.md": (5, 1),
     "mapping.md": (4, 0),
     "multiomic.md": (6, 1),
-    "networks.md": (5, 1),
+    "networks.md": (4, 1),
 }
 RUN = """
 import json, os, sys, warnings
