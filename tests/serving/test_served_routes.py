@@ -29,8 +29,8 @@ from routes_page import Call, read_answer, run_page
 from serve_process import CLI, Served, serve
 
 import cytoray
+from cytoray.api.genes import static_embeddings
 from cytoray.model.bundle import save_bundle
-from cytoray.model.gene_embeddings import static_embeddings
 from cytoray.model.predictor import CellPredictor
 from cytoray.serving.client import Client
 from cytoray.tasks.integration.model import IntegrationModel

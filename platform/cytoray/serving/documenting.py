@@ -17,8 +17,10 @@ from cytoray.serving.problems import CASES, PROBLEM_TYPE
 OWN_PROBLEMS = "x-problems"  # of an operation, until the document is complete
 CLIENT_GONE = 499  # nobody receives it
 #: Of any route: the edge refuses requests, or the replica is lost.
-ANY = ("body_timeout", "too_large", "internal", "poison_request", "draining", "overloaded", "replica_lost")
-ANY += ("model_not_ready", "deadline_exceeded")
+ANY: tuple[str, ...] = (
+    *("body_timeout", "too_large", "internal", "poison_request", "draining", "overloaded", "replica_lost"),
+    *("model_not_ready", "deadline_exceeded"),
+)
 KEYED = ("unauthenticated", "forbidden", "rate_limited")
 BEARER = "ApiKey"
 HEADERS: dict[str, tuple[str, str]] = {
@@ -50,7 +52,12 @@ CREATES: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     ),
 }
 ANSWERED = ("X-Request-Id", "X-Model-Version")
-_OF_STATUS = {401: ("WWW-Authenticate",), 413: ("Link",), 429: ("Retry-After",), 503: ("Retry-After",)}
+_OF_STATUS: dict[int, tuple[str, ...]] = {
+    401: ("WWW-Authenticate",),
+    413: ("Link",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
 _SENT_BY_ALL = (*ANSWERED, "X-Problem-Code", *QUOTA)
 _REQUEST_ID = {
     "name": "X-Request-Id",

@@ -75,9 +75,12 @@ def _unzstd(body: bytes) -> Iterator[bytes]:
     if _window_log(body) > _MAX_WINDOW_LOG:
         raise OSError("window too large")
     step = bytearray(STEP)  # not ``read``: pyarrow 25 keeps its memory for ever if the stream is damaged
-    with pa.CompressedInputStream(pa.BufferReader(body), "zstd") as stream:
-        while num_bytes := stream.readinto(step):
-            yield bytes(memoryview(step)[:num_bytes])
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(body), "zstd") as stream:
+            while num_bytes := stream.readinto(step):
+                yield bytes(memoryview(step)[:num_bytes])
+    finally:  # else the process keeps 0.6 KiB more of it for each damaged stream; this takes a microsecond
+        pa.default_memory_pool().release_unused()
 
 
 def _window_log(body: bytes) -> int:
