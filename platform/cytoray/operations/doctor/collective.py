@@ -67,13 +67,15 @@ def run_all_reduce(backend: str, size: int, *, limit_s: float) -> Finding:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "cytoray.operations.doctor.collective", backend]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    deadline, processes = time.monotonic() + limit_s, []
+    deadline = time.monotonic() + limit_s
+    processes: list[subprocess.Popen[str]] = []
     try:
         for rank in range(size):
             words = [*command, str(rank), str(size), str(port)]
-            processes.append(subprocess.Popen(words, text=True, env=environment, **pipes))
+            processes.append(
+                subprocess.Popen(words, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            )
         outputs = [process.communicate(timeout=max(0.1, deadline - time.monotonic())) for process in processes]
     except subprocess.TimeoutExpired:
         return warn(name, f"{where}: not done after {limit_s:.0f} s", remedy=f"Try again on an idle machine. {remedy}")

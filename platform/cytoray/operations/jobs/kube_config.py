@@ -81,5 +81,7 @@ def count_workers(config: Config, kube: KubeConfig) -> int:
             return math.ceil(workers.most / max(1, kube.worker.gpus))
         cpus = workers.most * max(workers.cpus_per_worker, workers.threads_per_worker)
         return max(1, math.ceil(cpus / kube.worker.cpus))
-    cpus = float(getattr(config, "read_concurrency", None) or getattr(config, "num_actors", 1))
+    read_concurrency: int | None = getattr(config, "read_concurrency", None)
+    num_actors: int = getattr(config, "num_actors", 1)
+    cpus = read_concurrency or num_actors
     return max(1, math.ceil(cpus / kube.worker.cpus))

@@ -120,7 +120,7 @@ def find_dashboard(address: str) -> str:
     import ray
 
     try:
-        with ray.init(address=address, logging_level="ERROR") as context:
+        with ray.init(address=address, logging_level=logging.ERROR) as context:
             return f"http://{context.dashboard_url}"
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise JobError(

@@ -18,16 +18,15 @@ def stop_and_wait(cluster: Cluster, record: JobRecord, *, limit_s: float = LIMIT
         return record
     cluster.stop(record)
     deadline = time.monotonic() + limit_s
-    while not record.has_ended:
+    while True:
         found = [each for each in cluster.list_jobs() if each.id == record.id]
         if not found:  # it had not started, and its cluster keeps no record
             return replace(record, status="stopped")
-        record = found[0]
+        if found[0].has_ended:
+            return found[0]
         if time.monotonic() > deadline:
             raise JobError(
                 f"Job {record.id} has not ended {limit_s:.0f} s after it was asked to.",
                 remedy=f"Look at `cytoray jobs logs {record.id}`, and stop it again.",
             )
-        if not record.has_ended:
-            time.sleep(PAUSE_S)
-    return record
+        time.sleep(PAUSE_S)

@@ -45,10 +45,16 @@ class ClusterRunner:
                 file = Path(folder) / "stage.yaml"
                 file.write_text(yaml.safe_dump(task.config, sort_keys=False), encoding="utf-8")
                 request = build_request(file, name=job_name(task))
-            ended = follow(self._cluster, submit(self._cluster, request).record, sys.stderr.write)
+            ended = follow(self._cluster, submit(self._cluster, request).record, _show)
             if ended.exit_code:
                 return ended.exit_code
         return self._local.run(task)
+
+
+def _show(text: str) -> None:
+    """Pass on what a job has printed."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def job_name(task: StageTask) -> str:

@@ -125,7 +125,7 @@ def _file_inputs(config: Config) -> dict[str, str]:
 def _corpus_digest(config: Config, key: str, taken: Taken) -> str:
     if "corpus" in taken:
         return str(taken["corpus"].result["manifest_digest"])
-    return load_manifest(config.store, getattr(config, key)).digest
+    return load_manifest(config.store, getattr(config, key)).digest  # type: ignore[attr-defined]
 
 
 def _model_digest(stage: Stage, taken: Taken) -> str:

@@ -74,11 +74,11 @@ def plan(pipeline: Pipeline) -> list[StagePlan]:
 def plan_stage(pipeline: Pipeline, stage: Stage, before: Mapping[str, StagePlan]) -> StagePlan:
     """Plan one stage, given the plans of those before it; raises CytorayError if what it reads cannot be found."""
     taken: dict[str, StageRecord] = {}
-    for key, name in stage.takes.items():
-        record = before[name].record
-        if record is None:
-            return StagePlan(stage, "waits", f"takes its {key} from {name}")
-        taken[key] = record
+    for thing, name in stage.takes.items():
+        given = before[name].record
+        if given is None:
+            return StagePlan(stage, "waits", f"takes its {thing} from {name}")
+        taken[thing] = given
     key = find_key(stage, taken)
     folder = stage_folder(pipeline, stage)
     record, latest = find_record(folder, key.digest), find_latest(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -77,6 +77,9 @@ class _Latest(Config):
     key: str
 
 
+Found = TypeVar("Found", bound=Config)
+
+
 def record_uri(folder: str, key: str) -> str:
     """Return where the record of a stage lies; ``folder`` is the stage's."""
     return storage.join(folder, f"{key}.json")
@@ -115,7 +118,7 @@ def set_latest(folder: str, key: str) -> None:
     failpoint("pipeline.after_latest")
 
 
-def _find(kind: type[Any], uri: str) -> Any:
+def _find(kind: type[Found], uri: str) -> Found | None:
     data = storage.find_bytes(uri)
     if data is None:
         return None

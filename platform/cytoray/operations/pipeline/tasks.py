@@ -14,6 +14,7 @@ from cytoray.operations.pipeline.records import StageKey, StageRecord, StageTask
 from cytoray.runs import run_folder
 from cytoray.stages.config import PromoteConfig
 from cytoray.tasks.assessing import AssessConfig
+from cytoray.tasks.config import FromModelConfig
 from cytoray.training.config import RunConfig
 
 KEY_LENGTH = 8  # characters of a key in the name of a run
@@ -37,12 +38,13 @@ def build_task(pipeline: Pipeline, stage: Stage, key: StageKey, taken: Taken) ->
         changes["append"] = True
     if isinstance(config, RunConfig):
         changes["run"] = f"{config.run}-{key.digest[:KEY_LENGTH]}"
-        changes |= {"initial": config.initial} if stage.model_key and "model" not in taken else {}
+    if isinstance(config, FromModelConfig) and "model" not in taken:
+        changes["initial"] = config.initial
     if stage.is_continued and (before := _model_before(folder, key)) is not None:
         changes["initial"] = before
     if isinstance(config, AssessConfig):
         changes["out"] = reports
-    settings = _as_set(config.model_copy(update=changes))
+    settings = _as_set(stage.kind, config.model_copy(update=changes))
     return StageTask(
         stage=stage.name,
         folder=folder,
@@ -53,12 +55,12 @@ def build_task(pipeline: Pipeline, stage: Stage, key: StageKey, taken: Taken) ->
     )
 
 
-def _as_set(config: Config) -> dict[str, Any]:
+def _as_set(kind: str, config: Config) -> dict[str, Any]:
     """Return the keys that are set, as JSON data: a tokenizer's others may be inherited from a model."""
     settings = config.model_dump(mode="json", exclude_unset=True)
     if settings.get("initial") is not None:
         settings.pop("initial_run", None)
-    return {"kind": config.kind} | settings
+    return {"kind": kind} | settings
 
 
 def _taken_values(stage: Stage, taken: Taken) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cytoray.cluster import FEW_CELLS
 from cytoray.config import Config
@@ -92,7 +92,7 @@ def _plan_ingest(config: IngestConfig, prices: PriceTable | None, table: dict[st
     cells, entries, bytes_read = count_entries(config)
     if cells == 0:
         return StagePlan("ingest", "nothing to read", num_cells=0, bytes_read=0, bytes_written=0, seconds=0.0, **table)
-    compression = "none" if bytes_read / max(1, entries) >= UNCOMPRESSED_BYTES else "gzip"
+    compression: Literal["none", "gzip"] = "none" if bytes_read / max(1, entries) >= UNCOMPRESSED_BYTES else "gzip"
     rate = measure_rate(IngestOrder(genes_per_cell=entries / cells, compression=compression))
     is_small = cells <= FEW_CELLS  # which is done in the process of the job
     tasks = 1 if is_small else config.read_concurrency

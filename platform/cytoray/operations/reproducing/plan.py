@@ -210,8 +210,8 @@ def _run_warnings(run: TracedRun, here: dict[str, str]) -> Iterator[str]:
         yield f"it was trained on GPUs ({', '.join(sorted(devices)) or 'unknown'}): weights agree up to rounding only"
     chips = {worker.get("processor", "") for worker in run.finished.hardware} - {""}
     if chips and chips != {provenance.processor()}:
-        there = ", ".join(sorted(chips))
-        yield f"it was trained on {there}, this is {provenance.processor()}: sums may round differently"
+        trained_on = ", ".join(sorted(chips))
+        yield f"it was trained on {trained_on}, this is {provenance.processor()}: sums may round differently"
     starts = [event for event in run.finished.events if event.startswith(STARTED)]
     if len({event.removeprefix(STARTED).partition(" ")[0] for event in starts}) > 1:
         yield f"its number of workers changed: {'; '.join(starts)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -68,7 +69,8 @@ def add_rollout(api: FastAPI, read: Read, rollouts: Rollouts = NO_WEBHOOK) -> No
         headers = reply_headers(request) | {"X-Model-Version": found.model.version}
         return JSONResponse(found.model_dump(), headers=headers)
 
-    moved_to = {202: {"description": "The message was read.", "content": json_content("Moved")}}
+    accepted = {"description": "The message was read.", "content": json_content("Moved")}
+    moved_to: dict[int | str, dict[str, Any]] = {202: accepted}
     refused = problems("malformed_payload", "unauthenticated", "not_found")
 
     @api.post(WEBHOOK, status_code=202, openapi_extra=_BODY | refused, responses=moved_to)
