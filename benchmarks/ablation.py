@@ -3,7 +3,8 @@
 Pretrains every variant from every seed with the same token budget, on the corpus of configs/pretrain/base-cpu.yaml
 without two donors, and probes each model on cells that it was not trained on. One JSON line per variant and seed, which
 is also kept in ``--results``: a second call continues, and prints the comparison at the end. A variant passes if two
-probes gain more than two standard deviations of the seeds over ``base`` and none loses more than one.
+probes gain more than two standard deviations of the seeds over ``base`` and none loses more than one. ``base`` is the
+published way: whole bins, no token for the depth, nothing but hidden genes to predict.
 
 The corpus must have been ingested: ``cytoray ingest configs/corpus/human-visible.yaml``. The half of the integration
 probe that is pbmc3k was trained on, without its labels, by all variants alike.
@@ -39,14 +40,15 @@ from cytoray.training.config import PretrainConfig
 from cytoray.training.pretraining import pretrain
 
 WHOLE, SOFT = "objective.whole_cell={}", ("tokenizer.values=soft", "tokenizer.depth_token=100000.0")
+HARD = ("tokenizer.values=hard", "tokenizer.depth_token=null")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "base": (),
+    "base": HARD,
     "soft": SOFT,
-    "whole": (WHOLE,),
-    "whole_alone": (WHOLE, "objective.whole_cell.masked_weight=0.0"),
+    "whole": (*HARD, WHOLE),
+    "whole_alone": (*HARD, WHOLE, "objective.whole_cell.masked_weight=0.0"),
     "whole_soft": (WHOLE, *SOFT),
-    "whole_views": (WHOLE, "objective.whole_cell.contrast={}"),
-    "genes": ("gene_table={initial: coexpression, freeze_unseen: true}",),
+    "whole_views": (*HARD, WHOLE, "objective.whole_cell.contrast={}"),
+    "genes": (*HARD, "gene_table={initial: coexpression, freeze_unseen: true}"),
 }
 HELD_OUT = "_source.str.endswith('pbmc_donor_a.h5ad') or _source.str.endswith('pbmc10k_cite.h5ad')"
 DONOR_A = "_source.str.endswith('pbmc_donor_a.h5ad')"
