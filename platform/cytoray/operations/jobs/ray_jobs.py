@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,10 @@ class RayCluster:
                 write(text)
 
         try:
-            asyncio.run(tail())
+            with warnings.catch_warnings():
+                # Ray 2.60 passes ssl=None to aiohttp, which is only a warning, and not the user's.
+                warnings.filterwarnings("ignore", message="ssl=None is deprecated", category=DeprecationWarning)
+                asyncio.run(tail())
         except (aiohttp.ClientError, RuntimeError) as error:  # RuntimeError is how Ray reports a broken connection
             raise ConnectionError(str(error)) from error
 
