@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import hypothesis
 import pytest
 
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -26,6 +27,8 @@ os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Before anything imports torch: threads of several processes that wait for each other in loops cost most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test depends on the load of the machine
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

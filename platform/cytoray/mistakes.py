@@ -41,7 +41,7 @@ def find_mistakes(kind: type[BaseModel], data: Any, details: Sequence[ErrorDetai
     """
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in details:
-        grouped.setdefault(_path_in(data, detail), []).append(detail)
+        grouped.setdefault(_path_in(kind, data, detail), []).append(detail)
     found = [Mistake(path, tuple(group)) for path, group in grouped.items()]
     inner = [mistake.path for mistake in found]
     # A misspelt required key is reported once, as unknown, and not as missing as well.
@@ -54,18 +54,24 @@ def find_mistakes(kind: type[BaseModel], data: Any, details: Sequence[ErrorDetai
     ]
 
 
-def _path_in(data: Any, detail: ErrorDetails) -> KeyPath:
+def _path_in(kind: type[BaseModel], data: Any, detail: ErrorDetails) -> KeyPath:
     """Return the path of a mistake without the names of a union's choices, which are no keys of the file."""
     path: list[str | int] = []
     for position, part in enumerate(detail["loc"]):
         is_last = position == len(detail["loc"]) - 1
-        if isinstance(data, dict) and (part in data or (is_last and detail["type"] == "missing")):
+        if isinstance(data, dict) and (part in data or (is_last and _is_key(kind, path, part, detail))):
             path.append(part)
             data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int):
             path.append(part)
             data = data[part] if part < len(data) else None
     return tuple(path)
+
+
+def _is_key(kind: type[BaseModel], path: list[str | int], part: str | int, detail: ErrorDetails) -> bool:
+    """Whether the last part of a location is a key that the file does not have: a required one, or a bad default."""
+    model = model_at(kind, tuple(path))
+    return detail["type"] == "missing" or (model is not None and part in model.model_fields)
 
 
 def _follows_from_others(mistake: Mistake) -> bool:

@@ -30,7 +30,7 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert (rows[1]["scopes"], rows[1]["class"], rows[1]["expires"]) == (["*"], None, None)
     listed = _run("ls", *file)
     assert "lab" in listed
-    assert key.split("_")[2] not in listed + (tmp_path / "keys.json").read_text()
+    assert key.split("_", 2)[2] not in listed + (tmp_path / "keys.json").read_text()
     with pytest.raises(ConflictError, match="lab has 2 valid keys"):
         CliRunner().invoke(app, ["keys", "new", "lab", *file], catch_exceptions=False)
     assert f"revoked {made['id']} of lab" in _run("revoke", made["id"], *file)

@@ -13,7 +13,7 @@ MAX_NAME = 36
 NAME = r"[a-z0-9]([a-z0-9-]{0,34}[a-z0-9])?"
 _ATTEMPT = re.compile(r"(?P<name>.+)-attempt-(?P<number>[1-9][0-9]*)")
 DIGEST_CHARACTERS = 8
-_NOT_JOBS = {"serve", "model", "deploy"}  # kinds of files that configure no job
+_NOT_JOBS = {"serve", "model", "deploy", "pipeline", "rollout"}  # kinds of files that configure no job
 
 
 def find_job(kind: str) -> str:
@@ -22,7 +22,10 @@ def find_job(kind: str) -> str:
     Raises JobError for files that configure something else, such as a service.
     """
     if kind in _NOT_JOBS:
-        raise JobError(f"A file of kind {kind!r} configures no job.", remedy="`cytoray serve` runs services.")
+        raise JobError(
+            f"A file of kind {kind!r} configures no job.",
+            remedy="`cytoray serve` runs services, `cytoray pipeline run --cluster` the stages of a pipeline.",
+        )
     if kind.startswith("assess-"):
         return "assess"
     if kind in task_offline() and kind != "embed":
