@@ -21,7 +21,7 @@ from cytoray.tasks.integration.model import IntegrationModel
 from cytoray.tasks.integration.reading import read_from
 from cytoray.tasks.integration.recipe import Recipe
 from cytoray.tasks.mapping.reference import save_reference
-from cytoray.tasks.multiomic import assessment, members
+from cytoray.tasks.multiomic import assessment
 from cytoray.tasks.perturbation import knowledge
 
 BATCHES = planted_batches.planted((60, 60))
@@ -68,7 +68,7 @@ def build_full_model(folder: Path) -> FullModel:
     cytoray.infer_networks(
         str(folder / "network.h5ad"), out=str(folder / "networks"), num_trees=5, pool_size=1, gene_sets="none"
     )
-    with mock.patch.multiple(members, NUM_NETWORKS=1, LAYERS=(16,)), mock.patch.object(assessment, "NUM_FOLDS", 2):
+    with mock.patch.object(assessment, "NUM_FOLDS", 2):  # networks of the usual size: a service loads them
         cytoray.ProteinModel.fit(planted_proteins.build(100), "protein_counts").save(folder / "proteins")
     recipe = Recipe("planted", views=("expression", "scaled"), alignments=1, smoothing=0.5)
     IntegrationModel.fit(batched(BATCHES), recipe=recipe, embedder=None).save(folder / "integration")

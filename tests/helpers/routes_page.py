@@ -76,7 +76,7 @@ def run_page(folder: Path, variables: Mapping[str, str], *, replace: Mapping[str
         commands = commands.replace(text, other)
     _run(_RECORDED + commands, folder, {**variables, "RECORDS": str(records)})
     calls = []
-    for record in sorted(records.glob("call.*[!d]"), key=lambda path: path.stat().st_mtime):
+    for record in sorted(records.glob("call.*"), key=lambda path: path.stat().st_mtime):
         if record.suffix == ".head":
             continue
         method, url, status, _ = record.read_text().splitlines()[-1].split()

@@ -19,6 +19,7 @@ import anndata
 import httpx
 import numpy as np
 import pandas as pd
+import planted_reference
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
@@ -81,8 +82,7 @@ def _members(adata: anndata.AnnData) -> str:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("routes")
     model = build_full_model(folder)
-    plain = model.load()
-    save_bundle(type(plain)(plain.model, plain.vocabulary, plain.tokenizer_config, ()), folder / "plain")
+    save_bundle(planted_reference.build_bundle(genes=GENES, labels=()), folder / "plain")  # without a classifier
     (folder / "secret").write_text(SECRET)
     adata = _cells()
     adata.write_h5ad(folder / "cells.h5ad")
