@@ -89,6 +89,19 @@ def test_equal_predictions_in_memory_and_from_the_folder(tmp_path: Path) -> None
         cytoray.ProteinModel.load(tmp_path / "m")
 
 
+def test_a_model_is_read_as_it_was_fitted_whatever_is_fitted_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata = build(100)
+    model = cytoray.ProteinModel.fit(adata, "protein_counts")
+    assert any(member.kind == "network" for member in model.members.values())
+    expected = model.predict(adata).values
+    model.save(tmp_path / "m")
+    monkeypatch.setattr(members, "NUM_NETWORKS", 2)
+    monkeypatch.setattr(members, "LAYERS", (8, 8))
+    np.testing.assert_array_equal(cytoray.ProteinModel.load(tmp_path / "m").predict(adata).values, expected)
+
+
 def test_missing_genes_are_named_and_strangers_refused() -> None:
     adata = build(100)
     model = cytoray.ProteinModel.fit(adata, "protein_counts")

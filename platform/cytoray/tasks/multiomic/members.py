@@ -8,6 +8,7 @@ member.predict(other_inputs)  # (C, P)
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -184,14 +185,17 @@ def _fit_network(features: Float32, targets: Float64, option: Option, seed: int)
 def _predict_network(member: Member, features: Float32) -> Float32:
     arrays = member.arrays
     total: Float32 = np.zeros((len(features), len(arrays["mean"])), np.float32)
-    for number in range(NUM_NETWORKS):
+    # As many networks and layers as were fitted, whatever is fitted today.
+    num_networks = sum(re.fullmatch(r"weights\.\d+\.0", name) is not None for name in arrays)
+    last = sum(name.startswith("weights.0.") for name in arrays) - 1
+    for number in range(num_networks):
         values = features
-        for layer in range(len(LAYERS) + 1):
+        for layer in range(last + 1):
             values = values @ arrays[f"weights.{number}.{layer}"] + arrays[f"intercept.{number}.{layer}"]
-            if layer < len(LAYERS):
+            if layer < last:
                 np.maximum(values, 0, out=values)
         total = (total + values).astype(np.float32)
-    found: Float32 = (total / NUM_NETWORKS * arrays["deviation"] + arrays["mean"]).astype(np.float32)
+    found: Float32 = (total / num_networks * arrays["deviation"] + arrays["mean"]).astype(np.float32)
     return found
 
 
