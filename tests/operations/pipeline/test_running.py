@@ -87,6 +87,20 @@ def test_a_changed_source_is_an_error_with_the_file_and_stops_the_rest(read: Rea
     assert "exit code 2" in page
 
 
+def test_the_error_of_a_stage_is_reported_if_the_page_cannot_be_written(
+    read: Read, runner: Any, sources: Path, caplog: pytest.LogCaptureFixture
+):
+    pipeline = read()
+    run_pipeline(pipeline, runner, until="cells")
+    os.utime(sources / "part-000.h5ad", (1, 1))
+    page = Path(pipeline.folder) / "index.html"
+    page.unlink()
+    page.mkdir()
+    with pytest.raises(StageError, match="the file is not the one that the corpus was made from"):
+        run_pipeline(pipeline, runner)
+    assert "the page was not written" in caplog.text
+
+
 def test_a_model_that_fails_its_gate_is_not_promoted(read: Read, runner: Any, stages: Any, tmp_path: Path):
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps({"cytoray": {"macro_f1": 0.5}}))

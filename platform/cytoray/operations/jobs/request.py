@@ -19,6 +19,7 @@ from cytoray.config import Config, read_tree
 from cytoray.errors import ConfigError, JobError
 from cytoray.operations.jobs.names import check_name, derive_name, find_job
 from cytoray.stages.config import load_stage_config
+from cytoray.stages.settings import flatten
 from cytoray.tracking.places import JOB_VARIABLE, WORKING_DIRECTORIES
 
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]*@")
@@ -60,7 +61,7 @@ def build_request(
     if job is not None and job.replace("-", "_") not in (found, kind.replace("-", "_")):
         raise JobError(f"{path} configures {kind}, not {job}.", remedy=f"Write `cytoray jobs submit {found}`.")
     text = yaml.safe_dump(read_tree(path, overrides=overrides).data, sort_keys=False, allow_unicode=True)
-    settings = flatten(config.model_dump(mode="json"))
+    settings = dict(flatten(config.model_dump(mode="json")))
     _refuse_credentials(settings, path)
     refuse_secrets(environment or {})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -74,16 +75,6 @@ def build_again(text: str, *, name: str, overrides: Sequence[str], environment: 
         file = Path(folder) / f"{name}.yaml"
         file.write_text(text, encoding="utf-8")
         return build_request(file, overrides=overrides, name=name, environment=environment)
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by dotted key; lists are single values."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def differing_keys(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -126,7 +117,7 @@ def _check_as_in_a_job(path: Path, overrides: Sequence[str]) -> Config:
     path = path.absolute()
     with _job_folder() as folder:
         config = load_stage_config(path, overrides=overrides)
-    lost = [key for key, value in flatten(config.model_dump(mode="json")).items() if str(folder) in json.dumps(value)]
+    lost = [key for key, value in flatten(config.model_dump(mode="json")) if str(folder) in json.dumps(value)]
     if lost:
         raise ConfigError(
             f"{path}: {', '.join(lost)}: a relative path, which would lie in the job's folder, and Ray deletes "

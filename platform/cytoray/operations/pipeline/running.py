@@ -70,8 +70,13 @@ def run_pipeline(pipeline: Pipeline, runner: Runner, *, until: str | None = None
             plans[stage.name] = plan_stage(pipeline, stage, plans)
             if plans[stage.name].state != "done":
                 raise _changed_meanwhile(plans[stage.name])
-    finally:
-        page = write_page(pipeline, plan(pipeline), is_changed=bool(ran))
+    except CytorayError:
+        try:
+            write_page(pipeline, plan(pipeline), is_changed=bool(ran))
+        except CytorayError as error:  # such as a store that is away: the stage's own error is the one to report
+            logger.warning("the page was not written: %s", error)
+        raise
+    page = write_page(pipeline, plan(pipeline), is_changed=bool(ran))
     return PipelineRun(list(plans.values()), tuple(ran), page)
 
 

@@ -34,6 +34,7 @@ from cytoray.operations.pipeline.records import (
 from cytoray.stages.config import stage_configs
 from cytoray.stages.job import run_configured
 
+logger = logging.getLogger(__name__)
 FOLLOW = "--with-parent"  # stop when stdin is closed: the pipeline that started this process has died
 
 
@@ -62,7 +63,10 @@ def do_task(task: StageTask) -> StageRecord:
         result = run_configured(task.key.kind, config, num_cpus=task.num_cpus)
         files = _publish(task, result)
     except CytorayError as error:
-        _note_failure(task, error)
+        try:
+            _note_failure(task, error)
+        except CytorayError as other:  # such as a store that is away: the stage's own error is the one to report
+            logger.warning("why %s failed was not recorded: %s", task.stage, other)
         raise
     record = StageRecord(
         stage=task.stage,
