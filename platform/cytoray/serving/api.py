@@ -110,24 +110,12 @@ def build_api(
         """Collect the metrics of this process."""
         return [collect(registry, process="service")]
 
-    @asynccontextmanager
-    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        """Look after jobs while the server runs, and close the models when it ends."""
-        if jobs is not None:
-            jobs.resume()
-        yield
-        if jobs is not None:
-            await jobs.close()
-        if page is not None:
-            await page.close()
-        await table.close()
-
     api = Api(
         title="cytoray",
         version=cytoray.__version__,
         description=DESCRIPTION,
         redoc_url=None,
-        lifespan=lifespan,
+        lifespan=lambda api: _lifespan(table, jobs, page),
         redirect_slashes=False,
     )
     api.state.echo_request_id = edge.echo_request_id
@@ -148,6 +136,19 @@ def build_api(
     if page is not None:
         _add_page(api, page, table)
     return api
+
+
+@asynccontextmanager
+async def _lifespan(table: ModelTable, jobs: Jobs | None, page: Explorer | None) -> AsyncIterator[None]:
+    """Look after jobs while the server runs, and close the models when it ends."""
+    if jobs is not None:
+        jobs.resume()
+    yield
+    if jobs is not None:
+        await jobs.close()
+    if page is not None:
+        await page.close()
+    await table.close()
 
 
 def _add_page(api: FastAPI, page: Explorer, table: ModelTable) -> None:

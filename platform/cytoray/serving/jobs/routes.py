@@ -72,6 +72,7 @@ def add_jobs(api: FastAPI, jobs: Jobs | None) -> None:
         return jobs
 
     _add_uploads(api, hub)
+    _add_upload(api, hub)
     _add_jobs(api, hub)
     _add_results(api, hub)
 
@@ -121,6 +122,8 @@ def _add_uploads(api: FastAPI, hub: Hub) -> None:
         await uploads.append(record, request.stream(), offset=offset)
         return _reply(request, await asyncio.to_thread(uploads.state, record))
 
+
+def _add_upload(api: FastAPI, hub: Hub) -> None:
     @api.get("/v1/uploads/{upload_id}", **_documented({200: UploadState}, "not_found"))
     async def get_upload(request: Request, upload_id: str) -> Response:
         """Return how much of a file has arrived."""
