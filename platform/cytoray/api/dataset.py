@@ -186,7 +186,7 @@ def _batch_labels(reader: CellReader, wanted: bool | str) -> tuple[str | None, .
 
 def _refuse_strangers(reader: CellReader, mapping: GeneMapping) -> None:
     """Raise ModelError if the model knows none of the genes, or hardly any of another species'."""
-    num_matched, is_foreign = int((mapping.ids >= 0).sum()), mapping.species not in ("human", "unknown")
+    num_matched, is_foreign = mapping.num_matched, mapping.species not in ("human", "unknown")
     if num_matched and not (is_foreign and not mapping.is_mixture and num_matched < LEAST_MATCHED * len(mapping.ids)):
         return
     species = "" if mapping.species == "unknown" else f"{mapping.species} "

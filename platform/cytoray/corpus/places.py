@@ -187,7 +187,7 @@ def _over(vocabulary: GeneVocabulary, cells: SparseCells, genes: Int32) -> tuple
         return cells, genes
     mapping = _map_genes(vocabulary, genes.tobytes())
     columns = np.searchsorted(genes, cells.gene_ids)
-    return mapping.apply(cells.values, columns, cells.indptr, cells.cell_ids), np.unique(mapping.ids[mapping.ids >= 0])
+    return mapping.apply(cells.values, columns, cells.indptr, cells.cell_ids), mapping.measured
 
 
 @functools.lru_cache(maxsize=4)

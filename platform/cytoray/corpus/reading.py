@@ -114,6 +114,6 @@ class _Reading:
         kept = np.concatenate(rows) if rows else np.empty(0, np.int64)
         names = tuple(str(reader.obs.index[row]) for row in kept)
         others = () if second is None else tuple(second[row] for row in kept)
-        measured = np.unique(mapping.ids[mapping.ids >= 0])
+        measured = mapping.measured
         chosen = tuple(labels[row] for row in kept)
         return NamedCells(SparseCells.concatenate(parts), names, chosen, others, measured, kept)

@@ -239,11 +239,10 @@ class CellService:
         stop.check()
         cells = select_cells(request, mapping, min_gene_overlap=self.limits.min_gene_overlap)
         genes = GeneSummary(
-            matched=int((mapping.ids >= 0).sum()), total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
+            matched=mapping.num_matched, total=len(request.genes), unknown=list(mapping.unknown[:SAMPLE])
         )
         members |= {"genes": genes, "warnings": find_warnings(request, mapping, cells)}
-        measured = np.unique(mapping.ids[mapping.ids >= 0])
-        question = Question(request.asked, cells, request.cell_ids, measured)
+        question = Question(request.asked, cells, request.cell_ids, mapping.measured)
         endpoint.admit(self._served, question)
         return question, members
 

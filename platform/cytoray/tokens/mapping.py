@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -51,6 +52,16 @@ class GeneMapping:
     origin: npt.NDArray[np.int8]  # (G,) in a mixture of species: 1 human, -1 other (skipped), 0 unknown; else 0
     id_type: IdType
     species: str  # "unknown" if it cannot be determined, "human and mouse" for a mixture
+
+    @cached_property
+    def measured(self) -> Int32:
+        """The vocabulary ids of the genes that the vocabulary has, ascending, each once."""
+        return np.unique(self.ids[self.ids >= 0])
+
+    @cached_property
+    def num_matched(self) -> int:
+        """Number of the G genes that the vocabulary has."""
+        return int((self.ids >= 0).sum())
 
     @property
     def is_mixture(self) -> bool:

@@ -54,7 +54,7 @@ class GeneOverlap:
         """Summarise a mapping of G genes with these names in the file."""
         return GeneOverlap(
             num_genes=len(mapping.ids),
-            num_matched=int((mapping.ids >= 0).sum()),
+            num_matched=mapping.num_matched,
             how={str(kind): count for kind, count in mapping.how.items() if count},
             unknown=tuple(mapping.unknown[:EXAMPLES]),
             duplicates=_first_groups(mapping.summed, names),

@@ -59,7 +59,7 @@ def _map(
 
 def _gene_findings(reader: CellReader, mapping: GeneMapping, checks: CheckConfig) -> dict[str, str]:
     """Apply the rules about genes, the most severe first."""
-    num_genes, num_matched = int((mapping.origin >= 0).sum()), int((mapping.ids >= 0).sum())
+    num_genes, num_matched = int((mapping.origin >= 0).sum()), mapping.num_matched
     share = f"{num_matched:,} of {num_genes:,} genes are in the vocabulary"
     findings = {}
     if mapping.is_mixture:

@@ -302,8 +302,8 @@ def _describe(config: IngestConfig, source: SourceConfig) -> Described:
         for column in config.obs_columns:
             if column not in reader.obs:
                 reader.labels(column)  # raises with the columns there
-        genes = np.unique(mapping.ids[mapping.ids >= 0])
-        num_matched = int((mapping.ids >= 0).sum())
+        genes = mapping.measured
+        num_matched = mapping.num_matched
         features = {name: tuple(reader.modality_features(name)) for name in description.modalities}
         whole = {name: judge_modality(reader, name, num_cells=description.num_cells) for name in features}
         obs_types = column_types(reader.obs, config.obs_columns)

@@ -126,7 +126,7 @@ def _write_cells(
     writer.finish(
         num_genes=int(mapping.ids.max()) + 1,
         totals=kept.totals,
-        genes=np.unique(mapping.ids[mapping.ids >= 0]).astype(np.int32),
+        genes=mapping.measured,
         about={"names": names, "rows": kept.rows.tolist(), "values_are": values},
     )
     return kept
@@ -146,7 +146,7 @@ def _describe(description: SourceDescription, mapping: GeneMapping, kept: _Kept)
     kind = f"{KINDS.get(description.value_kind, description.value_kind)} (from {description.matrix})."
     exact = description.value_kind in ("counts", "near_counts", "recoverable")
     yield Finding(level="good" if exact else "note", title="Values", detail=kind)
-    num_known, num_genes = int((mapping.ids >= 0).sum()), len(mapping.ids)
+    num_known, num_genes = mapping.num_matched, len(mapping.ids)
     share = num_known / num_genes
     detail = (
         f"The model knows {num_known:,} of {num_genes:,} ({share:.0%}); names are {mapping.id_type}, species "

@@ -63,7 +63,7 @@ def select_cells(request: ParsedRequest, mapping: GeneMapping, *, min_gene_overl
 
     In a mixture of species, genes of the other species do not count as unknown, and its cells are left without genes.
     """
-    matched = int((mapping.ids >= 0).sum())
+    matched = mapping.num_matched
     total = len(request.genes)
     if matched == 0 or matched < min_gene_overlap * (mapping.origin >= 0).sum():
         raise RequestError(
@@ -160,4 +160,4 @@ def _size(mapping: GeneMapping) -> int:
     groups: Iterable[str] = chain.from_iterable(mapping.duplicates.values())
     texts = sum(sys.getsizeof(name) + 8 for name in chain(mapping.unknown, groups, mapping.duplicates, mapping.older))
     columns = sum(64 + 8 * len(group) for group in chain(mapping.summed.values(), mapping.older.values()))
-    return int(mapping.ids.nbytes + mapping.origin.nbytes + texts + 2 * columns + 1024)
+    return int(2 * mapping.ids.nbytes + mapping.origin.nbytes + texts + 2 * columns + 1024)
