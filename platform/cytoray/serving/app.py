@@ -35,6 +35,7 @@ from cytoray.serving.hosting.planning import PlannedModel, plan_models
 APP_NAME = "cytoray"
 START_TIMEOUT_S = 120.0
 POLL_S = 0.2
+NO_ACCESS_LOG = {"enable_access_log": False}  # of Serve: the edge logs each request
 PROXY_MARGIN_S = 30.0  # the application's own deadline answers first, with a problem that says so
 
 # Load is reported every 10 s. A replica more is started after at most 15 s of load for it; Serve's defaults take 40 s.
@@ -96,6 +97,7 @@ def _deployed(kind: Any, args: AppArgs, *, resources: dict[str, float], **option
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "graceful_shutdown_timeout_s": DRAIN_S,
+        "logging_config": NO_ACCESS_LOG,
         "max_constructor_retry_count": 3,  # a model that failed to load three times will not load later
     }
     chosen = {name: value for name, value in (shared | options).items() if value is not None}
@@ -130,7 +132,9 @@ def run_service(
     deadline = time.monotonic() + timeout_s
     try:
         with _explained(), ThreadPoolExecutor(1) as threads:
-            proxy = threads.submit(serve.start, proxy_location="HeadOnly", http_options=http_options)
+            proxy = threads.submit(
+                serve.start, proxy_location="HeadOnly", http_options=http_options, logging_config=NO_ACCESS_LOG
+            )
             _wait_for_controller(proxy, deadline=deadline)
             # The replicas start while the HTTP server does.
             serve.run_many(
