@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from cytoray.cli.common import EXIT_CODES
-from cytoray.cli.main import app
+from cytoray.cli.main import command_tree
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """# Command line
@@ -73,7 +71,7 @@ def page() -> str:
     """Return the text of the page."""
     lines = [HEAD.rstrip("\n"), *exit_codes()]
     group = None
-    for name, command in commands(typer.main.get_command(app)):
+    for name, command in commands(command_tree()):
         top = name.split()[0] if " " in name else ""
         if top != group:
             group = top

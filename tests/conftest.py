@@ -6,14 +6,17 @@ is one cluster at a time; the other begins with the rest, module by module, so t
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
+import shutil
 import sys
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -102,6 +105,29 @@ def s3_endpoint() -> Iterator[str]:
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket="cells")
     yield endpoint
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow, made once for all processes of the tests: its migrations take seconds."""
+    from cytoray.tracking.server import connect
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "mlflow.db").exists():
+            connect(f"sqlite:///{folder}/mlflow.part")
+            (folder / "mlflow.part").rename(folder / "mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def mlflow_uri(migrated_database: Path, tmp_path: Path) -> str:
+    """An empty MLflow of one test: the file ``mlflow.db`` in its folder; no server needed."""
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture

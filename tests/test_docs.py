@@ -22,7 +22,7 @@ from doc_keys import is_foreign, mistake
 from typer.exceptions import TyperException
 from typer.testing import CliRunner
 
-from cytoray.cli.common import Defaults
+from cytoray.cli.defaults import Defaults
 from cytoray.cli.main import app
 from cytoray.errors import CytorayError
 

@@ -20,15 +20,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
-
-import fsspec
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from cytoray.errors import ConflictError, DigestError, NotFoundError, StorageError
-from cytoray.s3 import build_client as _s3
 from cytoray.s3 import call as _call
 from cytoray.s3 import find_endpoint as _endpoint
+from cytoray.stores import explained, resolve
+from cytoray.stores import is_remote as is_remote
+from cytoray.stores import local_path as local_path
 
 logger = logging.getLogger(__name__)
 CREATE_ATTEMPTS = 5
@@ -46,72 +44,22 @@ class ObjectInfo:
     modified_s: float = 0.0  # seconds since 1970
 
 
-def is_remote(uri: str) -> bool:
-    """Return whether ``uri`` names an object store rather than a local path."""
-    return "://" in uri and not uri.startswith("file://")
-
-
-def local_path(uri: str) -> Path:
-    """Return the local path of a plain path or ``file://`` URI."""
-    assert not is_remote(uri), f"{uri} is not local"
-    return Path(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri).expanduser().absolute()
-
-
 def join(uri: str, *parts: str) -> str:
     """Append path parts to a URI or a local path."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a URI and the path inside it."""
-    if uri.startswith("s3://"):
-        path = uri.removeprefix("s3://")
-        if not path.strip("/"):
-            raise StorageError(f"{uri} has no bucket.", remedy="Write s3://bucket/prefix.", uri=uri)
-        return _s3(_endpoint(), os.getpid()), path
-    if is_remote(uri):
-        scheme = uri.partition("://")[0]
-        raise StorageError(f"{uri}: unknown kind of store {scheme!r}.", remedy="Use s3:// or a local path.", uri=uri)
-    return fsspec.filesystem("file"), str(local_path(uri))
-
-
-@contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Convert the clients' exceptions into StorageErrors that name the object and the remedy."""
-    endpoint = _endpoint() if is_remote(uri) else None
-    where = f"{uri} (endpoint {endpoint})" if endpoint else uri
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"{where}: there is no such object.", remedy="Check the path and the bucket.", uri=uri
-        ) from error
-    except (PermissionError, NoCredentialsError) as error:
-        remedy = "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and the bucket's policy."
-        if not is_remote(uri):
-            remedy = "Check the permissions of this path."
-        raise StorageError(f"{where}: access denied ({error}).", remedy=remedy, uri=uri) from error
-    except (BotoCoreError, ClientError, TimeoutError, OSError) as error:
-        if isinstance(error, FileExistsError):
-            raise
-        problem, remedy = "cannot be read or written", "Check this path and the space left on its disk."
-        if is_remote(uri):
-            problem = "the request to the store failed"
-            remedy = "Check that the store is up and that AWS_ENDPOINT_URL names it."
-        raise StorageError(f"{where}: {problem} ({error}).", remedy=remedy, uri=uri) from error
-
-
 def exists(uri: str) -> bool:
     """Return whether an object (or a local file or folder) exists."""
-    system, path = _resolve(uri)
-    with _explained(uri):
+    system, path = resolve(uri)
+    with explained(uri):
         return bool(_call(system, "exists", path))
 
 
 def info(uri: str) -> ObjectInfo:
     """Return size and version of one object; NotFoundError if it does not exist."""
-    system, path = _resolve(uri)
-    with _explained(uri):
+    system, path = resolve(uri)
+    with explained(uri):
         entry = _call(system, "info", path)
         if entry["type"] == "directory":
             remedy = "Name the file itself."
@@ -124,8 +72,8 @@ def list_objects(uri: str, *, temporary: bool = False) -> list[ObjectInfo]:
 
     ``folder/`` objects of S3 consoles are excluded, and so are incomplete files of dead writers unless ``temporary``.
     """
-    system, path = _resolve(uri)
-    with _explained(uri):
+    system, path = resolve(uri)
+    with explained(uri):
         found = _call(system, "find", path, detail=True)
     names = (name for name in sorted(found) if not name.endswith("/") and (temporary or not _is_temporary(name)))
     return [_object(f"s3://{name}" if is_remote(uri) else name, found[name]) for name in names]
@@ -156,8 +104,8 @@ def _is_temporary(path: str) -> bool:
 
 def open_read(uri: str) -> BinaryIO:
     """Open a seekable binary file that fetches ranges as they are read."""
-    system, path = _resolve(uri)
-    with _explained(uri):
+    system, path = resolve(uri)
+    with explained(uri):
         return cast("BinaryIO", system.open(path, "rb", block_size=READ_BLOCK_BYTES, cache_type="readahead"))
 
 
@@ -166,11 +114,11 @@ def read_bytes(uri: str, *, start: int | None = None, end: int | None = None, sh
 
     If the digest differs, the object is read once more before DigestError: a bit may have flipped on the wire.
     """
-    system, path = _resolve(uri)
+    system, path = resolve(uri)
     if start is not None and start == end:
         return b""  # S3 ignores an empty range and sends the whole object
     for attempt in range(2):
-        with _explained(uri):
+        with explained(uri):
             data = cast("bytes", _call(system, "cat_file", path, start=start, end=end))
         if sha256 is None or (seen := hashlib.sha256(data).hexdigest()) == sha256:
             return data
@@ -194,9 +142,9 @@ def find_bytes(uri: str) -> bytes | None:
 
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Read several byte ranges ``(start, end)`` of one object, from a remote store all at once."""
-    system, path = _resolve(uri)
+    system, path = resolve(uri)
     starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
-    with _explained(uri):
+    with explained(uri):
         parts = cast("list[bytes]", _call(system, "cat_ranges", [path] * len(ranges), starts, ends, on_error="raise"))
     for part, (start, end) in zip(parts, ranges, strict=True):
         if len(part) != end - start:
@@ -207,8 +155,8 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole object, visible only when complete."""
-    system, path = _resolve(uri)
-    with _explained(uri):
+    system, path = resolve(uri)
+    with explained(uri):
         if is_remote(uri):
             _call(system, "pipe_file", path, data)
         else:
@@ -217,8 +165,8 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def write_file(uri: str, file: Path) -> None:
     """Write a whole object from a local file of any size, visible only when complete."""
-    system, path = _resolve(uri)
-    with _explained(uri):
+    system, path = resolve(uri)
+    with explained(uri):
         if is_remote(uri):
             _call(system, "put_file", str(file), path)
         else:
@@ -256,7 +204,7 @@ def put_if_absent(uri: str, data: bytes) -> str:
 def _link_if_absent(uri: str, data: bytes) -> None:
     """Put if absent on a local disk: a hard link is atomic, fails if the name exists, and its content is complete."""
     path = local_path(uri)
-    with _explained(uri):
+    with explained(uri):
         temporary = _write_temporary(path, (data,))
         try:
             os.link(temporary, path)
@@ -293,18 +241,18 @@ def _write_temporary(path: Path, pieces: Iterable[bytes]) -> Path:
 
 def _put_object_if_absent(uri: str, data: bytes) -> None:
     """PUT conditionally; on a store that ignores the condition, check first and warn that races are not guarded."""
-    bucket, _, key = _resolve(uri)[1].partition("/")
+    bucket, _, key = resolve(uri)[1].partition("/")
     if not key:
         raise StorageError(f"{uri} has no object name.", remedy=f"Write s3://{bucket}/name.", uri=uri)
     if not _honours_put_if_absent(uri.rpartition("/")[0], _endpoint()) and exists(uri):
         raise FileExistsError(uri)
-    with _explained(uri):
+    with explained(uri):
         _create_object(uri, data)
 
 
 def _create_object(uri: str, data: bytes) -> None:
     """PUT with ``If-None-Match: *``; FileExistsError if the store refuses because the object exists."""
-    system, path = _resolve(uri)
+    system, path = resolve(uri)
     for attempt in range(CREATE_ATTEMPTS):
         try:
             _call(system, "pipe_file", path, data, mode="create")
@@ -323,7 +271,7 @@ def _create_object(uri: str, data: bytes) -> None:
 def _honours_put_if_absent(prefix: str, endpoint: str | None) -> bool:
     """Return whether this store refuses a second conditional PUT (some S3 servers ignore the header)."""
     probe = join(prefix, _temporary_name("cytoray-probe"))
-    with _explained(prefix):
+    with explained(prefix):
         _create_object(probe, b"1")
         try:
             _create_object(probe, b"2")
@@ -333,19 +281,6 @@ def _honours_put_if_absent(prefix: str, endpoint: str | None) -> bool:
             delete(probe)
     logger.warning("%s ignores put-if-absent: run one writer at a time", endpoint or prefix)
     return False
-
-
-def presign(uri: str, *, expires_s: int, write: bool = False, save_as: str = "") -> str:
-    """Return a URL by which anybody can read an object, or write one, until it expires.
-
-    Browsers save what they read as ``save_as``.
-    """
-    assert is_remote(uri), f"{uri} is not on S3"
-    system, path = _resolve(uri)
-    method = "put_object" if write else "get_object"
-    options = {"ResponseContentDisposition": f'attachment; filename="{save_as}"'} if save_as else {}
-    with _explained(uri):
-        return str(_call(system, "url", path, expires=expires_s, client_method=method, **options))
 
 
 def upload_folder(folder: Path, uri: str, *, last: str = "") -> None:
@@ -362,7 +297,7 @@ def download_folder(uri: str, folder: Path) -> None:
     partial = folder.with_name(_temporary_name(folder.name)).absolute()
     prefix = uri.rstrip("/") + "/" if is_remote(uri) else str(local_path(uri)) + "/"
     try:
-        with _explained(str(folder)):
+        with explained(str(folder)):
             for entry in objects:
                 target = _inside(partial, entry.uri.removeprefix(prefix), uri=entry.uri)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -392,15 +327,15 @@ def _inside(folder: Path, name: str, *, uri: str) -> Path:
 
 def delete(uri: str) -> None:
     """Remove one object; a missing one is not an error."""
-    system, path = _resolve(uri)
-    with _explained(uri), contextlib.suppress(FileNotFoundError):
+    system, path = resolve(uri)
+    with explained(uri), contextlib.suppress(FileNotFoundError):
         _call(system, "rm_file", path)
 
 
 def delete_prefix(uri: str) -> None:
     """Remove every object below a prefix (and the local folder); a missing prefix is not an error."""
-    system, path = _resolve(uri)
-    with _explained(uri):
+    system, path = resolve(uri)
+    with explained(uri):
         if is_remote(uri):
             # One DELETE each: some servers refuse the batch form without Content-MD5.
             for name in _call(system, "find", path):

@@ -543,12 +543,14 @@ def test_a_registered_model_needs_a_registry(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own
-def test_a_registered_model_is_found(face: scGPT, bundle_folder: Path, make_adata: MakeAnnData, tmp_path: Path):
+def test_a_registered_model_is_found(
+    face: scGPT, bundle_folder: Path, make_adata: MakeAnnData, mlflow_uri: str, tmp_path: Path
+):
     from cytoray.registry.models import register
     from cytoray.tracking import TrackingConfig
 
     tracking = TrackingConfig(
-        uri=f"sqlite:///{tmp_path}/mlflow.db",
+        uri=mlflow_uri,
         artifact_location=str(tmp_path / "artifacts"),
         journal_folder=str(tmp_path),
     )

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from cytoray.cli.main import app, main
+from cytoray.cli.main import app, command_tree, main
 
 ROOT = Path(__file__).parents[2]
 READING = {
@@ -49,7 +48,7 @@ def commands(group: Any, prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(READING))
 def test_every_command_that_reads_has_json(name: str):
-    command = commands(typer.main.get_command(app))[name]
+    command = commands(command_tree())[name]
     assert "--json" in [option for parameter in command.params for option in parameter.opts]
 
 
@@ -124,13 +123,11 @@ def test_an_unknown_default_is_refused(cytoray: Any):
     assert "did you mean store?" in err
 
 
-def test_embed_finds_store_and_mlflow_where_the_other_commands_do(
-    cytoray: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_embed_finds_store_and_mlflow_where_the_other_commands_do(cytoray: Any, mlflow_uri: str, tmp_path: Path):
     words = ["embed", "cells.h5ad", "--out", "out", "--model"]
     assert "run:NAME needs store" in cytoray(*words, "run:a")[2]
     assert "models:/NAME needs tracking" in cytoray(*words, "models:/a@b")[2]
-    Path("cytoray.yaml").write_text(f"store: {tmp_path}/kept\ntracking_uri: sqlite:///{tmp_path}/mlflow.db\n")
+    Path("cytoray.yaml").write_text(f"store: {tmp_path}/kept\ntracking_uri: {mlflow_uri}\n")
     code, _, problem = cytoray(*words, "run:a")
     assert code == 2
     assert f"Run 'a' has exported no bundle in {tmp_path}/kept" in problem

@@ -19,6 +19,7 @@ from cytoray.corpus.stream import open_stream
 from cytoray.corpus.streaming.options import StreamOptions
 from cytoray.corpus.versions import verify
 from cytoray.errors import ConflictError, CorpusError, DigestError, StorageError
+from cytoray.s3 import build_client
 from cytoray.tokens.tokenizer import TokenizerConfig
 
 from .conftest import make_config
@@ -81,9 +82,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few attempts and a short deadline; a client keeps the number of attempts of its start."""
     monkeypatch.setenv("CYTORAY_S3_DEADLINE_S", "8")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    storage._s3.cache_clear()
+    build_client.cache_clear()
     yield
-    storage._s3.cache_clear()
+    build_client.cache_clear()
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -9,6 +9,7 @@ import pytest
 
 from cytoray import storage
 from cytoray.errors import ConflictError, NotFoundError, StorageError
+from cytoray.s3 import build_client
 
 from .conftest import s3_store
 
@@ -18,12 +19,12 @@ pytestmark = pytest.mark.juicefs
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_wrong_credentials_are_refused_and_explained(juicefs_uri: str, monkeypatch, variable: str):
     monkeypatch.setenv(variable, "wrong")
-    storage._s3.cache_clear()  # a client keeps the credentials of its start
+    build_client.cache_clear()  # a client keeps the credentials of its start
     for call in (storage.read_bytes, storage.list_files, lambda uri: storage.write_bytes(uri, b"x")):
         with pytest.raises(StorageError, match="access denied") as caught:
             call(f"{juicefs_uri}/object")
         assert "AWS_SECRET_ACCESS_KEY" in caught.value.remedy
-    storage._s3.cache_clear()
+    build_client.cache_clear()
 
 
 def test_put_if_absent_refuses_an_existing_name_and_says_that_races_are_not_guarded(juicefs_uri: str, caplog):

@@ -14,6 +14,7 @@ import pytest
 
 from cytoray import storage
 from cytoray.errors import ConflictError, NotFoundError, StorageError
+from cytoray.s3 import build_client
 
 from .conftest import Proxy, Reply, Request, Store
 
@@ -48,10 +49,10 @@ def test_refused_credentials_are_said_to_be_so(proxy: Proxy, s3_uri: str, call: 
 def test_credentials_that_are_not_set_are_asked_for(proxy: Proxy, s3_uri: str, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    storage._s3.cache_clear()  # a client keeps the credentials of its start
+    build_client.cache_clear()  # a client keeps the credentials of its start
     with pytest.raises(StorageError, match="access denied") as caught:
         storage.read_bytes(f"{s3_uri}/object")
-    storage._s3.cache_clear()
+    build_client.cache_clear()
     assert "AWS_ACCESS_KEY_ID" in caught.value.remedy
     assert proxy.requests == []
 
@@ -239,10 +240,10 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(moto_store: Store, tmp_p
 @pytest.mark.parametrize("variable", ["CYTORAY_S3_TIMEOUT_S", "CYTORAY_S3_DEADLINE_S"])
 def test_a_time_limit_that_is_none_is_explained(moto_store: Store, monkeypatch, variable: str, wrong: str):
     monkeypatch.setenv(variable, wrong)
-    storage._s3.cache_clear()
+    build_client.cache_clear()
     with pytest.raises(StorageError, match=variable) as caught:
         storage.read_bytes(f"{moto_store.uri}/object")
-    storage._s3.cache_clear()
+    build_client.cache_clear()
     assert "seconds" in caught.value.remedy
 
 

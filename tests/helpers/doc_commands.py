@@ -9,10 +9,9 @@ import re
 from functools import cache
 from typing import Any
 
-import typer
 from doc_blocks import ROOT
 
-from cytoray.cli.main import app
+from cytoray.cli.main import command_tree
 from cytoray.stages.config import load_stage_config, stage_configs
 
 ROOMS = ("configs", "serve", "infra", "scripts", "jobs", "tests", "benchmarks", "docs", "platform")
@@ -99,7 +98,7 @@ def check_inline(text: str) -> None:
 
 @cache
 def _root() -> Any:
-    return typer.main.get_command(app)
+    return command_tree()
 
 
 def check_targets(words: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cytoray.cli.common import Defaults
+from cytoray.cli.defaults import Defaults
 from cytoray.serving.deploy_file import DeployFile
 from cytoray.stages.config import ModelShapeConfig, stage_configs
 

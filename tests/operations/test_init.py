@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cytoray.cli.common import Defaults
+from cytoray.cli.defaults import Defaults
 from cytoray.cli.main import main
 from cytoray.config import load_config
 from cytoray.mistakes import all_keys

@@ -1,8 +1,7 @@
-"""An MLflow database that was migrated once, and tiny bundles that differ by seed."""
+"""Tiny bundles that differ by seed."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,22 +14,12 @@ from cytoray.model.transformer import ScGPT
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking import TrackingConfig
-from cytoray.tracking.server import connect
-
-
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory) -> Path:
-    path = tmp_path_factory.getbasetemp() / "mlflow-migrated" / "mlflow.db"  # one for both rooms: it takes seconds
-    if not path.exists():
-        connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
-def tracking(migrated_database, tmp_path) -> TrackingConfig:
+def tracking(mlflow_uri, tmp_path) -> TrackingConfig:
     """A store of its own for one test; no server needed."""
-    shutil.copy(migrated_database, tmp_path / "mlflow.db")
-    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
+    return TrackingConfig(uri=mlflow_uri, journal_folder=str(tmp_path / "runs"))
 
 
 @pytest.fixture

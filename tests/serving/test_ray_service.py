@@ -32,10 +32,10 @@ GENES = [f"GENE{number:02d}" for number in range(40)]
 
 
 @pytest.fixture
-def args(build_bundle: Any, tmp_path: Path) -> AppArgs:
+def args(build_bundle: Any, mlflow_uri: str, tmp_path: Path) -> AppArgs:
     """Arguments that serve version 1 of a model, registered under an alias."""
     save_bundle(build_bundle(), tmp_path / "bundle")
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
+    tracking = TrackingConfig(uri=mlflow_uri, journal_folder=str(tmp_path / "runs"))
     register(tmp_path / "bundle", name="tiny", tracking=tracking, alias="champion")
     return AppArgs(
         model_uri="models:/tiny@champion",

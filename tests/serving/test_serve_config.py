@@ -120,9 +120,11 @@ def test_a_local_bundle_is_served_with_its_digest(build_bundle: Any, tmp_path: P
         load_service(args, pinned)
 
 
-def test_a_pinned_version_can_be_loaded_whatever_the_alias_becomes(build_bundle: Any, tmp_path: Path) -> None:
+def test_a_pinned_version_can_be_loaded_whatever_the_alias_becomes(
+    build_bundle: Any, mlflow_uri: str, tmp_path: Path
+) -> None:
     """Also without MLflow, once the model is in the cache."""
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
+    tracking = TrackingConfig(uri=mlflow_uri, journal_folder=str(tmp_path / "runs"))
     save_bundle(build_bundle(), tmp_path / "one")
     register(tmp_path / "one", name="tiny", tracking=tracking, alias="champion")
     args = AppArgs(model_uri="models:/tiny@champion", tracking=tracking, cache_folder=str(tmp_path / "cache"))

@@ -69,8 +69,8 @@ def test_a_query_names_the_model_that_carries_the_reference(folder: Path, tmp_pa
         run("reference", "query", folder / "model", *asked, tmp_path / "c.json")
 
 
-def test_it_is_registered_with_it(folder: Path, tmp_path: Path) -> None:
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location=str(tmp_path / "artifacts"))
+def test_it_is_registered_with_it(folder: Path, mlflow_uri: str, tmp_path: Path) -> None:
+    tracking = TrackingConfig(uri=mlflow_uri, artifact_location=str(tmp_path / "artifacts"))
     register(folder / "both", name="atlas", tracking=tracking)
     opened = open_model("models:/atlas@candidate", tracking=tracking, cache_folder=tmp_path / "cache")
     carried = attached_reference(opened.bundle)

@@ -1,11 +1,9 @@
-"""An MLflow database that was migrated once, and configurations that point at it or at nothing."""
+"""Configurations that point at an MLflow or at nothing."""
 
 from __future__ import annotations
 
-import shutil
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,19 +11,10 @@ from cytoray.tracking import TrackingConfig
 from cytoray.tracking.server import connect
 
 
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory) -> Path:
-    path = tmp_path_factory.getbasetemp() / "mlflow-migrated" / "mlflow.db"  # one for both rooms: it takes seconds
-    if not path.exists():
-        connect(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def config(migrated_database, tmp_path) -> TrackingConfig:
+def config(mlflow_uri, tmp_path) -> TrackingConfig:
     """A store of its own for one test; no server needed."""
-    shutil.copy(migrated_database, tmp_path / "mlflow.db")
-    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
+    return TrackingConfig(uri=mlflow_uri, journal_folder=str(tmp_path / "runs"))
 
 
 @pytest.fixture

@@ -214,10 +214,10 @@ def test_an_error_of_one_rank_restarts_the_workers_and_leaves_no_trace(
 @through_ray
 @pytest.mark.slow  # a minute or more: workers start several times
 def test_a_run_whose_workers_keep_failing_is_failed_in_mlflow(
-    pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, tmp_path: Path
+    pretrain_config: Callable[..., PretrainConfig], stream: CorpusStream, mlflow_uri: str, tmp_path: Path
 ) -> None:
     config = pretrain_config("failing", workers={"num_workers": 1, "max_failures": 1})
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "journal"))
+    tracking = TrackingConfig(uri=mlflow_uri, journal_folder=str(tmp_path / "journal"))
     config = config.model_copy(update={"tracking": tracking})
     with pytest.raises(TrainingError, match="This rank alone has stumbled"):
         run_training(_stumbling(config, stream, None))

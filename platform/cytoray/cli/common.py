@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import Field
 
-from cytoray.config import Config, Location
 from cytoray.errors import CytorayError
-from cytoray.tasks.assessing import MODEL_VARIABLE
 
 if TYPE_CHECKING:
     from cytoray.tracking import TrackingConfig
@@ -34,30 +31,6 @@ JsonAnyway = Annotated[
     bool, typer.Option("--json", help="The result is JSON in any case; with this an error is too, on stdout.")
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one key; repeatable.")]
-
-
-class Defaults(Config):
-    """``cytoray.yaml`` in the working folder: defaults of options for all commands."""
-
-    store: Location | None = Field(None, description="Root of all data of cytoray.")
-    tracking_uri: str | None = Field(None, description="MLflow: http(s)://host:port or sqlite:////path/mlflow.db.")
-    model: str | None = Field(None, min_length=1, description="Model of `cytoray assess` if none is named: any URI.")
-
-
-def load_defaults() -> None:
-    """Read store, MLflow and model from ``cytoray.yaml`` in the working folder, unless the environment sets them.
-
-    They are put into the environment: options override the environment, which overrides the file.
-    """
-    if not DEFAULTS_FILE.is_file():
-        return
-    from cytoray.config import load_config
-
-    found = load_config(Defaults, DEFAULTS_FILE)
-    defaults = {STORE: found.store, TRACKING: found.tracking_uri, MODEL_VARIABLE: found.model}
-    for variable, value in defaults.items():
-        if value is not None:
-            os.environ.setdefault(variable, value)
 
 
 def place(given: str | None, variable: str, *, config: Path | None) -> str | None:

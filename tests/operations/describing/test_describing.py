@@ -23,7 +23,7 @@ from cytoray.tracking.server import connect
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Path:
     """A store with three finished runs, and two versions of a model in MLflow."""
     here = tmp_path_factory.mktemp("described")
     synthesise(here / "raw", SynthConfig(num_cells=200, num_genes=600, mean_genes=80, num_files=2))
@@ -36,10 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finish_run(
         pretrain_config(store, here, run="larger", num_steps=9, optimizer={"learning_rate": 0.5}), seed=3, error=0.25
     )
-    migrated = tmp_path_factory.getbasetemp() / "mlflow-migrated" / "mlflow.db"
-    if not migrated.exists():
-        connect(f"sqlite:///{migrated}")
-    shutil.copy(migrated, here / "registry.db")
+    shutil.copy(migrated_database, here / "registry.db")
     tracking = TrackingConfig(uri=f"sqlite:///{here}/registry.db", journal_folder=str(here / "journal"))
     for run in ("tuned", "larger"):
         register(Path(find_bundle(store, run).uri), name="blood", tracking=tracking)

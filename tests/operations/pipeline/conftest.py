@@ -22,7 +22,6 @@ from cytoray.operations.pipeline.records import StageTask
 from cytoray.operations.pipeline.stage_job import do_task
 from cytoray.tokens.tokenizer import TokenizerConfig
 from cytoray.tokens.vocabulary import GeneVocabulary
-from cytoray.tracking.server import connect
 
 
 @dataclass
@@ -48,14 +47,6 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cells")
     synthesise(folder, SynthConfig(num_cells=120, num_files=3, num_genes=300, mean_genes=60.0, num_donors=6))
     return folder
-
-
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.getbasetemp() / "mlflow-migrated" / "mlflow.db"  # as for the tests of the registry
-    if not path.exists():
-        connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ CYTORAY = Path(sys.executable).with_name("cytoray")
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "mlflow_uri")
 def test_a_trained_run_comes_out_with_the_same_bits(tmp_path: Path):
     synthesise(tmp_path / "raw", SynthConfig(num_cells=96, num_genes=300, mean_genes=60, num_files=2))
     store = str(tmp_path / "store")

@@ -28,7 +28,6 @@ from cytoray.operations.reproducing.rebuild import Reproduction, open_target, re
 from cytoray.registry.models import register
 from cytoray.runs import find_bundle, run_folder
 from cytoray.tracking import TrackingConfig
-from cytoray.tracking.server import connect
 
 NUM_CELLS = 240
 
@@ -281,23 +280,14 @@ def test_what_the_lineage_lacks_is_named(store: str, gone: str, message: str):
         plan(store)
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of MLflow, which takes seconds to make; the registry's tests share it."""
-    path = tmp_path_factory.getbasetemp() / "mlflow-migrated" / "mlflow.db"
-    if not path.exists():
-        connect(f"sqlite:///{path}")
-    return path
-
-
 def test_a_bundle_and_a_registered_version_lead_to_their_store(
-    store: str, migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     bundle = find_bundle(store, "base")
     trace = trace_model(bundle.uri, places=Places())
     assert [(run.name, run.store) for run in trace.runs] == [("base", store)]
     assert trace.model.digest == bundle.digest
-    shutil.copy(migrated, tmp_path / "registry.db")
+    shutil.copy(migrated_database, tmp_path / "registry.db")
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/registry.db", journal_folder=str(tmp_path / "journal"))
     copied = tmp_path / "copied"
     loaded = load_bundle(Path(bundle.uri))

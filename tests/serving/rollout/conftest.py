@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,24 +23,14 @@ from cytoray.serving.rollout.building import build_slot
 from cytoray.serving.rollout.config import RolloutConfig
 from cytoray.serving.rollout.slot import ModelSlot
 from cytoray.tracking import TrackingConfig
-from cytoray.tracking.server import connect as connect_to_mlflow
 
 NAME, ALIAS = "tiny", "models:/tiny@champion"
 
 
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: Any) -> Path:
-    path = tmp_path_factory.getbasetemp() / "mlflow-migrated" / "mlflow.db"  # as for the tests of the registry
-    if not path.exists():
-        connect_to_mlflow(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def tracking(migrated_database: Path, tmp_path: Path) -> TrackingConfig:
+def tracking(mlflow_uri: str, tmp_path: Path) -> TrackingConfig:
     """An MLflow of its own for one test."""
-    shutil.copy(migrated_database, tmp_path / "mlflow.db")
-    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", journal_folder=str(tmp_path / "runs"))
+    return TrackingConfig(uri=mlflow_uri, journal_folder=str(tmp_path / "runs"))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from typing import IO
 
 from cytoray import storage
 from cytoray.errors import RequestError
+from cytoray.presigned import presign
 from cytoray.serving.jobs.config import JobsConfig
 from cytoray.serving.jobs.files import ID, load, new_id
 from cytoray.serving.jobs.messages import UploadRequest, UploadState
@@ -141,7 +142,7 @@ class Uploads:
     def _put_url(self, record: UploadRecord) -> str | None:
         if not storage.is_remote(self.root):
             return None
-        return storage.presign(self.uri(record), write=True, expires_s=URL_S)
+        return presign(self.uri(record), write=True, expires_s=URL_S)
 
     @contextlib.contextmanager
     def _locked(self, record: UploadRecord) -> Iterator[IO[bytes]]:

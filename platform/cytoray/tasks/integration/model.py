@@ -163,8 +163,9 @@ class IntegrationModel:
             corrected[rows] = self._corrected(features[rows], name)
         return finish(corrected, self.fitted, self.recipe).astype(np.float32)
 
-    def save(self, folder: Path) -> str:
+    def save(self, folder: str | Path) -> str:
         """Write the model into a folder, the manifest last; return its digest."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = dump_arrays({name: np.ascontiguousarray(array) for name, array in self._arrays().items()})
         digest = hashlib.sha256(arrays).hexdigest()
@@ -184,13 +185,13 @@ class IntegrationModel:
         return digest
 
     @classmethod
-    def load(cls, folder: Path) -> IntegrationModel:
+    def load(cls, folder: str | Path) -> IntegrationModel:
         """Read a saved model; raises ModelError for a folder without one, DigestError for changed bytes.
 
         One that uses a transformer needs it for further cells, see ``using``.
         """
         try:
-            manifest, arrays = (folder / MANIFEST).read_bytes(), (folder / ARRAYS).read_bytes()
+            manifest, arrays = Path(folder, MANIFEST).read_bytes(), Path(folder, ARRAYS).read_bytes()
         except OSError as error:
             raise ModelError(
                 f"{folder} does not hold an integration: {error}.",
