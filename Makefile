@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := platform jobs serve tests benchmarks scripts infra
-FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra and not crash and not docs and not routes and not schemathesis
+FAST := not slow and not faults and not juicefs and not browser and not chaos and not infra and not crash and not cluster and not docs and not routes and not schemathesis
 .DEFAULT_GOAL := help
 BENCH_PYTHON ?= $(shell command -v python3.12 >/dev/null && python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls $(HOME)/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -1)
-.PHONY: test-routes test-schemathesis docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-crash test-juicefs test-chaos soak fuzz check check-infra check-monitoring test-single-server format clean
+.PHONY: test-routes test-schemathesis docs test-docs explorer test-explorer bench-setup bench-data parity help setup demo test test-slow test-faults test-crash test-cluster test-juicefs test-chaos soak fuzz check check-infra check-monitoring test-single-server format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ test-juicefs: $(STAMP)  ## Tests against a second S3 implementation, the JuiceFS
 
 test-crash: $(STAMP)  ## Kill every protocol at every failpoint, and a pipeline at every stage
 	$(BIN)/python -m pytest -m "crash" -n 2 --dist loadgroup --durations 10
+
+test-cluster: $(STAMP) .venv-mlflow/.installed  ## A pipeline on three nodes with a token, S3, MLflow and PostgreSQL, all killed in turn
+	$(BIN)/python -m pytest -m "cluster" -n 0 -s --durations 5
 
 CHAOS_RESULTS ?= chaos.json
 test-chaos: $(STAMP)  ## A running service, disturbed in 21 ways under load (CHAOS_SCALE=10 for 20 kills each); table in CHAOS_RESULTS

@@ -5,20 +5,16 @@ Every failpoint in the source is here, or in the test that ``ELSEWHERE`` names.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import pytest
 import torch
-from crash_driver import Scenario, find_scenarios
+from crash_driver import Driver, Scenario, find_scenarios, started_driver
 from training_process import STEPS, assert_equal, start_training
 
 import cytoray
@@ -32,7 +28,6 @@ from cytoray.tokens.vocabulary import GeneVocabulary
 from cytoray.tracking.server import connect
 
 TESTS = Path(__file__).parents[1]
-DRIVER = TESTS / "helpers" / "crash_driver.py"
 CALL = re.compile(r'failpoint\(\s*"(\w+\.\w+)"\s*\)')
 POINTS = sorted(
     {name for file in Path(cytoray.__file__).parent.rglob("*.py") for name in CALL.findall(file.read_text())}
@@ -91,33 +86,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drive(scenario: str, folder: Path, shared: Path, mode: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Do a scenario in a process of its own, which leads a session."""
-    command = [sys.executable, str(DRIVER), scenario, str(folder), str(shared), mode]
-    quiet = {name: value for name, value in os.environ.items() if name not in (VARIABLE, ONCE_VARIABLE)}
-    return subprocess.run(
-        command, env={**quiet, **environment}, capture_output=True, text=True, timeout=280, start_new_session=True,
-        check=False,
-    )  # fmt: skip
-
-
-def result_of(done: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
-    """The result of a scenario that was not killed."""
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return found
+@pytest.fixture(scope="session")
+def driver(shared: Path) -> Iterator[Driver]:
+    """Does scenarios, each in a process of its own."""
+    with started_driver(shared) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="session")
-def clean(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def clean(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """The undisturbed result of a scenario, and how often it passes each point; each is computed once."""
     known: dict[str, dict[str, Any]] = {}
 
     def of(scenario: str) -> dict[str, Any]:
         if scenario not in known:
-            folder = tmp_path_factory.mktemp(f"clean-{scenario}")
-            done = drive(scenario, folder, shared, "run", **{VARIABLE: "no.such_point=raise"})
-            known[scenario] = result_of(done, folder)
+            folder = tmp_path_factory.mktemp("clean") / scenario
+            known[scenario] = driver.result(scenario, folder, **{VARIABLE: "no.such_point=raise"})
         return known[scenario]
 
     return of
@@ -127,7 +111,7 @@ def clean(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", MATRIX)
 def test_killed_at_a_failpoint_and_done_again(
-    point: str, clean: Callable[[str], dict[str, Any]], shared: Path, tmp_path: Path
+    point: str, clean: Callable[[str], dict[str, Any]], driver: Driver, tmp_path: Path
 ):
     scenario, folder, once = OF_POINT[point], tmp_path / "work", tmp_path / "once"
     expected = clean(scenario)
@@ -135,19 +119,19 @@ def test_killed_at_a_failpoint_and_done_again(
     nth = expected["hits"].get(point, 1)
     nth = nth // 2 + 1 if scenario == "ingest" else nth
     once.mkdir()
-    killed = drive(scenario, folder, shared, "run", **{VARIABLE: f"{point}=kill@{nth}", ONCE_VARIABLE: str(once)})
-    assert [path.name for path in once.iterdir()] == [point], killed.stderr[-4000:]
-    assert killed.returncode in (-signal.SIGKILL, 1), "the process itself, or a pipeline whose job was killed"
-    assert killed.returncode == -signal.SIGKILL or "was killed by signal 9" in killed.stderr
-    found = result_of(drive(scenario, folder, shared, "recover"), folder)
+    killed = driver.run(scenario, folder, **{VARIABLE: f"{point}=kill@{nth}", ONCE_VARIABLE: str(once)})
+    assert [path.name for path in once.iterdir()] == [point], killed.log[-4000:]
+    assert killed.code in (-signal.SIGKILL, 1), "the process itself, or a pipeline whose job was killed"
+    assert killed.code == -signal.SIGKILL or "was killed by signal 9" in killed.log
+    found = driver.result(scenario, folder, "recover")
     assert found["result"] == expected["result"]
 
 
 @pytest.fixture(scope="session")
-def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("trained")
-    result_of(drive("ingest", folder, shared, "run"), folder)
+    driver.result("ingest", folder)
     training = start_training(folder / "store", folder / "driver", changes={}, nodes=0)
     try:
         assert training.result()["step"] == STEPS
@@ -159,12 +143,13 @@ def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.crash
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("point", TRAINING)
-def test_a_training_killed_at_a_failpoint_and_run_again(point: str, trained: Path, shared: Path, tmp_path: Path):
+def test_a_training_killed_at_a_failpoint_and_run_again(point: str, trained: Path, driver: Driver, tmp_path: Path):
     """``train.after_step`` kills a rank, which is replaced; the others kill the driver."""
-    result_of(drive("ingest", tmp_path, shared, "run"), tmp_path)
+    driver.result("ingest", tmp_path / "work")
+    store = str(tmp_path / "work" / "store")
     nth = 6 if point == "train.after_step" else 1
     training = start_training(
-        tmp_path / "store", tmp_path / "driver", plan=f"{point}=kill@{nth}", once=tmp_path / "once", changes={}, nodes=0
+        store, tmp_path / "driver", plan=f"{point}=kill@{nth}", once=tmp_path / "once", changes={}, nodes=0
     )
     try:
         if training.process.wait(600) != 0:
@@ -172,9 +157,9 @@ def test_a_training_killed_at_a_failpoint_and_run_again(point: str, trained: Pat
     finally:
         training.stop_at_once()
     assert [path.name for path in (tmp_path / "once").iterdir()] == [point]
-    again = start_training(tmp_path / "store", tmp_path / "again", changes={}, nodes=0)
+    again = start_training(store, tmp_path / "again", changes={}, nodes=0)
     try:
         assert again.result()["step"] == STEPS
     finally:
         again.stop_at_once()
-    assert_equal(tmp_path / "store", trained)
+    assert_equal(store, trained)

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -213,12 +211,11 @@ def look_at_pipeline(folder: Path) -> None:
 
 def tidy_pipeline(folder: Path) -> None:
     """No temporary files are left, and every uploaded bundle belongs to a version; a rerun does nothing."""
-    command = [sys.executable, "-c", "from cytoray.cli import main; main()", "pipeline", "run", "--json"]
-    quiet = {name: value for name, value in os.environ.items() if not name.startswith("CYTORAY_FAILPOINTS")}
-    done = subprocess.run(
-        [*command, str(folder / "pipeline.yml")], capture_output=True, text=True, timeout=280, check=True, env=quiet
-    )
-    assert json.loads(done.stdout)["ran"] == []
+    from cytoray.operations.pipeline.reading import read_pipeline
+    from cytoray.operations.pipeline.runners import LocalRunner
+    from cytoray.operations.pipeline.running import run_pipeline
+
+    assert run_pipeline(read_pipeline(folder / "pipeline.yml"), LocalRunner()).ran == ()
     assert not list((folder / "store" / "pipelines").rglob("*.part"))
     assert not list((folder / "store" / "pipelines").rglob("*.error.json"))
     tidy_registry(folder)

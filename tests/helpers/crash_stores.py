@@ -87,6 +87,7 @@ def run_checkpoints(folder: Path, shared: Path) -> Any:
         state = TrainerState(step=step, manifest_digest="m", config_digest="c", history=(), metric=None)
         writer.submit(Snapshot({"w": value}, {"exp_avg.w": Slice.whole(value)}), state)
     writer.wait()
+    writer.clean_up()
     last = latest_checkpoint(store, RUN)
     assert last is not None
     return [last.state.step, last.load_weights()["w"].tolist(), last.load_moments()["exp_avg.w"].tolist()]

@@ -12,7 +12,7 @@ import yaml
 from cytoray.errors import ConfigError, JobError
 from cytoray.operations.jobs.names import MAX_NAME, attempt_id, check_name, find_job, split_id
 from cytoray.operations.jobs.records import JobRecord
-from cytoray.operations.jobs.request import build_again, build_request, differing_keys, refuse_secrets
+from cytoray.operations.jobs.request import build_again, build_request, describe_differences, refuse_secrets
 from cytoray.operations.jobs.shipping import CONFIG_NAME, check_size, environment_of, measure, packed
 from cytoray.stages.config import stage_configs
 
@@ -51,7 +51,7 @@ def test_a_request_ships_the_settings_it_was_checked_with(tmp_path: Path):
 def test_names_differ_with_the_settings():
     one, two = (build_request(QUICKSTART, overrides=[*PLACES, f"train.num_steps={n}"]) for n in (4, 5))
     assert one.name != two.name
-    assert differing_keys(one.settings, two.settings) == ["train.num_steps (4, here 5)"]
+    assert describe_differences(one.settings, two.settings) == ["train.num_steps (4, here 5)"]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_without_jobs_the_package_itself_runs_the_stage():
 def test_a_retry_has_the_settings_of_the_job_with_changes():
     request = build_request(QUICKSTART, name="run", overrides=PLACES)
     again = build_again(request.text, name="run", overrides=["train.num_steps=3"], environment={"A": "1"})
-    assert differing_keys(request.settings, again.settings) == [
+    assert describe_differences(request.settings, again.settings) == [
         f"train.num_steps ({json.dumps(request.settings['train.num_steps'])}, here 3)"
     ]
     assert (again.name, again.environment) == ("run", {"A": "1"})

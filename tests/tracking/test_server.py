@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cytoray.errors import RegistryError
+from cytoray.errors import RegistryError, RegistryUnavailableError
 from cytoray.tracking import TrackingConfig, prepare_environment, server
 from cytoray.tracking.server import connect, experiment_id
 from cytoray.training.config import PretrainConfig, TrainConfig
@@ -46,13 +46,19 @@ def answering(status: int) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(401, "MLFLOW_TRACKING_TOKEN"), (404, "is not MLflow"), (500, "Check that it runs"), (503, "Check that it runs")],
+    [(401, "MLFLOW_TRACKING_TOKEN"), (404, "is not MLflow"), (400, "is not MLflow")],
 )
 def test_an_answer_that_is_none_is_explained_at_once(status, message):
     before = time.monotonic()
     with answering(status) as uri, pytest.raises(RegistryError, match=message):
         connect(uri)
     assert time.monotonic() - before < 30  # retries would take minutes
+
+
+@pytest.mark.parametrize("status", [500, 503, 507])
+def test_errors_of_the_server_are_those_of_an_mlflow_without_its_database(status):
+    with answering(status) as uri, pytest.raises(RegistryUnavailableError, match=rf"HTTP {status}\).*its database"):
+        connect(uri)
 
 
 def test_a_closed_port_is_told_in_seconds_and_without_the_password(closed_port):

@@ -28,7 +28,7 @@ def run(
         str | None,
         typer.Option(
             envvar="CYTORAY_CLUSTER",
-            help="Run ingest, training and assessments as jobs there, see `cytoray jobs submit`; default: here.",
+            help="Run the stages as jobs there, see `cytoray jobs submit`; default: here.",
         ),
     ] = None,
     runtime_env: RuntimeEnv = None,

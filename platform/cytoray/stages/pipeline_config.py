@@ -47,6 +47,9 @@ class PipelineConfig(Config):
     store: Location = Field(description="Root of all data of cytoray, for all stages.")
     tracking: TrackingConfig | None = Field(None, description="MLflow, for all stages; null: as their files say.")
     num_cpus: int = Field(2, ge=1, description="Logical CPUs when a stage starts Ray here.")
+    patience_s: float = Field(
+        600.0, ge=0, description="Seconds for which a stage that needs MLflow waits while that is away."
+    )
     stages: tuple[PipelineStage, ...] = Field(min_length=1, description="The stages, in the order in which they run.")
 
     @model_validator(mode="after")

@@ -119,10 +119,17 @@ def _probe_http(uri: str) -> None:
         params={"max_results": 1},
         max_retries=0,
         timeout=PROBE_TIMEOUT_S,
+        raise_on_status=False,
     )
     if answer.status_code in (401, 403):
         remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
         raise RegistryError(f"MLflow at {public(uri)} rejected the credentials.", remedy=remedy, uri=public(uri))
+    if answer.status_code >= 500:
+        raise RegistryUnavailableError(
+            f"MLflow at {public(uri)} answers with an error of its server (HTTP {answer.status_code}).",
+            remedy="Look at its log: it runs, but most likely without its database.",
+            uri=public(uri),
+        )
     if answer.status_code >= 400:
         remedy = "Check the URI: it must be the root of an MLflow tracking server."
         problem = f"The server at {public(uri)} is not MLflow (HTTP {answer.status_code})."

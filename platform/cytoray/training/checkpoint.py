@@ -180,6 +180,15 @@ class CheckpointWriter:
                 raise
         failpoint("checkpoint.after_commit")
         metrics.note_checkpoint(self._folder)
+        self._tidy(uri)
+
+    def clean_up(self) -> None:
+        """Delete what is no longer needed, as a process that was killed just after its last commit did not."""
+        if committed := _committed(self._folder):
+            self._tidy(committed[-1])
+
+    def _tidy(self, uri: str) -> None:
+        """Delete files that the commit of the newest checkpoint does not name, and older checkpoints."""
         commits.tidy(uri, commits.read_commit(uri).files)
         if self._keep is not None:
             sweep(self._folder, keep=self._keep)

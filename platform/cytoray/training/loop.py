@@ -159,6 +159,8 @@ class Trainer:
                     stopping = stopping or self._is_finished
                 failpoint("train.after_step")
         self.writer.wait()
+        if dist.get_rank() == 0:
+            self.writer.clean_up()
         dist.barrier()  # no rank returns before the last checkpoint is committed
         self._close_log()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from cytoray.config import build_config
 from cytoray.corpus.manifest import load_manifest
 from cytoray.errors import ConfigError
+from cytoray.operations.pipeline import stage_job
 from cytoray.operations.pipeline.planning import plan
 from cytoray.operations.pipeline.reading import Pipeline
 from cytoray.operations.pipeline.running import StageError, run_pipeline
@@ -99,6 +102,49 @@ def test_the_error_of_a_stage_is_reported_if_the_page_cannot_be_written(
     with pytest.raises(StageError, match="the file is not the one that the corpus was made from"):
         run_pipeline(pipeline, runner)
     assert "the page was not written" in caplog.text
+
+
+class AtLog(logging.Handler):
+    """Does something when the first warning is logged."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.action = action
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note the message."""
+        self.messages.append(record.getMessage())
+        if len(self.messages) == 1:
+            self.action()
+
+
+def test_a_stage_waits_for_an_mlflow_that_is_away(
+    read: Read, runner: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    pipeline = read()
+    database, elsewhere = tmp_path / "mlflow.db", tmp_path / "elsewhere"
+
+    def come_back() -> None:
+        database.rmdir()
+        elsewhere.rename(database)
+
+    database.rename(elsewhere)
+    database.mkdir()
+    with pytest.raises(StageError, match="cannot be used") as caught:
+        run_pipeline(replace(pipeline, config=pipeline.config.model_copy(update={"patience_s": 0.0})), runner)
+    assert caught.value.exit_code == 2
+
+    monkeypatch.setattr(stage_job, "PAUSE_S", 0.01)
+    watching = AtLog(come_back)
+    stage_job.logger.addHandler(watching)
+    try:
+        assert run_pipeline(pipeline, runner).ran == ("champion",)
+    finally:
+        stage_job.logger.removeHandler(watching)
+    (message,) = watching.messages
+    assert message.startswith("champion is tried again for 600 s. MLflow at sqlite:///")
+    assert states(pipeline)["champion"] == ("done", "done")
 
 
 def test_a_model_that_fails_its_gate_is_not_promoted(read: Read, runner: Any, stages: Any, tmp_path: Path):

@@ -20,6 +20,7 @@ from cytoray.operations.jobs.rayjob import (
     ENVIRONMENT,
     JOB_LABEL,
     NAME_LABEL,
+    PROGRAM,
     SETTINGS,
     STAGE,
     build_objects,
@@ -165,6 +166,7 @@ def _record(rayjob: dict[str, Any]) -> JobRecord:
         config=notes.get(CONFIG, ""),
         settings=json.loads(notes.get(SETTINGS, "{}")),
         environment=json.loads(notes.get(ENVIRONMENT, "{}")),
+        program=notes.get(PROGRAM, ""),
     )
 
 

@@ -143,6 +143,7 @@ def metadata_of(request: JobRequest, attempt: int) -> dict[str, str]:
         "cytoray_config": request.text,
         "cytoray_settings": json.dumps(request.settings),
         "cytoray_environment": json.dumps(request.environment),
+        "cytoray_program": request.program,
     }
 
 
@@ -165,6 +166,7 @@ def _record(details: JobDetails) -> JobRecord | None:
         config=metadata.get("cytoray_config", ""),
         settings=json.loads(metadata.get("cytoray_settings", "{}")),
         environment=json.loads(metadata.get("cytoray_environment", "{}")),
+        program=metadata.get("cytoray_program", ""),
     )
 
 

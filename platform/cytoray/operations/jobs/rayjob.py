@@ -16,6 +16,7 @@ from cytoray.operations.jobs.request import JobRequest
 
 NAME_LABEL, ATTEMPT_LABEL, JOB_LABEL = "cytoray/name", "cytoray/attempt", "cytoray/job"
 STAGE, CONFIG, SETTINGS, ENVIRONMENT = "cytoray/stage", "cytoray/config", "cytoray/settings", "cytoray/environment"
+PROGRAM = "cytoray/program"
 MOUNT = "/etc/cytoray"
 CONFIG_KEY = "job.yaml"
 GRACE_S = 120  # as long as the notice of a spot node
@@ -59,6 +60,7 @@ def build_objects(request: JobRequest, kube: KubeConfig, *, attempt: int = 1, na
         CONFIG: request.text,
         SETTINGS: json.dumps(request.settings),
         ENVIRONMENT: json.dumps(request.environment),
+        PROGRAM: request.program,
     }
     rayjob = {
         "apiVersion": "ray.io/v1",
@@ -77,7 +79,7 @@ def _job_spec(request: JobRequest, kube: KubeConfig, *, config_map: str) -> dict
         **request.environment,
     }
     return {
-        "entrypoint": f"python -m jobs.{request.job} --config {MOUNT}/{CONFIG_KEY}",
+        "entrypoint": f"python -m {request.program or f'jobs.{request.job}'} --config {MOUNT}/{CONFIG_KEY}",
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": kube.keep_s,

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from cytoray.errors import CytorayError, JobError, TrainingStoppedError
+from cytoray.errors import CytorayError, GateError, JobError, TrainingStoppedError
 from cytoray.operations.jobs.names import split_id
 from cytoray.operations.jobs.request import JobRequest
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 ENDED = frozenset({"succeeded", "failed", "stopped"})
 FAILED = 1  # exit code of a job that ended in any other way than by its own exit codes
-_OWN_CODES = frozenset({0, FAILED, CytorayError.exit_code, TrainingStoppedError.exit_code})
+_OWN_CODES = frozenset({0, FAILED, CytorayError.exit_code, GateError.exit_code, TrainingStoppedError.exit_code})
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class JobRecord:
     config: str = field(default="", repr=False)  # YAML that it was submitted with
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # resolved values by dotted key
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)  # variables that it was submitted with
+    program: str = ""  # as in its request
 
     @property
     def has_ended(self) -> bool:
@@ -51,7 +52,8 @@ class JobRecord:
     def exit_code(self) -> int | None:
         """Exit code for a command that waited for it; None while it runs.
 
-        0 succeeded, 2 a mistake, 75 stopped and can be continued, 1 anything else, such as a killed process.
+        0 succeeded, 2 a mistake, 3 a gate refused the model, 75 stopped and can be continued, 1 anything else, such as
+        a killed process.
         """
         if not self.has_ended:
             return None

@@ -40,6 +40,7 @@ class JobRequest:
     digest: str  # SHA-256 (hex) of the settings
     config: Config = field(repr=False)
     environment: Mapping[str, str] = field(default_factory=dict)  # variables for the job
+    program: str = ""  # module that gets the configuration, with arguments; empty: the file of jobs/
 
 
 def build_request(
@@ -77,7 +78,7 @@ def build_again(text: str, *, name: str, overrides: Sequence[str], environment: 
         return build_request(file, overrides=overrides, name=name, environment=environment)
 
 
-def differing_keys(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def describe_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe each setting that differs: ``train.num_steps (4, here 8)``."""
     missing = "not set"
     return [

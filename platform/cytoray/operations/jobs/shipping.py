@@ -140,9 +140,9 @@ def environment_of(request: JobRequest, runtime_env: dict[str, Any]) -> dict[str
 
 
 def entrypoint_of(request: JobRequest, folder: Path) -> str:
-    """Return the command of a job: its file of jobs/ if that ships, else the module of the package."""
+    """Return the command of a job: its program, its file of jobs/ if that ships, or the module of the package."""
     module = f"jobs.{request.job}" if (folder / "jobs" / f"{request.job}.py").is_file() else "cytoray.stages.job"
-    return f"python -m {module} --config {CONFIG_NAME}"
+    return f"python -m {request.program or module} --config {CONFIG_NAME}"
 
 
 def _existing(folder: str) -> Path:

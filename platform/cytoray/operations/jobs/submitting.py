@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cytoray.errors import ConflictError, JobError
 from cytoray.operations.jobs.records import Cluster, JobRecord, attempts_of, find_job_record
-from cytoray.operations.jobs.request import JobRequest, build_again, differing_keys
+from cytoray.operations.jobs.request import JobRequest, build_again, describe_differences
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,15 @@ class Submitted:
     is_new: bool
 
 
-def submit(cluster: Cluster, request: JobRequest) -> Submitted:
+def submit(cluster: Cluster, request: JobRequest, *, repeats: bool = False) -> Submitted:
     """Start a job, or return the one of this name that runs or is done.
 
-    A job that failed or was stopped gets another attempt; its stage continues where the last one ended. Raises JobError
-    that lists the keys if the job of this name has other settings.
+    A job that failed or was stopped gets another attempt; its stage continues where the last one ended. With
+    ``repeats`` so does a job that is done, and one that has ended may have had other settings. Raises JobError that
+    lists the keys if the job of this name has other settings.
     """
     earlier = attempts_of(cluster, request.name)
-    if earlier:
+    if earlier and not (repeats and earlier[-1].has_ended):
         _refuse_other_settings(earlier[-1], request)
         if earlier[-1].status in ("pending", "running", "succeeded"):
             return Submitted(earlier[-1], is_new=False)
@@ -46,7 +47,7 @@ def retry(cluster: Cluster, name: str, *, overrides: Sequence[str] = ()) -> Subm
     if last.status == "succeeded":
         raise JobError(f"Job {last.name} has succeeded.", remedy="Submit under another --name to run its stage again.")
     request = build_again(last.config, name=last.name, overrides=overrides, environment=last.environment)
-    return _start(cluster, request, attempt=last.attempt + 1)
+    return _start(cluster, replace(request, program=last.program), attempt=last.attempt + 1)
 
 
 def _start(cluster: Cluster, request: JobRequest, *, attempt: int) -> Submitted:
@@ -69,7 +70,7 @@ def _start(cluster: Cluster, request: JobRequest, *, attempt: int) -> Submitted:
 
 def _refuse_other_settings(record: JobRecord, request: JobRequest) -> None:
     """Raise JobError if the job of this name has other settings."""
-    differing = differing_keys(record.settings, request.settings)
+    differing = describe_differences(record.settings, request.settings)
     if differing:
         raise JobError(
             f"There is a job {request.name} with other settings: {', '.join(differing)}.",

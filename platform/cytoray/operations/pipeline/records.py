@@ -66,6 +66,7 @@ class StageTask(Config):
     key: StageKey
     config: dict[str, Any] = Field(description="The configuration as it was set, without defaults.")
     num_cpus: int
+    patience_s: float = Field(0.0, description="Seconds for which it is tried again while MLflow is away.")
 
     @property
     def uri(self) -> str:
@@ -93,6 +94,11 @@ def task_uri(folder: str, key: str) -> str:
 def failure_uri(folder: str, key: str) -> str:
     """Return where the last failure of a stage lies."""
     return storage.join(folder, f"{key}.error.json")
+
+
+def scratch_folder(task: StageTask) -> str:
+    """Return the local folder in which a job on a cluster writes reports, before it copies them to the store."""
+    return f"/tmp/cytoray-reports-{task.key.digest}"
 
 
 def find_record(folder: str, key: str) -> StageRecord | None:

@@ -1,15 +1,18 @@
 """Do one stage in a process of its own: ``python -m cytoray.operations.pipeline.stage_job TASK``.
 
 TASK is the URI of a task (``records.StageTask``). This process puts the record of the stage into the store, so
-that a stage which is done stays done whatever happens to the pipeline that started it.
+that a stage which is done stays done whatever happens to the pipeline that started it. On a cluster it is a job, whose
+``--config`` is the configuration of the task with another folder for local files (``scratch_folder``).
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from cytoray import provenance, storage
-from cytoray.config import build_from
-from cytoray.errors import ConflictError, CytorayError
+from cytoray.config import Config, build_from
+from cytoray.errors import ConflictError, CytorayError, RegistryUnavailableError
 from cytoray.failpoints import failpoint
 from cytoray.operations.pipeline.records import (
     StageFailure,
@@ -29,38 +32,44 @@ from cytoray.operations.pipeline.records import (
     StageTask,
     failure_uri,
     record_uri,
+    scratch_folder,
     set_latest,
 )
-from cytoray.stages.config import stage_configs
+from cytoray.stages.config import load_stage_config, stage_configs
 from cytoray.stages.job import run_configured
 
 logger = logging.getLogger(__name__)
+PAUSE_S = 10.0  # between two attempts while MLflow is away
 FOLLOW = "--with-parent"  # stop when stdin is closed: the pipeline that started this process has died
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the stage of the task that is named on the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", help="URI of the task")
+    parser.add_argument("--config", type=Path, help="file with the configuration that a job got; default: the task's")
+    parser.add_argument(FOLLOW, action="store_true", help="stop when stdin is closed")
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("cytoray").setLevel(logging.INFO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the pipeline turns it into SIGTERM
-    if FOLLOW in arguments:
+    if options.with_parent:
         threading.Thread(target=_stop_with_parent, name="cytoray-parent", daemon=True).start()
     try:
-        task = StageTask.model_validate_json(storage.read_bytes(arguments[0]))
-        do_task(task)
+        task = StageTask.model_validate_json(storage.read_bytes(options.task))
+        do_task(task, None if options.config is None else load_stage_config(options.config))
     except CytorayError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     return 0
 
 
-def do_task(task: StageTask) -> StageRecord:
-    """Do a stage and record it; a failure is recorded too, and raised."""
+def do_task(task: StageTask, config: Config | None = None) -> StageRecord:
+    """Do a stage and record it; a failure is recorded too, and raised. ``config`` replaces that of the task."""
     started, clock = _now(), time.monotonic()
     try:
-        config = build_from(stage_configs()[task.key.kind], task.config, source=task.uri)
-        result = run_configured(task.key.kind, config, num_cpus=task.num_cpus)
+        config = config or build_from(stage_configs()[task.key.kind], task.config, source=task.uri)
+        result = _run_patiently(task, config)
         files = _publish(task, result)
     except CytorayError as error:
         try:
@@ -68,6 +77,8 @@ def do_task(task: StageTask) -> StageRecord:
         except CytorayError as other:  # such as a store that is away: the stage's own error is the one to report
             logger.warning("why %s failed was not recorded: %s", task.stage, other)
         raise
+    finally:
+        shutil.rmtree(scratch_folder(task), ignore_errors=True)
     record = StageRecord(
         stage=task.stage,
         key=task.key,
@@ -84,6 +95,20 @@ def do_task(task: StageTask) -> StageRecord:
     set_latest(task.folder, task.key.digest)
     storage.delete(failure_uri(task.folder, task.key.digest))
     return record
+
+
+def _run_patiently(task: StageTask, config: Config) -> dict[str, Any]:
+    """Run the stage; while MLflow is away it is done again, which every stage can be, for as long as the task says."""
+    deadline = time.monotonic() + task.patience_s
+    while True:
+        try:
+            return run_configured(task.key.kind, config, num_cpus=task.num_cpus)
+        except RegistryUnavailableError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            logger.warning("%s is tried again for %.0f s. %s", task.stage, left, error)
+            time.sleep(min(PAUSE_S, left))
 
 
 def _publish(task: StageTask, result: dict[str, Any]) -> dict[str, str]:

@@ -52,6 +52,7 @@ def build_task(pipeline: Pipeline, stage: Stage, key: StageKey, taken: Taken) ->
         key=key,
         config=settings,
         num_cpus=pipeline.config.num_cpus,
+        patience_s=pipeline.config.patience_s,
     )
 
 
