@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 
 from cytoray import storage
 from cytoray.errors import RequestError
+from cytoray.presigned import presign
 from cytoray.serving.config import Limits
 from cytoray.serving.documenting import (
     binary_content,
@@ -226,7 +227,7 @@ def _add_results(api: FastAPI, hub: Hub) -> None:
         headers = reply_headers(request) | {"X-Cells": str(cells), "ETag": f'"{state.result.sha256}"'}
         if storage.is_remote(uri):
             name = state.result.name
-            url = await asyncio.to_thread(storage.presign, uri, expires_s=RESULT_URL_S, save_as=name)
+            url = await asyncio.to_thread(presign, uri, expires_s=RESULT_URL_S, save_as=name)
             return RedirectResponse(url, 307, headers=headers)
         return FileResponse(
             storage.local_path(uri), media_type=state.result.media_type, filename=state.result.name, headers=headers
