@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from cytoray.errors import CorpusError, DigestError, NotFoundError, StorageError
 from cytoray.failpoints import failpoint
 
 READERS = 4  # files checked at a time
+DELETED_AT_ONCE = 16  # objects: a store answers each request in some 20 ms
 GRACE_S = 24 * 3600.0  # longer than any ingest takes from its first write to its commit
 _COMMIT = re.compile(r"/corpora/([^/]+)/versions/(\d{6,})\.json$")
 
@@ -191,12 +193,19 @@ def gc(store: str, *, dry_run: bool = True, grace_s: float = GRACE_S) -> GcRepor
 
 
 def _delete_all(orphans: Sequence[str], marks: Marks) -> None:
+    """Delete records one by one, in their order; then what they named, several objects at a time."""
     failpoint("gc.before_first_delete")
-    for number, uri in enumerate(orphans):
-        marks.renew()
-        storage.delete(uri)
-        if number == 0:
-            failpoint("gc.after_first_delete")
+    with ThreadPoolExecutor(DELETED_AT_ONCE) as threads:
+        for (_, is_data), group in itertools.groupby(orphans, key=lambda uri: _records_first(uri)[:2]):
+            for uris in _chunks(list(group), DELETED_AT_ONCE if is_data else 1):
+                marks.renew()
+                list(threads.map(storage.delete, uris))
+                failpoint("gc.after_first_delete")
+
+
+def _chunks(uris: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(uris), size):
+        yield uris[start : start + size]
 
 
 def _find_orphans(named: _Named, grace_s: float) -> tuple[list[str], int]:
