@@ -33,7 +33,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return name, command and remaining words of a command line; the command is imported."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, self.load(name) if name in self.entries else command, rest
+        return name, command if name is None else self.load(name), rest
 
     def load(self, name: str) -> Any:
         """Import the command or group called ``name``."""
