@@ -16,7 +16,9 @@ class Entry:
     """A command, or a group of commands, that is not imported yet."""
 
     help: str  # the same text as in the module, so that the help of all commands imports none of them
-    load: Callable[[], typer.Typer | Callable[..., None]]  # imports the Typer of a group, or the function of a command
+    load: Callable[
+        [], typer.Typer | Callable[..., None]
+    ]  # imports it: the Typer of a group, or the function of a command
 
 
 class LazyGroup(TyperGroup):
@@ -31,9 +33,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return name, command and remaining words of a command line; the command is imported."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and name in self.entries:
-            command = self.load(name)
-        return name, command, rest
+        return name, command if name is None else self.load(name), rest
 
     def load(self, name: str) -> Any:
         """Import the command or group called ``name``."""
