@@ -117,7 +117,7 @@ check: $(STAMP)  ## Format, lint, types, layering, spelling, layout
 	$(BIN)/python -m pytest --quiet tests/test_layout.py
 
 check-infra: $(STAMP)  ## Every file of infra/, by the schemas and linters of its tools; planted typos must be caught (make test-slow: images and pods)
-	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest -m "infra and not slow" tests/infra
+	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} REDIS_BIN=$${REDIS_BIN:-$$(scripts/fetch_redis.sh)} $(BIN)/python -m pytest -ra -m "infra and not slow" tests/infra
 
 check-monitoring: $(STAMP)  ## Dashboard and Prometheus rules, with their unit tests by promtool (fetched if missing)
 	PROMTOOL=$${PROMTOOL:-$$(scripts/fetch_promtool.sh)} $(BIN)/python -m pytest --quiet -ra tests/serving/test_monitoring.py tests/infra/test_monitoring_rules.py

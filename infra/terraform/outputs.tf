@@ -50,6 +50,19 @@ output "database" {
   }
 }
 
+output "account_env" {
+  description = "infra/aws/account.env, from which infra/kuberay and infra/mlflow are filled in."
+  value = join("", [for key, value in {
+    account         = data.aws_caller_identity.current.account_id
+    region          = var.region
+    registry        = split("/", aws_ecr_repository.main["mlflow"].repository_url)[0]
+    store           = "s3://${aws_s3_bucket.main["store"].bucket}"
+    artifacts       = "s3://${aws_s3_bucket.main["models"].bucket}/mlflow"
+    database        = "${aws_db_instance.mlflow.username}@${aws_db_instance.mlflow.address}:${aws_db_instance.mlflow.port}"
+    database-secret = aws_db_instance.mlflow.master_user_secret[0].secret_arn
+  } : "${key}=${value}\n"])
+}
+
 output "secrets" {
   description = "Names of the secrets in Secrets Manager."
   value       = { for key, secret in aws_secretsmanager_secret.main : key => secret.name }

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,8 @@ class Head:
     @property
     def token(self) -> dict[str, str]:
         """Headers that the dashboard requires."""
-        return {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        token = self.environment.get("RAY_AUTH_TOKEN") or Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        return {"Authorization": f"Bearer {token}"}
 
     def find(self, title: str) -> list[psutil.Process]:
         """Return the processes of all nodes with such a title, as Ray sets it."""
@@ -163,11 +164,16 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def started_head(environment: dict[str, str], *, num_cpus: int) -> Iterator[Head]:
-    """``ray start --head`` with a dashboard on loopback; everything has ended when the block is left."""
-    port, dashboard = free_port(), free_port()
+def started_head(
+    environment: dict[str, str], *, num_cpus: int, port: int | None = None, more: Sequence[str] = ()
+) -> Iterator[Head]:
+    """``ray start --head`` with a dashboard on loopback; everything has ended when the block is left.
+
+    With the port of a head that has ended, nodes that are left try to join it. ``more`` are options of ``ray start``.
+    """
+    port, dashboard = port or free_port(), free_port()
     words = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-    words += [f"--ray-client-server-port={free_port()}"]
+    words += [f"--ray-client-server-port={free_port()}", *more]
     with _started_node(words, environment, num_cpus=num_cpus) as process:
         head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment, process)
         wait_until(lambda: _answers(f"{head.dashboard}/api/version", head.token), "the dashboard answers")

@@ -19,7 +19,24 @@ OTHERS = {  # programs that are not ours: only the files of ours that they name 
     *("ray", "serve", "kubectl", "kustomize", "helm", "eksctl", "terraform", "docker", "aws", "git", "pip", "npm"),
     *("export", "cd", "mkdir", "source", "cat", "echo", "cp", "open", "mlflow", "promtool", "psql", "redis-cli"),
     *("base64", "grep", "sed", "awk", "tr", "head", "tail", "sort", "find", "tee", "xargs", "true"),
-    *("python3", "bash", "sh", "systemctl", "ssh", "nvidia-smi", "jq", "sleep", "kill", "ls", "rm", "test", "watch"),
+    *(
+        "python3",
+        "bash",
+        "sh",
+        "systemctl",
+        "journalctl",
+        "sudo",
+        "umask",
+        "ssh",
+        "nvidia-smi",
+        "jq",
+        "sleep",
+        "kill",
+        "ls",
+        "rm",
+        "test",
+        "watch",
+    ),
 }
 HELP = {"--help", "--install-completion", "--show-completion"}
 

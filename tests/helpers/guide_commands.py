@@ -61,11 +61,40 @@ def _check_kubectl(words: list[str]) -> bool:
             assert _find({"rayservice": "RayService", "raycluster": "RayCluster", "rayjob": "RayJob"}[kind], name)
         case ["logs", "-f", job]:
             assert _find("RayJob", job.removeprefix("job/"))
-        case ["port-forward", "service/cytoray-head-svc", "8265:8265"] | ["get", "rayjobs.ray.io,workloads"]:
-            assert _find("RayCluster", "cytoray"), "KubeRay names the service of a head CLUSTER-head-svc"
+        case ["port-forward", "service/shared-head-svc", "8265:8265"] | ["get", "rayjobs.ray.io,workloads"]:
+            assert _find("RayCluster", "shared"), "KubeRay names the service of a head CLUSTER-head-svc"
+        case ["port-forward", "service/cytoray-head-svc" | "service/cytoray-serve-svc", "8265:8265" | "8000:8000"]:
+            assert _find("RayService", "cytoray"), "KubeRay names the services SERVICE-head-svc and SERVICE-serve-svc"
+        case ["port-forward", "service/mlflow", "5000:5000"] | ["logs", "deployment/mlflow"]:
+            assert _mlflow("Service")
+            assert _mlflow("Deployment")
+        case ["rollout", "restart", "deployment/mlflow"]:
+            assert _mlflow("Deployment")
+        case ["exec" | "logs", "POD", "-c", "ray-head", *_] | ["describe", "pod", "POD"]:
+            assert (
+                _find("RayCluster", "shared")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["name"]
+                == "ray-head"
+            )
+        case ["get", "rayservices.ray.io,rayclusters.ray.io,rayjobs.ray.io,pods"] | ["get", "events", *_]:
+            pass
+        case ["get", "pods", *options]:
+            labels = [word for word in options if "=" in word and not word.startswith("status.")]
+            assert all(_is_label(*label.split("=")) for label in labels), labels
         case _:
             return False
     return True
+
+
+def _mlflow(kind: str) -> bool:
+    """Whether infra/mlflow has an object of a kind called mlflow."""
+    objects = yaml.load_all((ROOT / "infra" / "mlflow" / "server.yaml").read_text(encoding="utf-8"), Loader)
+    return any(each["kind"] == kind and each["metadata"]["name"] == "mlflow" for each in objects)
+
+
+def _is_label(key: str, value: str) -> bool:
+    """Whether pods of infra/kuberay/base have a label."""
+    texts = [path.read_text(encoding="utf-8") for path in KUBERAY.glob("base/*.yaml")]
+    return any(re.search(rf"{re.escape(key)}: {re.escape(value)}\b", text) for text in texts)
 
 
 def _find(kind: str, name: str) -> dict[str, Any]:

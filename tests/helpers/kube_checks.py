@@ -53,7 +53,7 @@ def check(documents: list[Document]) -> list[str]:
             if document["kind"] == "RayJob":
                 found += [f"{place}: {problem}" for problem in _job(document, documents)]
             if document["kind"] == "RayService":
-                found += [f"{place}: {problem}" for problem in _service(document)]
+                found += [f"{place}: {problem}" for problem in _service(document, documents)]
     return found
 
 
@@ -80,6 +80,9 @@ def _objects(documents: list[Document]) -> Iterator[str]:
                 rf"arn:aws[a-z-]*:iam::\d{{12}}:role/{each['metadata']['name']}", role
             ):
                 yield f"{place}: {role} is not the role of this account"
+    # KubeRay names the Service of a head NAME-head-svc, for either kind: the one's would lead to the other's head.
+    for name in of_kind(documents, "RayCluster").keys() & of_kind(documents, "RayService").keys():
+        yield f"RayCluster/{name}: the RayService of that name has the same {name}-head-svc"
     levels = of_kind(documents, "Namespace").get(NAMESPACE, {}).get("metadata", {}).get("labels", {})
     if levels.get("pod-security.kubernetes.io/enforce") != "restricted":
         yield "Namespace: pods are not held to the profile restricted"
@@ -281,7 +284,7 @@ def serve_problems(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _service(document: Document) -> Iterator[str]:
+def _service(document: Document, documents: list[Document]) -> Iterator[str]:
     """Yield problems of a RayService: its file, its ports and files, and how it is upgraded."""
     spec = document["spec"]
     found = serve_problems(spec["serveConfigV2"])
@@ -307,7 +310,12 @@ def _service(document: Document) -> Iterator[str]:
         pod.port_numbers().get("serve") == file["http_options"]["port"] for pod in pods
     ):
         yield "http_options: not the port `serve` of its pods, or not reachable from outside of the pod"
-    keys = file["applications"][0]["args"].get("edge", {}).get("keys_file") or ""
+    arguments = file["applications"][0]["args"]
+    jobs = arguments.get("jobs", {}).get("folder") or ""
+    environment = of_kind(documents, "ConfigMap").get("cytoray-environment", {}).get("data", {})
+    if jobs.startswith("s3://") and jobs != f"{environment.get('CYTORAY_STORE')}/jobs":
+        yield f"jobs.folder {jobs} is not below CYTORAY_STORE"
+    keys = arguments.get("edge", {}).get("keys_file") or ""
     for pod in list_pods(document):
         mounts = [mount["mountPath"] for each in pod.containers for mount in each["volumeMounts"]]
         if str(Path(keys).parent) not in mounts:

@@ -17,16 +17,14 @@ MIRROR = Path("/opt/tf-plugins")
 
 @dataclass(frozen=True)
 class Terraform:
-    """The program, and the folder of its provider."""
+    """The program, and a copy of infra/terraform without its backend that is initialised; nobody changes it."""
 
     program: str
-    plugins: Path
+    clean: Path
 
     def copy(self, folder: Path) -> Path:
-        """Copy infra/terraform without its backend into ``folder`` and initialise it there."""
-        shutil.copytree(INFRA / "terraform", folder, ignore=shutil.ignore_patterns(".terraform*", "backend.tf"))
-        done = self.run(folder, "init", f"-plugin-dir={self.plugins}", "-input=false", "-backend=false")
-        assert done.returncode == 0, done.stdout
+        """Copy what is initialised into ``folder``, where mistakes can be planted; the provider stays a link."""
+        shutil.copytree(self.clean, folder, symlinks=True)
         return folder
 
     def run(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -40,14 +38,19 @@ class Terraform:
 
 
 @pytest.fixture(scope="session")
-def terraform() -> Terraform:
+def terraform(tmp_path_factory: pytest.TempPathFactory) -> Terraform:
     program = shutil.which("terraform")
     if program is None:
         pytest.skip("terraform is not installed")
     plugins = Path(os.environ.get("TF_PLUGIN_DIR") or MIRROR)
     if not plugins.is_dir():
         pytest.skip("TF_PLUGIN_DIR names no folder with hashicorp/aws: no provider to check against")
-    return Terraform(program, plugins)
+    found = Terraform(program, tmp_path_factory.mktemp("terraform") / "clean")
+    ignored = shutil.ignore_patterns(".terraform*", "backend.tf", "*.tfstate*", "*.tfvars")
+    shutil.copytree(INFRA / "terraform", found.clean, ignore=ignored)
+    done = found.run(found.clean, "init", f"-plugin-dir={plugins}", "-input=false", "-backend=false")
+    assert done.returncode == 0, done.stdout
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,8 @@ def test_the_head_of_a_gpu_cluster_asks_for_no_gpu():
 
 def test_a_managed_redis_replaces_ours(tmp_path: Path):
     """An overlay of three lines, beside a copy of infra/kuberay."""
-    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    for folder in (KUBERAY, KUBERAY.parent / "aws"):
+        shutil.copytree(folder, tmp_path / folder.name)
     folder = tmp_path / "kuberay" / "overlays" / "mine"
     folder.mkdir()
     (folder / "kustomization.yaml").write_text(

@@ -38,7 +38,7 @@ class Mistake:
 
 RUN = "python -m jobs.pretrain --config"
 ACCESS = "NetworkPolicy/store-and-registry"
-CLUSTER, SERVICE, JOB = "RayCluster/cytoray", "RayService/cytoray", "RayJob/pretrain"
+CLUSTER, SERVICE, JOB = "RayCluster/shared", "RayService/cytoray", "RayJob/pretrain"
 MISTAKES = [
     # what schemas know
     Mistake(CLUSTER, "spec/rayVersion", 2.6, "spec/rayVersion: 2.6 is not of type 'string'"),
@@ -64,6 +64,7 @@ MISTAKES = [
     Mistake(CLUSTER, f"spec/{BOX}/env/0/valueFrom/secretKeyRef/key", "user", "Secret mlflow-user has no key user"),
     Mistake(CLUSTER, "spec/authOptions/secretName", "ray-tokens", "no authentication by the token"),
     Mistake(CLUSTER, f"spec/{BOX}/volumeMounts/1/name", "temp", "unknown volume temp"),
+    Mistake(CLUSTER, "metadata/name", "cytoray", "has the same cytoray-head-svc"),
     Mistake(CLUSTER, "spec/gcsFaultToleranceOptions/redisAddress", "reddis:6379", "unknown service reddis"),
     Mistake("LocalQueue/cytoray", "spec/clusterQueue", "cytorays", "unknown ClusterQueue cytorays"),
     Mistake("ClusterQueue/cytoray", "spec/resourceGroups/0/flavors/0/name", "spot", "unknown ResourceFlavor spot"),
@@ -92,7 +93,7 @@ MISTAKES = [
     Mistake("Namespace/cytoray", "metadata/labels/pod-security.kubernetes.io~enforce", "baseline", "restricted"),
     Mistake("ServiceAccount/cytoray-train", "automountServiceAccountToken", REMOVE, "get a token of the API server"),
     Mistake("ServiceAccount/cytoray-serve", "metadata/annotations/eks.amazonaws.com~role-arn",
-            "arn:aws:iam::111122223333:role/cytoray-train", "is not the role of this account"),
+            "arn:aws:iam::123456789012:role/cytoray-train", "is not the role of this account"),
     # secrets in clear
     Mistake(CLUSTER, f"spec/{BOX}/env/0", {"name": "MLFLOW_TRACKING_PASSWORD", "value": "x"}, "stands in clear"),
     Mistake(CLUSTER, f"spec/{BOX}/env/0", {"name": "RAY_AUTH_TOKEN", "value": "abc"}, "RAY_AUTH_TOKEN stands in clear"),
@@ -137,6 +138,7 @@ MISTAKES = [
     Mistake(SERVICE, "spec/upgradeStrategy/clusterUpgradeOptions/stepSizePercent", 60, "stepSizePercent is not"),
     Mistake(SERVICE, "spec/rayClusterConfig/enableInTreeAutoscaling", REMOVE, "needs the autoscaler"),
     Mistake(SERVICE, "spec/rayClusterConfig/gcsFaultToleranceOptions", REMOVE, "takes the service along"),
+    Mistake("ConfigMap/cytoray-environment", "data/CYTORAY_STORE", "s3://other", "jobs.folder s3://example-store/jobs"),
     Mistake(SERVICE, "spec/excludeHeadPodFromServeSvc", REMOVE, "requests reach the head"),
     Mistake(SERVICE, f"spec/rayClusterConfig/{BOX}/volumeMounts/4/mountPath", "/etc/keys", "is not mounted in"),
     Mistake(SERVICE, "spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/ports/1/containerPort", 8001,

@@ -1,7 +1,9 @@
 # Sizes, variables that are refused, outputs, and the cost table against arithmetic by hand.
 
+# Values of mocks are known when planning, so that no run has to apply, which takes longer.
 mock_provider "aws" {
-  source = "./tests/mock"
+  source          = "./tests/mock"
+  override_during = plan
 }
 
 variables {
@@ -11,6 +13,7 @@ variables {
 }
 
 run "node_groups" {
+  command = plan
   assert {
     condition     = alltrue([for name, group in aws_eks_node_group.main : group.scaling_config[0].min_size == 0 if var.node_groups[name].gpu]) && aws_eks_node_group.main["gpu"].scaling_config[0].desired_size == 0
     error_message = "GPU nodes run when nothing needs them."
@@ -30,6 +33,7 @@ run "node_groups" {
 }
 
 run "three_zones_have_a_gateway_each" {
+  command = plan
   variables {
     num_zones          = 3
     single_nat_gateway = false
@@ -46,6 +50,7 @@ run "three_zones_have_a_gateway_each" {
 }
 
 run "api_from_the_office" {
+  command = plan
   variables {
     public_endpoint_cidrs = ["203.0.113.0/24"]
   }
@@ -56,6 +61,7 @@ run "api_from_the_office" {
 }
 
 run "outputs" {
+  command = plan
   assert {
     condition     = output.store == "s3://lab-store" && output.artifact_location == "s3://lab-models/mlflow" && output.jobs_folder == "s3://lab-store/jobs"
     error_message = "Places of the configuration."
@@ -76,9 +82,22 @@ run "outputs" {
     condition     = output.node_pools.gpu.gpu && output.node_pools.spot.spot && !output.node_pools.cpu.gpu
     error_message = "Pools."
   }
+  assert { # the names of infra/aws/account.env; it stands beside this folder, not below it
+    condition     = output.account_env == <<-TEXT
+      account=123456789012
+      artifacts=s3://lab-models/mlflow
+      database=mlflow@mlflow.example.us-east-1.rds.amazonaws.com:5432
+      database-secret=arn:aws:secretsmanager:us-east-1:123456789012:secret:rds-mocked
+      region=us-east-1
+      registry=123456789012.dkr.ecr.us-east-1.amazonaws.com
+      store=s3://lab-store
+    TEXT
+    error_message = "What overlays are filled in from."
+  }
 }
 
 run "cost_by_hand" {
+  command = plan
   variables {
     single_nat_gateway = false
     node_groups = {

@@ -16,9 +16,7 @@ class Entry:
     """A command, or a group of commands, that is not imported yet."""
 
     help: str  # the same text as in the module, so that the help of all commands imports none of them
-    load: Callable[
-        [], typer.Typer | Callable[..., None]
-    ]  # imports it: the Typer of a group, or the function of a command
+    load: Callable[[], typer.Typer | Callable[..., None]]  # imports the Typer of a group, or the function of a command
 
 
 class LazyGroup(TyperGroup):

@@ -36,6 +36,12 @@ mock_resource "aws_iam_openid_connect_provider" {
   }
 }
 
+mock_resource "aws_ecr_repository" {
+  defaults = {
+    repository_url = "123456789012.dkr.ecr.us-east-1.amazonaws.com/mocked"
+  }
+}
+
 mock_resource "aws_kms_key" {
   defaults = {
     arn = "arn:aws:kms:us-east-1:123456789012:key/00000000-0000-0000-0000-000000000000"
