@@ -27,7 +27,7 @@ test: $(STAMP)  ## The default tests (about 20 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadgroup
 
 test-slow: $(STAMP)  ## Tests that take minutes each
-	$(BIN)/python -m pytest -m "slow"
+	REDIS_BIN=$${REDIS_BIN:-$$(scripts/fetch_redis.sh)} $(BIN)/python -m pytest -m "slow"
 
 test-faults: $(STAMP)  ## Tests that kill, corrupt or starve something on purpose
 	$(BIN)/python -m pytest -m "faults"

@@ -1,9 +1,7 @@
 # Nothing is public, everything is encrypted, and each role has its prefixes and its actions.
 
-# Values of mocks are known when planning, so that no run has to apply.
 mock_provider "aws" {
-  source          = "./tests/mock"
-  override_during = plan
+  source = "./tests/mock"
 }
 
 variables {
@@ -13,10 +11,8 @@ variables {
   source_buckets  = ["lab-h5ad"]
 }
 
-# One run for all, as each run plans once more.
+# One run for all, as each run plans and applies once more.
 run "closed_by_default" {
-  command = plan
-
   # --- buckets
   assert {
     condition = alltrue([for block in aws_s3_bucket_public_access_block.main :
