@@ -57,18 +57,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threading.Thread(target=_stop_with_parent, name="cytoray-parent", daemon=True).start()
     try:
         task = StageTask.model_validate_json(storage.read_bytes(options.task))
-        do_task(task, None if options.config is None else load_stage_config(options.config))
+        do_task(task, options.config)
     except CytorayError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     return 0
 
 
-def do_task(task: StageTask, config: Config | None = None) -> StageRecord:
-    """Do a stage and record it; a failure is recorded too, and raised. ``config`` replaces that of the task."""
+def do_task(task: StageTask, file: Path | None = None) -> StageRecord:
+    """Do a stage and record it; a failure is recorded too, and raised. ``file`` replaces the task's configuration."""
     started, clock = _now(), time.monotonic()
     try:
-        config = config or build_from(stage_configs()[task.key.kind], task.config, source=task.uri)
+        if file is None:
+            config = build_from(stage_configs()[task.key.kind], task.config, source=task.uri)
+        else:
+            config = load_stage_config(file)
         result = _run_patiently(task, config)
         files = _publish(task, result)
     except CytorayError as error:
