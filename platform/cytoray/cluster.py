@@ -77,7 +77,7 @@ def available(
         yield
     except Exception as error:
         # Only when Ray was started can the error be one that Ray has wrapped.
-        found = user_error(error) if lease.is_started and _is_rays(error) else None
+        found = user_error(error) if lease.is_started and isinstance(error, ray_errors()) else None
         if found is None:
             raise
         raise found from error
@@ -121,9 +121,19 @@ def start() -> None:
 
 def is_small(num_cells: int) -> bool:
     """Return whether work on so many cells is done sooner in this process than Ray starts; not if Ray is running."""
-    import ray
+    return num_cells <= FEW_CELLS and not is_running()
 
-    return num_cells <= FEW_CELLS and not ray.is_initialized()
+
+def is_running() -> bool:
+    """Return whether this process is connected to Ray; Ray is not imported for it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def ray_errors() -> tuple[type[Exception], ...]:
+    """Return the base class of Ray's errors; nothing if Ray is not imported, since then no error is Ray's."""
+    exceptions = sys.modules.get("ray.exceptions")
+    return () if exceptions is None else (exceptions.RayError,)
 
 
 def _init(lease: _Lease) -> None:
@@ -173,12 +183,6 @@ def _start_error(error: Exception) -> CytorayError:
             f"full, and look at {folder}/ray/session_latest/logs."
         )
     return CytorayError(f"Ray did not start on this machine ({reason}).", remedy=remedy)
-
-
-def _is_rays(error: Exception) -> bool:
-    from ray.exceptions import RayError
-
-    return isinstance(error, RayError)
 
 
 def _quiet() -> None:

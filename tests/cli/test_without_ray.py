@@ -7,9 +7,14 @@ from pathlib import Path
 
 
 def test_a_small_ingest_takes_this_process_alone(command, cells, tmp_path):
-    done = command("data", "ingest", f"{cells}/", "--store", tmp_path / "store", "--corpus", "small")
+    ingest = ["data", "ingest", f"{cells}/", "--store", tmp_path / "store", "--corpus", "small"]
+    done = command(*ingest, PYTHONPROFILEIMPORTTIME="1")
     assert json.loads(done.stdout)["num_cells"] > 200
-    again = command("data", "ingest", f"{cells}/", "--store", tmp_path / "store", "--corpus", "small")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "anndata" in imported
+    assert {"ray", "torch", "mlflow", "sklearn", "deepspeed"} & imported == set()
+    again = command(*ingest)
     assert json.loads(again.stdout)["skipped"]
 
 

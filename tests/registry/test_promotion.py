@@ -199,7 +199,7 @@ def test_rollback_without_a_way_back_is_exit_code_2_with_a_remedy(tracking, make
 
 def test_the_stage_registers_asks_the_gate_and_tells_what_became_of_it(tracking, make_bundle, write_scores, tmp_path):
     from cytoray.stages.config import PromoteConfig
-    from cytoray.stages.run import find_stage
+    from cytoray.stages.find import find_stage
 
     config = PromoteConfig(store=str(tmp_path), model=str(make_bundle(1)), tracking=tracking, name=NAME)
     told = find_stage("promote")(config.model_copy(update={"alias": "candidate"}))

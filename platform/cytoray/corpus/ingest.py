@@ -14,9 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray.data
-from ray.exceptions import RayError
-
 from cytoray import cluster, progress, storage
 from cytoray.cluster import user_error
 from cytoray.corpus.checking.checks import refuse_unrecoverable
@@ -110,7 +107,7 @@ def ingest(
     claim_staging(plan.uri, staging=plan.staging)
     try:
         manifest = _run(plan, advance)
-    except (NotFoundError, RayError) as error:
+    except (NotFoundError, *cluster.ray_errors()) as error:
         conflict = _conflict(plan, error)
         if conflict is None:
             raise
@@ -127,21 +124,22 @@ def plan_in_tasks(config: IngestConfig, *, only: frozenset[str] | None = None) -
 
     def run(describe: Callable[[SourceConfig], Any], sources: Sequence[SourceConfig]) -> Iterator[Any]:
         """Describe the sources, many of them by Ray tasks."""
-        if len(sources) < (FEW_SOURCES if ray.is_initialized() else MANY_SOURCES):
+        if len(sources) < (FEW_SOURCES if cluster.is_running() else MANY_SOURCES):
             yield from map(describe, sources)
             return
+        import ray
+
         cluster.start()
-        work = ray.put(describe)
-        for described in [_call.remote(work, source) for source in sources]:
+        work, call = ray.put(describe), ray.remote(num_cpus=1)(_call)
+        for described in [call.remote(work, source) for source in sources]:
             try:
                 yield ray.get(described)
-            except RayError as error:
+            except cluster.ray_errors() as error:
                 raise user_error(error) or error from error
 
     return plan_ingest(config, run=run, only=only)
 
 
-@ray.remote(num_cpus=1)
 def _call(work: Callable[[SourceConfig], Any], source: SourceConfig) -> Any:
     return work(source)
 
@@ -317,6 +315,8 @@ def _map_tasks(items: list[dict[str, Any]], work: Any, concurrency: int) -> Iter
     """Run one Ray Data task per item and yield results as they come."""
     if not items:
         return ()
+    import ray.data
+
     cluster.start()
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     compute = ray.data.TaskPoolStrategy(size=min(concurrency, len(items)))
@@ -338,7 +338,7 @@ def _with_copies(
     return {source: profile.without(copies[source]) for source, profile in profiles.items()}
 
 
-def _conflict(plan: IngestPlan, error: NotFoundError | RayError) -> ConflictError | None:
+def _conflict(plan: IngestPlan, error: Exception) -> ConflictError | None:
     """Return the error to raise if an object is missing because another ingest of this name finished and cleaned up."""
     if not isinstance(user_error(error), NotFoundError):
         return None

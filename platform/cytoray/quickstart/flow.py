@@ -12,6 +12,7 @@ from scipy import sparse
 
 from cytoray import progress, storage
 from cytoray.cluster import available, is_shared, start
+from cytoray.corpus.ingest import ingest
 from cytoray.corpus.reading import read_labelled_cells
 from cytoray.errors import CytorayError, ServingError, TrainingError
 from cytoray.model.predictor import CellPredictor, Predictions
@@ -103,7 +104,7 @@ def _split(options: QuickstartOptions, prefix: str) -> SplitData:
 def _train(plan: Plan, split: SplitData, log: StageLog) -> None:
     """Ingest, pretrain, fine-tune."""
     with log.stage("ingest") as row, progress.stage("ingest", total=split.num_train, unit="cells") as advance:
-        ingested = run.ingest(plan.ingest, advance=advance)
+        ingested = ingest(plan.ingest, advance=advance)
         row.fill(ingested.manifest.num_cells, ingested.uri, skipped=ingested.skipped)
     steps = plan.pretrain.train.num_steps
     with log.stage("pretrain") as row, progress.stage("pretrain", total=steps, unit="steps") as advance:

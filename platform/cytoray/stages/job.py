@@ -17,6 +17,7 @@ from cytoray.cluster import available
 from cytoray.config import Config, load_config
 from cytoray.errors import CytorayError
 from cytoray.stages.config import load_stage_config, stage_configs
+from cytoray.stages.find import find_stage
 from cytoray.training.config import RunConfig
 
 
@@ -61,9 +62,7 @@ def run_configured(stage: str, config: Config, *, num_cpus: int) -> dict[str, An
         if (found := summarise_finished(config)) is not None:
             return found
     with available(num_cpus=num_cpus):
-        from cytoray.stages import run  # only with a valid configuration: this takes seconds
-
-        return run.find_stage(stage)(config)
+        return find_stage(stage)(config)  # imported only with a valid configuration: that takes seconds
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -1,29 +1,22 @@
-"""Run one stage: each function combines calls of the library and returns the result with its location."""
+"""Stages that use models: each function combines calls of the library and returns the result with its location."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cytoray import progress, provenance, storage
-from cytoray.corpus.config import IngestConfig
-from cytoray.corpus.ingest import ingest, plan_in_tasks
 from cytoray.registry.aliases import CANDIDATE
 from cytoray.registry.artifacts import RegisteredVersion
 from cytoray.registry.models import Lineage, register
 from cytoray.registry.opening import OpenedModel, open_model
 from cytoray.registry.promotion import promote_version
 from cytoray.serving.offline import OfflineResult, OfflineTask, answer_sources, offline_model
-from cytoray.stages.assess import PREFIX, run_assessment
 from cytoray.stages.config import OfflineConfig, PromoteConfig
 from cytoray.stages.networks import run_inference, summarise
-from cytoray.stages.rollout import run_rollout
-from cytoray.tasks import task_offline, task_stages
+from cytoray.tasks import task_offline
 from cytoray.tasks.config import ModelStageConfig
 from cytoray.tasks.messages import ModelInfo
 from cytoray.tasks.networks.config import InferNetworksConfig
-
-__all__ = ["answer_offline", "find_stage", "ingest", "open_configured", "promote"]
 
 
 def promote(config: PromoteConfig) -> RegisteredVersion:
@@ -79,27 +72,8 @@ def open_configured(config: ModelStageConfig | OfflineConfig) -> OpenedModel:
     return open_model(config.model, store=config.store, tracking=config.tracking, cache_folder=config.cache_folder)
 
 
-def _summarise_ingest(config: IngestConfig) -> dict[str, Any]:
-    plan = plan_in_tasks(config)
-    with progress.stage("ingest", total=plan.num_cells, unit="cells") as advance:
-        result = ingest(config, plan=plan, advance=advance)
-    manifest = result.manifest
-    report_key = manifest.increments[-1].report_key
-    return {
-        "corpus": result.uri,
-        "version": manifest.version,
-        "manifest_digest": manifest.digest,
-        "content_digest": manifest.content_digest,
-        "num_cells": manifest.num_cells,
-        "num_shards": len(manifest.shards),
-        "num_bytes": manifest.num_bytes,
-        "quarantined": [record.uri for record in manifest.quarantined],
-        "report": storage.join(result.uri, report_key, "report.html") if report_key else None,
-        "skipped": result.skipped,
-    }
-
-
-def _summarise_promote(config: PromoteConfig) -> dict[str, Any]:
+def summarise_promote(config: PromoteConfig) -> dict[str, Any]:
+    """Promote, and return the result to print."""
     version = promote(config)
     return {
         "model": f"models:/{version.name}@{config.alias}",
@@ -111,7 +85,8 @@ def _summarise_promote(config: PromoteConfig) -> dict[str, Any]:
     }
 
 
-def _summarise_offline(config: OfflineConfig) -> dict[str, Any]:
+def summarise_offline(config: OfflineConfig) -> dict[str, Any]:
+    """Answer offline, and return the result to print."""
     with progress.stage(config.kind, total=0, unit="cells") as advance:
         result = answer_offline(config, advance=advance)
     return {
@@ -125,22 +100,6 @@ def _summarise_offline(config: OfflineConfig) -> dict[str, Any]:
     }
 
 
-def _summarise_inference(config: InferNetworksConfig) -> dict[str, Any]:
+def summarise_inference(config: InferNetworksConfig) -> dict[str, Any]:
+    """Infer networks, and return the result to print."""
     return summarise(run_inference(config), config)
-
-
-_OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "ingest": _summarise_ingest,
-    "infer-networks": _summarise_inference,
-    "promote": _summarise_promote,
-    "rollout": run_rollout,
-}
-
-
-def find_stage(kind: str) -> Callable[[Any], dict[str, Any]]:
-    """Return the function that runs the stage ``kind`` with its configuration and returns the result to print."""
-    if kind.startswith(PREFIX):
-        return lambda config: run_assessment(kind.removeprefix(PREFIX), config).assessment.as_dict()
-    if kind in task_offline():
-        return _summarise_offline
-    return _OTHERS[kind] if kind in _OTHERS else task_stages()[kind].run.load()

@@ -19,7 +19,7 @@ from cytoray.operations.reproducing.lineage import Places, trace_model
 from cytoray.operations.reproducing.plan import plan_reproduction
 from cytoray.operations.reproducing.rebuild import open_target, rebuild
 from cytoray.runs import find_bundle
-from cytoray.stages.run import find_stage
+from cytoray.stages.find import find_stage
 
 CYTORAY = Path(sys.executable).with_name("cytoray")
 

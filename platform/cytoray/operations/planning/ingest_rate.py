@@ -70,7 +70,7 @@ def measure_rate(order: IngestOrder) -> IngestRate:
 def main() -> None:
     """Measure and print."""
     order = IngestOrder.model_validate_json(sys.argv[1])
-    import cytoray.stages.run  # noqa: F401 - what a job imports
+    import cytoray.stages.ingest  # noqa: F401 - what a job imports
 
     start_s = time.time() - order.started
     with tempfile.TemporaryDirectory(prefix="cytoray-ingest-rate-") as name:

@@ -21,7 +21,7 @@ from cytoray.operations.reproducing.plan import CorpusStep, Plan, RunStep, check
 from cytoray.registry.opening import open_model
 from cytoray.registry.pinning import REGISTERED, RUN
 from cytoray.runs import find_bundle
-from cytoray.stages.run import find_stage
+from cytoray.stages.find import find_stage
 from cytoray.tasks import learning_stages
 from cytoray.tracking import TrackingConfig
 from cytoray.training.config import RunConfig
