@@ -71,7 +71,7 @@ def test_looking_comes_before_doing(path: Path) -> None:
         "kubectl -n cytoray port-forward service/shared-head-svc 8000:8000",
         "sudo systemctl restart cytoray-mlfow",
         "journalctl -u cytoray-rays --since -1h",
-        "curl -s localhost:8000/v1/modell",
+        "curl -s localhost:8000/v1/modelz",
         "train.checkpoint_evry",
         "overloadd",
         "frobnicate --all",

@@ -107,7 +107,7 @@ def ingest(
     claim_staging(plan.uri, staging=plan.staging)
     try:
         manifest = _run(plan, advance)
-    except (NotFoundError, *cluster.ray_errors()) as error:
+    except _errors_of_a_race() as error:
         conflict = _conflict(plan, error)
         if conflict is None:
             raise
@@ -117,6 +117,11 @@ def ingest(
         close_sources()  # tasks that ran in this process may have left one open
     storage.delete_prefix(plan.staging)
     return IngestResult(manifest, plan.uri, skipped=False)
+
+
+def _errors_of_a_race() -> tuple[type[Exception], ...]:
+    """Return what an ingest raises whose staging area another one, or a gc, has deleted; known when Ray was used."""
+    return NotFoundError, *cluster.ray_errors()
 
 
 def plan_in_tasks(config: IngestConfig, *, only: frozenset[str] | None = None) -> IngestPlan:
