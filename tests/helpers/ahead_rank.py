@@ -1,4 +1,4 @@
-"""One rank that takes steps ahead without Ray: python ahead_rank.py SETTINGS.pickle RANK WORLD PORT OUT.
+"""One rank that takes steps ahead without Ray: python ahead_rank.py SETTINGS.pickle RANK WORLD MEETING OUT.
 
 SETTINGS holds ``({name: WorkerSettings}, stream, number of steps)``. Rank R writes ``OUT.R.json``, for each name:
 figures of steps that were planned, taken and fetched one by one, and of the same steps taken ahead and fetched
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_group import join
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -35,12 +35,10 @@ RAISES_AT, WISHES_AT = 2, 1
 
 
 def main() -> None:
-    settings_path, rank, world_size, port, out = sys.argv[1:]
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    settings_path, rank, world_size, meeting, out = sys.argv[1:]
     torch.set_num_threads(1)
     cases, stream, num_steps = pickle.loads(Path(settings_path).read_bytes())  # noqa: S301 - written by the test itself
-    dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
+    join(meeting, rank=int(rank), world_size=int(world_size))
     found = {}
     for name, settings in cases.items():
         found[name] = _go_through(settings, stream, num_steps)

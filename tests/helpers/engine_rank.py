@@ -1,19 +1,19 @@
 """One rank that takes engines of every ZeRO stage through skipped steps, checkpoints and restores, without Ray.
 
-python engine_rank.py RANK WORLD PORT OUT [STORE]: writes ``OUT`` with whole weights and moments as
+python engine_rank.py RANK WORLD MEETING OUT [STORE]: writes ``OUT`` with whole weights and moments as
 ``<case>/<moment of the case>/<name>``. Each case leaves a checkpoint of a run of its name in the store that is OUT's
 folder; with STORE, those of another number of ranks are restored as well.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_group import join
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor.debug import CommDebugMode
@@ -157,11 +157,9 @@ def go_through(stage: int, precision: str, store: str, others: str | None) -> di
 
 
 def main() -> None:
-    rank, world_size, port, out, *others = sys.argv[1:]
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    rank, world_size, meeting, out, *others = sys.argv[1:]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
+    join(meeting, rank=int(rank), world_size=int(world_size))
     results = {}
     for stage, precision in CASES:
         found = go_through(stage, precision, str(Path(out).parent), others[0] if others else None)

@@ -1,12 +1,11 @@
 """One rank that computes the gradients of one step by many DeepSpeed engines, one after another, without Ray.
 
-python gradient_rank.py CASES.pickle RANK WORLD PORT OUT: CASES holds ``{name: (WorkerSettings, stream)}``; rank 0
+python gradient_rank.py CASES.pickle RANK WORLD MEETING OUT: CASES holds ``{name: (WorkerSettings, stream)}``; rank 0
 writes ``OUT`` with every parameter's full gradient as ``<case>/<parameter>``, after the reduction and before clipping.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_group import join
 from safetensors.torch import save_file
 
 from cytoray.corpus.stream import CorpusStream
@@ -23,12 +23,10 @@ from cytoray.training.steps import StepRunner
 
 
 def main() -> None:
-    cases_path, rank, world_size, port, out = sys.argv[1:]
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    cases_path, rank, world_size, meeting, out = sys.argv[1:]
     torch.set_num_threads(1)
     cases = pickle.loads(Path(cases_path).read_bytes())  # noqa: S301 - written by the test itself
-    dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
+    join(meeting, rank=int(rank), world_size=int(world_size))
     found: dict[str, torch.Tensor] = {}
     for name, (settings, stream) in cases.items():
         gradients = _gradients(stream, settings, int(rank), int(world_size))

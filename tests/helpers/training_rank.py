@@ -1,4 +1,4 @@
-"""One rank of DeepSpeed runs without Ray: python training_rank.py JOBS.pickle RANK WORLD PORT.
+"""One rank of DeepSpeed runs without Ray: python training_rank.py JOBS.pickle RANK WORLD MEETING.
 
 JOBS holds ``(WorkerSettings, stream, step to stop at, folder, store or None)`` for each run, one after another. With a
 store, training continues from the newest checkpoint of run ``run`` in it. At the end rank 0 writes whole weights and
@@ -11,7 +11,6 @@ buffers to ``buffers.R``.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_group import join
 from safetensors.torch import save_file
 
 from cytoray.corpus.stream import CorpusStream
@@ -30,18 +30,10 @@ from cytoray.training.validation import Validator
 
 
 def main() -> None:
-    jobs_path, rank, world_size, port = sys.argv[1:]
-    os.environ.update(
-        RANK=rank,
-        LOCAL_RANK=rank,
-        WORLD_SIZE=world_size,
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        DS_ACCELERATOR="cpu",
-    )
+    jobs_path, rank, world_size, meeting = sys.argv[1:]
     torch.set_num_threads(1)
     jobs = pickle.loads(Path(jobs_path).read_bytes())  # noqa: S301 - written by the test itself
-    dist.init_process_group("gloo", rank=int(rank), world_size=int(world_size))
+    join(meeting, rank=int(rank), world_size=int(world_size))
     for job in jobs:
         _train(*job)
         dist.barrier()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from processes import run_together
+from rank_group import new_meeting
 
 from cytoray.corpus.stream import CorpusStream
 from cytoray.tokens.vocabulary import GeneVocabulary
@@ -43,13 +43,11 @@ def all_ranks(
             config, model, vocabulary.pad_id, objective, "manifest", "config", "uuid", None, None
         )
     (folder / "settings").write_bytes(pickle.dumps((settings, stream, NUM_STEPS)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    meeting = new_meeting(folder)
     script = Path(__file__).parents[1] / "helpers" / "ahead_rank.py"
     command, rest = (
         [sys.executable, str(script), str(folder / "settings")],
-        [str(WORLD_SIZE), port, str(folder / "out")],
+        [str(WORLD_SIZE), meeting, str(folder / "out")],
     )
     run_together([[*command, str(rank), *rest] for rank in range(WORLD_SIZE)], timeout_s=240)
     return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(WORLD_SIZE)]

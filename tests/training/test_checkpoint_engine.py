@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from engine_rank import CASES
 from processes import run_together
+from rank_group import new_meeting
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,11 +23,9 @@ Results = dict[str, dict[str, Tensor]]
 
 def _run(folder: Path, world_size: int, *others: Path) -> list[dict[str, Tensor]]:
     """Run the ranks; return the results of each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    meeting = new_meeting(folder)
     script = Path(__file__).parents[1] / "helpers" / "engine_rank.py"
-    rest = [str(world_size), port, str(folder / "out"), *map(str, others)]
+    rest = [str(world_size), meeting, str(folder / "out"), *map(str, others)]
     run_together([[sys.executable, str(script), str(rank), *rest] for rank in range(world_size)], timeout_s=240)
     return [load_file(f"{folder / 'out'}.{rank}") for rank in range(world_size)]
 

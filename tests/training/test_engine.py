@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import pickle
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pytest
 import torch
 from mixed_objective import MixedObjective
 from processes import run_together
+from rank_group import new_meeting
 from reference_training import train
 from safetensors.torch import load_file
 
@@ -123,12 +123,10 @@ def _run_ranks(jobs: Sequence[Job], world_size: int, folder: Path) -> None:
     """Run jobs one after another in real processes."""
     path = folder / "jobs"
     path.write_bytes(pickle.dumps(jobs))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    meeting = new_meeting(folder)
     script = Path(__file__).parents[1] / "helpers" / "training_rank.py"
     command = [sys.executable, str(script), str(path)]
-    run_together([[*command, str(rank), str(world_size), port] for rank in range(world_size)], timeout_s=600)
+    run_together([[*command, str(rank), str(world_size), meeting] for rank in range(world_size)], timeout_s=600)
 
 
 @pytest.fixture(scope="module")

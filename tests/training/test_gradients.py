@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run_together
+from rank_group import new_meeting
 from reference_training import mean_losses
 from safetensors.torch import load_file
 
@@ -37,12 +37,12 @@ PARAMETER_BOUND = 5e-6  # of each parameter's: in a norm's weight large terms ca
 def _run(cases: object, world_size: int, folder: Path) -> dict[str, torch.Tensor]:
     """Gradients by ``world_size`` processes."""
     (folder / "cases").write_bytes(pickle.dumps(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    meeting = new_meeting(folder)
     script, out = Path(__file__).parents[1] / "helpers" / "gradient_rank.py", folder / "out.safetensors"
     command = [sys.executable, str(script), str(folder / "cases")]
-    run_together([[*command, str(rank), str(world_size), port, str(out)] for rank in range(world_size)], timeout_s=280)
+    run_together(
+        [[*command, str(rank), str(world_size), meeting, str(out)] for rank in range(world_size)], timeout_s=280
+    )
     return load_file(out)
 
 

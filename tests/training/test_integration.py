@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from processes import run_together
+from rank_group import new_meeting
 from reference_training import train
 from safetensors.torch import load_file
 from small_corpus import write_corpus
@@ -154,9 +154,7 @@ def test_two_workers_take_the_steps_of_a_plain_loop(
 def run_ranks(settings: WorkerSettings, stream: CorpusStream, folder: Path, *, num_steps: int) -> None:
     """Run steps on two processes."""
     (folder / "jobs").write_bytes(pickle.dumps([(settings, stream, num_steps, folder, None)]))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    meeting = new_meeting(folder)
     script = Path(__file__).parents[1] / "helpers" / "training_rank.py"
     command = [sys.executable, str(script), str(folder / "jobs")]
-    run_together([[*command, str(rank), "2", port] for rank in (0, 1)], timeout_s=600)
+    run_together([[*command, str(rank), "2", meeting] for rank in (0, 1)], timeout_s=600)
