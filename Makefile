@@ -23,7 +23,7 @@ setup: $(STAMP)  ## Make .venv with everything in it
 demo: $(STAMP)  ## The whole way in minutes: real cells to a served cell-type model
 	$(BIN)/cytoray quickstart
 
-test: $(STAMP)  ## The default tests (about 20 minutes on 2 cores)
+test: $(STAMP)  ## The default tests (about 25 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "$(FAST)" -n 2 --dist loadgroup
 
 test-slow: $(STAMP)  ## Tests that take minutes each
