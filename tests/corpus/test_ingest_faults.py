@@ -29,7 +29,7 @@ INGEST = (
     "ingest.before_shard_record", "ingest.after_shard_record", "ingest.before_manifest", "ingest.after_manifest",
     "ingest.before_commit", "ingest.after_commit",
 )  # fmt: skip
-GC = ("gc.before_first_delete", "gc.after_first_delete")
+GC = ("gc.before_first_delete", "gc.after_deletes")
 
 # The same tasks one after another in one process, which a failpoint kills.
 DRIVER = """

@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +58,7 @@ class MlflowOnPostgres:
             MLFLOW: ["/bin/sh", str(ROOT / "infra" / "mlflow" / "start_mlflow.sh")],
         }[name]
         options: dict[str, Any] = {"env": self._environment(), "cwd": self.folder, "start_new_session": True}
-        options |= {"user": _account()} if name == POSTGRES else {}
+        options |= {"user": database_user()} if name == POSTGRES else {}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(command, stdout=log, stderr=log, **options)
         wait_until(lambda: self._answers(name), f"{name} answers")
@@ -100,32 +100,38 @@ class MlflowOnPostgres:
             return False
 
 
+def new_server_folder(*names: str, secret_names: Sequence[str], target: str) -> Path:
+    """Make a folder with a new PostgreSQL cluster, secrets and other folders; skips if a server is not installed.
+
+    ``target`` of make installs MLflow's.
+    """
+    if not (SERVERS / "bin" / "mlflow").exists():
+        pytest.skip(f"{SERVERS} has no MLflow server: run `make {target}`")
+    if shutil.which("postgres") is None or shutil.which("initdb") is None:
+        pytest.skip("PostgreSQL is not installed: on Debian, apt-get install postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="cytoray-server-"))  # pytest's own cannot be entered by another user
+    folder.chmod(0o755)
+    for name in ("secrets", POSTGRES, *names):
+        (folder / name).mkdir(mode=0o700)
+    for name in secret_names:
+        (folder / "secrets" / name).write_text(secrets.token_hex(24))
+    data, user = folder / POSTGRES, database_user()
+    shutil.chown(data, user=user)
+    words = ["initdb", "--auth-local=trust", "--auth-host=scram-sha-256", "-U", "postgres", "-D", str(data)]
+    try:
+        subprocess.run(words, check=True, timeout=300, user=user, stdout=subprocess.DEVNULL, cwd=folder)
+    except subprocess.SubprocessError:
+        shutil.rmtree(folder)
+        raise
+    return folder
+
+
 @contextmanager
 def mlflow_on_postgres(artifacts: str) -> Iterator[MlflowOnPostgres]:
     """Both servers, running; skips if one is not installed."""
-    if not (SERVERS / "bin" / "mlflow").exists():
-        pytest.skip(f"{SERVERS} has no MLflow server: run `make test-cluster`")
-    if shutil.which("postgres") is None or shutil.which("initdb") is None:
-        pytest.skip("PostgreSQL is not installed: on Debian, apt-get install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="cytoray-mlflow-"))  # pytest's own cannot be entered by another user
-    folder.chmod(0o755)
-    for name in ("secrets", "runtime", POSTGRES):
-        (folder / name).mkdir(mode=0o700)
-    for name in SECRET_NAMES:
-        (folder / "secrets" / name).write_text(secrets.token_hex(24))
-    shutil.chown(folder / POSTGRES, user=_account())
-    words = [
-        "initdb",
-        "--auth-local=trust",
-        "--auth-host=scram-sha-256",
-        "-U",
-        "postgres",
-        "-D",
-        str(folder / POSTGRES),
-    ]
+    folder = new_server_folder("runtime", secret_names=SECRET_NAMES, target="test-cluster")
     servers = MlflowOnPostgres(folder, artifacts)
     try:
-        subprocess.run(words, check=True, timeout=300, user=_account(), stdout=subprocess.DEVNULL, cwd=folder)
         servers.start(POSTGRES)
         password = (folder / "secrets" / "database-password").read_text()
         servers.sql(f"CREATE ROLE mlflow LOGIN PASSWORD '{password}'")
@@ -137,7 +143,7 @@ def mlflow_on_postgres(artifacts: str) -> Iterator[MlflowOnPostgres]:
         shutil.rmtree(folder)
 
 
-def _account() -> str:
+def database_user() -> str:
     """Return who runs PostgreSQL, which refuses to run as root."""
     if os.geteuid():
         return pwd.getpwuid(os.geteuid()).pw_name

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import pytest
 from chaos_head import BINARIES, Head, scratch_folder, started_head
 
@@ -42,6 +43,18 @@ class Site:
                 yield process
             finally:
                 process.kill()
+
+    def drivers(self, module: str) -> list[psutil.Process]:
+        """Processes of jobs that run ``python -m module``."""
+        found = []
+        for child in psutil.Process(self.head.process.pid).children(recursive=True):
+            try:
+                words = child.cmdline()
+                if module in words and "python" in Path(words[0]).name:
+                    found.append(child)
+            except (psutil.NoSuchProcess, IndexError):
+                continue
+        return found
 
     def run(self, *arguments: object, code: int = 0, **variables: str) -> tuple[str, str]:
         """Run ``cytoray`` in this process, which has imported Ray, and return its output and its errors.

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ import botocore.exceptions
 import httpx
 import pytest
 import torch
+from mlflow_postgres import SERVERS, database_user, new_server_folder
 from processes import end_all
 
 from cytoray.model.bundle import ModelBundle, load_bundle, save_bundle
@@ -44,7 +43,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
     pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning"),
 ]
-SERVERS = Path(os.environ.get("CYTORAY_MLFLOW_VENV", INFRA.parent / ".venv-mlflow"))
 START_S = 240  # seconds; MLflow creates its tables in ten, on a busy machine in two minutes
 SECRET_NAMES = ("mlflow-admin", "mlflow-session", "mlflow-user", "database-password", "s3-user", "s3-secret")
 
@@ -92,7 +90,7 @@ class Server:
             "s3": ["/bin/sh", str(INFRA / "single-server" / "start_s3.sh")],
             "mlflow": ["/bin/sh", str(INFRA / "mlflow" / "start_mlflow.sh")],
         }  # fmt: skip
-        account = {"user": _database_user()} if name == "postgres" else {}
+        account = {"user": database_user()} if name == "postgres" else {}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 commands[name],
@@ -143,13 +141,6 @@ class Server:
         subprocess.run([*words, statement], check=True, timeout=60)
 
 
-def _database_user() -> str:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid():
-        return pwd.getpwuid(os.geteuid()).pw_name
-    return "postgres" if "postgres" in {entry.pw_name for entry in pwd.getpwall()} else "nobody"
-
-
 def _free_ports(*names: str) -> dict[str, int]:
     probes = {name: socket.socket() for name in names}
     for probe in probes.values():
@@ -163,27 +154,7 @@ def _free_ports(*names: str) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """All three servers, set up as by setup.sh and first_steps.py."""
-    if not (SERVERS / "bin" / "mlflow").exists():
-        pytest.skip(f"{SERVERS} has no MLflow server: run `make test-single-server`")
-    if shutil.which("postgres") is None or shutil.which("initdb") is None:
-        pytest.skip("PostgreSQL is not installed: on Debian, apt-get install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="cytoray-server-"))  # pytest's own cannot be entered by another user
-    folder.chmod(0o755)
-    for name in ("secrets", "runtime", "cache", "blobs", "postgres"):
-        (folder / name).mkdir(mode=0o700)
-    for name in SECRET_NAMES:
-        (folder / "secrets" / name).write_text(secrets.token_hex(24))
-    shutil.chown(folder / "postgres", user=_database_user())
-    words = [
-        "initdb",
-        "--auth-local=trust",
-        "--auth-host=scram-sha-256",
-        "-U",
-        "postgres",
-        "-D",
-        str(folder / "postgres"),
-    ]
-    subprocess.run(words, check=True, timeout=300, user=_database_user(), stdout=subprocess.DEVNULL, cwd=folder)
+    folder = new_server_folder("runtime", "cache", "blobs", secret_names=SECRET_NAMES, target="test-single-server")
     server = Server(folder, _free_ports("postgres", "s3", "mlflow"))
     try:
         server.start("postgres")

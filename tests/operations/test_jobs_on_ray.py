@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from chaos_head import wait_until
 from token_head import Site, token_site
@@ -36,18 +35,6 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ingest_options(cells: Path, store: Path, *more: str) -> list[object]:
     sources = ", ".join(f"{{uri: {file}}}" for file in sorted(cells.glob("*.h5ad")))
     return [*INGEST, "--set", f"store={store}", "--set", f"sources=[{sources}]", *more]
-
-
-def processes_of(site: Site) -> list[psutil.Process]:
-    """The drivers of jobs that run on the head."""
-    found = []
-    for child in psutil.Process(site.head.process.pid).children(recursive=True):
-        try:
-            if "jobs.ingest" in child.cmdline() and "python" in Path(child.cmdline()[0]).name:
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def test_a_killed_job_is_retried_and_the_same_name_is_the_same_job(site: Site, cells: Path, tmp_path: Path):
@@ -80,7 +67,7 @@ def test_a_killed_job_is_retried_and_the_same_name_is_the_same_job(site: Site, c
     assert "cytoray jobs attach cells --cluster local" in err
     assert site.json("jobs", "status", "cells")["status"] == "running"
 
-    (driver,) = processes_of(site)
+    (driver,) = site.drivers("jobs.ingest")
     driver.send_signal(signal.SIGKILL)
     killed = site.json("jobs", "attach", "cells", code=1)
     assert (killed["status"], killed["exit_code"]) == ("failed", 1)

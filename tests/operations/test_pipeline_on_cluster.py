@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from chaos_head import joined_node, live_nodes, wait_until
@@ -140,18 +139,6 @@ class Lab:
         (once.parent / "runtime_env.yaml").write_text(yaml.safe_dump(environment))
         return ["--runtime-env", str(once.parent / "runtime_env.yaml")]
 
-    def drivers(self) -> list[psutil.Process]:
-        """Processes of jobs that do a stage."""
-        found = []
-        for child in psutil.Process(self.site.head.process.pid).children(recursive=True):
-            try:
-                words = child.cmdline()
-                if MODULE in words and "python" in Path(words[0]).name:
-                    found.append(child)
-            except (psutil.NoSuchProcess, IndexError):
-                continue
-        return found
-
     def jobs(self) -> dict[str, dict[str, Any]]:
         """The last attempt of each job by its name."""
         return {row["name"]: row for row in self.site.json("jobs", "ls")["jobs"]}
@@ -266,7 +253,7 @@ def kill_at(lab: Lab, stage: str, point: str) -> None:
     with lab.started(*options) as second:
         wait_until(lambda: "follows job" in lab.log() or second.poll() is not None, "it follows the job")
         assert second.poll() is None, lab.log()[-4000:]
-        (driver,) = lab.drivers()
+        (driver,) = lab.site.drivers(MODULE)
         driver.kill()
         assert second.wait(END_S) == 1, lab.log()[-4000:]
     after = lab.jobs()[before["name"]]

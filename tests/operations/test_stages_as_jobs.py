@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from chaos_head import wait_until
 from chaos_registry import Registry
@@ -46,19 +45,6 @@ def site(s3_uri: str, registry: Registry) -> Iterator[Site]:
     variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with token_site(variables) as site:
         yield site
-
-
-def drivers(site: Site, module: str) -> list[psutil.Process]:
-    """Processes of jobs that run ``python -m module``."""
-    found = []
-    for child in psutil.Process(site.head.process.pid).children(recursive=True):
-        try:
-            words = child.cmdline()
-            if module in words and "python" in Path(words[0]).name:
-                found.append(child)
-        except (psutil.NoSuchProcess, IndexError):
-            continue
-    return found
 
 
 def weights(uri: str) -> str:
@@ -123,7 +109,7 @@ def test_a_killed_and_stopped_training_ends_with_the_weights_of_an_unbroken_one(
     broken = place.submit("pretrain", PRETRAIN, "--set", "run=broken", "--name", "broken", *variables)
     site.json(*broken, "--no-wait")
     wait_until(lambda: list(once.iterdir()), "the first checkpoint is committed")
-    for driver in drivers(site, "jobs.pretrain"):
+    for driver in site.drivers("jobs.pretrain"):
         driver.send_signal(signal.SIGKILL)
     assert site.json("jobs", "attach", "broken", code=1)["status"] == "failed"
 

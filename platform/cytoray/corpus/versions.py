@@ -200,7 +200,7 @@ def _delete_all(orphans: Sequence[str], marks: Marks) -> None:
             for uris in _chunks(list(group), DELETED_AT_ONCE if is_data else 1):
                 marks.renew()
                 list(threads.map(storage.delete, uris))
-                failpoint("gc.after_first_delete")
+                failpoint("gc.after_deletes")
 
 
 def _chunks(uris: list[str], size: int) -> Iterator[list[str]]:

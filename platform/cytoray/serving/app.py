@@ -97,7 +97,6 @@ def _deployed(kind: Any, args: AppArgs, *, resources: dict[str, float], **option
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "graceful_shutdown_timeout_s": DRAIN_S,
-        "logging_config": NO_ACCESS_LOG,
         "max_constructor_retry_count": 3,  # a model that failed to load three times will not load later
     }
     chosen = {name: value for name, value in (shared | options).items() if value is not None}
@@ -137,9 +136,8 @@ def run_service(
             )
             _wait_for_controller(proxy, deadline=deadline)
             # The replicas start while the HTTP server does.
-            serve.run_many(
-                [serve.RunTarget(bind_app(args, planned), name=APP_NAME)], wait_for_applications_running=False
-            )
+            target = serve.RunTarget(bind_app(args, planned), name=APP_NAME, logging_config=NO_ACCESS_LOG)
+            serve.run_many([target], wait_for_applications_running=False)
             wait_until_running(timeout_s=deadline - time.monotonic())
             proxy.result()
         wait_until_ready(url, timeout_s=deadline - time.monotonic())

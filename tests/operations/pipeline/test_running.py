@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +147,24 @@ def test_a_stage_waits_for_an_mlflow_that_is_away(
     (message,) = watching.messages
     assert message.startswith("champion is tried again for 600 s. MLflow at sqlite:///")
     assert states(pipeline)["champion"] == ("done", "done")
+
+
+def test_an_error_of_an_mlflow_that_answers_is_reported_soon(
+    read: Read, runner: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    pipeline = read()
+    run_pipeline(pipeline, runner, until="cells")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("DROP TABLE registered_models")
+    monkeypatch.setattr(stage_job, "PAUSE_S", 0.01)
+    watching = AtLog(lambda: None)
+    stage_job.logger.addHandler(watching)
+    try:
+        with pytest.raises(StageError, match="Database migration in unexpected state"):
+            run_pipeline(pipeline, runner)
+    finally:
+        stage_job.logger.removeHandler(watching)
+    assert len(watching.messages) == 1
 
 
 def test_a_model_that_fails_its_gate_is_not_promoted(read: Read, runner: Any, stages: Any, tmp_path: Path):

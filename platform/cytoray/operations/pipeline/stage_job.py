@@ -24,7 +24,7 @@ from typing import Any
 
 from cytoray import provenance, storage
 from cytoray.config import Config, build_from
-from cytoray.errors import ConflictError, CytorayError, RegistryUnavailableError
+from cytoray.errors import ConflictError, CytorayError, RegistryError, RegistryUnavailableError
 from cytoray.failpoints import failpoint
 from cytoray.operations.pipeline.records import (
     StageFailure,
@@ -37,6 +37,7 @@ from cytoray.operations.pipeline.records import (
 )
 from cytoray.stages.config import load_stage_config, stage_configs
 from cytoray.stages.job import run_configured
+from cytoray.tracking.server import connect
 
 logger = logging.getLogger(__name__)
 PAUSE_S = 10.0  # between two attempts while MLflow is away
@@ -101,17 +102,31 @@ def do_task(task: StageTask, file: Path | None = None) -> StageRecord:
 
 
 def _run_patiently(task: StageTask, config: Config) -> dict[str, Any]:
-    """Run the stage; while MLflow is away it is done again, which every stage can be, for as long as the task says."""
+    """Run the stage; while MLflow is away it is done again, which every stage can be, for as long as the task says.
+
+    If MLflow answers, the error is its answer: then once more only, as MLflow may just have come back.
+    """
     deadline = time.monotonic() + task.patience_s
+    was_there = False
     while True:
         try:
             return run_configured(task.key.kind, config, num_cpus=task.num_cpus)
         except RegistryUnavailableError as error:
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or was_there:
                 raise
+            was_there = _answers(error.details["uri"])
             logger.warning("%s is tried again for %.0f s. %s", task.stage, left, error)
             time.sleep(min(PAUSE_S, left))
+
+
+def _answers(uri: str) -> bool:
+    """Return whether the MLflow at ``uri`` answers now."""
+    try:
+        connect(uri)
+    except RegistryError:
+        return False
+    return True
 
 
 def _publish(task: StageTask, result: dict[str, Any]) -> dict[str, str]:
